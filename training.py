@@ -1,0 +1,433 @@
+"""The training loop of every stage. Knows neither empathy nor exemplars.
+
+A stage hands over a model, its data and an `Objective`: named loss terms, each a sum over its own unit (tokens or
+examples). The loop divides each by that unit's count in the whole step, over micro-batches and processes:
+
+    loss = sum_k weight_k * (sum of term k over the step) / (units of term k in the step)
+
+so 8x1, 4x2 and 2x4 micro-batches, or two processes, give one and the same gradient.
+"""
+
+import contextlib
+import math
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import get_scheduler
+
+import runs
+from options import UserError
+
+#: flags that change neither the updates nor which of them is kept
+FREE = {"workdir", "overwrite", "device", "resume", "log_every", "save_every", "name", "deterministic"}
+
+
+class Session:
+    """Where the numbers are computed: device, precision, and the processes that share the work (`torchrun`)."""
+
+    def __init__(self, args):
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
+        self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.rank == 0
+        precision = args.precision
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        self.precision = precision
+        if getattr(args, "deterministic", False):
+            torch.use_deterministic_algorithms(True)
+        set_seed(args.seed)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def move(self, batch):
+        if isinstance(batch, Tensor):
+            return batch.to(self.device, non_blocking=True)
+        return {k: self.move(v) for k, v in batch.items()} if isinstance(batch, dict) else batch
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over the processes."""
+        if self.world == 1:
+            return values
+        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def gather(self, items: list) -> list:
+        """The items of all processes, one process after the other."""
+        return gather_object(items) if self.world > 1 else items
+
+    def over(self, batches: list, title: str) -> Iterator:
+        """This process's share of `batches`, with a progress bar."""
+        return iter(tqdm(batches[self.rank :: self.world], desc=title, disable=None if self.main else True, leave=False))
+
+    def say(self, text: str) -> None:
+        if self.main:
+            tqdm.write(text)
+
+
+@dataclass
+class Objective:
+    """`units(batch)`: how many units each term sums over; `terms(model, batch)`: each term's sum, with gradient."""
+
+    weights: dict[str, float]
+    units: Callable[[dict], dict[str, float]]
+    terms: Callable[[nn.Module, dict], dict[str, Tensor]]
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop."""
+
+
+class Signals:
+    """SIGTERM and SIGINT set a flag that the loop reads at a step's end; a second signal exits at once."""
+
+    def __enter__(self):
+        self.number = 0
+        self._old = {}
+        with contextlib.suppress(ValueError):  # not the main thread: leave the handlers alone
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._set)
+        return self
+
+    def _set(self, number, frame):
+        if self.number:
+            import os
+
+            os._exit(128 + number)
+        self.number = number
+        print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exc):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def random_state() -> dict:
+    """All random streams as plain values and tensors, fit for `torch.load(weights_only=True)`."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def own_random_stream(*seed: int):
+    """Draw from a stream of one's own, and leave the training's dropout stream where it was."""
+    before = random_state()
+    set_seed(sum(seed) % 2**31)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only: norms (T5's are not nn.LayerNorm) and biases are vectors."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, frozen), shared tensors once."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, g in sizes if g), sum(n for n, g in sizes if not g)
+
+
+@dataclass
+class State:
+    """Where the loop stands; all of it is in every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # steps done in this epoch
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+    evaluations: int = 0
+    evaluation_due: bool = False
+    seconds: float = 0.0
+    window_steps: int = 0  # what the next log line averages over
+    window: dict | None = None
+
+
+class Loop:
+    """One training run: `Loop(...).train()` gives the result dictionary. The model ends with its best weights."""
+
+    def __init__(self, args, session: Session, model: nn.Module, objective: Objective, data, plan: Callable[[int], list[list[int]]],
+                 evaluate: Callable[[], dict[str, float]], export: Callable[[Path], None], run: runs.Run, *, metric: str, mode: str):  # fmt: skip
+        self.args, self.session, self.objective, self.data = args, session, objective, data
+        self.plan, self.evaluate, self.export, self.run = plan, evaluate, export, run
+        self.metric, self.mode = metric, mode
+        self.model = model.to(session.device)
+        self.state = State()
+
+    # ------------------------------------------------------------------------------------------- setting up
+
+    def _prepare(self) -> None:
+        args = self.args
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, args.weight_decay), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, fused=self.session.device.type == "cuda"
+        )
+        self.wrapped = self.session.accelerator.prepare_model(self.model)  # DDP under torchrun
+        steps = args.max_steps if args.schedule == "constant" and args.max_steps else sum(len(self.plan(e)) for e in range(args.epochs))
+        self.total_steps = min(steps, args.max_steps or steps)
+        self.scheduler = get_scheduler(
+            "constant_with_warmup" if args.schedule == "constant" else args.schedule,
+            self.optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=self.total_steps,
+        )  # fmt: skip
+        set_seed(args.seed * 1009 + self.session.rank + 1)  # every process its own dropout
+
+    def _save(self) -> Path | None:
+        random_states = self.session.gather([random_state()])
+        if not self.session.main:
+            return None
+
+        def write(folder: Path) -> None:
+            save_model(self.model, str(folder / "model.safetensors"))
+            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states}
+            torch.save(state, folder / "state.pt")
+            runs.write_json(folder / "state.json", vars(self.state))
+            runs.write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
+
+        return runs.write_checkpoint(self.run.checkpoints, self.state.step, write, keep={self.state.best_step})
+
+    def _load(self, checkpoint: Path) -> None:
+        self._load_weights(checkpoint)
+        stored = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.scheduler.load_state_dict(stored["scheduler"])
+        self.state = State(**runs.read_json(checkpoint / "state.json"))
+        set_random_state(stored["random"][self.session.rank])
+        if self.session.main:
+            self.run.rewind(self.state.step)
+
+    def _load_weights(self, checkpoint: Path) -> None:
+        try:
+            load_model(self.model, str(checkpoint / "model.safetensors"), strict=True)
+        except RuntimeError as error:
+            raise UserError(f"{checkpoint}: its weights do not fit this model ({error})") from error
+
+    # ---------------------------------------------------------------------------------------------- one step
+
+    def _parts(self, step: list[int]) -> list[tuple[list[int], float]]:
+        """This process's micro-batches of a step with their weight: 0 for a stand-in where there are too few examples.
+
+        Dealt out one by one, so that lengths (a step is sorted by them) come out even.
+        """
+        pieces = self.args.accumulate * self.session.world
+        dealt = [(step[i::pieces], 1.0) if i < len(step) else (step[:1], 0.0) for i in range(pieces)]
+        mine = dealt[self.session.rank :: self.session.world]
+        return [d for d in mine if d[1]] if self.session.world == 1 else mine
+
+    def _step(self, numbers: list[int]) -> dict[str, float]:
+        """One update. Raises before it where the loss or the gradient is not finite."""
+        weights, session = self.objective.weights, self.session
+        parts = [(self.data.collate(chosen), weight) for chosen, weight in self._parts(numbers)]
+        counted = [self.objective.units(batch) for batch, _ in parts]
+        units = session.sum([sum(c[k] * w for c, (_, w) in zip(counted, parts, strict=True)) for k in weights])
+        units = dict(zip(weights, units, strict=True))
+        self.wrapped.train()
+        sums = torch.zeros(len(parts), len(weights), device=session.device)
+        for i, (batch, weight) in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else session.accelerator.no_sync(self.wrapped):
+                with session.autocast():
+                    terms = self.objective.terms(self.wrapped, session.move(batch))
+                # DDP averages over processes, the formula sums: hence the factor `world`
+                loss = sum(weights[k] * weight * session.world * terms[k].float() / max(units[k], 1) for k in weights)
+                loss.backward()
+            sums[i] = torch.stack([terms[k].detach().float() * weight for k in weights])
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip or math.inf)
+        self._assert_finite(sums, norm, parts)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        *totals, self._stop = session.sum([*sums.sum(0).tolist(), float(self._signals.number)])
+        values = {k: t / max(units[k], 1) for k, t in zip(weights, totals, strict=True)}
+        return {"loss": sum(weights[k] * v for k, v in values.items()), **values, "grad_norm": float(norm)}
+
+    def _assert_finite(self, sums: Tensor, norm: Tensor, parts: list) -> None:
+        bad = 1.0 - float(torch.isfinite(sums).all() & torch.isfinite(norm))
+        if not self.session.sum([bad])[0]:
+            return
+        names = list(self.objective.weights)
+        found = [f"{names[k]} on {', '.join(parts[i][0].get('ids', []))[:300]}" for i, k in (~torch.isfinite(sums)).nonzero().tolist()]
+        where = "; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(n for b, _ in parts for n in b.get('ids', []))[:300]}"
+        raise UserError(
+            f"step {self.state.step + 1}: not finite: {where}. No update was made; the last checkpoint in {self.run.checkpoints} "
+            "is good. A lower --lr, more --warmup-steps or a --clip usually help."
+        )
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def train(self) -> dict:
+        args, session, run = self.args, self.session, self.run
+        status, checkpoint = run.open(args.resume, args.overwrite)
+        if status == "finished":
+            run.close()
+            result = runs.read_json(run.folder / "result.json")
+            session.say(f"{run.folder}: this run is already finished ({self.metric} {result.get(self.metric)}); --overwrite makes it anew")
+            return {**result, "already_finished": True}
+        self._prepare()
+        if checkpoint:
+            self._load(checkpoint)
+            session.say(f"resuming from {checkpoint} (step {self.state.step})")
+        elif session.main:
+            run.begin(str(session.device))
+        trainable, frozen = count_parameters(self.model)
+        session.say(
+            f"run: {run.folder} | device: {session.device} x{session.world}, {session.precision} | parameters: {trainable:,} trainable, {frozen:,} frozen\n"
+            f"data: {len(self.data):,} examples | {args.batch_size} x {args.accumulate} micro-batches x {session.world} processes a step"
+            f" | {self.total_steps:,} steps in at most {args.epochs} epochs"
+        )
+        self._board = SummaryWriter(str(run.folder), purge_step=self.state.step + 1) if session.main else None
+        try:
+            with Signals() as self._signals:
+                self._epochs()
+                result = self._finish()
+        except BaseException:
+            run.close()
+            raise
+        finally:
+            if self._board:
+                self._board.close()
+        return result
+
+    def finish(self, result: dict) -> None:
+        """Write result.json, which marks the run as finished, and let go of its lock."""
+        if self.session.main:
+            runs.write_json(self.run.folder / "result.json", result)
+        self.run.close()
+
+    def _epochs(self) -> None:
+        args, state, session = self.args, self.state, self.session
+        self._clock = time.monotonic() - state.seconds
+        if state.evaluation_due:
+            self._evaluate()
+        while state.epoch < args.epochs and state.step < self.total_steps and not self._out_of_patience():
+            steps = self.plan(state.epoch)
+            bar = tqdm(total=len(steps), initial=state.position, desc=f"epoch {state.epoch + 1}", disable=None if session.main else True, leave=False)
+            while state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience():
+                values = self._step(steps[state.position])
+                state.step += 1
+                state.position += 1
+                state.seconds = time.monotonic() - self._clock
+                bar.update()
+                self._log(values)
+                at_end = state.position == len(steps) or state.step == self.total_steps
+                if (state.step % args.eval_every == 0 or state.step == self.total_steps) if args.eval_every else at_end:
+                    state.evaluation_due = True
+                if self._stop:
+                    self._leave()
+                if state.evaluation_due:
+                    self._evaluate()
+                elif args.save_every and state.step % args.save_every == 0:
+                    self._save()
+            bar.close()
+            if state.position == len(steps):
+                state.epoch, state.position = state.epoch + 1, 0
+
+    def _out_of_patience(self) -> bool:
+        return bool(self.args.patience) and self.state.since_best >= self.args.patience
+
+    def _leave(self) -> None:
+        """Save at this step's end and go, by the shell's convention 128 + signal."""
+        self._save()
+        number = self._signals.number or signal.SIGTERM
+        self.session.say(f"stopped at step {self.state.step}; the same command goes on from here (--resume auto)")
+        raise SystemExit(128 + number)
+
+    def _log(self, values: dict[str, float]) -> None:
+        state = self.state
+        window = state.window or dict.fromkeys(values, 0.0)
+        state.window = {k: window[k] + v for k, v in values.items()}
+        state.window_steps += 1
+        if state.step % self.args.log_every and state.step != self.total_steps:
+            return
+        means = {k: v / state.window_steps for k, v in state.window.items()}
+        state.window, state.window_steps = None, 0
+        rate = self.scheduler.get_last_lr()[0]
+        self._record("train", {**means, "lr": rate})
+        eta = state.seconds / state.step * (self.total_steps - state.step)
+        terms = " | ".join(f"{k} {v:.4f}" for k, v in means.items())
+        self.session.say(f"step {state.step:>6}/{self.total_steps} | {terms} | lr {rate:.2e} | {state.seconds:.0f} s, {eta:.0f} s to go")
+
+    def _record(self, kind: str, values: dict[str, float]) -> None:
+        self.run.log({"step": self.state.step, "epoch": self.state.epoch, "kind": kind, **values})
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, self.state.step)
+
+    def _evaluate(self) -> None:
+        """Measure, remember the best, save. The training's random streams and mode are as before afterwards."""
+        state, began = self.state, time.monotonic()
+        self.model.eval()
+        with own_random_stream(self.args.seed), torch.no_grad():
+            values = self.evaluate()
+        state.evaluation_due = False
+        state.evaluations += 1
+        value = values[self.metric]
+        sign = 1 if self.mode == "max" else -1
+        better = math.isfinite(value) and (state.best is None or sign * value > sign * state.best)
+        if better:
+            state.best, state.best_step, state.since_best = value, state.step, 0
+        else:
+            state.since_best += 1
+        self._record("valid", values)
+        shown = " | ".join(f"{k} {v:.4f}" for k, v in values.items())
+        self.session.say(f"step {state.step:>6} | valid: {shown}{' | best so far' if better else ''} | {time.monotonic() - began:.0f} s")
+        self._clock = time.monotonic() - state.seconds
+        if better and self.session.main:
+            self.export(self.run.folder)
+        self._save()
+
+    def _finish(self) -> dict:
+        state, run = self.state, self.run
+        if state.best is None:
+            raise UserError(
+                f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so there is no best model; "
+                "try a lower --lr, or --precision fp32"
+            )
+        best = run.checkpoints / f"step-{state.best_step:07d}"
+        if problems := runs.faults(best):
+            raise UserError(f"{best}: the best checkpoint is damaged ({'; '.join(problems)}); remove {run.folder} or use --overwrite")
+        self._load_weights(best)
+        self.model.eval()
+        result = {self.metric: state.best, "best_step": state.best_step, "steps": state.step, "evaluations": state.evaluations,
+                  "seconds": round(state.seconds, 1)}  # fmt: skip
+        if self.session.device.type == "cuda":
+            result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        self.session.say(f"best {self.metric}: {state.best:.4f} at step {state.best_step} of {state.step} | {state.seconds:.0f} s | {run.folder}")
+        return result
