@@ -331,6 +331,11 @@ class Data:
         return len(self.lengths)
 
 
+def join(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The turns' ids one after the other; nothing for no turns."""
+    return np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int32)
+
+
 def reply_layout(context: np.ndarray, reply: np.ndarray, sep: int, bos: int | None, context_len: int, reply_len: int) -> tuple[np.ndarray, int]:
     """The one layout of every critic: `[bos] context </s> reply </s>`, and where the reply begins.
 
@@ -342,14 +347,17 @@ def reply_layout(context: np.ndarray, reply: np.ndarray, sep: int, bos: int | No
     return row, len(head) + len(context) + 1
 
 
-def critic_data(contexts: Sequence[str], replies: Sequence[str], targets: Sequence[float] | None, tokenizer, settings: dict,
+def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targets: Sequence[float] | None, tokenizer, settings: dict,
                 cache: Path | None = None, ids: Sequence[str] = ()) -> Data:  # fmt: skip
-    """Context and reply of each example in the critics' layout. `settings`: context_len, reply_len of the critic."""
-    encoded = encode(tokenizer, [*contexts, *replies], cache)
+    """Context (its turns, oldest first) and reply of each example in the critics' layout.
+
+    `settings`: context_len and reply_len of the critic.
+    """
+    encoded = encode(tokenizer, [t for c in contexts for t in c] + list(replies), cache)
     sep = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     bos = tokenizer.cls_token_id
     rows = [
-        reply_layout(encoded[c], encoded[r], sep, bos, settings["context_len"], settings["reply_len"])
+        reply_layout(join([encoded[t] for t in c]), encoded[r], sep, bos, settings["context_len"], settings["reply_len"])
         for c, r in zip(contexts, replies, strict=True)
     ]
     names = list(ids) or [f"row {i}" for i in range(len(rows))]
@@ -367,32 +375,31 @@ def critic_data(contexts: Sequence[str], replies: Sequence[str], targets: Sequen
 
 
 def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_len: int | None, cache: Path | None = None,
-                   exemplars: Sequence[Sequence[str]] | None = None, exemplar_len: int = 0, pooled: bool = False,
+                   exemplars: Sequence[Sequence[str]] | None = None, exemplar_len: int = 0, pooled: Callable[[list[int]], dict] | None = None,
                    labels: dict[str, list] | None = None, critic_context_len: int = 0) -> Data:  # fmt: skip
     """Source, speakers, target, and what the critics need, for each listener turn.
 
     Source: `[example: exemplar ...] turn </s> turn </s> ...`; exemplars share `exemplar_len` tokens and carry speaker
-    id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled` leaves the
-    exemplars out of the source and adds `exemplar_texts` to the batch instead. `tgt_len=None` keeps replies whole.
+    id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled(numbers)` adds the
+    pooled exemplars' part of a batch. `tgt_len=None` keeps replies whole.
     """
-    shown = exemplars if exemplars is not None and not pooled else None
     texts = [t for e in examples for t in (*e.history, e.response)]
-    encoded = encode(tokenizer, texts + [t for row in shown or () for t in row] + [EXEMPLAR_MARKER], cache)
+    encoded = encode(tokenizer, texts + [t for row in exemplars or () for t in row] + [EXEMPLAR_MARKER], cache)
     eos, marker = tokenizer.eos_token_id, encoded[EXEMPLAR_MARKER]
     rows = []
     for n, example in enumerate(examples):
         turns = [encoded[t] for t in example.history]
         ids = np.concatenate([np.append(t, eos) for t in turns])[-src_len:]
         speakers = np.concatenate([np.full(len(t) + 1, 1 + i % 2) for i, t in enumerate(turns)])[-src_len:]
-        if shown is not None:
-            block = [np.append(marker, encoded[t]) for t in shown[n]]
+        if exemplars is not None:
+            block = [np.append(marker, encoded[t]) for t in exemplars[n]]
             block = np.concatenate(block)[:exemplar_len] if block else marker[:0]
             ids = np.concatenate([block, ids])
             speakers = np.concatenate([np.zeros(len(block), dtype=np.int64), speakers])
         reply = encoded[example.response]
         target = np.append(reply if tgt_len is None else reply[: tgt_len - 1], eos)
         # context </s>: what stands before the soft reply in a critic's input
-        context = np.append(np.concatenate(turns)[-critic_context_len:] if critic_context_len else turns[0][:0], eos)
+        context = np.append(join(turns)[-critic_context_len:] if critic_context_len else turns[0][:0], eos)
         rows.append((ids, speakers, target, context))
     names = [f"{e.conv_id} utterance {e.utterance_idx}" for e in examples]
 
@@ -406,8 +413,8 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
             "speaker_ids": pad([r[1] for r in chosen], 0)[0],
             "labels": pad([r[2] for r in chosen], -100)[0],  # (B, T), T the longest reply of this batch
         }
-        if pooled:
-            batch["exemplar_texts"] = [exemplars[i] for i in numbers]
+        if pooled is not None:
+            batch |= pooled(numbers)
         if labels is not None:
             # padded on the left, so that a soft reply follows its context directly whatever else is in the batch
             batch["context_ids"], batch["context_mask"] = pad([r[3] for r in chosen], tokenizer.pad_token_id, left=True)
@@ -415,3 +422,28 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
         return batch
 
     return Data([len(r[0]) + len(r[2]) for r in rows], collate, names)
+
+
+def pooled_vectors(exemplars: Sequence[Sequence[str]], vectors: dict[str, np.ndarray], width: int) -> Callable[[list[int]], dict]:
+    """Batches of the mean of each example's frozen exemplar vectors, (B, E); zeros where there is no exemplar."""
+    means = np.stack([np.mean([vectors[t] for t in row], axis=0) if row else np.zeros(width) for row in exemplars])
+    table = torch.from_numpy(means.astype(np.float32))
+    return lambda numbers: {"exemplar_vectors": table[numbers]}
+
+
+def pooled_tokens(exemplars: Sequence[Sequence[str]], tokenizer, max_len: int, cache: Path | None = None) -> Callable[[list[int]], dict]:
+    """Batches for an exemplar encoder that is trained along: each distinct text once (U, L), and (B, U) shares."""
+    encoded = encode(tokenizer, [t for row in exemplars for t in row], cache)
+
+    def part(numbers: list[int]) -> dict:
+        distinct = list(dict.fromkeys(t for i in numbers for t in exemplars[i]))
+        place = {t: n for n, t in enumerate(distinct)}
+        share = torch.zeros(len(numbers), max(1, len(distinct)))
+        for b, i in enumerate(numbers):
+            for t in exemplars[i]:
+                share[b, place[t]] += 1 / len(exemplars[i])
+        rows = [np.append(encoded[t][: max_len - 1], tokenizer.eos_token_id) for t in distinct]
+        ids, mask = pad(rows or [np.array([tokenizer.eos_token_id])], tokenizer.pad_token_id)
+        return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": share}
+
+    return part

@@ -43,11 +43,11 @@ class Paths:
     def vader(self, split: str) -> Path:
         return self.dialogues_dir / f"{split}_vader.csv"
 
-    def labels(self, split: str) -> Path:
-        return self.dialogues_dir / f"{split}_labels.csv"
+    def labels(self, split: str, folder: str | None = None) -> Path:
+        return Path(folder or self.dialogues_dir) / f"{split}_labels.csv"
 
-    def exemplars(self, split: str) -> Path:
-        return self.dialogues_dir / f"{split}_dpr.csv"
+    def exemplars(self, split: str, folder: str | None = None) -> Path:
+        return Path(folder or self.dialogues_dir) / f"{split}_dpr.csv"
 
     def pairs(self, dim: str, split: str) -> Path:
         return self.pairs_dir / f"{DIMENSIONS[dim][0]}_{split}.csv"

@@ -88,6 +88,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def origin_file(path: Path) -> Path:
+    """The note beside an output that says what made it."""
+    return Path(path).with_name(f"{Path(path).name}.origin.json")
+
+
+def ready(path: Path, origin: dict, overwrite: bool) -> bool:
+    """True where `path` was already made from exactly `origin`; an output of other origin is never replaced silently."""
+    path, origin = Path(path), json.loads(json.dumps(origin, default=str))
+    if not path.exists() or overwrite:
+        return False
+    before = read_json(origin_file(path)) if origin_file(path).exists() else {}
+    if before == origin:
+        print(f"{path}: already made from the same inputs, kept")
+        return True
+    changed = sorted(k for k in before.keys() | origin.keys() if before.get(k) != origin.get(k))
+    raise UserError(f"{path}: already there, made with another {', '.join(changed)}; add --overwrite to replace it")
+
+
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 

@@ -90,7 +90,7 @@ def require(folder):
 def train_critic(args, kind: str, train: tuple, valid: tuple, outputs: int, inputs: list, measure, metric: str, mode: str, baselines: dict, class_weights=None):
     """Train the critic of one `kind`: the one function behind all four.
 
-    `train`, `valid`: (contexts, replies, targets). `measure(gold, raw scores (N, outputs)) -> {name: value}`.
+    `train`, `valid`: (contexts as lists of turns, replies, targets). `measure(gold, raw scores (N, outputs)) -> {name: value}`.
     """
     import torch
 
@@ -145,7 +145,7 @@ def train_critic(args, kind: str, train: tuple, valid: tuple, outputs: int, inpu
     result = loop.train()
     if result.get("already_finished"):
         return result
-    result |= {"kind": kind, "valid": evaluate(), "baselines": baselines}
+    result |= {"kind": kind, "valid": loop.measure(), "baselines": baselines}
     report(result, session)
     loop.finish(result)
     return result
@@ -173,7 +173,7 @@ def main(argv=None):
         raise UserError(f"{files[0]}: every label is {train['label'].iloc[0]}; there is nothing to learn")
     counts = train["label"].value_counts()
     weights = [len(train) / (labels * max(int(counts.get(i, 0)), 1)) for i in range(labels)] if args.class_weights else None
-    sides = [(t["seeker_post"].tolist(), t["response_post"].tolist(), t["label"].tolist()) for t in (train, valid)]
+    sides = [([(post,) for post in t["seeker_post"]], t["response_post"].tolist(), t["label"].tolist()) for t in (train, valid)]
     baselines = metrics.classification_baselines(sides[0][1:], sides[1][1:], labels)
 
     def measure(gold, scores):

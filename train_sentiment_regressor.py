@@ -22,13 +22,13 @@ def parse_args(argv=None):
     return settle(parser, parser.parse_args(argv))
 
 
-def utterances(path) -> tuple[list[str], list[str], list[float]]:
+def utterances(path) -> tuple[list[tuple], list[str], list[float]]:
     """(the turn before, or nothing; the utterance; its sentiment) of every row."""
     from dataloaders import read_vader
 
     table = read_vader(path)
-    before = table["utterance"].shift(fill_value="").where(table["conv_id"].eq(table["conv_id"].shift()), "")
-    return before.tolist(), table["utterance"].tolist(), table["sentiment"].tolist()
+    before, same = table["utterance"].shift(), table["conv_id"].eq(table["conv_id"].shift())
+    return [(b,) if s else () for b, s in zip(before, same, strict=True)], table["utterance"].tolist(), table["sentiment"].tolist()
 
 
 def main(argv=None):

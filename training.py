@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_scheduler
+from transformers.utils.logging import disable_progress_bar
 
 import runs
 from options import UserError
@@ -39,6 +40,7 @@ class Session:
     """Where the numbers are computed: device, precision, and the processes that share the work (`torchrun`)."""
 
     def __init__(self, args):
+        disable_progress_bar()  # of loading and saving weights; ours stay
         if args.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
         self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
@@ -70,6 +72,17 @@ class Session:
     def gather(self, items: list) -> list:
         """The items of all processes, one process after the other."""
         return gather_object(items) if self.world > 1 else items
+
+    def gather_rows(self, vectors: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Rows (N, E) with gradient, and a number for each, of all processes; and how many stand before one's own."""
+        from torch.distributed.nn.functional import all_gather
+
+        sizes = self.accelerator.gather(torch.tensor([len(vectors)], device=self.device)).tolist()
+        short = max(sizes) - len(vectors)
+        padded = all_gather(nn.functional.pad(vectors, (0, 0, 0, short)))
+        all_numbers = self.accelerator.gather(nn.functional.pad(numbers, (0, short))).view(self.world, -1)
+        kept = [(rows[:n], ids[:n]) for rows, ids, n in zip(padded, all_numbers, sizes, strict=True)]
+        return torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept]), sum(sizes[: self.rank])
 
     def over(self, batches: list, title: str) -> Iterator:
         """This process's share of `batches`, with a progress bar."""
@@ -390,12 +403,16 @@ class Loop:
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, self.state.step)
 
-    def _evaluate(self) -> None:
-        """Measure, remember the best, save. The training's random streams and mode are as before afterwards."""
-        state, began = self.state, time.monotonic()
+    def measure(self) -> dict[str, float]:
+        """The stage's own evaluation, without dropout and gradient; the training's random streams stay where they were."""
         self.model.eval()
         with own_random_stream(self.args.seed), torch.no_grad():
-            values = self.evaluate()
+            return self.evaluate()
+
+    def _evaluate(self) -> None:
+        """Measure, remember the best, save."""
+        state, began = self.state, time.monotonic()
+        values = self.measure()
         state.evaluation_due = False
         state.evaluations += 1
         value = values[self.metric]

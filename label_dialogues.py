@@ -1,0 +1,82 @@
+"""Label every listener turn, given its context, with the three trained empathy classifiers and VADER.
+
+  python label_dialogues.py                          the critics in saved/empathy/t5-{emo,exp,int}
+  python label_dialogues.py --family glove-t5
+  python label_dialogues.py --emo saved/empathy/roberta-emo       any trained critic may label
+
+Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of the critics that made it.
+"""
+
+from pathlib import Path
+
+import options
+from options import DIMENSIONS, SPLITS, Paths, add_common, add_device, check, make_parser
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    parser.add_argument("--family", default="t5", help="whose classifiers by default: saved/empathy/FAMILY-DIM")
+    for dim in DIMENSIONS:
+        parser.add_argument(f"--{dim}", metavar="RUN", help=f"run folder of the {DIMENSIONS[dim][0]} classifier")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which files to label")
+    parser.add_argument("--batch-size", type=int, default=128, help="listener turns in one forward pass")
+    parser.add_argument("--output", metavar="DIR", help="where the csvs go (default: data/empathetic_dialogues)")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import pandas as pd
+
+    import runs
+    from dataloaders import LABEL_COLUMNS, critic_data, listener_turns, plan_once, read_vader
+    from models import Critic, load_tokenizer
+    from training import Session
+
+    paths = Paths(args.workdir)
+    session = Session(args)
+    folders = {dim: Path(getattr(args, dim) or paths.critic(dim, args.family)) for dim in DIMENSIONS}
+    for dim, folder in folders.items():
+        runs.require_run(folder, f"python train_empathy_classifier.py --model {args.family} --dim {dim}")
+    critics = {dim: Critic.from_pretrained(folder).to(session.device) for dim, folder in folders.items()}
+    tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
+    made_by = {dim: {"critic": str(folder), "sha256": runs.sha256(folder / "model.safetensors")} for dim, folder in folders.items()}
+
+    for split in args.splits:
+        target = paths.labels(split, args.output)
+        origin = {**made_by, "dialogues": runs.sha256(paths.dialogues(split)), "vader": runs.sha256(paths.vader(split))}
+        if runs.ready(target, origin, args.overwrite):
+            continue
+        examples = listener_turns(paths.dialogues(split))
+        columns = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
+        columns |= {"sentiment": read_vader(paths.vader(split), examples), "utterance": [e.response for e in examples]}
+        for dim, critic in critics.items():
+            data = critic_data([e.history for e in examples], columns["utterance"], None, tokenizers[dim], critic.settings, paths.cache)
+            columns[dim] = predict(critic, data, plan_once(data.lengths, args.batch_size), session, f"{split}, {dim}")
+        table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
+        runs.write_csv(target, table)
+        runs.write_json(runs.origin_file(target), origin)
+        shares = {d: {k: f"{v:.1%}" for k, v in table[d].value_counts(normalize=True).sort_index().items()} for d in DIMENSIONS}
+        print(f"{target}: {len(table):,} listener turns; labels {shares}; mean sentiment {table['sentiment'].mean():.3f}")
+
+
+def predict(critic, data, batches: list[list[int]], session, title: str) -> list[int]:
+    """The most likely label of every example."""
+    import torch
+
+    found = {}
+    with torch.inference_mode():
+        for numbers in session.over(batches, title):
+            batch = session.move(data.collate(numbers))
+            with session.autocast():
+                scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+            found.update(zip(numbers, scores.argmax(-1).tolist(), strict=True))
+    return [found[i] for i in range(len(data))]
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,388 @@
+"""Train the T5 generator: empathetic replies, guided by exemplars and by frozen critics.
+
+  python train_t5.py --epochs 15 --lr 1e-4                                    LEMPEx on T5-small
+  python train_t5.py --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0        plain T5: the paper's T5-PT
+  python train_t5.py --model t5-tiny --epochs 1 --workdir demo                offline, random weights
+  python train_t5.py --inference saved/t5/lempex --beams 8 --overwrite        only write a run's predictions again
+
+    loss = main_w * nll + empathy_w * (emo + exp + int) + sentiment_w * sentiment        (paper, eq. 14)
+
+nll is averaged over reply tokens; the critics' losses, against the labels of the gold reply, over examples. Kept: the
+evaluation with the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.csv of the test split.
+"""
+
+import argparse
+from pathlib import Path
+
+import options
+from options import Paths, UserError, add_common, add_device, add_training, check, make_parser
+
+PARAPHRASER = "Vamsi/T5_Paraphrase_Paws"
+
+
+def add_generator_flags(parser: argparse.ArgumentParser) -> None:
+    """What both generators share."""
+    group = parser.add_argument_group("exemplars")
+    group.add_argument("--add-exemplars", choices=["none", "prepend", "t5", "glove-t5"], default="prepend",
+                       help="prepend their text to the source; or the paper's pooled vector, by a frozen T5 or by a GloVe encoder trained along")  # fmt: skip
+    group.add_argument("--top-exemplars", type=int, default=10, help="exemplars for each example")
+    group.add_argument("--exemplar-len", type=int, default=150, help="source tokens that prepended exemplars share; or tokens of one pooled exemplar")
+    group.add_argument("--exemplar-model", default=PARAPHRASER, help="of --add-exemplars t5: hub name or folder (t5-tiny: offline)")
+    group.add_argument("--exemplar-layers", type=int, default=6, help="of --add-exemplars glove-t5: depth of its encoder")
+    group.add_argument("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    group = parser.add_argument_group("losses")
+    group.add_argument("--main-loss-w", type=float, default=1.0, help="weight of the reply's negative log-likelihood")
+    group.add_argument("--empathy-loss-w", type=float, default=1.0, help="weight of the three empathy critics' losses; 0 loads none of them")
+    group.add_argument("--sentiment-loss-w", type=float, default=1.0, help="weight of the sentiment critic's loss; 0 does not load it")
+    group.add_argument("--strategy", type=int, choices=[0, 1, 2], default=0, help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel")
+    for kind in options.CRITICS:
+        group.add_argument(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
+    group.add_argument("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
+    group = parser.add_argument_group("lengths and decoding")
+    group.add_argument("--src-len", type=int, default=200, help="latest tokens of the dialogue")
+    group.add_argument("--tgt-len", type=int, default=50, help="tokens of a reply in training")
+    group.add_argument("--dropout", type=float, default=0.1, help="inside the generator")
+    group.add_argument("--top-k", type=int, default=20, help="sample among so many most likely tokens")
+    group.add_argument("--temperature", type=float, default=0.9, help="of sampling")
+    group.add_argument("--beams", type=int, default=1, help="above 1: beam search in place of sampling (the paper: 8)")
+    group.add_argument("--max-new-tokens", type=int, default=100, help="a reply that has not ended by then is cut")
+    group.add_argument("--predict", action=argparse.BooleanOptionalAction, default=True, help="write predictions after training")
+    group.add_argument("--predict-split", choices=["valid", "test"], default="test", help="whose predictions")
+    group.add_argument("--predict-batch-size", type=int, default=64, help="replies written at a time")
+    group.add_argument("--inference", metavar="RUN", help="train nothing; write predictions of this finished run")
+
+
+#: flags that change what is written after training, not the training
+DECODING = {"top_k", "temperature", "beams", "max_new_tokens", "predict", "predict_split", "predict_batch_size", "inference"}
+
+
+def settle(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    least = {"top_exemplars": 1, "exemplar_len": 2, "exemplar_layers": 1, "main_loss_w": 0, "empathy_loss_w": 0, "sentiment_loss_w": 0, "src_len": 1,
+             "tgt_len": 2, "top_k": 1, "beams": 1, "max_new_tokens": 1, "predict_batch_size": 1}  # fmt: skip
+    problems = [f"--{n.replace('_', '-')} {getattr(args, n)}: must be at least {v}" for n, v in least.items() if getattr(args, n) < v]
+    if args.temperature <= 0:
+        problems.append(f"--temperature {args.temperature}: must be above 0")
+    if not args.main_loss_w + args.empathy_loss_w + args.sentiment_loss_w:
+        problems.append("--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on")
+    check(parser, args, problems)
+    return args
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    parser.add_argument("--model", default="t5-small", help="hub name or folder of a T5; t5-tiny: random weights, made by prepare_data.py")
+    parser.add_argument("--from-scratch", action="store_true", help="the model's config with random weights")
+    add_generator_flags(parser)
+    add_training(parser, epochs=15, lr=1e-4, batch_size=8)
+    add_device(parser)
+    return settle(parser, parser.parse_args(argv))
+
+
+def load_t5(args, paths: Paths):
+    """(tokenizer, T5) for --model."""
+    import torch
+    from transformers import AutoConfig, T5ForConditionalGeneration
+
+    from models import from_hub, load_tokenizer
+    from train_empathy_classifier import require
+
+    tiny = args.model == "t5-tiny"
+    name = require(paths.t5_tiny) if tiny else args.model
+    config = from_hub(AutoConfig.from_pretrained, name)
+    if config.model_type != "t5":
+        raise UserError(f"--model {args.model}: a {config.model_type} model; the generator needs a T5")
+    config.dropout_rate = args.dropout
+    if tiny or args.from_scratch:
+        return load_tokenizer(name), T5ForConditionalGeneration(config)
+    return load_tokenizer(name), from_hub(T5ForConditionalGeneration.from_pretrained, name, config=config, dtype=torch.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+def load_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
+    """(the frozen critics that the weights ask for or None, {name: sha256}); says how good each one is."""
+    import runs
+    from models import Critic, CriticSet, critic_names
+
+    folders = {k: Path(getattr(args, k) or paths.critic(k, family)) for k in critic_names(args.empathy_loss_w > 0, args.sentiment_loss_w > 0)}
+    if not folders:
+        return None, {}
+    for kind, folder in folders.items():
+        script = "train_sentiment_regressor.py" if kind == "sentiment" else f"train_empathy_classifier.py --dim {kind}"
+        runs.require_run(folder, f"python {script} --model {family}")
+    critics = CriticSet({k: Critic.from_pretrained(f) for k, f in folders.items()}, session.device)
+    critics.check_tokenizer(tokenizer_hash)
+    for kind, folder in folders.items():
+        if critics.critics[kind].settings["kind"] != kind:
+            raise UserError(f"--{kind} {folder}: holds a critic of {critics.critics[kind].settings['kind']}")
+        if args.tgt_len > critics.critics[kind].settings["reply_len"] + 1:
+            raise UserError(f"--tgt-len {args.tgt_len}: the {kind} critic reads only {critics.critics[kind].settings['reply_len']} tokens of a reply")
+        session.say(f"critic {kind}: {folder} | {quality(folder)}")
+    return critics, {f"critic {k}": runs.sha256(f / "model.safetensors") for k, f in folders.items()}
+
+
+def quality(folder: Path) -> str:
+    """A critic's own figures beside its baselines, and a plain warning where it is no better than chance."""
+    import runs
+
+    if not (folder / "result.json").exists():
+        return "unfinished training: its quality is not known"
+    result = runs.read_json(folder / "result.json")
+    valid, baselines = result["valid"], result["baselines"]
+    if "mse" in valid:
+        text, useless = f"mse {valid['mse']:.4f} (the mean's {baselines['mean']['mse']:.4f})", not valid["mse"] < baselines["mean"]["mse"]
+    else:
+        rows = [valid, baselines["majority"], baselines["tfidf"]]
+        text = "macro-F1 {:.1f} (majority class {:.1f}, TF-IDF {:.1f})".format(*(r["macro_f1"] for r in rows))
+        useless = not valid["accuracy"] > baselines["majority"]["accuracy"] and not valid["macro_f1"] > baselines["majority"]["macro_f1"] + 5
+    return text + (" | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0" if useless else "")
+
+
+def frozen_vectors(model_name: str, texts: list[str], max_len: int, session, paths: Paths):
+    """({text: (E,) vector}, E): each distinct exemplar through the frozen T5 encoder once, cached by content."""
+    import numpy as np
+    import torch
+    from safetensors.numpy import load_file, save_file
+    from tqdm import tqdm
+
+    from dataloaders import fingerprint, pad, plan_once
+    from models import EXEMPLAR_PREFIX, load_encoder, load_tokenizer
+    from runs import whole_file
+    from train_empathy_classifier import require
+
+    tiny = model_name == "t5-tiny"
+    name = require(paths.t5_tiny) if tiny else model_name
+    tokenizer, encoder = load_tokenizer(name), load_encoder(name, from_scratch=tiny).to(session.device).eval()
+    distinct = sorted(set(texts))
+    first = next(encoder.parameters()).detach().float().sum().item()
+    cache = paths.cache / f"exemplars-{fingerprint(model_name, first, max_len, session.precision, distinct)[:32]}.safetensors"
+    if not cache.exists():
+        rows = tokenizer([EXEMPLAR_PREFIX + t for t in distinct], truncation=True, max_length=max_len + 8)["input_ids"]
+        table = np.zeros((len(distinct), encoder.config.d_model), dtype=np.float32)
+        with torch.inference_mode(), session.autocast():
+            for numbers in tqdm(plan_once([len(r) for r in rows], 128), desc="exemplars", disable=None, leave=False):
+                ids, mask = (session.move(t) for t in pad([np.array(rows[i]) for i in numbers], tokenizer.pad_token_id))
+                hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (B, L, E)
+                table[numbers] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
+        with whole_file(cache) as part:
+            save_file({"vectors": table}, part)
+    table = load_file(cache)["vectors"]
+    return dict(zip(distinct, table, strict=True)), table.shape[1]
+
+
+def exemplar_parts(settings: dict, exemplars: list | None, session, paths: Paths) -> dict:
+    """How the exemplars enter `generator_data`: as source text, or as the pooled part of a batch."""
+    from dataloaders import pooled_tokens, pooled_vectors
+    from models import load_tokenizer
+
+    if exemplars is None:
+        return {}
+    if settings["exemplars"] == "prepend":
+        return {"exemplars": exemplars, "exemplar_len": settings["exemplar_len"]}
+    if settings["exemplars"] == "glove-t5":
+        return {"pooled": pooled_tokens(exemplars, load_tokenizer(paths.glove), settings["exemplar_len"], paths.cache)}
+    texts = [t for row in exemplars for t in row]
+    vectors, width = frozen_vectors(settings["exemplar_model"], texts, settings["exemplar_len"], session, paths)
+    return {"pooled": pooled_vectors(exemplars, vectors, width)}
+
+
+def split_data(args, settings: dict, split: str, tokenizer, session, paths: Paths, critics=None, whole: bool = True):
+    """(examples, Data) of one split; the files joined on (conv_id, utterance_idx). `whole`: replies are not cut."""
+    from dataloaders import generator_data, listener_turns, read_exemplars, read_labels
+
+    examples = listener_turns(paths.dialogues(split))
+    exemplars = None
+    if settings["exemplars"] != "none":
+        exemplars = read_exemplars(paths.exemplars(split, args.exemplars), examples, settings["top_exemplars"])
+    labels = None
+    if critics is not None:
+        found = read_labels(paths.labels(split, args.labels), examples)
+        labels = {k: found[k] for k in critics.critics}
+    data = generator_data(
+        examples, tokenizer, src_len=settings["src_len"], tgt_len=None if whole else settings["tgt_len"], cache=paths.cache, labels=labels,
+        critic_context_len=critics.context_len if critics else 0, **exemplar_parts(settings, exemplars, session, paths),
+    )  # fmt: skip
+    return examples, data
+
+
+def build(args, family: str, load, paths: Paths, session):
+    """(tokenizer, Generator) for the flags."""
+    from dataloaders import tokenizer_hash
+    from glove_models import glove_config, load_vectors, set_word_vectors
+    from models import Generator, from_hub, load_tokenizer
+    from train_empathy_classifier import require
+
+    tokenizer, t5 = load(args, paths)
+    settings = {"family": family, "exemplars": args.add_exemplars, "exemplar_width": 0, "exemplar_backbone": None, "tokenizer": tokenizer_hash(tokenizer)}
+    settings |= {k: getattr(args, k) for k in ("src_len", "tgt_len", "exemplar_len", "top_exemplars", "exemplar_model")}
+    settings["backbone"] = t5.config.to_dict()
+    if args.add_exemplars == "t5":
+        from transformers import AutoConfig
+
+        name = require(paths.t5_tiny) if args.exemplar_model == "t5-tiny" else args.exemplar_model
+        settings["exemplar_width"] = from_hub(AutoConfig.from_pretrained, name).d_model
+    if args.add_exemplars == "glove-t5":
+        size = getattr(args, "size", "paper") if family == "glove-t5" else "tiny" if args.model == "t5-tiny" else "paper"
+        config = glove_config(load_tokenizer(require(paths.glove)), size, args.dropout, num_layers=args.exemplar_layers)
+        settings["exemplar_backbone"] = config.to_dict()
+    model = Generator(settings, t5)
+    if args.add_exemplars == "glove-t5":
+        set_word_vectors(model.exemplar_encoder.get_input_embeddings(), load_vectors(paths.glove), args.seed)
+    return tokenizer, model
+
+
+# --------------------------------------------------------------------------------------------------------- the stage
+
+
+def train_generator(args, family: str, load) -> dict | None:
+    """Train and predict: the one function behind both generators. `load(args, paths) -> (tokenizer, T5)`."""
+    import runs
+    from dataloaders import plan_epoch
+    from models import soft_response, token_nll
+    from training import FREE, Loop, Objective, Session
+
+    session = Session(args)
+    paths = Paths(args.workdir)
+    if args.inference:
+        return infer(args, Path(args.inference), session, paths)
+    tokenizer, model = build(args, family, load, paths, session)
+    critics, checksums = load_critics(args, family, paths, session, model.settings["tokenizer"])
+    _, data = split_data(args, model.settings, "train", tokenizer, session, paths, critics, whole=False)
+    held_examples, held = split_data(args, model.settings, "valid", tokenizer, session, paths, critics)
+
+    weights = {"nll": args.main_loss_w}
+    for kind in critics.critics if critics else ():
+        weights[kind] = args.sentiment_loss_w if kind == "sentiment" else args.empathy_loss_w
+
+    def terms(wrapped, batch, strategy=args.strategy):
+        logits = wrapped(batch)  # (B, T, V)
+        out = {"nll": token_nll(logits, batch["labels"]).sum()}
+        if critics:
+            out |= critics.losses(soft_response(logits, strategy), (batch["labels"] != -100).long(), batch)
+        return out
+
+    def units(batch):
+        return {k: int((batch["labels"] != -100).sum()) if k == "nll" else len(batch["labels"]) for k in weights}
+
+    def evaluate():
+        return validate(model, held, [e.response for e in held_examples], lambda m, b: terms(m, b, strategy=0), units, args, session)
+
+    def export(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
+
+    folder = paths.saved / family / (args.name or default_name(args))
+    flags = vars(args) | {"precision": session.precision, "processes": session.world}
+    files = [paths.dialogues(s) for s in ("train", "valid")]
+    if args.add_exemplars != "none":
+        files += [paths.exemplars(s, args.exemplars) for s in ("train", "valid")]
+    if critics:
+        files += [paths.labels(s, args.labels) for s in ("train", "valid")]
+    inputs = {f.name: runs.sha256(f) for f in files} | checksums
+    run_folder = runs.Run(folder, flags, free=FREE | DECODING, inputs=inputs, main=session.main)
+    effective, tokens = (n * args.accumulate * session.world for n in (args.batch_size, args.batch_tokens))
+
+    def plan(epoch):
+        return plan_epoch(data.lengths, batch_size=effective, batch_tokens=tokens, seed=args.seed, epoch=epoch)
+
+    loop = Loop(args, session, model, Objective(weights, units, terms), data, plan, evaluate, export, run_folder, metric="nll", mode="min")
+    result = loop.train()
+    if result.get("already_finished"):
+        return result
+    result |= {"valid": loop.measure()}
+    if args.predict and session.main:
+        result[args.predict_split] = write_predictions(args, folder, model, tokenizer, session, paths)
+    loop.finish(result)
+    session.say(f"next: python evaluate_responses.py {folder}")
+    return result
+
+
+def default_name(args) -> str:
+    """lempex, or what the ablation leaves of it."""
+    name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[args.add_exemplars]
+    full = args.empathy_loss_w > 0 and args.sentiment_loss_w > 0
+    if full:
+        return {"exemplars": "lempex"}.get(name, f"{name}-critics")
+    return name + ("-empathy" if args.empathy_loss_w > 0 else "") + ("-sentiment" if args.sentiment_loss_w > 0 else "")
+
+
+def validate(model, data, responses: list[str], terms, units, args, session) -> dict[str, float]:
+    """Every term averaged over its own unit on a whole split; perplexity per model token and per word."""
+    from dataloaders import plan_once
+    from metrics import count_words, perplexity
+
+    totals: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for numbers in session.over(plan_once(data.lengths, 2 * args.batch_size, 2 * args.batch_tokens), "valid"):
+        batch = session.move(data.collate(numbers))
+        with session.autocast():
+            sums = terms(model, batch)
+        for k, n in units(batch).items():
+            totals[k] = totals.get(k, 0) + float(sums[k])
+            counts[k] = counts.get(k, 0) + n
+    names = sorted(totals)
+    summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
+    values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
+    words = sum(count_words(r) + 1 for r in responses)  # the end of a reply counts as a word
+    tokens = summed[len(names) + names.index("nll")]
+    return values | {"ppl_token": perplexity(values["nll"] * tokens, tokens), "ppl_word": perplexity(values["nll"] * tokens, words)}
+
+
+def write_predictions(args, folder: Path, model, tokenizer, session, paths: Paths) -> dict[str, float]:
+    """predictions.tsv and likelihood.csv of --predict-split: a reply, and the gold reply's NLL, for each listener turn."""
+    import pandas as pd
+    import torch
+
+    import runs
+    from dataloaders import hash_seed, plan_once
+    from metrics import count_words, perplexity
+    from models import token_nll
+    from training import own_random_stream
+
+    split = args.predict_split
+    ending = "" if split == "test" else f"_{split}"
+    files = [folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"]
+    if args.inference:
+        options.refuse_existing(files, args.overwrite)
+    examples, data = split_data(args, model.settings, split, tokenizer, session, paths)
+    banned = [i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None]
+    sampling = {"do_sample": True, "top_k": args.top_k, "temperature": args.temperature} if args.beams == 1 else {"num_beams": args.beams}
+    replies, likelihood = {}, {}
+    model.eval()
+    with torch.inference_mode():
+        for n, numbers in enumerate(session.over(plan_once(data.lengths, args.predict_batch_size), f"replies, {split}")):
+            batch = session.move(data.collate(numbers))
+            with session.autocast(), own_random_stream(hash_seed(args.seed, n)):
+                nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
+                out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
+            for i, value, labels, text in zip(numbers, nll.tolist(), batch["labels"], tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+                replies[i] = " ".join(text.split())
+                likelihood[i] = (value, int((labels != -100).sum()), count_words(examples[i].response) + 1)
+    keys = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
+    table = pd.DataFrame([likelihood[i] for i in range(len(examples))], columns=["nll", "tokens", "words"])
+    runs.write_csv(files[0], pd.DataFrame({**keys, "response": [replies[i] for i in range(len(examples))]}), sep="\t")
+    runs.write_csv(files[1], pd.DataFrame(keys).join(table.round({"nll": 5})))
+    sums = table.sum()
+    result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
+    print(f"{files[0]}: {len(examples):,} replies | perplexity of the gold replies {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word")
+    return result
+
+
+def infer(args, folder: Path, session, paths: Paths) -> dict[str, float]:
+    """Only evaluate a finished run."""
+    import runs
+    from models import Generator, load_tokenizer
+
+    runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
+    model = Generator.from_pretrained(folder).to(session.device)
+    return write_predictions(args, folder, model, load_tokenizer(folder), session, paths)
+
+
+def main(argv=None):
+    train_generator(parse_args(argv), "t5", load_t5)
+
+
+if __name__ == "__main__":
+    options.run(main)
