@@ -336,7 +336,9 @@ def join(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int32)
 
 
-def reply_layout(context: np.ndarray, reply: np.ndarray, sep: int, bos: int | None, context_len: int, reply_len: int) -> tuple[np.ndarray, int]:
+def reply_layout(
+    context: np.ndarray, reply: np.ndarray, sep: int, bos: int | None, context_len: int, reply_len: int
+) -> tuple[np.ndarray, int]:
     """The one layout of every critic: `[bos] context </s> reply </s>`, and where the reply begins.
 
     The context keeps its latest `context_len` tokens, the reply its first `reply_len`.

@@ -21,7 +21,9 @@ def parse_args(argv=None):
     add_common(parser)
     parser.add_argument("--path", help="folder of a train_dpr run (default: the encoders as pretrained)")
     parser.add_argument("--encoder", help="without --path: hub name or folder of a BERT for both encoders (default: facebook/dpr-*)")
-    parser.add_argument("--pooling", choices=["cls", "mean"], default="cls", help="without --path: the vector of an encoder; mean for MiniLM")
+    parser.add_argument(
+        "--pooling", choices=["cls", "mean"], default="cls", help="without --path: the vector of an encoder; mean for MiniLM"
+    )
     parser.add_argument("--candidates", choices=["same-emotion", "all"], default="same-emotion",
                         help="same-emotion is the paper's and uses the gold emotion; all is the honest setting")  # fmt: skip
     parser.add_argument("--top-k", type=int, default=10, help="exemplars for each listener turn")
@@ -60,7 +62,9 @@ def nearest(queries, candidates, query_conv: list[str], candidate_conv: list[str
         scores, places = index.search(np.ascontiguousarray(queries[todo]), fetch)
         again = []
         for q, row_scores, row_places in zip(todo, scores, places, strict=True):
-            allowed = [(int(p), float(s)) for p, s in zip(row_places, row_scores, strict=True) if p >= 0 and candidate_conv[p] != query_conv[q]]
+            allowed = [
+                (int(p), float(s)) for p, s in zip(row_places, row_scores, strict=True) if p >= 0 and candidate_conv[p] != query_conv[q]
+            ]
             if fetch < len(candidates) and len(allowed) > k and allowed[-1][1] == allowed[k - 1][1]:
                 again.append(q)  # a tie goes on beyond what was fetched
                 continue
@@ -119,10 +123,14 @@ def main(argv=None):
     for model, _ in encoders.values():
         model.to(session.device)
     corpus = listener_turns(paths.dialogues("train"))
-    candidates = embed(*encoders["context"], [c.response for c in corpus], session, args.max_passage_length, False, "candidates", args.batch_size)
+    candidates = embed(
+        *encoders["context"], [c.response for c in corpus], session, args.max_passage_length, False, "candidates", args.batch_size
+    )
     for split, origin in todo.items():
         examples = listener_turns(paths.dialogues(split))
-        queries = embed(*encoders["question"], [" ".join(e.history) for e in examples], session, args.max_length, True, split, args.batch_size)
+        queries = embed(
+            *encoders["question"], [" ".join(e.history) for e in examples], session, args.max_length, True, split, args.batch_size
+        )
         hits = retrieve(queries, candidates, examples, corpus, args.candidates, args.top_k)
         rows = [
             (e.conv_id, e.utterance_idx, e.emotion, json.dumps(e.history, ensure_ascii=False), e.response,

@@ -33,12 +33,15 @@ def split_words() -> Tokenizer:
         [normalizers.NFKC(), normalizers.Replace("’", "'"), normalizers.Replace("`", "'"), normalizers.Lowercase()]
     )
     endings = r"'(?:s|m|re|ve|ll|d)\b"
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(rf"\w+?(?=n't\b)|n't\b|{endings}|\w+|[^\w\s]"), behavior="removed", invert=True
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\w+?(?=n't\b)|n't\b|{endings}|\w+|[^\w\s]"), behavior="removed", invert=True)
     closing = r"[.,!?;:)%]|n't\b"
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(Regex("^"), " "), decoders.Fuse(), decoders.Replace(Regex(rf" (?={closing}|{endings})"), ""), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace(Regex("^"), " "),
+            decoders.Fuse(),
+            decoders.Replace(Regex(rf" (?={closing}|{endings})"), ""),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return tokenizer
 
@@ -86,8 +89,7 @@ def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     index = pd.read_parquet(folder / "glove_6B_index.parquet")
     vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False, mmap_mode="r")
-    words = index.iloc[:, 0] if not index.index.dtype == object else index.index
-    return zip(words, vectors, strict=True)
+    return zip(index["index"], vectors, strict=True)
 
 
 def save_glove(folder: Path, words: list[str], vectors: np.ndarray) -> None:

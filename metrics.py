@@ -29,7 +29,9 @@ def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -
 def classification_baselines(train: tuple[Sequence[str], Sequence[int]], valid: tuple[Sequence[str], Sequence[int]], labels: int) -> dict:
     """What a critic has to beat: the majority class, and TF-IDF (1-2 grams) + logistic regression on the response."""
     majority = DummyClassifier(strategy="most_frequent")
-    tfidf = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000, class_weight="balanced"))
+    tfidf = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000, class_weight="balanced")
+    )
     out = {}
     for name, model in (("majority", majority), ("tfidf", tfidf)):
         model.fit(train[0], train[1])
@@ -57,7 +59,9 @@ def perplexity(nll: float, units: float) -> float:
 def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Corpus BLEU-1..4 on raw strings split at white space, case kept (the paper's), and BLEU-4 by 13a tokenisation."""
     refs = [list(references)]
-    scores = {f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True).corpus_score(list(responses), refs).score for n in (1, 2, 3, 4)}
+    scores = {
+        f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True).corpus_score(list(responses), refs).score for n in (1, 2, 3, 4)
+    }
     return {**scores, "sacrebleu": BLEU(force=True).corpus_score(list(responses), refs).score}
 
 

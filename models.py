@@ -70,7 +70,9 @@ def from_hub(load, name: str | Path, **kwargs):
         return load(str(name), **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"--model {name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny") from error
+        raise UserError(
+            f"--model {name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny"
+        ) from error
 
 
 def load_tokenizer(folder: str | Path):

@@ -19,7 +19,9 @@ HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "data" / "sample"
 ED_URL = "https://dl.fbaipublicfiles.com/parlai/empatheticdialogues/empatheticdialogues.tar.gz"
 ED_SHA256 = "56f234d77b7dd1f005fd365bb17769cfe346c3c84295b69bc069c8ccb83be03d"
-EMH_URL = "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
+EMH_URL = (
+    "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
+)
 EMH_SHA256 = {
     "emotional-reactions": "225b28ffdc257f8a997d557eb937e78b68235e6203c87c7e2203d00fef8545cc",
     "explorations": "9efa1af8e0537c16894379598f2076cb380ae18aacd9a8d26ebd381f5b7f9645",
@@ -32,11 +34,15 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument("--source", default="sample", help="sample, download, or a folder with the official files")
-    parser.add_argument("--levels", type=int, choices=[2, 3], default=2, help="labels: 2 is int(level >= 1), the published code's; 3 keeps levels 0-2")
+    parser.add_argument(
+        "--levels", type=int, choices=[2, 3], default=2, help="labels: 2 is int(level >= 1), the published code's; 3 keeps levels 0-2"
+    )
     parser.add_argument("--split", choices=["paper", "grouped"], default="paper",
                         help="of the pairs: the paper's rows (they share posts between both sides), or seeded and grouped by seeker post")  # fmt: skip
     parser.add_argument("--glove", default="auto", help="auto, package, download, or a GloVe text file; auto: what the source offers")
-    parser.add_argument("--glove-dim", type=int, choices=[50, 100, 200, 300], default=300, help="width of the vectors that --glove download takes")
+    parser.add_argument(
+        "--glove-dim", type=int, choices=[50, 100, 200, 300], default=300, help="width of the vectors that --glove download takes"
+    )
     parser.add_argument("--min-count", type=int, default=0, help="a word needs so many uses in training; 0: 1 for the sample, else 2")
     args = parser.parse_args(argv)
     problems = []
@@ -74,7 +80,9 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
                     out.write(block)
                     bar.update(len(block))
     except (urllib.error.URLError, OSError) as error:
-        raise UserError(f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER") from error
+        raise UserError(
+            f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER"
+        ) from error
     found = runs.sha256(part)
     if sha256 and found != sha256:
         part.unlink()
@@ -134,7 +142,9 @@ def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
         scores = [analyser.polarity_scores(t)["compound"] for t in tqdm(texts, desc=f"VADER, {split}", disable=None, leave=False)]
         runs.write_csv(paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores))
         listeners = int((table["utterance_idx"] % 2 == 0).sum())
-        print(f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused ({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)")
+        print(
+            f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused ({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)"
+        )
         if split == "train":
             training = texts
     return training
@@ -225,7 +235,9 @@ def prepare_glove(args, paths: Paths, texts: list[str]) -> None:
     words = sorted(vectors, key=lambda w: (-counts[w], w))
     save_glove(paths.glove, words, np.stack([vectors[w] for w in words]))
     covered = sum(counts[w] for w in words) / sum(counts.values())
-    print(f"  {name}: {len(words):,} of the {len(wanted):,} words used at least {least} times; they cover {covered:.2%} of the running words")
+    print(
+        f"  {name}: {len(words):,} of the {len(wanted):,} words used at least {least} times; they cover {covered:.2%} of the running words"
+    )
 
 
 def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
@@ -251,7 +263,9 @@ def main(argv=None):
     args = parse_args(argv)
     paths = Paths(args.workdir)
     refuse_existing([paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny], args.overwrite)
-    source = {"sample": SAMPLE}.get(args.source) or (fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source))
+    source = {"sample": SAMPLE}.get(args.source) or (
+        fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)
+    )
     for old in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny):
         shutil.rmtree(old, ignore_errors=True)
     print(f"EmpatheticDialogues from {source}")

@@ -267,7 +267,9 @@ class Run:
                 refused.append(f"{name}: its content has changed")
         if refused:
             raise UserError(
-                f"{self.folder}: was begun with other settings:\n  " + "\n  ".join(refused) + "\nUse the old ones, another --name, or --overwrite."
+                f"{self.folder}: was begun with other settings:\n  "
+                + "\n  ".join(refused)
+                + "\nUse the old ones, another --name, or --overwrite."
             )
         for k, (a, b) in changed.items():
             if k in self.free and self.main:

@@ -25,7 +25,11 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="t5", help="t5, glove-t5, or a hub name or folder of any encoder (T5, BERT, RoBERTa ...)")
     group.add_argument("--size", choices=["tiny", "small", "base", "large"], default="base",
                        help="of --model t5: t5-base and so on, tiny is random weights made by prepare_data.py; of glove-t5: tiny, else width 300")  # fmt: skip
-    group.add_argument("--pooling", choices=["first", "reply"], help="first position (the paper's; default but for glove-t5), or mean and max over the reply")
+    group.add_argument(
+        "--pooling",
+        choices=["first", "reply"],
+        help="first position (the paper's; default but for glove-t5), or mean and max over the reply",
+    )
     group.add_argument("--layers", type=int, help="depth of a glove-t5 encoder (default 2; the paper's 6)")
     group.add_argument("--context-len", type=int, help="latest tokens of the context that are read (default 100, glove-t5 32)")
     group.add_argument("--reply-len", type=int, default=64, help="first tokens of the reply that are read")
@@ -87,7 +91,19 @@ def require(folder):
     return folder
 
 
-def train_critic(args, kind: str, train: tuple, valid: tuple, outputs: int, inputs: list, measure, metric: str, mode: str, baselines: dict, class_weights=None):
+def train_critic(
+    args,
+    kind: str,
+    train: tuple,
+    valid: tuple,
+    outputs: int,
+    inputs: list,
+    measure,
+    metric: str,
+    mode: str,
+    baselines: dict,
+    class_weights=None,
+):
     """Train the critic of one `kind`: the one function behind all four.
 
     `train`, `valid`: (contexts as lists of turns, replies, targets). `measure(gold, raw scores (N, outputs)) -> {name: value}`.
@@ -141,7 +157,9 @@ def train_critic(args, kind: str, train: tuple, valid: tuple, outputs: int, inpu
     def plan(epoch):
         return plan_epoch(data.lengths, batch_size=effective, batch_tokens=tokens, seed=args.seed, epoch=epoch)
 
-    loop = Loop(args, session, critic, Objective({kind: 1.0}, units, terms), data, plan, evaluate, export, run_folder, metric=metric, mode=mode)
+    loop = Loop(
+        args, session, critic, Objective({kind: 1.0}, units, terms), data, plan, evaluate, export, run_folder, metric=metric, mode=mode
+    )
     result = loop.train()
     if result.get("already_finished"):
         return result

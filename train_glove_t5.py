@@ -17,7 +17,12 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     group = parser.add_argument_group("GloVe-T5")
-    group.add_argument("--size", choices=["paper", "mini", "tiny"], default="paper", help="paper: 300 wide, 6 + 6 layers; mini: 256, 4 + 4; tiny: 64, 2 + 2")
+    group.add_argument(
+        "--size",
+        choices=["paper", "mini", "tiny"],
+        default="paper",
+        help="paper: 300 wide, 6 + 6 layers; mini: 256, 4 + 4; tiny: 64, 2 + 2",
+    )
     group.add_argument("--d-model", type=int, help="width (default: the size's)")
     group.add_argument("--d-kv", type=int, help="width of an attention head (default: the size's)")
     group.add_argument("--heads", type=int, help="attention heads (default: the size's)")
@@ -38,7 +43,16 @@ def load_glove_t5(args, paths: Paths):
     from train_empathy_classifier import require
 
     tokenizer = load_tokenizer(require(paths.glove))
-    config = glove_config(tokenizer, args.size, args.dropout, d_model=args.d_model, d_kv=args.d_kv, num_heads=args.heads, d_ff=args.d_ff, num_layers=args.layers)
+    config = glove_config(
+        tokenizer,
+        args.size,
+        args.dropout,
+        d_model=args.d_model,
+        d_kv=args.d_kv,
+        num_heads=args.heads,
+        d_ff=args.d_ff,
+        num_layers=args.layers,
+    )
     t5 = T5ForConditionalGeneration(config)
     set_word_vectors(t5.get_input_embeddings(), load_vectors(paths.glove), args.seed)
     return tokenizer, t5

@@ -26,15 +26,21 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--add-exemplars", choices=["none", "prepend", "t5", "glove-t5"], default="prepend",
                        help="prepend their text to the source; or the paper's pooled vector, by a frozen T5 or by a GloVe encoder trained along")  # fmt: skip
     group.add_argument("--top-exemplars", type=int, default=10, help="exemplars for each example")
-    group.add_argument("--exemplar-len", type=int, default=150, help="source tokens that prepended exemplars share; or tokens of one pooled exemplar")
+    group.add_argument(
+        "--exemplar-len", type=int, default=150, help="source tokens that prepended exemplars share; or tokens of one pooled exemplar"
+    )
     group.add_argument("--exemplar-model", default=PARAPHRASER, help="of --add-exemplars t5: hub name or folder (t5-tiny: offline)")
     group.add_argument("--exemplar-layers", type=int, default=6, help="of --add-exemplars glove-t5: depth of its encoder")
     group.add_argument("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
     group = parser.add_argument_group("losses")
     group.add_argument("--main-loss-w", type=float, default=1.0, help="weight of the reply's negative log-likelihood")
-    group.add_argument("--empathy-loss-w", type=float, default=1.0, help="weight of the three empathy critics' losses; 0 loads none of them")
+    group.add_argument(
+        "--empathy-loss-w", type=float, default=1.0, help="weight of the three empathy critics' losses; 0 loads none of them"
+    )
     group.add_argument("--sentiment-loss-w", type=float, default=1.0, help="weight of the sentiment critic's loss; 0 does not load it")
-    group.add_argument("--strategy", type=int, choices=[0, 1, 2], default=0, help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel")
+    group.add_argument(
+        "--strategy", type=int, choices=[0, 1, 2], default=0, help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel"
+    )
     for kind in options.CRITICS:
         group.add_argument(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
     group.add_argument("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
@@ -106,7 +112,9 @@ def load_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
     import runs
     from models import Critic, CriticSet, critic_names
 
-    folders = {k: Path(getattr(args, k) or paths.critic(k, family)) for k in critic_names(args.empathy_loss_w > 0, args.sentiment_loss_w > 0)}
+    folders = {
+        k: Path(getattr(args, k) or paths.critic(k, family)) for k in critic_names(args.empathy_loss_w > 0, args.sentiment_loss_w > 0)
+    }
     if not folders:
         return None, {}
     for kind, folder in folders.items():
@@ -118,7 +126,9 @@ def load_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
         if critics.critics[kind].settings["kind"] != kind:
             raise UserError(f"--{kind} {folder}: holds a critic of {critics.critics[kind].settings['kind']}")
         if args.tgt_len > critics.critics[kind].settings["reply_len"] + 1:
-            raise UserError(f"--tgt-len {args.tgt_len}: the {kind} critic reads only {critics.critics[kind].settings['reply_len']} tokens of a reply")
+            raise UserError(
+                f"--tgt-len {args.tgt_len}: the {kind} critic reads only {critics.critics[kind].settings['reply_len']} tokens of a reply"
+            )
         session.say(f"critic {kind}: {folder} | {quality(folder)}")
     return critics, {f"critic {k}": runs.sha256(f / "model.safetensors") for k, f in folders.items()}
 
@@ -136,7 +146,9 @@ def quality(folder: Path) -> str:
     else:
         rows = [valid, baselines["majority"], baselines["tfidf"]]
         text = "macro-F1 {:.1f} (majority class {:.1f}, TF-IDF {:.1f})".format(*(r["macro_f1"] for r in rows))
-        useless = not valid["accuracy"] > baselines["majority"]["accuracy"] and not valid["macro_f1"] > baselines["majority"]["macro_f1"] + 5
+        useless = (
+            not valid["accuracy"] > baselines["majority"]["accuracy"] and not valid["macro_f1"] > baselines["majority"]["macro_f1"] + 5
+        )
     return text + (" | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0" if useless else "")
 
 
@@ -215,7 +227,13 @@ def build(args, family: str, load, paths: Paths, session):
     from train_empathy_classifier import require
 
     tokenizer, t5 = load(args, paths)
-    settings = {"family": family, "exemplars": args.add_exemplars, "exemplar_width": 0, "exemplar_backbone": None, "tokenizer": tokenizer_hash(tokenizer)}
+    settings = {
+        "family": family,
+        "exemplars": args.add_exemplars,
+        "exemplar_width": 0,
+        "exemplar_backbone": None,
+        "tokenizer": tokenizer_hash(tokenizer),
+    }
     settings |= {k: getattr(args, k) for k in ("src_len", "tgt_len", "exemplar_len", "top_exemplars", "exemplar_model")}
     settings["backbone"] = t5.config.to_dict()
     if args.add_exemplars == "t5":
@@ -357,7 +375,9 @@ def write_predictions(args, folder: Path, model, tokenizer, session, paths: Path
             with session.autocast(), own_random_stream(hash_seed(args.seed, n)):
                 nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
                 out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
-            for i, value, labels, text in zip(numbers, nll.tolist(), batch["labels"], tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+            for i, value, labels, text in zip(
+                numbers, nll.tolist(), batch["labels"], tokenizer.batch_decode(out, skip_special_tokens=True), strict=True
+            ):
                 replies[i] = " ".join(text.split())
                 likelihood[i] = (value, int((labels != -100).sum()), count_words(examples[i].response) + 1)
     keys = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
@@ -366,7 +386,9 @@ def write_predictions(args, folder: Path, model, tokenizer, session, paths: Path
     runs.write_csv(files[1], pd.DataFrame(keys).join(table.round({"nll": 5})))
     sums = table.sum()
     result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
-    print(f"{files[0]}: {len(examples):,} replies | perplexity of the gold replies {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word")
+    print(
+        f"{files[0]}: {len(examples):,} replies | perplexity of the gold replies {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"
+    )
     return result
 
 

@@ -211,7 +211,11 @@ class Loop:
     def _prepare(self) -> None:
         args = self.args
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, args.weight_decay), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, fused=self.session.device.type == "cuda"
+            parameter_groups(self.model, args.weight_decay),
+            lr=args.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            fused=self.session.device.type == "cuda",
         )
         self.wrapped = self.session.accelerator.prepare_model(self.model)  # DDP under torchrun
         steps = args.max_steps if args.schedule == "constant" and args.max_steps else sum(len(self.plan(e)) for e in range(args.epochs))
@@ -351,7 +355,13 @@ class Loop:
             self._evaluate()
         while state.epoch < args.epochs and state.step < self.total_steps and not self._out_of_patience():
             steps = self.plan(state.epoch)
-            bar = tqdm(total=len(steps), initial=state.position, desc=f"epoch {state.epoch + 1}", disable=None if session.main else True, leave=False)
+            bar = tqdm(
+                total=len(steps),
+                initial=state.position,
+                desc=f"epoch {state.epoch + 1}",
+                disable=None if session.main else True,
+                leave=False,
+            )
             while state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience():
                 values = self._step(steps[state.position])
                 state.step += 1
@@ -446,5 +456,7 @@ class Loop:
                   "seconds": round(state.seconds, 1)}  # fmt: skip
         if self.session.device.type == "cuda":
             result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.session.say(f"best {self.metric}: {state.best:.4f} at step {state.best_step} of {state.step} | {state.seconds:.0f} s | {run.folder}")
+        self.session.say(
+            f"best {self.metric}: {state.best:.4f} at step {state.best_step} of {state.step} | {state.seconds:.0f} s | {run.folder}"
+        )
         return result

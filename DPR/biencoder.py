@@ -35,7 +35,9 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Mod
             raise UserError(f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT")
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{name}: no {side} encoder can be loaded from the hub or this folder ({reason}); offline, give a folder") from error
+        raise UserError(
+            f"{name}: no {side} encoder can be loaded from the hub or this folder ({reason}); offline, give a folder"
+        ) from error
     if pooling:
         model.config.pooling = pooling
     return model
@@ -103,7 +105,9 @@ def tokenize(tokenizer, texts: list[str], max_length: int, keep_latest: bool) ->
 
 
 @torch.inference_mode()
-def embed(encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128) -> np.ndarray:
+def embed(
+    encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128
+) -> np.ndarray:
     """(N, E) float32, each distinct text once, in batches of like length."""
     from dataloaders import pad
 

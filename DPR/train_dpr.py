@@ -36,7 +36,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     names = ("hard_negatives", "other_negatives", "valid_queries")
     problems = [f"--{n.replace('_', '-')} {getattr(args, n)}: must be at least 0" for n in names if getattr(args, n) < 0]
-    problems += [f"--{n.replace('_', '-')} {getattr(args, n)}: must be 8 to 512" for n in ("max_length", "max_passage_length") if not 8 <= getattr(args, n) <= 512]
+    problems += [
+        f"--{n.replace('_', '-')} {getattr(args, n)}: must be 8 to 512"
+        for n in ("max_length", "max_passage_length")
+        if not 8 <= getattr(args, n) <= 512
+    ]
     if args.batch_size < 2 and not args.hard_negatives + args.other_negatives:
         problems.append("--batch-size 1 without negatives: there would be nothing to tell the positive from")
     check(parser, args, problems)
@@ -60,7 +64,9 @@ def read_entries(path) -> list[dict]:
     for n, e in enumerate(entries):
         good = isinstance(e, dict) and isinstance(e.get("question"), str) and e.get("positive_ctxs")
         if not good or not all(texts(e.get(k, [])) for k in ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")):
-            raise UserError(f"{path}, entry {n}: needs question, and positive_ctxs (not empty), hard_negative_ctxs, negative_ctxs with a text each")
+            raise UserError(
+                f"{path}, entry {n}: needs question, and positive_ctxs (not empty), hard_negative_ctxs, negative_ctxs with a text each"
+            )
     return entries
 
 
@@ -72,6 +78,8 @@ def passages_of(entry: dict, hard: int, other: int) -> list[str]:
 
 def training_data(entries: list[dict], args, tokenizers: dict):
     """Batches of questions with their passages; `text_numbers` tells copies of one text apart from negatives."""
+
+    import torch
 
     from dataloaders import Data, pad
     from DPR.biencoder import tokenize
