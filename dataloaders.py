@@ -330,6 +330,9 @@ class Data:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def plan(self, batch_size: int, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+        return plan_epoch(self.lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
+
 
 def join(rows: Sequence[np.ndarray]) -> np.ndarray:
     """The turns' ids one after the other; nothing for no turns."""

@@ -33,7 +33,8 @@ def main(argv=None):
     import pandas as pd
 
     import runs
-    from dataloaders import LABEL_COLUMNS, critic_data, listener_turns, plan_once, read_vader
+    from dataloaders import LABEL_COLUMNS, critic_data, listener_turns, read_vader
+    from inference import critic_scores
     from models import Critic, load_tokenizer
     from training import Session
 
@@ -56,26 +57,12 @@ def main(argv=None):
         columns |= {"sentiment": read_vader(paths.vader(split), examples), "utterance": [e.response for e in examples]}
         for dim, critic in critics.items():
             data = critic_data([e.history for e in examples], columns["utterance"], None, tokenizers[dim], critic.settings, paths.cache)
-            columns[dim] = predict(critic, data, plan_once(data.lengths, args.batch_size), session, f"{split}, {dim}")
+            columns[dim] = critic_scores(critic, data, session, f"{split}, {dim}", args.batch_size).argmax(1)
         table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
         runs.write_csv(target, table)
         runs.write_json(runs.origin_file(target), origin)
         shares = {d: {k: f"{v:.1%}" for k, v in table[d].value_counts(normalize=True).sort_index().items()} for d in DIMENSIONS}
         print(f"{target}: {len(table):,} listener turns; labels {shares}; mean sentiment {table['sentiment'].mean():.3f}")
-
-
-def predict(critic, data, batches: list[list[int]], session, title: str) -> list[int]:
-    """The most likely label of every example."""
-    import torch
-
-    found = {}
-    with torch.inference_mode():
-        for numbers in session.over(batches, title):
-            batch = session.move(data.collate(numbers))
-            with session.autocast():
-                scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
-            found.update(zip(numbers, scores.argmax(-1).tolist(), strict=True))
-    return [found[i] for i in range(len(data))]
 
 
 if __name__ == "__main__":

@@ -86,13 +86,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training(parser: argparse.ArgumentParser, *, epochs: int, lr: float, batch_size: int, clip: float = 1.0, patience: int = 0) -> None:
+def add_training(
+    parser: argparse.ArgumentParser, *, epochs: int, lr: float | None, batch_size: int, clip: float = 1.0, patience: int = 0
+) -> None:
     """The flags of the training loop; the keyword arguments are the stage's own defaults."""
     group = parser.add_argument_group("training loop")
     group.add_argument("--name", help="name of the run's folder (default: from the stage and the model)")
     group.add_argument("--epochs", type=int, default=epochs, help="passes over the training data")
     group.add_argument("--max-steps", type=int, default=0, help="stop after so many updates; 0: no limit")
-    group.add_argument("--lr", type=float, default=lr, help="peak learning rate (AdamW)")
+    group.add_argument("--lr", type=float, default=lr, help="peak learning rate (AdamW)" + ("" if lr else "; default: by model"))
     group.add_argument("--batch-size", type=int, default=batch_size, help="examples in one forward pass and process")
     group.add_argument("--batch-tokens", type=int, default=0, help="also close a batch at so many padded tokens; 0: no such limit")
     group.add_argument("--accumulate", type=int, default=1, help="forward passes per update")
@@ -129,7 +131,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: l
         value = getattr(args, name, None)
         if isinstance(value, int | float) and value < least:
             problems.append(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-    if getattr(args, "lr", 1) <= 0:
+    if getattr(args, "lr", 1.0) <= 0:
         problems.append(f"--lr {args.lr}: must be above 0")
     for name in ("dropout", "head_dropout", "word_dropout"):
         value = getattr(args, name, None)

@@ -1,7 +1,7 @@
 """Train one empathy critic: does a response show emotional reaction, exploration or interpretation?
 
   python train_empathy_classifier.py --epochs 12 --model "t5" --lr 1e-5 --dim emo
-  python train_empathy_classifier.py --epochs 15 --model "glove-t5" --lr 2e-5 --dim exp --pooling first --layers 6   (the paper's)
+  python train_empathy_classifier.py --epochs 15 --model "glove-t5" --lr 2e-5 --dim exp --pooling first --layers 6 --context-len 100      (the paper's)
   python train_empathy_classifier.py --model glove-t5 --dim int                          (the recipe that learns)
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2         (offline, seconds)
 
@@ -15,8 +15,8 @@ import options
 from options import DIMENSIONS, Paths, UserError, add_common, add_device, add_training, check, make_parser
 
 #: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
-GLOVE_DEFAULTS = {"pooling": "reply", "layers": 2, "context_len": 32, "word_dropout": 0.1, "head_dropout": 0.4}
-T5_DEFAULTS = {"pooling": "first", "layers": None, "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1}
+GLOVE_DEFAULTS = {"pooling": "reply", "layers": 1, "context_len": 0, "word_dropout": 0.1, "head_dropout": 0.4, "lr": 5e-4}
+T5_DEFAULTS = {"pooling": "first", "layers": None, "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1, "lr": 1e-5}
 
 
 def add_critic_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +30,21 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
         choices=["first", "reply"],
         help="first position (the paper's; default but for glove-t5), or mean and max over the reply",
     )
-    group.add_argument("--layers", type=int, help="depth of a glove-t5 encoder (default 2; the paper's 6)")
-    group.add_argument("--context-len", type=int, help="latest tokens of the context that are read (default 100, glove-t5 32)")
+    group.add_argument("--layers", type=int, help="depth of a glove-t5 encoder (default 1; the paper's 6)")
+    group.add_argument(
+        "--context-len",
+        type=int,
+        help="latest tokens of the context that are read (default 100, glove-t5 0: from scratch it only distracts)",
+    )
     group.add_argument("--reply-len", type=int, default=64, help="first tokens of the reply that are read")
     group.add_argument("--dropout", type=float, default=0.1, help="inside the encoder")
     group.add_argument("--word-dropout", type=float, help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)")
     group.add_argument("--head-dropout", type=float, help="before the linear head (default 0.1, glove-t5 0.4)")
 
 
-def settle(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, t5_lr: float = T5_DEFAULTS["lr"]) -> argparse.Namespace:
     """Fill in what depends on the model, then check."""
-    for name, value in (GLOVE_DEFAULTS if args.model == "glove-t5" else T5_DEFAULTS).items():
+    for name, value in (GLOVE_DEFAULTS if args.model == "glove-t5" else T5_DEFAULTS | {"lr": t5_lr}).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     problems = [f"--{n.replace('_', '-')} must be at least 1" for n in ("layers", "reply_len") if (getattr(args, n) or 1) < 1]
@@ -58,7 +62,7 @@ def parse_args(argv=None):
     add_critic_flags(parser)
     parser.add_argument("--dim", choices=list(DIMENSIONS), required=True, help="emotional reaction, exploration or interpretation")
     parser.add_argument("--class-weights", action=argparse.BooleanOptionalAction, default=False, help="weight classes by inverse frequency")
-    add_training(parser, epochs=12, lr=1e-5, batch_size=16)
+    add_training(parser, epochs=12, lr=None, batch_size=16)
     add_device(parser)
     return settle(parser, parser.parse_args(argv))
 
@@ -71,6 +75,7 @@ def family_name(args) -> str:
 def load_backbone(args, paths: Paths):
     """(tokenizer, encoder) for --model and --size."""
     from glove_models import glove_config, load_vectors, set_word_vectors
+    from inference import require
     from models import load_encoder, load_tokenizer, new_encoder
 
     if args.model == "glove-t5":
@@ -83,12 +88,6 @@ def load_backbone(args, paths: Paths):
     tiny = args.model == "t5" and args.size == "tiny"
     name = require(paths.t5_tiny) if tiny else f"t5-{args.size}" if args.model == "t5" else args.model
     return load_tokenizer(name), load_encoder(name, from_scratch=tiny, dropout=args.dropout)
-
-
-def require(folder):
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make it with: python prepare_data.py --workdir {folder.parent.parent}")
-    return folder
 
 
 def train_critic(
@@ -110,10 +109,9 @@ def train_critic(
     """
     import torch
 
-    import runs
-    from dataloaders import critic_data, plan_epoch, plan_once, tokenizer_hash
+    from dataloaders import critic_data, plan_once, tokenizer_hash
     from models import Critic
-    from training import FREE, Loop, Objective, Session
+    from training import Loop, Objective, Session
 
     session = Session(args)
     paths = Paths(args.workdir)
@@ -149,17 +147,8 @@ def train_critic(
         tokenizer.save_pretrained(str(folder))
 
     folder = paths.saved / ("sentiment" if kind == "sentiment" else "empathy") / (args.name or paths.critic(kind, family_name(args)).name)
-    flags = vars(args) | {"precision": session.precision, "processes": session.world}
-    run_folder = runs.Run(folder, flags, free=FREE, inputs={str(p.name): runs.sha256(p) for p in inputs}, main=session.main)
-    effective = args.batch_size * args.accumulate * session.world
-    tokens = args.batch_tokens * args.accumulate * session.world
-
-    def plan(epoch):
-        return plan_epoch(data.lengths, batch_size=effective, batch_tokens=tokens, seed=args.seed, epoch=epoch)
-
-    loop = Loop(
-        args, session, critic, Objective({kind: 1.0}, units, terms), data, plan, evaluate, export, run_folder, metric=metric, mode=mode
-    )
+    objective = Objective({kind: 1.0}, units, terms)
+    loop = Loop(args, session, critic, objective, data, evaluate, export, folder, files=inputs, metric=metric, mode=mode)
     result = loop.train()
     if result.get("already_finished"):
         return result

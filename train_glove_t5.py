@@ -39,8 +39,8 @@ def load_glove_t5(args, paths: Paths):
     from transformers import T5ForConditionalGeneration
 
     from glove_models import glove_config, load_vectors, set_word_vectors
+    from inference import require
     from models import load_tokenizer
-    from train_empathy_classifier import require
 
     tokenizer = load_tokenizer(require(paths.glove))
     config = glove_config(

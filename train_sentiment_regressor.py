@@ -17,9 +17,9 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     add_critic_flags(parser)
-    add_training(parser, epochs=12, lr=3e-5, batch_size=16)
+    add_training(parser, epochs=12, lr=None, batch_size=16)
     add_device(parser)
-    return settle(parser, parser.parse_args(argv))
+    return settle(parser, parser.parse_args(argv), t5_lr=3e-5)
 
 
 def utterances(path) -> tuple[list[tuple], list[str], list[float]]:

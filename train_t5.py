@@ -90,8 +90,8 @@ def load_t5(args, paths: Paths):
     import torch
     from transformers import AutoConfig, T5ForConditionalGeneration
 
+    from inference import require
     from models import from_hub, load_tokenizer
-    from train_empathy_classifier import require
 
     tiny = args.model == "t5-tiny"
     name = require(paths.t5_tiny) if tiny else args.model
@@ -152,79 +152,12 @@ def quality(folder: Path) -> str:
     return text + (" | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0" if useless else "")
 
 
-def frozen_vectors(model_name: str, texts: list[str], max_len: int, session, paths: Paths):
-    """({text: (E,) vector}, E): each distinct exemplar through the frozen T5 encoder once, cached by content."""
-    import numpy as np
-    import torch
-    from safetensors.numpy import load_file, save_file
-    from tqdm import tqdm
-
-    from dataloaders import fingerprint, pad, plan_once
-    from models import EXEMPLAR_PREFIX, load_encoder, load_tokenizer
-    from runs import whole_file
-    from train_empathy_classifier import require
-
-    tiny = model_name == "t5-tiny"
-    name = require(paths.t5_tiny) if tiny else model_name
-    tokenizer, encoder = load_tokenizer(name), load_encoder(name, from_scratch=tiny).to(session.device).eval()
-    distinct = sorted(set(texts))
-    first = next(encoder.parameters()).detach().float().sum().item()
-    cache = paths.cache / f"exemplars-{fingerprint(model_name, first, max_len, session.precision, distinct)[:32]}.safetensors"
-    if not cache.exists():
-        rows = tokenizer([EXEMPLAR_PREFIX + t for t in distinct], truncation=True, max_length=max_len + 8)["input_ids"]
-        table = np.zeros((len(distinct), encoder.config.d_model), dtype=np.float32)
-        with torch.inference_mode(), session.autocast():
-            for numbers in tqdm(plan_once([len(r) for r in rows], 128), desc="exemplars", disable=None, leave=False):
-                ids, mask = (session.move(t) for t in pad([np.array(rows[i]) for i in numbers], tokenizer.pad_token_id))
-                hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (B, L, E)
-                table[numbers] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
-        with whole_file(cache) as part:
-            save_file({"vectors": table}, part)
-    table = load_file(cache)["vectors"]
-    return dict(zip(distinct, table, strict=True)), table.shape[1]
-
-
-def exemplar_parts(settings: dict, exemplars: list | None, session, paths: Paths) -> dict:
-    """How the exemplars enter `generator_data`: as source text, or as the pooled part of a batch."""
-    from dataloaders import pooled_tokens, pooled_vectors
-    from models import load_tokenizer
-
-    if exemplars is None:
-        return {}
-    if settings["exemplars"] == "prepend":
-        return {"exemplars": exemplars, "exemplar_len": settings["exemplar_len"]}
-    if settings["exemplars"] == "glove-t5":
-        return {"pooled": pooled_tokens(exemplars, load_tokenizer(paths.glove), settings["exemplar_len"], paths.cache)}
-    texts = [t for row in exemplars for t in row]
-    vectors, width = frozen_vectors(settings["exemplar_model"], texts, settings["exemplar_len"], session, paths)
-    return {"pooled": pooled_vectors(exemplars, vectors, width)}
-
-
-def split_data(args, settings: dict, split: str, tokenizer, session, paths: Paths, critics=None, whole: bool = True):
-    """(examples, Data) of one split; the files joined on (conv_id, utterance_idx). `whole`: replies are not cut."""
-    from dataloaders import generator_data, listener_turns, read_exemplars, read_labels
-
-    examples = listener_turns(paths.dialogues(split))
-    exemplars = None
-    if settings["exemplars"] != "none":
-        exemplars = read_exemplars(paths.exemplars(split, args.exemplars), examples, settings["top_exemplars"])
-    labels = None
-    if critics is not None:
-        found = read_labels(paths.labels(split, args.labels), examples)
-        labels = {k: found[k] for k in critics.critics}
-    data = generator_data(
-        examples, tokenizer, src_len=settings["src_len"], tgt_len=None if whole else settings["tgt_len"], cache=paths.cache, labels=labels,
-        critic_context_len=critics.context_len if critics else 0, **exemplar_parts(settings, exemplars, session, paths),
-    )  # fmt: skip
-    return examples, data
-
-
 def build(args, family: str, load, paths: Paths, session):
     """(tokenizer, Generator) for the flags."""
     from dataloaders import tokenizer_hash
     from glove_models import glove_config, load_vectors, set_word_vectors
+    from inference import require
     from models import Generator, from_hub, load_tokenizer
-    from train_empathy_classifier import require
 
     tokenizer, t5 = load(args, paths)
     settings = {
@@ -256,10 +189,10 @@ def build(args, family: str, load, paths: Paths, session):
 
 def train_generator(args, family: str, load) -> dict | None:
     """Train and predict: the one function behind both generators. `load(args, paths) -> (tokenizer, T5)`."""
-    import runs
-    from dataloaders import plan_epoch
+    from dataloaders import plan_once
+    from inference import infer, split_data, validate, write_predictions
     from models import soft_response, token_nll
-    from training import FREE, Loop, Objective, Session
+    from training import Loop, Objective, Session
 
     session = Session(args)
     paths = Paths(args.workdir)
@@ -285,27 +218,20 @@ def train_generator(args, family: str, load) -> dict | None:
         return {k: int((batch["labels"] != -100).sum()) if k == "nll" else len(batch["labels"]) for k in weights}
 
     def evaluate():
-        return validate(model, held, [e.response for e in held_examples], lambda m, b: terms(m, b, strategy=0), units, args, session)
+        batches = plan_once(held.lengths, 2 * args.batch_size, 2 * args.batch_tokens)
+        responses = [e.response for e in held_examples]
+        return validate(held, batches, responses, lambda batch: terms(model, batch, strategy=0), units, session)
 
     def export(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
 
     folder = paths.saved / family / (args.name or default_name(args))
-    flags = vars(args) | {"precision": session.precision, "processes": session.world}
     files = [paths.dialogues(s) for s in ("train", "valid")]
-    if args.add_exemplars != "none":
-        files += [paths.exemplars(s, args.exemplars) for s in ("train", "valid")]
-    if critics:
-        files += [paths.labels(s, args.labels) for s in ("train", "valid")]
-    inputs = {f.name: runs.sha256(f) for f in files} | checksums
-    run_folder = runs.Run(folder, flags, free=FREE | DECODING, inputs=inputs, main=session.main)
-    effective, tokens = (n * args.accumulate * session.world for n in (args.batch_size, args.batch_tokens))
-
-    def plan(epoch):
-        return plan_epoch(data.lengths, batch_size=effective, batch_tokens=tokens, seed=args.seed, epoch=epoch)
-
-    loop = Loop(args, session, model, Objective(weights, units, terms), data, plan, evaluate, export, run_folder, metric="nll", mode="min")
+    files += [paths.exemplars(s, args.exemplars) for s in ("train", "valid") if args.add_exemplars != "none"]
+    files += [paths.labels(s, args.labels) for s in ("train", "valid") if critics]
+    loop = Loop(args, session, model, Objective(weights, units, terms), data, evaluate, export, folder, files=files, inputs=checksums,
+                free=DECODING, metric="nll", mode="min")  # fmt: skip
     result = loop.train()
     if result.get("already_finished"):
         return result
@@ -324,82 +250,6 @@ def default_name(args) -> str:
     if full:
         return {"exemplars": "lempex"}.get(name, f"{name}-critics")
     return name + ("-empathy" if args.empathy_loss_w > 0 else "") + ("-sentiment" if args.sentiment_loss_w > 0 else "")
-
-
-def validate(model, data, responses: list[str], terms, units, args, session) -> dict[str, float]:
-    """Every term averaged over its own unit on a whole split; perplexity per model token and per word."""
-    from dataloaders import plan_once
-    from metrics import count_words, perplexity
-
-    totals: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    for numbers in session.over(plan_once(data.lengths, 2 * args.batch_size, 2 * args.batch_tokens), "valid"):
-        batch = session.move(data.collate(numbers))
-        with session.autocast():
-            sums = terms(model, batch)
-        for k, n in units(batch).items():
-            totals[k] = totals.get(k, 0) + float(sums[k])
-            counts[k] = counts.get(k, 0) + n
-    names = sorted(totals)
-    summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
-    values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
-    words = sum(count_words(r) + 1 for r in responses)  # the end of a reply counts as a word
-    tokens = summed[len(names) + names.index("nll")]
-    return values | {"ppl_token": perplexity(values["nll"] * tokens, tokens), "ppl_word": perplexity(values["nll"] * tokens, words)}
-
-
-def write_predictions(args, folder: Path, model, tokenizer, session, paths: Paths) -> dict[str, float]:
-    """predictions.tsv and likelihood.csv of --predict-split: a reply, and the gold reply's NLL, for each listener turn."""
-    import pandas as pd
-    import torch
-
-    import runs
-    from dataloaders import hash_seed, plan_once
-    from metrics import count_words, perplexity
-    from models import token_nll
-    from training import own_random_stream
-
-    split = args.predict_split
-    ending = "" if split == "test" else f"_{split}"
-    files = [folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"]
-    if args.inference:
-        options.refuse_existing(files, args.overwrite)
-    examples, data = split_data(args, model.settings, split, tokenizer, session, paths)
-    banned = [i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None]
-    sampling = {"do_sample": True, "top_k": args.top_k, "temperature": args.temperature} if args.beams == 1 else {"num_beams": args.beams}
-    replies, likelihood = {}, {}
-    model.eval()
-    with torch.inference_mode():
-        for n, numbers in enumerate(session.over(plan_once(data.lengths, args.predict_batch_size), f"replies, {split}")):
-            batch = session.move(data.collate(numbers))
-            with session.autocast(), own_random_stream(hash_seed(args.seed, n)):
-                nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
-                out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
-            for i, value, labels, text in zip(
-                numbers, nll.tolist(), batch["labels"], tokenizer.batch_decode(out, skip_special_tokens=True), strict=True
-            ):
-                replies[i] = " ".join(text.split())
-                likelihood[i] = (value, int((labels != -100).sum()), count_words(examples[i].response) + 1)
-    keys = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
-    table = pd.DataFrame([likelihood[i] for i in range(len(examples))], columns=["nll", "tokens", "words"])
-    runs.write_csv(files[0], pd.DataFrame({**keys, "response": [replies[i] for i in range(len(examples))]}), sep="\t")
-    runs.write_csv(files[1], pd.DataFrame(keys).join(table.round({"nll": 5})))
-    sums = table.sum()
-    result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
-    print(
-        f"{files[0]}: {len(examples):,} replies | perplexity of the gold replies {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"
-    )
-    return result
-
-
-def infer(args, folder: Path, session, paths: Paths) -> dict[str, float]:
-    """Only evaluate a finished run."""
-    import runs
-    from models import Generator, load_tokenizer
-
-    runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
-    model = Generator.from_pretrained(folder).to(session.device)
-    return write_predictions(args, folder, model, load_tokenizer(folder), session, paths)
 
 
 def main(argv=None):

@@ -198,15 +198,42 @@ class State:
 class Loop:
     """One training run: `Loop(...).train()` gives the result dictionary. The model ends with its best weights."""
 
-    def __init__(self, args, session: Session, model: nn.Module, objective: Objective, data, plan: Callable[[int], list[list[int]]],
-                 evaluate: Callable[[], dict[str, float]], export: Callable[[Path], None], run: runs.Run, *, metric: str, mode: str):  # fmt: skip
+    def __init__(
+        self,
+        args,
+        session: Session,
+        model: nn.Module,
+        objective: Objective,
+        data,
+        evaluate: Callable[[], dict[str, float]],
+        export: Callable[[Path], None],
+        folder: Path,
+        *,
+        metric: str,
+        mode: str,
+        files: list[Path],
+        inputs: dict[str, str] | None = None,
+        free: set[str] = frozenset(),
+    ):
+        """`data` has `plan(...)`, `collate(numbers)` and a length (dataloaders.Data). `export(folder)` writes the model for use.
+
+        `metric` of `evaluate()` decides what is best, by `mode` min or max. `files` and `inputs` (name: sha256) are what the
+        run depends on; `free` names the script's flags that do not change the training.
+        """
         self.args, self.session, self.objective, self.data = args, session, objective, data
-        self.plan, self.evaluate, self.export, self.run = plan, evaluate, export, run
-        self.metric, self.mode = metric, mode
+        self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
+        flags = vars(args) | {"precision": session.precision, "processes": session.world}
+        inputs = {str(f): runs.sha256(f) for f in files} | (inputs or {})
+        self.run = runs.Run(folder, flags, free=FREE | free, inputs=inputs, main=session.main)
         self.model = model.to(session.device)
         self.state = State()
 
     # ------------------------------------------------------------------------------------------- setting up
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """The steps of an epoch: what all micro-batches and processes of a step hold together."""
+        together = self.args.accumulate * self.session.world
+        return self.data.plan(self.args.batch_size * together, self.args.batch_tokens * together, self.args.seed, epoch)
 
     def _prepare(self) -> None:
         args = self.args

@@ -122,10 +122,8 @@ def main(argv=None):
     args = parse_args(argv)
     import numpy as np
 
-    import runs
-    from dataloaders import plan_epoch
     from DPR.biencoder import BiEncoder, dpr_loss, embed, load_side, load_tokenizer
-    from training import FREE, Loop, Objective, Session
+    from training import Loop, Objective, Session
 
     session = Session(args)
     paths = Paths(args.workdir)
@@ -163,15 +161,8 @@ def main(argv=None):
             tokenizers[side].save_pretrained(str(folder / f"{side}_encoder"))
 
     folder = paths.saved / "dpr" / (args.name or args.dataset)
-    flags = vars(args) | {"precision": session.precision, "processes": session.world}
-    run_folder = runs.Run(folder, flags, free=FREE, inputs={f.name: runs.sha256(f) for f in files}, main=session.main)
-    effective, tokens = (n * args.accumulate * session.world for n in (args.batch_size, args.batch_tokens))
-
-    def plan(epoch):
-        return plan_epoch(data.lengths, batch_size=effective, batch_tokens=tokens, seed=args.seed, epoch=epoch)
-
     objective = Objective({"nll": 1.0}, lambda batch: {"nll": len(batch["positive"])}, terms)
-    loop = Loop(args, session, model, objective, data, plan, evaluate, export, run_folder, metric="average_rank", mode="min")
+    loop = Loop(args, session, model, objective, data, evaluate, export, folder, files=files, metric="average_rank", mode="min")
     before = loop.measure()
     session.say(f"before: {before} ({len(held):,} questions, {len(pool):,} passages)")
     result = loop.train()

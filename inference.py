@@ -1,0 +1,184 @@
+"""What is computed with trained models, in bulk: a run's data, likelihood, replies, and critics' scores.
+
+Stands on the ground modules; the training scripts, the tables, and later the chat page stand on this.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+import runs
+from dataloaders import (
+    Data,
+    Example,
+    fingerprint,
+    generator_data,
+    hash_seed,
+    listener_turns,
+    pad,
+    plan_once,
+    pooled_tokens,
+    pooled_vectors,
+    read_exemplars,
+    read_labels,
+)
+from metrics import count_words, perplexity
+from models import EXEMPLAR_PREFIX, Critic, CriticSet, Generator, load_encoder, load_tokenizer, token_nll
+from options import Paths, UserError, refuse_existing
+from training import Session, own_random_stream
+
+
+def require(folder: Path) -> Path:
+    """A folder that prepare_data.py makes."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make it with: python prepare_data.py --workdir {folder.parent.parent}")
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+
+def frozen_vectors(model_name: str, texts: list[str], max_len: int, session: Session, paths: Paths) -> tuple[dict[str, np.ndarray], int]:
+    """({text: (E,) vector}, E): each distinct exemplar through the frozen T5 encoder once, cached by content (paper, eq. 3)."""
+    tiny = model_name == "t5-tiny"
+    name = require(paths.t5_tiny) if tiny else model_name
+    with own_random_stream(0):  # t5-tiny's weights are random: draw the same ones in training and in use
+        tokenizer, encoder = load_tokenizer(name), load_encoder(name, from_scratch=tiny).to(session.device).eval()
+    distinct = sorted(set(texts))
+    weights = next(encoder.parameters()).detach().double().sum().item()
+    cache = paths.cache / f"exemplars-{fingerprint(model_name, weights, max_len, session.precision, distinct)[:32]}.safetensors"
+    if not cache.exists():
+        rows = tokenizer([EXEMPLAR_PREFIX + t for t in distinct], truncation=True, max_length=max_len + 8)["input_ids"]
+        table = np.zeros((len(distinct), encoder.config.d_model), dtype=np.float32)
+        with torch.inference_mode(), session.autocast():
+            for numbers in tqdm(plan_once([len(r) for r in rows], 128), desc="exemplars", disable=None, leave=False):
+                ids, mask = (session.move(t) for t in pad([np.array(rows[i]) for i in numbers], tokenizer.pad_token_id))
+                hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (B, L, E)
+                table[numbers] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
+        with runs.whole_file(cache) as part:
+            save_file({"vectors": table}, part)
+    table = load_file(cache)["vectors"]
+    return dict(zip(distinct, table, strict=True)), table.shape[1]
+
+
+def exemplar_parts(settings: dict, exemplars: list[list[str]] | None, session: Session, paths: Paths) -> dict:
+    """How the exemplars enter `generator_data`: as source text, or as the pooled part of a batch."""
+    if exemplars is None:
+        return {}
+    if settings["exemplars"] == "prepend":
+        return {"exemplars": exemplars, "exemplar_len": settings["exemplar_len"]}
+    if settings["exemplars"] == "glove-t5":
+        return {"pooled": pooled_tokens(exemplars, load_tokenizer(paths.glove), settings["exemplar_len"], paths.cache)}
+    texts = [t for row in exemplars for t in row]
+    vectors, width = frozen_vectors(settings["exemplar_model"], texts, settings["exemplar_len"], session, paths)
+    return {"pooled": pooled_vectors(exemplars, vectors, width)}
+
+
+def split_data(
+    args, settings: dict, split: str, tokenizer, session: Session, paths: Paths, critics: CriticSet | None = None, whole: bool = True
+) -> tuple[list[Example], Data]:
+    """The examples of one split and their batches; files are joined on (conv_id, utterance_idx). `whole`: replies are not cut."""
+    examples = listener_turns(paths.dialogues(split))
+    exemplars = labels = None
+    if settings["exemplars"] != "none":
+        exemplars = read_exemplars(paths.exemplars(split, args.exemplars), examples, settings["top_exemplars"])
+    if critics is not None:
+        found = read_labels(paths.labels(split, args.labels), examples)
+        labels = {k: found[k] for k in critics.critics}
+    data = generator_data(
+        examples,
+        tokenizer,
+        src_len=settings["src_len"],
+        tgt_len=None if whole else settings["tgt_len"],
+        cache=paths.cache,
+        labels=labels,
+        critic_context_len=critics.context_len if critics else 0,
+        **exemplar_parts(settings, exemplars, session, paths),
+    )
+    return examples, data
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+
+def validate(data: Data, batches: list[list[int]], responses: list[str], terms, units, session: Session) -> dict[str, float]:
+    """Every term of `terms(batch)` averaged over its own unit on a whole split; perplexity per model token and per word."""
+    totals: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for numbers in session.over(batches, "valid"):
+        batch = session.move(data.collate(numbers))
+        with session.autocast():
+            sums = terms(batch)
+        for k, n in units(batch).items():
+            totals[k] = totals.get(k, 0) + float(sums[k])
+            counts[k] = counts.get(k, 0) + n
+    names = sorted(totals)
+    summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
+    values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
+    nll, tokens = summed[names.index("nll")], summed[len(names) + names.index("nll")]
+    words = sum(count_words(r) + 1 for r in responses)  # the end of a reply counts as a word
+    return values | {"ppl_token": perplexity(nll, tokens), "ppl_word": perplexity(nll, words)}
+
+
+def critic_scores(critic: Critic, data: Data, session: Session, title: str, batch_size: int = 128) -> np.ndarray:
+    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor."""
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for numbers in session.over(plan_once(data.lengths, batch_size), title):
+            batch = session.move(data.collate(numbers))
+            with session.autocast():
+                scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+            if critic.settings["kind"] != "sentiment":
+                scores = scores.softmax(-1)
+            found.update(zip(numbers, scores.float().cpu(), strict=True))
+    return torch.stack([found[i] for i in range(len(data))]).numpy()
+
+
+def prediction_files(folder: Path, split: str) -> list[Path]:
+    ending = "" if split == "test" else f"_{split}"
+    return [folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"]
+
+
+def write_predictions(args, folder: Path, model: Generator, tokenizer, session: Session, paths: Paths) -> dict[str, float]:
+    """A reply, and the gold reply's NLL, for each listener turn of --predict-split: predictions.tsv and likelihood.csv."""
+    split = args.predict_split
+    examples, data = split_data(args, model.settings, split, tokenizer, session, paths)
+    banned = [i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None]
+    sampling = {"do_sample": True, "top_k": args.top_k, "temperature": args.temperature} if args.beams == 1 else {"num_beams": args.beams}
+    replies, likelihood = {}, {}
+    model.eval()
+    with torch.inference_mode():
+        for n, numbers in enumerate(session.over(plan_once(data.lengths, args.predict_batch_size), f"replies, {split}")):
+            batch = session.move(data.collate(numbers))
+            with session.autocast(), own_random_stream(hash_seed(args.seed, n)):
+                nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
+                out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
+            texts = tokenizer.batch_decode(out, skip_special_tokens=True)
+            tokens = (batch["labels"] != -100).sum(1).tolist()
+            for i, value, count, text in zip(numbers, nll.tolist(), tokens, texts, strict=True):
+                replies[i] = " ".join(text.split())
+                likelihood[i] = (round(value, 5), count, count_words(examples[i].response) + 1)
+    keys = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
+    table = pd.DataFrame([likelihood[i] for i in range(len(examples))], columns=["nll", "tokens", "words"])
+    predictions, likelihoods = prediction_files(folder, split)
+    runs.write_csv(predictions, pd.DataFrame({**keys, "response": [replies[i] for i in range(len(examples))]}), sep="\t")
+    runs.write_csv(likelihoods, pd.DataFrame(keys).join(table))
+    sums = table.sum()
+    result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
+    print(
+        f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"
+    )
+    return result
+
+
+def infer(args, folder: Path, session: Session, paths: Paths) -> dict[str, float]:
+    """Only evaluate a finished run."""
+    runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
+    refuse_existing(prediction_files(folder, args.predict_split), args.overwrite)
+    model = Generator.from_pretrained(folder).to(session.device)
+    return write_predictions(args, folder, model, load_tokenizer(folder), session, paths)
