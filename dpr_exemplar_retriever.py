@@ -20,7 +20,9 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument("--path", help="folder of a train_dpr run (default: the encoders as pretrained)")
-    parser.add_argument("--encoder", help="without --path: hub name or folder of a BERT for both encoders (default: facebook/dpr-*)")
+    parser.add_argument(
+        "--encoder", help="without --path: hub name or folder of a BERT for both encoders, or minilm (default: facebook/dpr-*)"
+    )
     parser.add_argument(
         "--pooling", choices=["cls", "mean"], default="cls", help="without --path: the vector of an encoder; mean for MiniLM"
     )

@@ -33,6 +33,7 @@ class Paths:
         self.pairs_dir = self.data / "empathy_mental_health"
         self.glove = self.data / "glove"
         self.t5_tiny = self.data / "t5-tiny"
+        self.bert_tiny = self.data / "bert-tiny"
         self.cache = self.data / "cache"
 
     def dialogues(self, split: str) -> Path:

@@ -6,7 +6,7 @@
 
 Writes data/empathetic_dialogues/ (the dialogues, and VADER's sentiment of every utterance),
 data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (word-level tokenizer and vectors)
-and data/t5-tiny/ (a small T5 with random weights, for runs without a model hub).
+data/t5-tiny/ and data/bert-tiny/ (small models with random weights, for runs without a model hub).
 """
 
 import shutil
@@ -259,14 +259,32 @@ def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
     print(f"  {folder}: {len(tokenizer):,} pieces")
 
 
+def prepare_bert_tiny(paths: Paths, seed: int) -> None:
+    """A small BERT with random weights over the GloVe words, to try the retriever where no pretrained one can be had."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
+
+    words = AutoTokenizer.from_pretrained(str(paths.glove)).get_vocab()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(w for w in words if not w.startswith("<"))]
+    paths.bert_tiny.mkdir(parents=True, exist_ok=True)
+    (paths.bert_tiny / "vocab.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizer.from_pretrained(str(paths.bert_tiny))
+    tokenizer.save_pretrained(str(paths.bert_tiny))
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    torch.manual_seed(seed)
+    BertModel(config, add_pooling_layer=False).save_pretrained(str(paths.bert_tiny))
+    print(f"  {paths.bert_tiny}: {len(tokenizer):,} pieces")
+
+
 def main(argv=None):
     args = parse_args(argv)
     paths = Paths(args.workdir)
-    refuse_existing([paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny], args.overwrite)
+    outputs = [paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny, paths.bert_tiny]
+    refuse_existing(outputs, args.overwrite)
     source = {"sample": SAMPLE}.get(args.source) or (
         fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)
     )
-    for old in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny):
+    for old in outputs:
         shutil.rmtree(old, ignore_errors=True)
     print(f"EmpatheticDialogues from {source}")
     utterances = prepare_dialogues(source, paths)
@@ -274,8 +292,9 @@ def main(argv=None):
     posts = prepare_pairs(args, source, paths)
     print("GloVe")
     prepare_glove(args, paths, utterances + posts)
-    print("T5-tiny")
+    print("small models with random weights")
     prepare_t5_tiny(paths, utterances, args.seed)
+    prepare_bert_tiny(paths, args.seed)
     print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo", file=sys.stdout)
 
 

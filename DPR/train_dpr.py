@@ -1,7 +1,7 @@
 """Fine-tune the dense passage retriever: two BERT encoders, inner product, in-batch + hard + other negatives.
 
   python -m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237          (the paper's: from facebook/dpr-*)
-  python -m DPR.train_dpr --dataset empd --encoder FOLDER_OF_A_BERT --pooling mean --epochs 1
+  python -m DPR.train_dpr --dataset empd --encoder minilm --pooling mean --epochs 1
   torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr ...        in-batch negatives come from both processes
 
 Kept: the evaluation with the lowest average rank of the positive among all passages of the held-out questions.
@@ -21,7 +21,7 @@ def parse_args(argv=None):
     add_common(parser)
     group = parser.add_argument_group("retriever")
     group.add_argument("--dataset", choices=["empd", "reddit", "empd-reddit"], default="empd", help="which file of DPR.prepare_dpr_data")
-    group.add_argument("--encoder", help="hub name or folder of a BERT that both encoders begin from (default: facebook/dpr-*)")
+    group.add_argument("--encoder", help="hub name or folder of a BERT that both encoders begin from, or minilm (default: facebook/dpr-*)")
     group.add_argument("--question-encoder", default=HUB["question"], help="where the question encoder begins")
     group.add_argument("--context-encoder", default=HUB["context"], help="where the passage encoder begins")
     group.add_argument("--pooling", choices=["cls", "mean"], default="cls", help="cls is DPR's; mean for encoders trained so (MiniLM)")

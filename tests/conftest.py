@@ -1,0 +1,110 @@
+"""Fixtures: a folder with a small prepared corpus, made once, and tiny trained critics, made when a test first asks."""
+
+import itertools
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test touches the hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+SAMPLE = ROOT / "data" / "sample"
+
+
+@pytest.fixture(autouse=True)
+def same_seed():
+    torch.manual_seed(0)
+
+
+def head_of_dialogues(source: Path, target: Path, conversations: int) -> None:
+    """The first conversations of an official file."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    kept, seen = [lines[0]], []
+    for line in lines[1:]:
+        conv = line.split(",", 1)[0]
+        if conv not in seen:
+            seen.append(conv)
+        if len(seen) > conversations:
+            break
+        kept.append(line)
+    target.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder in the official formats, cut from the bundled sample: 20 + 6 + 6 conversations, 80 pairs."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for split, count in (("train", 20), ("valid", 6), ("test", 6)):
+        head_of_dialogues(SAMPLE / "empathetic_dialogues" / f"{split}.csv", folder / f"{split}.csv", count)
+    for name in ("emotional-reactions", "explorations", "interpretations"):
+        with open(SAMPLE / "empathy_mental_health" / f"{name}-reddit.csv", encoding="utf-8") as handle:
+            (folder / f"{name}-reddit.csv").write_text("".join(itertools.islice(handle, 81)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus, tmp_path_factory) -> Path:
+    """A workdir after prepare_data.py. Session-wide: tests that write use `workdir`."""
+    import prepare_data
+
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare_data.main(
+        [
+            "--source",
+            str(corpus),
+            "--workdir",
+            str(folder),
+            "--split",
+            "grouped",
+            "--glove",
+            str(SAMPLE / "glove.sample.50d.txt"),
+            "--min-count",
+            "1",
+        ]
+    )
+    return folder
+
+
+@pytest.fixture
+def workdir(prepared, tmp_path) -> Path:
+    """A private copy of the prepared workdir."""
+    folder = tmp_path / "work"
+    shutil.copytree(prepared, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(prepared, tmp_path_factory) -> Path:
+    """A workdir with all critics of both families (two steps each), labels and exemplars. Read-only."""
+    import dpr_exemplar_retriever
+    import label_dialogues
+    import train_empathy_classifier
+    import train_sentiment_regressor
+    from DPR import prepare_dpr_data, train_dpr
+
+    folder = tmp_path_factory.mktemp("trained") / "work"
+    shutil.copytree(prepared, folder)
+    common = ["--workdir", str(folder), "--device", "cpu"]
+    for model in ("t5", "glove-t5"):
+        short = [*common, "--model", model, "--size", "tiny", "--max-steps", "2", "--batch-size", "8"]
+        for dim in ("emo", "exp", "int"):
+            train_empathy_classifier.main([*short, "--dim", dim])
+        train_sentiment_regressor.main(short)
+    label_dialogues.main([*common, "--family", "glove-t5"])
+    prepare_dpr_data.main(["--workdir", str(folder)])
+    train_dpr.main([*common, "--encoder", str(folder / "data" / "bert-tiny"), "--max-steps", "2", "--batch-size", "4"])
+    dpr_exemplar_retriever.main([*common, "--path", str(folder / "saved" / "dpr" / "empd"), "--top-k", "3"])
+    return folder
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path) -> Path:
+    folder = tmp_path / "trained"
+    shutil.copytree(trained, folder)
+    return folder
