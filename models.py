@@ -75,6 +75,15 @@ def from_hub(load, name: str | Path, **kwargs):
         ) from error
 
 
+def load_pretrained(auto, name: str | Path, config, **kwargs) -> nn.Module:
+    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in silence."""
+    model, info = from_hub(auto.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(f"--model {name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?")
+    return model
+
+
 def load_tokenizer(folder: str | Path):
     return from_hub(AutoTokenizer.from_pretrained, folder)
 
@@ -87,9 +96,9 @@ def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | 
     if from_scratch:
         return new_encoder(config)
     if config.model_type == "t5":
-        return from_hub(T5EncoderModel.from_pretrained, name, config=config, dtype=torch.float32)
+        return load_pretrained(T5EncoderModel, name, config)
     pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return from_hub(AutoModel.from_pretrained, name, config=config, dtype=torch.float32, **pooler)
+    return load_pretrained(AutoModel, name, config, **pooler)
 
 
 def new_encoder(config) -> nn.Module:

@@ -154,7 +154,7 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
 def run(main) -> None:
     """Entry point of a script: a `UserError` becomes one plain message and exit code 2."""
     try:
-        sys.exit(main())
+        main()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

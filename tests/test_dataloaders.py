@@ -1,0 +1,606 @@
+"""Readers keep every row and name what is wrong; tokens, batches and the layouts that the models rely on."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dataloaders
+import runs
+from dataloaders import Example
+from glove_models import word_tokenizer
+from options import UserError
+
+HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
+EOS = 2
+WORDS = "example : a b c d e f g h i j k l".split()
+
+
+def turn(conv="c1", index=1, text="hello", emotion="sad"):
+    return f"{conv},{index},{emotion},my prompt,0,{text},5|5|5_2|2|5,"
+
+
+def write_dialogues(path, *rows, header=HEADER):
+    path.write_bytes("\n".join([header, *rows, ""]).encode("utf-8"))
+    return path
+
+
+def write_table(path, columns, rows, delimiter=","):
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
+        writer.writerows([columns, *rows])
+    return path
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer(WORDS)
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def example(*turns, conv="c1"):
+    return Example(conv, len(turns), "sad", turns[:-1], turns[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------- dialogues
+
+
+def test_a_stray_quote_swallows_no_row(tmp_path):
+    rows = [turn("c1", 1, '"so he said'), turn("c1", 2, 'what" now'), turn("c2", 1, "fine"), turn("c2", 2, '"')]
+    table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
+    assert table["utterance"].tolist() == ['"so he said', 'what" now', "fine", '"']
+    assert table["line"].tolist() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan", "0", "-"])
+def test_words_that_look_missing_are_utterances(tmp_path, word):
+    path = write_dialogues(tmp_path / "d.csv", turn("c1", 1, word), turn("c1", 2, word))
+    (found,) = dataloaders.listener_turns(path)
+    assert (found.history, found.response) == ((word,), word)
+
+
+def test_comma_marks_become_commas_in_utterance_and_prompt(tmp_path):
+    row = turn(text="well_comma_ yes_comma_no").replace("my prompt", "once_comma_ I")
+    table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", row))
+    assert table.loc[0, ["utterance", "prompt"]].tolist() == ["well, yes,no", "once, I"]
+
+
+def test_extra_trailing_columns_and_missing_optional_ones_are_tolerated(tmp_path):
+    rows = [turn("c1", 1) + "<HOW_comma_>,more,,", "c1,2,sad,my prompt,0,ok"]
+    table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
+    assert table["utterance"].tolist() == ["hello", "ok"]
+
+
+def test_columns_are_found_by_name_not_by_place(tmp_path):
+    path = write_dialogues(tmp_path / "d.csv", "hi,1,0,c1,p,sad", header="utterance,utterance_idx,speaker_idx,conv_id,prompt,context")
+    assert dataloaders.read_dialogues(path).loc[0, ["conv_id", "context", "utterance"]].tolist() == ["c1", "sad", "hi"]
+
+
+def test_gz_reads_the_same_as_plain(corpus, tmp_path):
+    packed = tmp_path / "train.csv.gz"
+    packed.write_bytes(gzip.compress((corpus / "train.csv").read_bytes()))
+    pd.testing.assert_frame_equal(dataloaders.read_dialogues(packed), dataloaders.read_dialogues(corpus / "train.csv"))
+
+
+def test_listener_turns_are_the_even_ones_with_all_that_was_said_before(tmp_path):
+    texts = {"c2": "p q r s t".split(), "c1": "u v".split(), "c3": ["w"]}
+    rows = [turn(conv, n, text) for conv, row in texts.items() for n, text in enumerate(row, start=1)]
+    found = dataloaders.listener_turns(write_dialogues(tmp_path / "d.csv", *rows))
+    assert [(e.key, e.history, e.response) for e in found] == [
+        (("c2", 2), ("p",), "q"),
+        (("c2", 4), ("p", "q", "r"), "s"),
+        (("c1", 2), ("u",), "v"),
+    ]
+
+
+def test_a_file_without_listener_turns_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"d\.csv: no conversation has a listener turn"):
+        dataloaders.listener_turns(write_dialogues(tmp_path / "d.csv", turn()))
+
+
+FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        pytest.param("", None, "empty", id="empty file"),
+        pytest.param(HEADER + "\n", None, "no rows", id="header only"),
+        pytest.param("\n".join([HEADER.replace(",prompt", ""), *FIRST]), 1, "prompt", id="missing column"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1, emotion="hungry")]), 4, "hungry", id="unknown emotion"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 4)]), 4, "expected 3", id="gap"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 2)]), 4, "expected 3", id="repeat"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c2", 2)]), 4, "expected 1", id="begins in the middle"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 3)]), 5, "c1", id="goes on later"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 1)]), 5, "c1", id="begins again later"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 3, "  ")]), 4, "empty utterance", id="empty utterance"),
+        pytest.param("\n".join([HEADER, *FIRST, "c1,3,sad,p,1"]), 4, "5 columns", id="short row"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", "three")]), 4, "three", id="index not a number"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", "3.0")]), 4, "3.0", id="index not whole"),
+        pytest.param("\n".join([HEADER, turn("c1", 0)]), 2, "'0'", id="index below 1"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 3, "x" * 200_000)]), 4, "field", id="field without end"),
+        pytest.param("\n".join([HEADER, *FIRST]).encode() + b"\nc1,3,sad,p,1,caf\xe9,,", 4, "utf-8", id="not utf-8"),
+    ],
+)
+def test_a_bad_dialogue_file_is_named_with_its_line(tmp_path, content, line, what):
+    path = tmp_path / "dialogues.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        dataloaders.read_dialogues(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}, line {line}:" if line else f"{path}:")
+    assert what in message
+
+
+@pytest.mark.parametrize("line", [1, 2, 150, 301, 401])
+def test_a_bad_byte_in_a_large_file_is_named_with_its_line(tmp_path, line):
+    lines = [HEADER, *(turn(f"c{n}", 1, "word " * 20) for n in range(400))]
+    content = "\n".join(lines).encode().split(b"\n")
+    content[line - 1] += b"\xff"
+    path = tmp_path / "dialogues.csv"
+    path.write_bytes(b"\n".join(content))
+    with pytest.raises(UserError, match=rf"dialogues\.csv, line {line}: "):
+        dataloaders.read_dialogues(path)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5], lambda b: b[:-8] + b"\0" * 8, lambda b: b"not gzip"])
+def test_a_damaged_gzip_is_named_with_the_command_that_makes_it(tmp_path, damage):
+    path = tmp_path / "train.csv.gz"
+    texts = np.random.default_rng(0).integers(0, 10**9, (200, 10)).astype(str)
+    packed = gzip.compress("\n".join([HEADER, *(turn(f"c{n}", 1, " ".join(row)) for n, row in enumerate(texts))]).encode())
+    path.write_bytes(damage(packed))
+    with pytest.raises(UserError, match=r"train\.csv\.gz, line \d+: cannot be read .*prepare_data\.py"):
+        dataloaders.read_dialogues(path)
+
+
+# ------------------------------------------------------------------------------------------------------------ pairs
+
+PAIR = ("s1", "r1", "a post", "an answer", "1", "1")
+
+
+@pytest.mark.parametrize("level", ["", "high", "1.0", "-1", "3", "nan", "inf"])
+@pytest.mark.parametrize("column", ["level", "label"])
+def test_a_level_or_label_that_is_not_0_to_2_is_named(tmp_path, level, column):
+    bad = list(PAIR)
+    bad[dataloaders.PAIR_COLUMNS.index(column)] = level
+    path = write_table(tmp_path / "pairs.csv", dataloaders.PAIR_COLUMNS, [PAIR, bad])
+    with pytest.raises(UserError, match=f"pairs.csv, line 3: {column} is '{level}'"):
+        dataloaders.read_pairs(path)
+
+
+def test_pairs_keep_quotes_commas_line_breaks_and_missing_looking_words(tmp_path):
+    posts = ['say "hi", twice', "two\nlines", "NA", "null", ""]
+    path = write_table(tmp_path / "pairs.csv", dataloaders.RAW_PAIR_COLUMNS, [("s", "r", p, f" {p} ", "2") for p in posts])
+    table = dataloaders.read_pairs(path, raw=True)
+    assert table["seeker_post"].tolist() == posts
+    assert table["response_post"].tolist() == posts
+    assert table["level"].tolist() == [2] * 5
+
+
+def test_an_unclosed_quote_in_pairs_is_an_error_not_a_swallowed_tail(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text('sp_id,rp_id,seeker_post,response_post,level\ns,r,"open,b,1\ns,r,a,b,1\n')
+    with pytest.raises(UserError, match=r"pairs\.csv, line \d"):
+        dataloaders.read_pairs(path, raw=True)
+
+
+@pytest.mark.parametrize("post", ["a\rb", "a\r\nb", "a\nb", 'say "a\rb"', "x\u2028y\x1cz"])
+def test_what_is_written_is_read_back_whatever_the_line_breaks(tmp_path, post):
+    path = write_table(tmp_path / "raw.csv", dataloaders.RAW_PAIR_COLUMNS, [])
+    with open(path, "a", encoding="utf-8", newline="") as handle:
+        csv.writer(handle, quoting=csv.QUOTE_ALL).writerow(["s", "r", post, "after", 1])
+    before = dataloaders.read_pairs(path, raw=True)
+    runs.write_csv(tmp_path / "made.csv", before.assign(label=1)[list(dataloaders.PAIR_COLUMNS)])
+    after = dataloaders.read_pairs(tmp_path / "made.csv")
+    assert after["seeker_post"].tolist() == before["seeker_post"].tolist() == [post.strip()]
+
+
+# --------------------------------------------------------------------------------------- joined on conversation and turn
+
+EXAMPLES = [example("a", "b"), example("a", "b", "c", "d"), example("e", "f", conv="NA")]
+KEYS = [("c1", 2), ("c1", 4), ("NA", 2)]
+
+
+def labels_rows(keys):
+    return [(*key, n % 3, 1, 2, n / 10) for n, key in enumerate(keys)]
+
+
+READERS = {
+    "labels": (dataloaders.read_labels, dataloaders.LABEL_COLUMNS[:-1], labels_rows, ",", "label_dialogues.py"),
+    "exemplars": (
+        dataloaders.read_exemplars,
+        ("conv_id", "utterance_idx", "exemplars"),
+        lambda keys: [(*k, json.dumps([f"{k}", "é"])) for k in keys],
+        ",",
+        "dpr_exemplar_retriever.py",
+    ),
+    "predictions": (dataloaders.read_predictions, dataloaders.PREDICTION_COLUMNS, lambda keys: [(*k, str(k)) for k in keys], "\t", "--inference"),
+    "vader": (dataloaders.read_vader, dataloaders.VADER_COLUMNS, lambda keys: [(*k, "text", -0.5) for k in keys], ",", "prepare_data.py"),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_file_that_misses_a_listener_turn_names_the_first_and_the_command(tmp_path, kind):
+    read, columns, rows, delimiter, command = READERS[kind]
+    path = write_table(tmp_path / f"{kind}.csv", columns, rows([KEYS[1]]), delimiter)
+    with pytest.raises(UserError) as error:
+        read(path, EXAMPLES)
+    for part in (str(path), "1 of 3", "first missing: c1, utterance 2)", command):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_turn_that_stands_twice_is_refused(tmp_path, kind):
+    read, columns, rows, delimiter, _ = READERS[kind]
+    path = write_table(tmp_path / f"{kind}.csv", columns, rows([*KEYS, KEYS[1]]), delimiter)
+    with pytest.raises(UserError, match=rf"{kind}\.csv: c1, utterance 4 stands there twice"):
+        read(path, EXAMPLES)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path, kind):
+    with pytest.raises(UserError) as error:
+        READERS[kind][0](tmp_path / "absent.csv", EXAMPLES)
+    assert "absent.csv: no such file" in str(error.value)
+    assert READERS[kind][-1] in str(error.value)
+
+
+def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
+    shuffled = [KEYS[2], ("other", 2), KEYS[0], KEYS[1]]
+    labels = dataloaders.read_labels(write_table(tmp_path / "l.csv", dataloaders.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES)
+    assert labels == {"emo": [2, 0, 0], "exp": [1] * 3, "int": [2] * 3, "sentiment": [0.2, 0.3, 0.0]}
+    replies = write_table(tmp_path / "p.tsv", dataloaders.PREDICTION_COLUMNS, [(*k, f"{k[0]} {k[1]}") for k in shuffled], "\t")
+    assert dataloaders.read_predictions(replies, EXAMPLES) == ["c1 2", "c1 4", "NA 2"]
+    scores = write_table(tmp_path / "v.csv", dataloaders.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)])
+    assert dataloaders.read_vader(scores, EXAMPLES) == [0.5, 0.75, 0.0]
+    assert dataloaders.read_vader(scores)["sentiment"].tolist() == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(("column", "value"), [("emo", "3"), ("exp", "x"), ("int", "1.5"), ("sentiment", "1.01"), ("sentiment", "nan")])
+def test_a_label_out_of_range_is_named_with_its_line(tmp_path, column, value):
+    table = pd.DataFrame(labels_rows(KEYS), columns=dataloaders.LABEL_COLUMNS[:-1]).astype(object)
+    table.loc[1, column] = value
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(UserError, match=rf"labels\.csv, line 3: {column} is '{value}'"):
+        dataloaders.read_labels(tmp_path / "labels.csv", EXAMPLES)
+
+
+def test_exemplars_keep_their_order_up_to_the_top(tmp_path):
+    rows = [(*k, json.dumps(["x, y", 'say "z"', "NA"], ensure_ascii=False)) for k in KEYS]
+    path = write_table(tmp_path / "e.csv", ("conv_id", "utterance_idx", "exemplars"), rows)
+    assert dataloaders.read_exemplars(path, EXAMPLES)[1] == ["x, y", 'say "z"', "NA"]
+    assert dataloaders.read_exemplars(path, EXAMPLES, top=2)[1] == ["x, y", 'say "z"']
+
+
+@pytest.mark.parametrize(
+    "cell", ["", "hello", '"text"', '{"a": 1}', "[1]", '["a", null]', '["a"', "[" * 50_000, f"[{'1' * 5000}]", r'["\ud800"]']
+)
+def test_a_cell_that_is_no_json_list_of_texts_is_named_with_its_line(tmp_path, cell):
+    rows = [(*KEYS[0], "[]"), (*KEYS[1], cell), (*KEYS[2], "[]")]
+    path = write_table(tmp_path / "exemplars.csv", ("conv_id", "utterance_idx", "exemplars"), rows)
+    with pytest.raises(UserError, match=r"exemplars\.csv, line 3: exemplars is not a JSON list of texts"):
+        dataloaders.read_exemplars(path, EXAMPLES)
+
+
+# ----------------------------------------------------------------------------------------------------------- tokens
+
+
+class Counting:
+    """A tokenizer that remembers what it was asked."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.asked = tokenizer, []
+
+    def get_vocab(self):
+        return self.tokenizer.get_vocab()
+
+    def __call__(self, texts, **kwargs):
+        self.asked += texts
+        return self.tokenizer(texts, **kwargs)
+
+
+TEXTS = ["a b", "", "c", "a b", "zzz c", "c"]
+
+
+def test_each_text_is_tokenised_once_without_special_tokens(tokenizer):
+    counting = Counting(tokenizer)
+    encoded = dataloaders.encode(counting, TEXTS)
+    assert sorted(counting.asked) == sorted(set(TEXTS))
+    assert {t: row.tolist() for t, row in encoded.items()} == {t: ids(tokenizer, t) for t in TEXTS}
+
+
+def test_a_second_encoding_comes_from_the_cache_and_equals_the_first(tokenizer, tmp_path):
+    fresh = dataloaders.encode(tokenizer, TEXTS, tmp_path / "cache")
+    again = Counting(tokenizer)
+    cached = dataloaders.encode(again, TEXTS, tmp_path / "cache")
+    assert again.asked == []
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".safetensors"]
+    assert {t: r.tolist() for t, r in cached.items()} == {t: r.tolist() for t, r in fresh.items()}
+
+
+@pytest.mark.parametrize("change", ["texts", "vocabulary"])
+def test_other_texts_or_another_vocabulary_do_not_hit_the_cache(tokenizer, tmp_path, change):
+    dataloaders.encode(tokenizer, ["a", "b"], tmp_path)
+    other = word_tokenizer(["b", "a"]) if change == "vocabulary" else tokenizer
+    texts = ["a", "b"] if change == "vocabulary" else ["b", "a", "c"]
+    encoded = dataloaders.encode(other, texts, tmp_path)
+    assert {t: r.tolist() for t, r in encoded.items()} == {t: ids(other, t) for t in texts}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("texts", [[], [""]])
+def test_nothing_to_encode_is_no_error_fresh_or_cached(tokenizer, tmp_path, texts):
+    for _ in range(2):
+        assert {t: len(r) for t, r in dataloaders.encode(tokenizer, texts, tmp_path).items()} == dict.fromkeys(texts, 0)
+
+
+def test_two_processes_may_fill_the_cache_at_once(tokenizer, tmp_path, monkeypatch):
+    save, beside = dataloaders.save_file, []
+
+    def save_while_another_does(tensors, path):
+        save(tensors, path)
+        if not beside:
+            beside.append(None)
+            beside[0] = dataloaders.encode(tokenizer, TEXTS, tmp_path)
+
+    monkeypatch.setattr(dataloaders, "save_file", save_while_another_does)
+    encoded = dataloaders.encode(tokenizer, TEXTS, tmp_path)
+    assert {t: r.tolist() for t, r in encoded.items()} == {t: r.tolist() for t, r in beside[0].items()}
+
+
+@pytest.mark.parametrize(
+    ("left", "expected", "mask"),
+    [(False, [[5, 6, 7], [8, 9, 9], [9, 9, 9]], [[1, 1, 1], [1, 0, 0], [0, 0, 0]]),
+     (True, [[5, 6, 7], [9, 9, 8], [9, 9, 9]], [[1, 1, 1], [0, 0, 1], [0, 0, 0]])],
+)  # fmt: skip
+def test_padding_stands_on_the_side_asked_for(left, expected, mask):
+    rows = [np.array([5, 6, 7]), np.array([8]), np.array([], dtype=np.int32)]
+    found, found_mask = dataloaders.pad(rows, 9, left=left)
+    assert (found.tolist(), found_mask.tolist()) == (expected, mask)
+
+
+def test_a_batch_of_empty_rows_has_one_column():
+    found, mask = dataloaders.pad([np.zeros(0)] * 2, 0)
+    assert found.shape == (2, 1)
+    assert mask.sum() == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 60, 777)]
+
+
+def plan(epoch=0, seed=1, lengths=LENGTHS, batch_size=4, batch_tokens=0):
+    return dataloaders.plan_epoch(lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize("planner", ["epoch", "once"])
+@pytest.mark.parametrize(("batch_size", "batch_tokens"), [(1, 0), (4, 0), (32, 300), (32, 1), (1000, 0)])
+def test_a_plan_covers_each_example_once_within_both_limits(planner, batch_size, batch_tokens):
+    if planner == "epoch":
+        steps = plan(batch_size=batch_size, batch_tokens=batch_tokens)
+    else:
+        steps = dataloaders.plan_once(LENGTHS, batch_size, batch_tokens)
+    assert sorted(i for step in steps for i in step) == list(range(len(LENGTHS)))
+    for step in steps:
+        assert 1 <= len(step) <= batch_size
+        assert not batch_tokens or len(step) == 1 or len(step) * max(LENGTHS[i] for i in step) <= batch_tokens
+
+
+def test_token_limit_fills_batches_as_far_as_it_allows():
+    (step,) = plan(lengths=[10] * 3, batch_size=8, batch_tokens=30)
+    assert len(step) == 3
+    assert len(plan(lengths=[10] * 3, batch_size=8, batch_tokens=29)) == 2
+
+
+def test_a_plan_is_a_function_of_its_arguments_alone():
+    first = plan()
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    assert plan() == first
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_plans_of_two_epochs_and_of_two_seeds_differ():
+    different = [plan(0, 1), plan(1, 1), plan(0, 2), plan(1, 0), plan(11, 1), plan(1, 11)]
+    batches = [{frozenset(step) for step in p} for p in different]
+    assert all(a != b for n, a in enumerate(batches) for b in batches[:n])
+
+
+def test_the_steps_of_an_epoch_are_not_sorted_by_length():
+    longest = [max(LENGTHS[i] for i in step) for step in plan()]
+    rises = sum(a < b for a, b in zip(longest, longest[1:], strict=False))
+    assert 0.3 < rises / len(longest) < 0.7
+
+
+def test_batches_hold_examples_of_like_length():
+    waste = [max(LENGTHS[i] for i in step) - min(LENGTHS[i] for i in step) for step in plan()]
+    assert np.mean(waste) < 2
+
+
+def test_plan_once_begins_with_the_longest():
+    steps = dataloaders.plan_once([3, 9, 5, 9, 1], 2)
+    assert steps == [[1, 3], [2, 0], [4]]
+
+
+@pytest.mark.parametrize("steps", [plan(lengths=[]), dataloaders.plan_once([], 4)])
+def test_no_examples_make_no_steps(steps):
+    assert steps == []
+
+
+# -------------------------------------------------------------------------------------------------------- generators
+
+LONG = example("a b c", "d e", "f g h", "i j")
+SHORT = example("k", "l", conv="c2")
+
+
+def real(batch, name, mask, row):
+    return batch[name][row][batch[mask][row].bool()].tolist()
+
+
+def generator(tokenizer, examples=(LONG, SHORT), src_len=64, tgt_len=8, **options):
+    return dataloaders.generator_data(list(examples), tokenizer, src_len=src_len, tgt_len=tgt_len, **options)
+
+
+def test_a_source_is_its_turns_each_ended_by_eos(tokenizer):
+    batch = generator(tokenizer).collate([0, 1])
+    expected = [*ids(tokenizer, "a b c"), EOS, *ids(tokenizer, "d e"), EOS, *ids(tokenizer, "f g h"), EOS]
+    assert real(batch, "source_ids", "source_mask", 0) == expected
+    assert real(batch, "source_ids", "source_mask", 1) == [*ids(tokenizer, "k"), EOS]
+    assert batch["ids"] == ["c1 utterance 4", "c2 utterance 2"]
+
+
+@pytest.mark.parametrize("src_len", range(1, 12))
+def test_truncation_drops_the_oldest_tokens(tokenizer, src_len):
+    whole = generator(tokenizer).collate([0])
+    cut = generator(tokenizer, src_len=src_len).collate([0])
+    assert cut["source_ids"].tolist()[0] == whole["source_ids"].tolist()[0][-src_len:]
+    assert cut["speaker_ids"].tolist()[0] == whole["speaker_ids"].tolist()[0][-src_len:]
+
+
+@pytest.mark.parametrize("mates", [[0], [0, 1], [1, 0], [1]])
+def test_speakers_alternate_whatever_else_is_in_the_batch(tokenizer, mates):
+    expected = {0: [1] * 4 + [2] * 3 + [1] * 4, 1: [1, 1]}
+    batch = generator(tokenizer).collate(mates)
+    for row, number in enumerate(mates):
+        assert real(batch, "speaker_ids", "source_mask", row) == expected[number]
+        assert not batch["speaker_ids"][row][~batch["source_mask"][row].bool()].any()
+
+
+def test_exemplars_stand_marked_before_the_dialogue_and_have_no_speaker(tokenizer):
+    data = generator(tokenizer, exemplars=[["l k", "j"], []], exemplar_len=20)
+    batch = data.collate([0, 1])
+    plain = generator(tokenizer).collate([0, 1])
+    block = ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k {dataloaders.EXEMPLAR_MARKER} j")
+    assert 3 not in block
+    assert real(batch, "source_ids", "source_mask", 0) == block + real(plain, "source_ids", "source_mask", 0)
+    assert real(batch, "speaker_ids", "source_mask", 0) == [0] * len(block) + real(plain, "speaker_ids", "source_mask", 0)
+    assert real(batch, "source_ids", "source_mask", 1) == real(plain, "source_ids", "source_mask", 1)
+
+
+def test_exemplars_have_a_budget_of_their_own(tokenizer):
+    batch = generator(tokenizer, src_len=5, exemplars=[["l k j i h g"] * 3, ["a"]], exemplar_len=6).collate([0])
+    plain = generator(tokenizer, src_len=5).collate([0])
+    assert batch["source_ids"].shape[1] == 11
+    assert batch["source_ids"][0, 6:].tolist() == plain["source_ids"][0].tolist()
+    assert batch["source_ids"][0, :6].tolist() == ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k j i")
+
+
+@pytest.mark.parametrize(("tgt_len", "reply"), [(None, "i j"), (8, "i j"), (3, "i j"), (2, "i"), (1, "")])
+def test_a_target_ends_with_eos_within_its_length_and_is_padded_with_the_ignored_id(tokenizer, tgt_len, reply):
+    labels = generator(tokenizer, tgt_len=tgt_len).collate([1, 0])["labels"]
+    assert labels[1].tolist() == [*ids(tokenizer, reply), EOS]
+    short = [*ids(tokenizer, "l"), EOS] if tgt_len != 1 else [EOS]
+    assert labels[0].tolist() == short + [-100] * (labels.shape[1] - len(short))
+
+
+def test_without_a_limit_replies_stay_whole(tokenizer):
+    reply = " ".join(["a", "b"] * 100)
+    labels = generator(tokenizer, [example("k", reply)], tgt_len=None).collate([0])["labels"]
+    assert labels[0].tolist() == [*ids(tokenizer, reply), EOS]
+
+
+def test_lengths_are_what_a_batch_holds(tokenizer):
+    data = generator(tokenizer, exemplars=[["a b"], ["c"]], exemplar_len=4, src_len=6)
+    for n in range(len(data)):
+        batch = data.collate([n])
+        assert data.lengths[n] == batch["source_ids"].shape[1] + batch["labels"].shape[1]
+
+
+# ---------------------------------------------------------------------------------------------------- critics' layout
+
+LABELS = {"emo": [2, 0], "sentiment": [0.5, -0.5]}
+
+
+def test_contexts_are_padded_on_the_left_and_end_in_eos(tokenizer):
+    batch = generator(tokenizer, labels=LABELS, critic_context_len=5).collate([0, 1])
+    latest = ids(tokenizer, "d e f g h")
+    assert batch["context_ids"].tolist() == [[*latest, EOS], [0, 0, 0, 0, *ids(tokenizer, "k"), EOS]]
+    assert batch["context_mask"].tolist() == [[1] * 6, [0] * 4 + [1] * 2]
+    assert batch["critic_targets"]["emo"].tolist() == [2, 0]
+    assert batch["critic_targets"]["sentiment"].tolist() == [0.5, -0.5]
+
+
+def test_targets_follow_the_examples_chosen(tokenizer):
+    batch = generator(tokenizer, labels=LABELS, critic_context_len=5).collate([1])
+    assert batch["critic_targets"]["emo"].tolist() == [0]
+    assert batch["context_ids"].tolist() == [[*ids(tokenizer, "k"), EOS]]
+
+
+@pytest.mark.parametrize("context_len", [0, 1, 3, 50])
+@pytest.mark.parametrize("reply_len", [1, 2, 7])
+def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_len, reply_len):
+    settings = {"context_len": context_len, "reply_len": reply_len}
+    examples = [LONG, SHORT]
+    critic = dataloaders.critic_data([e.history for e in examples], [e.response for e in examples], None, tokenizer, settings)
+    trained = critic.collate([0, 1])
+    used = generator(tokenizer, examples, tgt_len=reply_len + 1, labels=LABELS, critic_context_len=context_len).collate([0, 1])
+    for row, e in enumerate(examples):
+        context = real(used, "context_ids", "context_mask", row)
+        reply = [i for i in used["labels"][row].tolist() if i != -100]
+        assert real(trained, "input_ids", "attention_mask", row) == context + reply
+        assert trained["input_ids"][row][trained["reply_mask"][row].bool()].tolist() == reply
+        words = [w for text in e.history for w in ids(tokenizer, text)]
+        assert context == [*(words[-context_len:] if context_len else []), EOS]
+        assert critic.lengths[row] == len(context + reply)
+
+
+def test_critic_batches_carry_names_and_targets_of_the_rows_chosen(tokenizer):
+    settings = {"context_len": 4, "reply_len": 4}
+    data = dataloaders.critic_data([["a"], ["b"], ["c"]], ["d", "e", "f"], [0, 1, 2], tokenizer, settings, ids=["x", "y", "z"])
+    batch = data.collate([2, 0])
+    assert (batch["ids"], batch["targets"].tolist()) == (["z", "x"], [2, 0])
+    assert batch["input_ids"][:, 0].tolist() == ids(tokenizer, "c a")
+
+
+def test_a_critic_of_another_family_begins_with_its_own_start_token(tmp_path):
+    from transformers import BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    bert = BertTokenizer.from_pretrained(str(tmp_path))
+    batch = dataloaders.critic_data([["a"]], ["b"], None, bert, {"context_len": 4, "reply_len": 4}).collate([0])
+    assert bert.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    assert batch["reply_mask"].tolist() == [[0, 0, 0, 1, 1]]
+
+
+# --------------------------------------------------------------------------------------------------- pooled exemplars
+
+EXEMPLARS = [["a b", "c"], [], ["c", "c", "d e f g"], ["h"]]
+
+
+def test_pooled_tokens_hold_each_distinct_exemplar_once_with_shares_of_one(tokenizer):
+    part = dataloaders.pooled_tokens(EXEMPLARS, tokenizer, max_len=4)([2, 0, 1])
+    rows = [part["exemplar_ids"][u][part["exemplar_mask"][u].bool()].tolist() for u in range(len(part["exemplar_ids"]))]
+    c, d, a = ([*ids(tokenizer, t), EOS] for t in ("c", "d e f", "a b"))
+    assert sorted(rows) == sorted([c, d, a])
+    share = {tuple(row): part["exemplar_share"][:, u].tolist() for u, row in enumerate(rows)}
+    assert share[tuple(c)] == pytest.approx([2 / 3, 1 / 2, 0])
+    assert share[tuple(d)] == pytest.approx([1 / 3, 0, 0])
+    assert share[tuple(a)] == pytest.approx([0, 1 / 2, 0])
+    assert part["exemplar_share"].sum(1).tolist() == pytest.approx([1, 1, 0])
+
+
+def test_pooled_tokens_of_a_batch_without_exemplars_weigh_nothing(tokenizer):
+    part = dataloaders.pooled_tokens(EXEMPLARS, tokenizer, max_len=4)([1, 1])
+    assert part["exemplar_mask"].sum() == 1
+    assert part["exemplar_share"].tolist() == [[0.0], [0.0]]
+
+
+def test_pooled_vectors_are_the_mean_of_an_examples_exemplars():
+    vectors = {t: np.array([n, 10.0 * n]) for n, t in enumerate(("a b", "c", "d e f g", "h"))}
+    part = dataloaders.pooled_vectors(EXEMPLARS, vectors, 2)([2, 1, 0])["exemplar_vectors"]
+    assert part.dtype == torch.float32
+    assert part.tolist() == [pytest.approx([4 / 3, 40 / 3]), [0.0, 0.0], [0.5, 5.0]]
+
+
+def test_a_batch_of_the_generator_carries_its_pooled_part(tokenizer):
+    pooled = dataloaders.pooled_vectors([["a"], ["b"]], {"a": np.ones(3), "b": np.zeros(3)}, 3)
+    batch = generator(tokenizer, pooled=pooled).collate([1, 0])
+    assert batch["exemplar_vectors"].tolist() == [[0.0] * 3, [1.0] * 3]

@@ -1,0 +1,199 @@
+"""The word-level tokenizer, word vectors and configs of the GloVe family."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from dataloaders import tokenizer_hash
+from glove_models import SIZES, count_words, glove_config, load_vectors, read_glove, save_glove, set_word_vectors, word_tokenizer
+from options import UserError
+
+SENTENCE = "I don't know, you're right!"
+
+
+def tokenizer_of(*texts):
+    return word_tokenizer(count_words(texts))
+
+
+def pieces(text: str) -> list[str]:
+    return tokenizer_of(text).tokenize(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- tokenizer
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello WORLD", "hello world"),
+        ("I don't", "i do n't"),
+        ("I'm, he's, you're, we've, they'll, she'd", "i 'm , he 's , you 're , we 've , they 'll , she 'd"),
+        ("DON'T! I’m can’t", "do n't ! i 'm ca n't"),
+        ("won`t", "wo n't"),
+        ("isn't it?", "is n't it ?"),
+        ("didn't've", "did n't 've"),
+        ("dogs' o'clock 'seriously'", "dogs ' o ' clock ' seriously '"),
+        ("wait...what?!", "wait . . . what ? !"),
+        ("$5, 50% (yes)", "$ 5 , 50 % ( yes )"),
+        ("café naïve", "café naïve"),
+        ("one\ttwo\n three", "one two three"),
+        ("", ""),
+    ],
+)
+def test_words_are_cut_as_glove_cuts_them(text, expected):
+    assert pieces(text) == expected.split()
+    assert count_words([text, text]) == Counter(2 * expected.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SENTENCE, "i don't know, you're right!"),
+        ("It's 50%; I can’t believe you'd say that...", "it's 50%; i can't believe you'd say that..."),
+        ("Oh no ! What happened ?", "oh no! what happened?"),
+        ("Well: she'll come; I’ve heard", "well: she'll come; i've heard"),
+    ],
+)
+def test_decoding_reads_naturally_and_encodes_to_the_same_ids(text, expected):
+    tokenizer = tokenizer_of(text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == expected
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+def test_decoding_leaves_special_tokens_out_on_demand():
+    tokenizer = tokenizer_of(SENTENCE)
+    ids = [1, *tokenizer.encode(SENTENCE), 2, 0, 0]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "i don't know, you're right!"
+
+
+def test_encoding_adds_no_special_tokens_and_unknown_words_are_unk():
+    tokenizer = word_tokenizer(["hello", "there"])
+    assert tokenizer("Hello there stranger")["input_ids"] == [4, 5, 3]
+
+
+def test_special_ids_are_distinct_and_the_models_own():
+    tokenizer = tokenizer_of(SENTENCE)
+    ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    assert ids == (0, 1, 2, 3)
+    for size in SIZES:
+        config = glove_config(tokenizer, size)
+        assert (config.pad_token_id, config.decoder_start_token_id, config.eos_token_id) == ids[:3]
+        assert config.vocab_size == len(tokenizer) == 4 + len(set(pieces(SENTENCE)))
+
+
+def test_words_keep_their_order_and_a_repeat_has_one_id():
+    vocabulary = word_tokenizer(["b", "a", "b", "c"]).get_vocab()
+    assert [vocabulary[w] for w in "bac"] == [4, 5, 6]
+    assert len(vocabulary) == 7
+
+
+def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path):
+    tokenizer = tokenizer_of(SENTENCE)
+    tokenizer.save_pretrained(str(tmp_path))
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
+    assert loaded.encode(SENTENCE) == tokenizer.encode(SENTENCE)
+    assert loaded.decode(loaded.encode(SENTENCE)) == "i don't know, you're right!"
+    assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (0, 1, 2, 3)
+
+
+def test_another_vocabulary_has_another_hash():
+    hashes = {tokenizer_hash(word_tokenizer(w)) for w in (["a", "b"], ["b", "a"], ["a", "b", "c"])}
+    assert len(hashes) == 3
+
+
+# ------------------------------------------------------------------------------------------------------- word vectors
+
+
+def test_vectors_fill_the_first_dimensions_and_the_rest_has_their_scale():
+    vectors = (np.random.default_rng(0).normal(size=(400, 50)) * 0.37).astype(np.float32)
+    embedding = torch.nn.Embedding(404, 300)
+    set_word_vectors(embedding, vectors, seed=1)
+    assert torch.equal(embedding.weight[4:, :50], torch.from_numpy(vectors))
+    assert embedding.weight[4:, 50:].std().item() == pytest.approx(vectors.std(), rel=0.02)
+    assert embedding.weight[:4].std().item() == pytest.approx(vectors.std(), rel=0.15)
+    assert embedding.weight.requires_grad
+
+
+def test_the_drawn_dimensions_depend_on_the_seed_alone():
+    vectors = np.ones((4, 2), dtype=np.float32) * [[1.0], [2.0], [3.0], [4.0]]
+    drawn = []
+    for seed, disturb in ((1, 5), (1, 6), (2, 5)):
+        torch.manual_seed(disturb)
+        embedding = torch.nn.Embedding(8, 6)
+        set_word_vectors(embedding, vectors.astype(np.float32), seed)
+        drawn.append(embedding.weight)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("shape", "word"), [((4, 7), "width 7"), ((3, 6), "3 word vectors for 8 tokens")])
+def test_vectors_that_do_not_fit_are_plain_errors(shape, word):
+    with pytest.raises(UserError, match=word):
+        set_word_vectors(torch.nn.Embedding(8, 6), np.zeros(shape, dtype=np.float32), seed=1)
+
+
+def test_saved_vectors_belong_to_the_tokenizers_ids(tmp_path):
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    save_glove(tmp_path, ["b", "a", "c"], vectors)
+    tokenizer, loaded = AutoTokenizer.from_pretrained(str(tmp_path)), load_vectors(tmp_path)
+    assert {w: loaded[i - 4].tolist() for w, i in tokenizer.get_vocab().items() if i >= 4} == {"b": [0, 1], "a": [2, 3], "c": [4, 5]}
+
+
+def test_missing_vectors_name_the_command_that_makes_them(tmp_path):
+    with pytest.raises(UserError, match="vectors.safetensors.*prepare_data.py"):
+        load_vectors(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- GloVe files
+
+
+def glove_file(tmp_path, text: str):
+    file = tmp_path / "glove.txt"
+    file.write_bytes(text.encode())
+    return file
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_glove_file_is_read_whole(tmp_path, ending):
+    rows = list(read_glove(glove_file(tmp_path, ending.join(["the 1 -2.5 3e-1", "café 0 0 1", ", 4 5 6"]) + ending)))
+    assert [w for w, _ in rows] == ["the", "café", ","]
+    np.testing.assert_array_equal(np.stack([v for _, v in rows]), np.array([[1, -2.5, 0.3], [0, 0, 1], [4, 5, 6]], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [("a 1 2", 2), ("a 1 2 3 4", 2), ("a 1 2 x", 2), ("", 2), ("a 1 2 ", 2)],
+)
+def test_a_bad_line_is_reported_with_file_and_line(tmp_path, bad, line):
+    file = glove_file(tmp_path, f"the 1 2 3\n{bad}\nof 1 2 3\n")
+    with pytest.raises(UserError, match=rf"{file}, line {line}: "):
+        list(read_glove(file))
+
+
+def test_a_file_that_is_no_glove_is_refused_at_its_first_line(tmp_path):
+    with pytest.raises(UserError, match="line 1"):
+        list(read_glove(glove_file(tmp_path, "word\nother\n")))
+
+
+# ------------------------------------------------------------------------------------------------------------ configs
+
+
+def test_config_takes_changes_and_leaves_out_what_is_none():
+    tokenizer = tokenizer_of(SENTENCE)
+    config = glove_config(tokenizer, "tiny", 0.25, d_model=128, num_layers=None)
+    assert (config.d_model, config.d_ff, config.dropout_rate) == (128, 128, 0.25)
+    assert config.num_layers == config.num_decoder_layers == 2
+    assert glove_config(tokenizer, "paper", num_layers=3).num_decoder_layers == 3
+
+
+def test_prepared_tokenizer_knows_the_marker_of_exemplars(prepared):
+    from dataloaders import EXEMPLAR_MARKER
+
+    tokenizer = AutoTokenizer.from_pretrained(str(prepared / "data" / "glove"))
+    assert tokenizer.unk_token_id not in tokenizer.encode(EXEMPLAR_MARKER)
+    assert len(load_vectors(prepared / "data" / "glove")) + 4 == len(tokenizer)

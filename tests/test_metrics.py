@@ -1,0 +1,167 @@
+"""The numbers of the tables, against hand-computed values and written-out formulas."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import classification_report
+
+from metrics import (
+    bleu,
+    classification,
+    classification_baselines,
+    count_words,
+    distinct,
+    perplexity,
+    regression,
+    reply_statistics,
+)
+
+# ----------------------------------------------------------------------------------------------------- classification
+
+
+def test_classification_by_hand():
+    scores = classification(gold=[0, 0, 0, 1, 1, 2], predicted=[0, 0, 1, 1, 1, 0], labels=3)
+    f1 = [2 / 3, 4 / 5, 0.0]  # (P 2/3, R 2/3), (P 2/3, R 1), never predicted
+    assert scores["accuracy"] == pytest.approx(100 * 4 / 6)
+    assert scores["macro_f1"] == pytest.approx(100 * sum(f1) / 3)
+    assert scores["weighted_f1"] == pytest.approx(100 * (3 * f1[0] + 2 * f1[1] + f1[2]) / 6)
+    assert [scores[f"f1_{i}"] for i in range(3)] == pytest.approx([100 * f for f in f1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+def test_classification_equals_sklearns_report(pairs):
+    gold, predicted = zip(*pairs, strict=True)
+    report = classification_report(gold, predicted, labels=[0, 1, 2], output_dict=True, zero_division=0)
+    scores = classification(gold, predicted, 3)
+    assert scores["macro_f1"] == pytest.approx(100 * report["macro avg"]["f1-score"])
+    assert scores["weighted_f1"] == pytest.approx(100 * report["weighted avg"]["f1-score"])
+    assert scores["accuracy"] == pytest.approx(100 * sum(g == p for g, p in pairs) / len(pairs))
+
+
+def test_a_class_that_never_occurs_still_counts_in_macro_f1():
+    scores = classification([0, 1], [0, 1], labels=3)
+    assert (scores["accuracy"], scores["f1_2"]) == (100, 0)
+    assert scores["macro_f1"] == pytest.approx(200 / 3)
+
+
+def test_baselines_majority_by_hand_and_tfidf_beats_it_on_separable_text():
+    kind = ["i am so sorry for you", "that must hurt i am sorry"]
+    cold = ["buy a new one", "call the shop", "just buy it at the shop"]
+    train = (kind * 6 + cold * 6, [1] * 12 + [0] * 18)
+    valid = (["so sorry", "you must hurt", "the shop", "buy one", "call them"], [1, 1, 0, 0, 0])
+    found = classification_baselines(train, valid, 2)
+    assert found["majority"]["accuracy"] == pytest.approx(60)
+    assert found["majority"]["macro_f1"] == pytest.approx(100 * (2 * 0.6 / 1.6) / 2)
+    assert found["tfidf"]["macro_f1"] == 100
+
+
+def test_baselines_are_fitted_on_the_training_side():
+    found = classification_baselines((["yes we", "yes you", "no"], [0, 0, 1]), (["never", "no", "no"], [1, 1, 1]), 2)
+    assert found["majority"]["accuracy"] == 0
+
+
+# --------------------------------------------------------------------------------------------------------- regression
+
+
+def test_regression_by_hand():
+    scores = regression([1.0, 2.0, 3.0], [1.0, 3.0, 2.0])
+    assert scores["mse"] == pytest.approx(2 / 3)
+    assert scores["pearson"] == pytest.approx(0.5)
+    assert regression([1.0, 2.0, 3.0], [-2.0, -4.0, -6.0])["pearson"] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(("gold", "predicted"), [([1.0, 2.0], [0.5, 0.5]), ([0.5, 0.5], [1.0, 2.0]), ([1.0], [2.0])])
+def test_correlation_with_a_constant_is_nan_without_a_warning(gold, predicted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = regression(gold, predicted)
+    assert math.isnan(scores["pearson"])
+    assert scores["mse"] == pytest.approx(np.mean((np.array(gold) - np.array(predicted)) ** 2))
+
+
+# --------------------------------------------------------------------------------------------- perplexity, word counts
+
+
+def test_perplexity_is_exp_of_sum_over_sum():
+    nll, tokens = [2.0, 30.0], [1, 10]
+    assert perplexity(sum(nll), sum(tokens)) == pytest.approx(math.exp(32 / 11))
+    mean_of_means = math.exp(np.mean([n / t for n, t in zip(nll, tokens, strict=True)]))
+    assert perplexity(sum(nll), sum(tokens)) != pytest.approx(mean_of_means)  # the published fault would be seen
+
+
+def test_perplexity_of_a_uniform_guess_is_the_vocabulary():
+    assert perplexity(12 * math.log(500), 12) == pytest.approx(500)
+
+
+def test_perplexity_neither_overflows_nor_divides_by_zero():
+    assert math.isfinite(perplexity(1e9, 1))
+    assert math.isnan(perplexity(0.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("hello there", 2), ("Hello, there!", 4), ("3.14 is pi.", 4), ("a - b", 3), ("well...", 4), ("", 0), ("  ", 0), ("don't", 1)],
+)
+def test_words_are_counted_with_punctuation_marks(text, count):
+    assert count_words(text) == count
+
+
+# --------------------------------------------------------------------------------------------------------------- BLEU
+
+
+def test_bleu_1_by_hand_with_brevity_penalty():
+    # 5 words of 7: 4 match ("the" is clipped to 1), so 4/5 * exp(1 - 7/5)
+    scores = bleu(["the cat the sat", "hi"], ["the big cat sat down", "hi there"])
+    assert scores["bleu_1"] == pytest.approx(100 * 4 / 5 * math.exp(1 - 7 / 5))
+
+
+def test_bleu_is_of_the_corpus_not_a_mean_of_sentences():
+    scores = bleu(["a", "b c d e f g h i j"], ["x", "b c d e f g h i j"])
+    assert scores["bleu_1"] == pytest.approx(100 * 9 / 10)
+    assert scores["bleu_2"] == pytest.approx(100 * math.sqrt(9 / 10 * 8 / 8))
+
+
+def test_bleu_keeps_case_and_splits_at_white_space_only():
+    assert bleu(["Hello there."], ["hello there."])["bleu_1"] == pytest.approx(50)
+    assert bleu(["hello there"], ["hello there."])["bleu_1"] == pytest.approx(50)
+    assert bleu(["a b c d e."], ["a b c d e."])["bleu_1"] == pytest.approx(100)
+
+
+def test_identical_replies_have_full_bleu_and_empty_ones_none():
+    same = ["i am so sorry to hear that .", "what did you do then ?"]
+    assert set(map(round, bleu(same, same).values())) == {100}
+    assert bleu(["", ""], same)["bleu_1"] == 0
+
+
+def test_sacrebleu_splits_punctuation_where_bleu_4_does_not():
+    scores = bleu(["a b c d , e f"], ["a b c d, e f"])
+    assert scores["sacrebleu"] == pytest.approx(100)
+    assert scores["bleu_4"] < 50
+
+
+# ----------------------------------------------------------------------------------------------------------- distinct
+
+
+@pytest.mark.parametrize(
+    ("responses", "n", "expected"),
+    [
+        (["a b a", "b c"], 1, 100 * 3 / 5),
+        (["a b a", "b c"], 2, 100),
+        (["a b", "A B"], 1, 50),  # lower-cased
+        (["a b", "a b"], 2, 50),  # no bigram across replies
+        (["a b a b"], 2, 100 * 2 / 3),
+        (["a", "b"], 2, 0),
+        (["", ""], 1, 0),
+        ([], 1, 0),
+    ],
+)
+def test_distinct_by_hand(responses, n, expected):
+    assert distinct(responses, n) == pytest.approx(expected)
+
+
+def test_reply_statistics_of_a_corpus():
+    assert reply_statistics(["a b a", "b"]) == {"distinct_1": 50.0, "distinct_2": 100.0, "length": 2.0}

@@ -1,0 +1,440 @@
+"""Preparation writes exactly the promised files, keeps every row, and never loses what was there before."""
+
+import csv
+import gzip
+import hashlib
+import http.server
+import json
+import re
+import shutil
+import threading
+
+import pandas as pd
+import pytest
+from conftest import SAMPLE
+
+import dataloaders
+import prepare_data
+from options import DIMENSIONS, SPLITS, Paths, UserError
+
+GLOVE = SAMPLE / "glove.sample.50d.txt"
+VALID_ROWS = list(range(0, 80, 4))
+
+
+def prepare(source, workdir, *flags):
+    prepare_data.main(["--source", str(source), "--workdir", str(workdir), "--glove", str(GLOVE), "--min-count", "1", *flags])
+
+
+def as_read(path):
+    return pd.read_csv(path, keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def packed_corpus(corpus, tmp_path_factory):
+    """The corpus as a user may have it: in subfolders, gzipped, with a split of its own and one empty response."""
+    folder = tmp_path_factory.mktemp("packed")
+    for name in ("empathetic_dialogues", "empathy_mental_health"):
+        (folder / name).mkdir()
+    for split in SPLITS:
+        (folder / "empathetic_dialogues" / f"{split}.csv.gz").write_bytes(gzip.compress((corpus / f"{split}.csv").read_bytes()))
+    for _, official in DIMENSIONS.values():
+        table = as_read(corpus / f"{official}-reddit.csv")
+        table.loc[1, "response_post"] = "  "
+        table.to_csv(folder / "empathy_mental_health" / f"{official}-reddit.csv.gz", index=False)
+    splits = {"valid_rows": {name: VALID_ROWS for name, _ in DIMENSIONS.values()}}
+    (folder / "empathy_mental_health" / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three_levels(packed_corpus, tmp_path_factory):
+    """A workdir prepared with three levels and the paper's kind of split."""
+    folder = tmp_path_factory.mktemp("three")
+    prepare(packed_corpus, folder, "--levels", "3", "--split", "paper")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------ outputs
+
+
+@pytest.mark.parametrize(("made", "end"), [("prepared", ".csv"), ("three_levels", ".csv.gz")])
+def test_exactly_the_promised_files_appear(request, made, end):
+    data = Paths(request.getfixturevalue(made)).data
+    folders = {"empathetic_dialogues", "empathy_mental_health", "glove", "t5-tiny", "bert-tiny"}
+    assert {p.name for p in data.iterdir()} == folders
+    found = {str(p.relative_to(data)) for name in ("empathetic_dialogues", "empathy_mental_health") for p in (data / name).rglob("*.*")}
+    dialogues = {f"empathetic_dialogues/original/{s}{end}" for s in SPLITS} | {f"empathetic_dialogues/{s}_vader.csv" for s in SPLITS}
+    pairs = {f"empathy_mental_health/{d}_{s}.csv" for d in ("emotion", "exploration", "interpretation") for s in ("train", "valid")}
+    assert found == dialogues | pairs
+
+
+def test_dialogues_are_the_official_files_byte_for_byte(corpus, prepared):
+    for split in SPLITS:
+        assert Paths(prepared).dialogues(split).read_bytes() == (corpus / f"{split}.csv").read_bytes()
+
+
+def test_packed_sources_prepare_the_same_dialogues_and_scores(prepared, three_levels):
+    for split in SPLITS:
+        assert dataloaders.listener_turns(Paths(three_levels).dialogues(split)) == dataloaders.listener_turns(Paths(prepared).dialogues(split))
+        assert Paths(three_levels).vader(split).read_bytes() == Paths(prepared).vader(split).read_bytes()
+
+
+def test_every_utterance_has_its_vader_score(prepared):
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    for split in SPLITS:
+        dialogues = dataloaders.read_dialogues(Paths(prepared).dialogues(split))
+        table = dataloaders.read_vader(Paths(prepared).vader(split))
+        assert table[["conv_id", "utterance_idx"]].astype(str).equals(dialogues[["conv_id", "utterance_idx"]].astype(str))
+        assert table["utterance"].tolist() == dialogues["utterance"].tolist()
+        assert table["sentiment"].between(-1, 1).all()
+        assert table["sentiment"].nunique() > 5
+        for row in (0, len(table) - 1):
+            assert table["sentiment"][row] == SentimentIntensityAnalyzer().polarity_scores(table["utterance"][row])["compound"]
+
+
+def pairs_of(workdir, dim):
+    return {split: dataloaders.read_pairs(Paths(workdir).pairs(dim, split)) for split in ("train", "valid")}
+
+
+@pytest.mark.parametrize("dim", DIMENSIONS)
+def test_labels_are_binary_or_the_levels_themselves(prepared, three_levels, dim):
+    two, three = (pd.concat(pairs_of(folder, dim).values()) for folder in (prepared, three_levels))
+    assert set(two["level"]) == {0, 1, 2}
+    assert two["label"].tolist() == [int(level >= 1) for level in two["level"]]
+    assert three["label"].tolist() == three["level"].tolist()
+
+
+@pytest.mark.parametrize("dim", DIMENSIONS)
+def test_no_pair_is_lost_or_changed(corpus, prepared, dim):
+    columns = list(dataloaders.RAW_PAIR_COLUMNS)
+    with open(corpus / f"{DIMENSIONS[dim][1]}-reddit.csv", encoding="utf-8", newline="") as handle:
+        expected = sorted(tuple(row[c].strip() for c in columns) for row in csv.DictReader(handle))
+    made = pd.concat(pairs_of(prepared, dim).values())
+    assert sorted(tuple(map(str, row)) for row in made[columns].itertuples(index=False)) == expected
+
+
+@pytest.mark.parametrize("dim", DIMENSIONS)
+def test_the_grouped_split_shares_no_post(prepared, dim):
+    pairs = pairs_of(prepared, dim)
+    assert not set(pairs["train"]["seeker_post"]) & set(pairs["valid"]["seeker_post"])
+    assert 0.1 < len(pairs["valid"]) / 80 < 0.3
+
+
+@pytest.mark.parametrize("dim", DIMENSIONS)
+def test_the_papers_split_takes_the_listed_rows_less_the_empty_one(packed_corpus, three_levels, dim):
+    raw = as_read(packed_corpus / "empathy_mental_health" / f"{DIMENSIONS[dim][1]}-reddit.csv.gz")
+    pairs = pairs_of(three_levels, dim)
+    assert pairs["valid"]["rp_id"].tolist() == raw["rp_id"][VALID_ROWS].tolist()
+    assert pairs["train"]["rp_id"].tolist() == [r for n, r in enumerate(raw["rp_id"]) if n not in VALID_ROWS and n != 1]
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory):
+    """A source of pairs in which three seeker posts stand twice."""
+    folder = tmp_path_factory.mktemp("posts")
+    for _, official in DIMENSIONS.values():
+        rows = [(f"s{n}", f"r{n}", f"post {n % 7}", f"reply {n}", n % 3) for n in range(10)]
+        pd.DataFrame(rows, columns=dataloaders.RAW_PAIR_COLUMNS).to_csv(folder / f"{official}-reddit.csv", index=False)
+    return folder
+
+
+def test_a_split_is_a_function_of_the_seed_and_keeps_a_post_on_one_side(posts, tmp_path):
+    def held(seed):
+        args = prepare_data.parse_args(["--split", "grouped", "--workdir", str(tmp_path), "--seed", str(seed)])
+        prepare_data.prepare_pairs(args, posts, Paths(tmp_path))
+        sides = pairs_of(tmp_path, "emo")
+        assert not set(sides["train"]["seeker_post"]) & set(sides["valid"]["seeker_post"])
+        return tuple(sides["valid"]["rp_id"])
+
+    seeds = [held(seed) for seed in (1, 2, 3, 1)]
+    assert seeds[0] == seeds[3]
+    assert len(set(seeds)) > 1
+
+
+@pytest.mark.parametrize(
+    "valid_rows", [{}, {"emotion": [0, 99]}, {"emotion": [-1]}, {"emotion": []}, {"emotion": "0"}, {"emotion": ["0"]}, [], None]
+)
+def test_a_split_that_does_not_fit_the_file_is_refused(posts, tmp_path, valid_rows):
+    source = tmp_path / "source"
+    shutil.copytree(posts, source)
+    (source / "splits.json").write_text(json.dumps({"valid_rows": valid_rows}))
+    args = prepare_data.parse_args(["--split", "paper", "--workdir", str(tmp_path)])
+    with pytest.raises(UserError, match=r"splits\.json: valid_rows of emotion does not fit .* --split grouped"):
+        prepare_data.prepare_pairs(args, source, Paths(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------- what the user is told
+
+
+def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
+    args = prepare_data.parse_args(["--levels", "3", "--workdir", str(tmp_path)])
+    prepare_data.prepare_dialogues(packed_corpus, Paths(tmp_path))
+    prepare_data.prepare_pairs(args, packed_corpus, Paths(tmp_path))
+    said = capsys.readouterr().out.splitlines()
+    for split in SPLITS:
+        rows = len(gzip.decompress((packed_corpus / "empathetic_dialogues" / f"{split}.csv.gz").read_bytes()).splitlines()) - 1
+        (line,) = [text for text in said if f"{split}.csv.gz" in text]
+        turns = len(dataloaders.listener_turns(Paths(tmp_path).dialogues(split)))
+        assert f"{rows} rows, {rows} kept, 0 refused" in line
+        assert f"({20 if split == 'train' else 6} conversations, {turns} listener turns)" in line
+    for name, official in DIMENSIONS.values():
+        (line,) = [text for text in said if f"{official}-reddit" in text]
+        levels = as_read(packed_corpus / "empathy_mental_health" / f"{official}-reddit.csv.gz")["level"].value_counts()
+        assert "80 rows, 79 kept, 1 refused" in line
+        assert "train 59, valid 20" in line
+        assert f"{name} labels {levels.sort_index().to_dict()}" in line
+
+
+def test_an_unknown_flag_value_is_a_flag_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prepare_data.main(["--source", "nowhere", "--workdir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "--source nowhere" in capsys.readouterr().err
+
+
+def test_all_flag_errors_are_reported_together(capsys):
+    with pytest.raises(SystemExit) as stop:
+        prepare_data.main(["--source", "nowhere", "--glove", "nothing.txt", "--workdir", "no/such"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert [flag in said for flag in ("--source nowhere", "--glove nothing.txt", "--workdir no/such")] == [True] * 3
+
+
+@pytest.mark.parametrize("flag", [["--sour", "sample"], ["--levels", "5"], ["--split", "random"]])
+def test_abbreviated_flags_and_unknown_choices_are_refused(flag, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        prepare_data.parse_args([*flag, "--workdir", str(tmp_path)])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("missing", ["valid.csv", "explorations-reddit.csv"])
+def test_a_missing_source_file_is_named_with_the_places_looked_in(corpus, tmp_path, missing):
+    source = tmp_path / "source"
+    shutil.copytree(corpus, source)
+    (source / missing).unlink()
+    with pytest.raises(UserError, match=f"no {re.escape(missing)} there; looked for .*{re.escape(missing)}.gz"):
+        prepare(source, tmp_path, "--split", "grouped")
+
+
+# ------------------------------------------------------------------------------------------- nothing is lost by mistake
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_is_there_is_not_overwritten_unasked(corpus, workdir):
+    before = contents(workdir)
+    with pytest.raises(UserError, match="already there: .*--overwrite"):
+        prepare(corpus, workdir, "--split", "grouped")
+    assert contents(workdir) == before
+
+
+def test_overwrite_replaces_everything_and_leaves_nothing_of_before(corpus, prepared, workdir):
+    stale = [Paths(workdir).dialogues_dir / "original" / "train.csv.gz", Paths(workdir).labels("train")]
+    for file in stale:
+        file.write_bytes(b"old")
+    prepare(corpus, workdir, "--split", "grouped", "--overwrite")
+    assert not any(file.exists() for file in stale)
+    made, expected = contents(workdir), contents(prepared)
+    assert made.keys() == expected.keys()
+    assert [str(name) for name in made if made[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_a_bad_source_with_overwrite_leaves_the_old_outputs(corpus, workdir, tmp_path, fault):
+    before, source = contents(workdir), tmp_path / "source"
+    shutil.copytree(corpus, source)
+    if fault == "missing":
+        (source / "train.csv").unlink()
+    else:
+        (source / "train.csv").write_text("not the right file\n")
+    with pytest.raises(UserError, match=r"train\.csv"):
+        prepare(source, workdir, "--split", "grouped", "--overwrite")
+    assert contents(workdir).keys() >= before.keys()
+
+
+def test_a_source_inside_the_outputs_is_never_deleted(corpus, tmp_path):
+    source = tmp_path / "data"
+    shutil.copytree(corpus, source / "empathetic_dialogues")
+    shutil.copytree(corpus, source / "empathy_mental_health")
+    before = contents(source)
+    with pytest.raises(UserError, match="--source"):
+        prepare(source, tmp_path, "--split", "grouped", "--overwrite")
+    assert contents(source) == before
+
+
+# ------------------------------------------------------------------------------------- word vectors and small models
+
+
+@pytest.mark.parametrize("name", ["t5-tiny", "bert-tiny", "glove"])
+def test_small_models_load_with_auto_tokenizer_and_know_their_corpus(prepared, name):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(Paths(prepared).data / name))
+    text = dataloaders.read_dialogues(Paths(prepared).dialogues("train"))["utterance"][0]
+    found = tokenizer(f"{dataloaders.EXEMPLAR_MARKER} {text}", add_special_tokens=False)["input_ids"]
+    assert len(found) >= len(text.split())
+    assert found.count(tokenizer.unk_token_id) <= 1
+    assert tokenizer.decode(tokenizer(text.lower(), add_special_tokens=False)["input_ids"]).replace(" ", "") == text.lower().replace(" ", "")
+
+
+@pytest.mark.parametrize("name", ["t5-tiny", "bert-tiny"])
+def test_configs_agree_with_their_tokenizers(prepared, name):
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = str(Paths(prepared).data / name)
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert config.vocab_size == len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
+    assert config.pad_token_id == tokenizer.pad_token_id
+    if name == "t5-tiny":
+        assert (config.eos_token_id, config.decoder_start_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def test_special_ids_of_the_glove_model_are_its_tokenizers(prepared):
+    from transformers import AutoTokenizer
+
+    from glove_models import glove_config
+
+    tokenizer = AutoTokenizer.from_pretrained(str(Paths(prepared).glove))
+    config = glove_config(tokenizer, "tiny")
+    named = tokenizer.convert_ids_to_tokens([config.pad_token_id, config.decoder_start_token_id, config.eos_token_id])
+    assert named == ["<pad>", "<s>", "</s>"]
+    assert config.vocab_size == len(tokenizer)
+
+
+def test_each_word_has_its_glove_vector(prepared):
+    from transformers import AutoTokenizer
+
+    from glove_models import load_vectors, read_glove
+
+    vectors = load_vectors(Paths(prepared).glove)
+    vocabulary = AutoTokenizer.from_pretrained(str(Paths(prepared).glove)).get_vocab()
+    glove = dict(read_glove(GLOVE))
+    assert len(vectors) == len(vocabulary) - 4
+    for word in ("the", "i", "example", "n't"):
+        assert vectors[vocabulary[word] - 4] == pytest.approx(glove[word])
+
+
+def test_rare_words_stay_out_of_the_vocabulary(tmp_path):
+    from transformers import AutoTokenizer
+
+    args = prepare_data.parse_args(["--workdir", str(tmp_path), "--glove", str(GLOVE), "--min-count", "2"])
+    prepare_data.prepare_glove(args, Paths(tmp_path), ["The night bus", "the day zzxqy zzxqy", "a day"])
+    words = AutoTokenizer.from_pretrained(str(Paths(tmp_path).glove)).get_vocab()
+    assert set(words) - {"<pad>", "<s>", "</s>", "<unk>"} == {"the", "day", "example", ":"}
+
+
+def test_a_glove_file_that_knows_no_word_is_refused(tmp_path):
+    (tmp_path / "vectors.txt").write_text("zzxqy 1 2 3\n")
+    args = prepare_data.parse_args(["--workdir", str(tmp_path), "--glove", str(tmp_path / "vectors.txt")])
+    with pytest.raises(UserError, match=r"vectors\.txt: knows none"):
+        prepare_data.prepare_glove(args, Paths(tmp_path), ["the bus"])
+
+
+# ------------------------------------------------------------------------------------------------------------ download
+
+CONTENT = bytes(range(256)) * 40
+CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """One file over http; `ranges`: honours Range; `stop_after`: hangs up after so many bytes of an answer."""
+
+    def __init__(self, ranges, stop_after):
+        self.asked, self.ranges, self.stop_after = [], ranges, stop_after
+        owner = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                owner.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/file"
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.asked.append(wanted)
+        begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
+        if begin >= len(CONTENT):
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        request.send_response(206 if wanted and self.ranges else 200)
+        if wanted and self.ranges:
+            request.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        request.send_header("Content-Length", str(len(CONTENT) - begin))
+        request.end_headers()
+        request.wfile.write(CONTENT[begin:][: self.stop_after])
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(ranges=True, stop_after=None):
+        servers.append(Server(ranges, stop_after))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def test_a_download_arrives_whole_and_is_not_fetched_again(serve, tmp_path):
+    server, target = serve(), tmp_path / "new" / "file"
+    for _ in range(2):
+        assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
+    assert server.asked == [None]
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("have", [1, 5000, len(CONTENT)])
+def test_a_download_goes_on_where_it_stopped(serve, tmp_path, ranges, have):
+    server, target = serve(ranges), tmp_path / "file"
+    (tmp_path / "file.part").write_bytes(CONTENT[:have])
+    assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
+    assert server.asked in ([f"bytes={have}-"], [] if have == len(CONTENT) else None)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("have", [b"", b"damaged" * 9, b"longer" * 9999])
+def test_a_wrong_checksum_is_discarded_so_that_the_next_try_begins_anew(serve, tmp_path, have):
+    server, target = serve(), tmp_path / "file"
+    (tmp_path / "file.part").write_bytes(have)
+    with pytest.raises(UserError, match="discarded, run the same command again"):
+        prepare_data.download(server.url, target, CHECKSUM if have else "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+    assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("checksum", [CHECKSUM, None])
+def test_a_connection_that_breaks_keeps_what_came_and_is_gone_on_with(serve, tmp_path, checksum):
+    server, target = serve(stop_after=4000), tmp_path / "file"
+    with pytest.raises(UserError, match="run the same command again"):
+        prepare_data.download(server.url, target, checksum)
+    assert not target.exists()
+    assert (tmp_path / "file.part").read_bytes() == CONTENT[:4000]
+    server.stop_after = None
+    assert prepare_data.download(server.url, target, checksum).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=4000-"]
+
+
+def test_an_unreachable_server_is_an_error_with_the_way_out(tmp_path, serve):
+    server = serve()
+    server.http.shutdown()
+    server.http.server_close()
+    (tmp_path / "file.part").write_bytes(b"begun")
+    with pytest.raises(UserError, match="cannot be fetched .*--source FOLDER"):
+        prepare_data.download(server.url, tmp_path / "file", CHECKSUM)
+    assert (tmp_path / "file.part").read_bytes() == b"begun"

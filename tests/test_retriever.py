@@ -1,0 +1,161 @@
+"""Exemplar retrieval against a brute-force oracle, and the csv that it writes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import dpr_exemplar_retriever
+from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
+from dpr_exemplar_retriever import nearest, parse_args, retrieve
+from options import Paths, UserError
+
+RULES = ("same-emotion", "all")
+
+
+def oracle(query, candidates, allowed: list[int], k: int) -> list[tuple[int, float]]:
+    """Score descending, then place ascending: plain sorting of everything that is allowed."""
+    scored = [(place, float(np.dot(query, candidates[place]))) for place in allowed]
+    return sorted(scored, key=lambda hit: (-hit[1], hit[0]))[:k]
+
+
+def integers(rng, rows: int, width: int, spread: int) -> np.ndarray:
+    """Exact in float32; a small spread makes many ties and duplicates, 0 makes everything equal."""
+    return rng.integers(-spread, spread + 1, size=(rows, width)).astype(np.float32)
+
+
+def turns(rng, count: int, conversations: int, emotions: int, bias: float = 0.0) -> list[Example]:
+    """With `bias`, so large a share of the turns belongs to conversation 0."""
+    convs = np.where(rng.random(count) < bias, 0, rng.integers(0, conversations, size=count))
+    return [Example(f"conv{c}", 2 * i + 2, f"emotion{c % emotions}", ("hi",), f"reply {i}") for i, c in enumerate(convs)]
+
+
+worlds = st.fixed_dictionaries(
+    {
+        "queries": st.integers(0, 30),
+        "candidates": st.integers(0, 60),
+        "width": st.integers(1, 6),
+        "spread": st.integers(0, 3),
+        "conversations": st.integers(1, 8),
+        "emotions": st.integers(1, 3),
+        "bias": st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+        "k": st.integers(1, 12),
+        "seed": st.integers(0, 100_000),
+    }
+)
+#: everything ties; nearly all candidates are one's own; one candidate; many more than are fetched at first
+CORNERS = [
+    {"queries": 5, "candidates": 60, "width": 2, "spread": 0, "conversations": 8, "emotions": 1, "bias": 0.0, "k": 3, "seed": 1},
+    {"queries": 9, "candidates": 50, "width": 3, "spread": 1, "conversations": 4, "emotions": 1, "bias": 0.9, "k": 10, "seed": 2},
+    {"queries": 3, "candidates": 1, "width": 1, "spread": 1, "conversations": 2, "emotions": 1, "bias": 0.0, "k": 10, "seed": 3},
+    {"queries": 40, "candidates": 800, "width": 3, "spread": 1, "conversations": 200, "emotions": 2, "bias": 0.0, "k": 10, "seed": 4},
+]
+
+
+def with_corners(test):
+    for corner in CORNERS:
+        test = example(world=corner)(test)
+    return settings(max_examples=150, deadline=None)(given(world=worlds)(test))
+
+
+def make(world):
+    rng = np.random.default_rng(world["seed"])
+    queries, candidates = (integers(rng, world[n], world["width"], world["spread"]) for n in ("queries", "candidates"))
+    asked = turns(rng, len(queries), world["conversations"], world["emotions"], world["bias"])
+    return queries, candidates, asked, turns(rng, len(candidates), world["conversations"], world["emotions"], world["bias"]), world["k"]
+
+
+@with_corners
+def test_nearest_equals_sorting_everything(world):
+    queries, candidates, asked, corpus, k = make(world)
+    found = nearest(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
+    assert len(found) == len(queries)
+    for query, e, row in zip(queries, asked, found, strict=True):
+        assert row == oracle(query, candidates, [i for i, c in enumerate(corpus) if c.conv_id != e.conv_id], k)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@with_corners
+def test_retrieval_equals_sorting_what_the_rule_allows(rule, world):
+    queries, candidates, asked, corpus, k = make(world)
+    found = retrieve(queries, candidates, asked, corpus, rule, k)
+    for query, e, row in zip(queries, asked, found, strict=True):
+        allowed = [i for i, c in enumerate(corpus) if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)]
+        assert len(row) == min(k, len(allowed))  # never fewer (PAPER.md, fault 13)
+        assert row == oracle(query, candidates, allowed, k)
+
+
+def test_filtering_a_fixed_number_afterwards_would_be_noticed():
+    """The published way finds the best of everything and drops what is not allowed: too few are left."""
+    rng = np.random.default_rng(0)
+    queries, candidates = integers(rng, 4, 5, 3), integers(rng, 300, 5, 3)
+    asked, corpus = turns(rng, 4, 5, 1, bias=1.0), turns(rng, 300, 5, 1, bias=0.9)
+    top = [np.argsort(-(candidates @ q), kind="stable")[:50] for q in queries]
+    filtered = [[p for p in row if corpus[p].conv_id != e.conv_id][:10] for row, e in zip(top, asked, strict=True)]
+    assert min(map(len, filtered)) < 10
+    assert {len(row) for row in retrieve(queries, candidates, asked, corpus, "all", 10)} == {10}
+
+
+def test_an_emotion_without_candidates_gets_no_exemplars_and_the_others_theirs():
+    corpus = [Example("a", 2, "sad", ("hi",), "one"), Example("b", 2, "sad", ("hi",), "two")]
+    asked = [Example("x", 2, "proud", ("hi",), "r"), Example("a", 2, "sad", ("hi",), "r")]
+    ones = np.ones((2, 3), np.float32)
+    assert retrieve(ones, ones, asked, corpus, "same-emotion", 10) == [[], [(1, 3.0)]]
+    assert retrieve(ones, ones, asked, corpus, "all", 10) == [[(0, 3.0), (1, 3.0)], [(1, 3.0)]]
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def run(folder, *flags):
+    bert = str(folder / "data" / "bert-tiny")
+    dpr_exemplar_retriever.main(["--workdir", str(folder), "--device", "cpu", "--encoder", bert, *flags])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_written_exemplars_obey_the_rule_and_are_read_back(prepared, tmp_path, rule):
+    run(prepared, "--candidates", rule, "--top-k", "3", "--output", str(tmp_path))
+    paths = Paths(prepared)
+    corpus = {e.key: e for e in listener_turns(paths.dialogues("train"))}
+    for split in ("train", "valid", "test"):
+        examples = listener_turns(paths.dialogues(split))
+        table = pd.read_csv(paths.exemplars(split, tmp_path), dtype=str, keep_default_na=False)
+        assert tuple(table.columns) == EXEMPLAR_COLUMNS
+        texts = read_exemplars(paths.exemplars(split, tmp_path), examples)
+        for e, (_, row), exemplars in zip(examples, table.iterrows(), texts, strict=True):
+            assert (row["conv_id"], int(row["utterance_idx"]), row["utterance"]) == (*e.key, e.response)
+            chosen = [corpus[tuple(key)] for key in json.loads(row["exemplars_index"])]
+            allowed = [c for c in corpus.values() if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)]
+            assert [c.response for c in chosen] == exemplars
+            assert len(chosen) == min(3, len(allowed)) and len({c.key for c in chosen}) == len(chosen)
+            assert all(c in allowed for c in chosen)
+            scores = json.loads(row["scores"])
+            assert scores == sorted(scores, reverse=True)
+
+
+def test_retrieving_again_is_the_same_and_other_settings_need_overwrite(workdir):
+    target = Paths(workdir).exemplars("test")
+    run(workdir, "--splits", "test")
+    first = target.read_bytes()
+    run(workdir, "--splits", "test")
+    assert target.read_bytes() == first
+    with pytest.raises(UserError, match="overwrite"):
+        run(workdir, "--splits", "test", "--candidates", "all")
+    assert target.read_bytes() == first
+    run(workdir, "--splits", "test", "--candidates", "all", "--overwrite")
+    assert target.read_bytes() != first
+
+
+@pytest.mark.parametrize(("flags", "named"), [(["--top-k", "0"], "--top-k 0"), (["--path", "x", "--pooling", "mean"], "--path")])
+def test_impossible_flags_are_refused(flags, named, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(flags)
+    assert named in capsys.readouterr().err
+
+
+def test_a_missing_run_is_a_plain_error_never_other_encoders(prepared):
+    with pytest.raises(UserError, match="no/such/run"):
+        dpr_exemplar_retriever.main(["--workdir", str(prepared), "--device", "cpu", "--path", "no/such/run"])

@@ -1,0 +1,421 @@
+"""The loop: one objective whatever the split into micro-batches and processes, exact resume, nothing lost."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import toy_data, toy_loop, train
+
+import runs
+from options import UserError
+
+TOY = Path(__file__).with_name("toy.py")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "model.safetensors")
+
+
+def losses(folder: Path, kind: str = "train") -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [r["loss"] for r in rows if r["kind"] == kind]
+    assert found
+    return found
+
+
+def same(a, b) -> bool:
+    """Equality of nested plain values and tensors, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Bit for bit: weights, optimizer, schedule, random streams, loop state, log."""
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    ends = [sorted((f / "checkpoints").glob("step-*"))[-1] for f in (a, b)]
+    states = [torch.load(e / "state.pt", weights_only=True) for e in ends]
+    assert same(*states)
+    loops = [json.loads((e / "state.json").read_text()) for e in ends]
+    for state in loops:
+        state.pop("seconds")
+    assert loops[0] == loops[1]
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code may catch it."""
+
+
+def kill_at(step: int):
+    def spoil(loop, terms):
+        if loop.state.step == step and not getattr(loop, "spared", False):
+            raise Killed
+        return terms
+
+    return spoil
+
+
+# ------------------------------------------------------------------------------------------------------ the objective
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(4, 2), (2, 4), (1, 8), (3, 3)])
+def test_splitting_a_step_changes_neither_loss_nor_weights(tmp_path, size, accumulate):
+    data = toy_data(count=9 if size == 3 else 8)
+    whole = train(tmp_path / "whole", data=data, batch_size=len(data), dropout=0.0, epochs=3)
+    split = train(tmp_path / "split", data=data, batch_size=size, accumulate=accumulate, dropout=0.0, epochs=3)
+    assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    for a, b in zip(whole.model.parameters(), split.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+    common = ["dropout=0.0", "epochs=2"]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(TOY), str(tmp_path / "two"), "batch_size=3", *common],
+        check=False, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    train(tmp_path / "one", batch_size=6, dropout=0.0, epochs=2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "two", "valid") == pytest.approx(losses(tmp_path / "one", "valid"), rel=1e-5)
+
+
+def test_same_seed_same_losses_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(seed)
+        train(tmp_path / name, seed=seed)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+
+
+def test_one_batch_can_be_learned_by_heart(tmp_path):
+    data = toy_data(count=4)
+    train(tmp_path / "run", data=data, epochs=300, lr=0.05, dropout=0.0, schedule="constant", log_every=100)
+    assert losses(tmp_path / "run")[-1] < 0.05
+
+
+def test_evaluation_in_between_changes_nothing_in_training(tmp_path):
+    train(tmp_path / "seldom")
+    train(tmp_path / "often", eval_every=1)
+    assert losses(tmp_path / "seldom") == losses(tmp_path / "often")
+
+
+def test_weight_decay_leaves_vectors_alone(tmp_path):
+    loop = toy_loop(tmp_path / "run")
+    loop._prepare()
+    decayed, free = loop.optimizer.param_groups
+    assert {p.ndim for p in free["params"]} == {1} and free["weight_decay"] == 0 and decayed["weight_decay"] > 0
+
+
+# ------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 9, 12])  # six steps an epoch: inside and at the end of epochs
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, step, accumulate):
+    settings = {"save_every": 1, "accumulate": accumulate, "batch_size": 4 // accumulate, "log_every": 4, "patience": 9}
+    train(tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", spoil=kill_at(step), **settings)
+    train(tmp_path / "cut", **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_says_so_and_trains_no_more(tmp_path, capsys):
+    train(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert toy_loop(tmp_path / "run").train()["already_finished"]
+    assert "already finished" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def interrupted(folder: Path, step: int = 10, **settings) -> list[Path]:
+    with pytest.raises(Killed):
+        train(folder, spoil=kill_at(step), save_every=2, **settings)
+    return sorted((folder / "checkpoints").glob("step-*"))
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "state.pt", "state.json", "args.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, part, how):
+    train(tmp_path / "whole", save_every=2)
+    newest = interrupted(tmp_path / "cut")[-1]
+    if how == "missing":
+        (newest / part).unlink()
+    elif how == "truncated":
+        (newest / part).write_bytes((newest / part).read_bytes()[:-9])
+    else:
+        flip(newest / part)
+        if part == "manifest.json":
+            (newest / part).write_text("{}")
+    train(tmp_path / "cut", save_every=2)
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert list(newest.parent.glob(f"damaged-{newest.name}-*"))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_explicit_checkpoint_that_is_damaged_is_an_error(tmp_path):
+    newest = interrupted(tmp_path / "run")[-1]
+    flip(newest / "model.safetensors")
+    with pytest.raises(UserError, match="sha256"):
+        train(tmp_path / "run", save_every=2, resume=str(newest))
+    with pytest.raises(UserError, match="no such folder"):
+        train(tmp_path / "run", save_every=2, resume=str(tmp_path / "nowhere"))
+
+
+def test_resuming_from_an_explicit_older_checkpoint(tmp_path):
+    train(tmp_path / "whole", save_every=2)
+    older = interrupted(tmp_path / "cut")[-2]
+    train(tmp_path / "cut", save_every=2, resume=str(older))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_changed_mathematics_is_refused_with_both_values_and_the_rest_is_listed(tmp_path, capsys):
+    interrupted(tmp_path / "run")
+    with pytest.raises(UserError, match=r"--lr: 0.01 then, 0.02 now"):
+        train(tmp_path / "run", save_every=2, lr=0.02)
+    train(tmp_path / "run", save_every=3)
+    assert "--save-every was 2, is now 3" in capsys.readouterr().out
+
+
+def test_resume_never_refuses_what_is_there_and_overwrite_begins_anew(tmp_path):
+    interrupted(tmp_path / "run")
+    with pytest.raises(UserError, match="--overwrite"):
+        train(tmp_path / "run", resume="never")
+    train(tmp_path / "run", lr=0.02, overwrite=True)
+    train(tmp_path / "fresh", lr=0.02)
+    assert losses(tmp_path / "run") == losses(tmp_path / "fresh")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="choose another --name"):
+            train(tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    newest = interrupted(tmp_path / "run")[-1]
+    loop = toy_loop(tmp_path / "other")
+    loop.model.kind = torch.nn.Linear(16, 3)
+    with pytest.raises(UserError, match="do not fit"):
+        loop._load_weights(newest)
+
+
+def test_a_malicious_checkpoint_runs_no_code(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "pwned"),))
+
+    newest = interrupted(tmp_path / "run")[-1]
+    torch.save({"optimizer": Touch()}, newest / "state.pt")
+    listing = json.loads((newest / "manifest.json").read_text())
+    listing["files"]["state.pt"] = {"bytes": (newest / "state.pt").stat().st_size, "sha256": runs.sha256(newest / "state.pt")}
+    (newest / "manifest.json").write_text(json.dumps(listing))
+    with pytest.raises(Exception, match="[Ww]eights"):
+        train(tmp_path / "run", save_every=2)
+    assert not (tmp_path / "pwned").exists()
+
+
+# ------------------------------------------------------------------------------------------- best, rotation, not finite
+
+
+def values_of(*values):
+    """An evaluation that gives these values, one after the other."""
+    return lambda loop: {"loss": values[loop.state.evaluations]}
+
+
+def test_nan_is_never_best(tmp_path):
+    loop = train(tmp_path / "run", evaluate=values_of(math.nan, 0.5, 0.7))
+    assert loop.state.best == 0.5 and loop.state.best_step == 12
+
+
+def test_all_nan_is_said(tmp_path):
+    with pytest.raises(UserError, match="not finite in any of 3 evaluations"):
+        train(tmp_path / "run", evaluate=lambda loop: {"loss": math.nan})
+
+
+def test_the_best_and_the_last_two_checkpoints_are_kept_and_the_best_is_loaded(tmp_path):
+    seen = {}
+
+    def evaluate(loop):
+        seen[loop.state.step] = {k: v.clone() for k, v in loop.model.state_dict().items()}
+        return {"loss": [3.0, 1.0, 2.0, 2.0, 2.0, 2.0][loop.state.evaluations]}
+
+    loop = train(tmp_path / "run", epochs=6, evaluate=evaluate)
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-0000012", "step-0000030", "step-0000036"]
+    assert all(torch.equal(v, seen[12][k]) for k, v in loop.model.state_dict().items())
+    assert (tmp_path / "run" / "exported").read_text() == "12"
+
+
+def test_patience_stops_early_and_survives_a_resume(tmp_path):
+    settings = {"epochs": 9, "patience": 2}
+    values = [1.0, 2.0, 3.0, 4.0]
+    loop = train(tmp_path / "whole", evaluate=values_of(*values), **settings)
+    assert loop.state.step == 18
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", evaluate=values_of(*values), spoil=kill_at(13), **settings)
+    assert train(tmp_path / "cut", evaluate=values_of(*values), **settings).state.step == 18
+
+
+@pytest.mark.parametrize("term", ["word", "class"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_term_that_is_not_finite_stops_before_the_update_and_is_named(tmp_path, term, bad):
+    def spoil(loop, terms):
+        if loop.state.step == 7:
+            terms[term] = terms[term] * bad
+        return terms
+
+    loop = toy_loop(tmp_path / "run", spoil=spoil, save_every=1)
+    with pytest.raises(UserError, match=rf"step 8: not finite: {term} on .*row \d"):
+        loop.train()
+    stored = weights(tmp_path / "run")
+    assert all(torch.equal(v, stored[k]) for k, v in loop.model.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
+    def spoil(loop, terms):
+        if loop.state.step == 3:
+            terms["class"] = terms["class"] + 0 * (terms["class"] - terms["class"].detach()).sqrt()
+        return terms
+
+    with pytest.raises(UserError, match="step 4: not finite: gradient"):
+        train(tmp_path / "run", spoil=spoil)
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+def start(folder: Path, **settings) -> subprocess.Popen:
+    words = [f"{k}={v}" for k, v in settings.items()]
+    return subprocess.Popen([sys.executable, str(TOY), str(folder), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    for _ in range(1200):
+        if (folder / "metrics.jsonl").exists() and f'"step": {step},' in (folder / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number, code):
+    process = start(tmp_path / "cut", epochs=4, pause=0.1)
+    wait_for_step(tmp_path / "cut", 3)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code and "goes on from here" in out
+    train(tmp_path / "cut", epochs=4)
+    train(tmp_path / "whole", epochs=4)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_second_signal_exits_at_once(tmp_path):
+    process = start(tmp_path / "run", pause=3)
+    for _ in range(600):
+        if (tmp_path / "run" / "metrics.jsonl").exists():
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and time.monotonic() - began < 2
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_dies_with_its_process(tmp_path):
+    process = start(tmp_path / "run", pause=0.3)
+    wait_for_step(tmp_path / "run", 1)
+    with pytest.raises(UserError, match="another process"):
+        train(tmp_path / "run")
+    process.kill()
+    process.communicate()
+    train(tmp_path / "run")
+
+
+# -------------------------------------------------------------------------------------------------- damage while saving
+
+
+KILLER = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import runs, pathlib
+from toy import train
+left = int(sys.argv[2])
+def counted(function):
+    def wrapped(*args, **kwargs):
+        global left
+        if armed:
+            left -= 1
+            if left < 0:
+                os._exit(9)
+        return function(*args, **kwargs)
+    return wrapped
+armed = False
+os.fsync, os.rename = counted(os.fsync), counted(os.rename)
+pathlib.Path.rename, pathlib.Path.replace = counted(pathlib.Path.rename), counted(pathlib.Path.replace)
+pathlib.Path.write_text, pathlib.Path.mkdir = counted(pathlib.Path.write_text), counted(pathlib.Path.mkdir)
+runs.shutil.rmtree = counted(runs.shutil.rmtree)
+def spoil(loop, terms):
+    global armed
+    armed = loop.state.step >= 7
+    return terms
+train(pathlib.Path(sys.argv[1]), spoil=spoil, save_every=2)
+"""
+
+
+def test_a_kill_at_any_write_point_of_a_save_loses_nothing(tmp_path):
+    """os._exit before the n-th write operation after step 7, for every n until the run gets through."""
+    train(tmp_path / "whole", save_every=2)
+    script = tmp_path / "killer.py"
+    script.write_text(KILLER.format(tests=str(TOY.parent), root=str(TOY.parent.parent)))
+    interrupted(tmp_path / "start", step=6)
+    for point in range(0, 24, 2):
+        folder = tmp_path / f"cut-{point}"
+        shutil.copytree(tmp_path / "start", folder)
+        code = subprocess.run([sys.executable, str(script), str(folder), str(point)], capture_output=True, timeout=120).returncode
+        assert code == 9
+        good = [c for c in (folder / "checkpoints").glob("step-*") if not runs.faults(c)]
+        assert len(good) >= 2
+        train(folder, save_every=2)
+        assert_same_run(tmp_path / "whole", folder)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    checkpoints = interrupted(tmp_path / "run")
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", full)
+        with pytest.raises(UserError, match="No space left"):
+            runs.write_checkpoint(tmp_path / "run" / "checkpoints", 99, lambda folder: (folder / "x").write_text("y"))
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == checkpoints
+    assert all(not runs.faults(c) for c in checkpoints)

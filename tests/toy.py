@@ -1,0 +1,103 @@
+"""A toy stage on the real loop: a small network with dropout, two loss terms of different units, uneven lengths.
+
+As a program it is the run that the tests kill: python tests/toy.py FOLDER key=value ...
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import nn
+
+from dataloaders import Data
+from training import Loop, Objective, Session
+
+DEFAULTS = {
+    "device": "cpu", "precision": "fp32", "seed": 3, "deterministic": False, "epochs": 3, "max_steps": 0, "lr": 0.01, "batch_size": 4,
+    "batch_tokens": 0, "accumulate": 1, "schedule": "linear", "warmup_steps": 2, "weight_decay": 0.01, "clip": 1.0, "patience": 0, "eval_every": 0,
+    "save_every": 0, "log_every": 1, "resume": "auto", "overwrite": False, "workdir": ".", "name": None, "dropout": 0.1,
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.words = nn.Embedding(30, 8)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(dropout))
+        self.next, self.kind = nn.Linear(16, 30), nn.Linear(16, 2)
+
+    def forward(self, ids):
+        hidden = self.body(self.words(ids))  # (B, L, 16)
+        real = (ids > 0).float()[..., None]
+        return self.next(hidden), self.kind((hidden * real).sum(1) / real.sum(1))
+
+
+def toy_data(count: int = 22, seed: int = 0) -> Data:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(1, 30, (int(n),), generator=generator) for n in torch.randint(2, 9, (count,), generator=generator)]
+
+    def collate(numbers):
+        width = max(len(rows[i]) for i in numbers)
+        ids = torch.stack([torch.cat([rows[i], torch.zeros(width - len(rows[i]), dtype=torch.long)]) for i in numbers])
+        return {"ids": [f"row {i}" for i in numbers], "input": ids, "kind": torch.tensor([len(rows[i]) % 2 for i in numbers])}
+
+    return Data([len(r) for r in rows], collate, [f"row {i}" for i in range(count)])
+
+
+def toy_loop(folder: Path, spoil=None, evaluate=None, data: Data | None = None, **changes) -> Loop:
+    """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real evaluation."""
+    args = Namespace(**DEFAULTS | changes)
+    session = Session(args)
+    model = Net(args.dropout)
+    data = data or toy_data()
+
+    def units(batch):
+        return {"word": int((batch["input"] > 0).sum()), "class": len(batch["kind"])}
+
+    def terms(net, batch):
+        words, kind = net(batch["input"])
+        real = batch["input"] > 0
+        out = {
+            "word": nn.functional.cross_entropy(words[real], batch["input"][real], reduction="sum"),
+            "class": nn.functional.cross_entropy(kind, batch["kind"], reduction="sum"),
+        }
+        return spoil(loop, out) if spoil else out
+
+    def measure():
+        if evaluate:
+            return evaluate(loop)
+        torch.rand(3)  # an evaluation may draw; the training must not notice
+        batch = data.collate(list(range(len(data))))
+        words, kind = model(batch["input"])
+        return {"loss": float(nn.functional.cross_entropy(kind, batch["kind"]))}
+
+    def export(target):
+        (Path(target) / "exported").write_text(str(loop.state.best_step))
+
+    loop = Loop(args, session, model, Objective({"word": 1.0, "class": 0.5}, units, terms), data, measure, export, Path(folder),
+                metric="loss", mode="min", files=[], inputs={"data": "fixed"})  # fmt: skip
+    return loop
+
+
+def train(folder: Path, **changes) -> Loop:
+    loop = toy_loop(folder, **changes)
+    loop.finish(loop.train())
+    return loop
+
+
+if __name__ == "__main__":
+    import time
+
+    kind = {k: type(v) for k, v in DEFAULTS.items() if v is not None}
+    given = dict(a.split("=", 1) for a in sys.argv[2:])
+    pause = float(given.pop("pause", 0))
+
+    def slow(loop, terms):
+        time.sleep(pause)
+        return terms
+
+    train(Path(sys.argv[1]), spoil=slow, **{k: kind[k](v) if kind[k] is not bool else v == "True" for k, v in given.items()})
+    print("finished")
