@@ -80,7 +80,9 @@ def load_pretrained(auto, name: str | Path, config, **kwargs) -> nn.Module:
     model, info = from_hub(auto.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise UserError(f"--model {name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?")
+        raise UserError(
+            f"--model {name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?"
+        )
     return model
 
 

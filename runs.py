@@ -309,6 +309,33 @@ class Run:
         write_text(file, "".join(f"{line}\n" for line in kept))
 
 
+def write_card(folder: Path, result: dict) -> None:
+    """README.md of a finished run: what it is, how it was made, what it scored, what it is not for."""
+    made = read_json(folder / "environment.json")
+    figures = [(k, v) for k, v in result.items() if not isinstance(v, dict)]
+    figures += [(f"{k}, {n}", v) for k, d in result.items() if isinstance(d, dict) for n, v in d.items() if not isinstance(v, dict)]
+    figures += [
+        (f"{k}, {n}, {m}", v)
+        for k, d in result.items()
+        if isinstance(d, dict)
+        for n, e in d.items()
+        if isinstance(e, dict)
+        for m, v in e.items()
+    ]
+    rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures]
+    inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in read_json(folder / "args.json")["inputs"].items()]
+    parts = [
+        f"# {folder.parent.name}/{folder.name}",
+        f"Made by `python {made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}. "
+        "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
+        "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
+        "## Made from\n\n" + "\n".join(inputs),
+        "## Limits\n\nResearch code for empathetic replies in small talk. Not a counsellor, and not for people in distress. Weights trained on "
+        "EmpatheticDialogues fall under its CC BY-NC 4.0, those trained on Empathy Mental Health under its academic, non-commercial terms.",
+    ]
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
 def require_run(folder: Path, made_by: str) -> dict:
     """The args.json of a finished or started run, or an error that names the command that makes one."""
     if not (Path(folder) / "args.json").exists():

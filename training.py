@@ -371,8 +371,9 @@ class Loop:
         return result
 
     def finish(self, result: dict) -> None:
-        """Write result.json, which marks the run as finished, and let go of its lock."""
+        """Write the card and result.json, which marks the run as finished, and let go of its lock."""
         if self.session.main:
+            runs.write_card(self.run.folder, result)
             runs.write_json(self.run.folder / "result.json", result)
         self.run.close()
 

@@ -315,7 +315,12 @@ def test_critics_of_another_tokenizer_or_encoder_are_refused():
 
 @pytest.mark.parametrize(
     ("empathy", "sentiment", "names"),
-    [(False, False, []), (True, False, ["emo", "exp", "int"]), (False, True, ["sentiment"]), (True, True, ["emo", "exp", "int", "sentiment"])],
+    [
+        (False, False, []),
+        (True, False, ["emo", "exp", "int"]),
+        (False, True, ["sentiment"]),
+        (True, True, ["emo", "exp", "int", "sentiment"]),
+    ],
 )
 def test_a_weight_of_zero_asks_for_no_critic(empathy, sentiment, names):
     assert critic_names(empathy, sentiment) == names

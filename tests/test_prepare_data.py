@@ -75,7 +75,9 @@ def test_dialogues_are_the_official_files_byte_for_byte(corpus, prepared):
 
 def test_packed_sources_prepare_the_same_dialogues_and_scores(prepared, three_levels):
     for split in SPLITS:
-        assert dataloaders.listener_turns(Paths(three_levels).dialogues(split)) == dataloaders.listener_turns(Paths(prepared).dialogues(split))
+        assert dataloaders.listener_turns(Paths(three_levels).dialogues(split)) == dataloaders.listener_turns(
+            Paths(prepared).dialogues(split)
+        )
         assert Paths(three_levels).vader(split).read_bytes() == Paths(prepared).vader(split).read_bytes()
 
 
@@ -239,7 +241,7 @@ def test_overwrite_replaces_everything_and_leaves_nothing_of_before(corpus, prep
     assert not any(file.exists() for file in stale)
     made, expected = contents(workdir), contents(prepared)
     assert made.keys() == expected.keys()
-    assert [str(name) for name in made if made[name] != expected[name]] == []
+    assert {name.name for name in made if made[name] != expected[name]} <= {"spiece.model"}  # it records its own path
 
 
 @pytest.mark.parametrize("fault", ["missing", "damaged"])
@@ -252,7 +254,8 @@ def test_a_bad_source_with_overwrite_leaves_the_old_outputs(corpus, workdir, tmp
         (source / "train.csv").write_text("not the right file\n")
     with pytest.raises(UserError, match=r"train\.csv"):
         prepare(source, workdir, "--split", "grouped", "--overwrite")
-    assert contents(workdir).keys() >= before.keys()
+    after = contents(workdir)
+    assert [str(name) for name in before if after.get(name) != before[name]] == []
 
 
 def test_a_source_inside_the_outputs_is_never_deleted(corpus, tmp_path):
@@ -277,7 +280,9 @@ def test_small_models_load_with_auto_tokenizer_and_know_their_corpus(prepared, n
     found = tokenizer(f"{dataloaders.EXEMPLAR_MARKER} {text}", add_special_tokens=False)["input_ids"]
     assert len(found) >= len(text.split())
     assert found.count(tokenizer.unk_token_id) <= 1
-    assert tokenizer.decode(tokenizer(text.lower(), add_special_tokens=False)["input_ids"]).replace(" ", "") == text.lower().replace(" ", "")
+    assert tokenizer.decode(tokenizer(text.lower(), add_special_tokens=False)["input_ids"]).replace(" ", "") == text.lower().replace(
+        " ", ""
+    )
 
 
 @pytest.mark.parametrize("name", ["t5-tiny", "bert-tiny"])
@@ -404,7 +409,7 @@ def test_a_download_goes_on_where_it_stopped(serve, tmp_path, ranges, have):
     server, target = serve(ranges), tmp_path / "file"
     (tmp_path / "file.part").write_bytes(CONTENT[:have])
     assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
-    assert server.asked in ([f"bytes={have}-"], [] if have == len(CONTENT) else None)
+    assert server.asked[:1] == [f"bytes={have}-"]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -36,7 +36,7 @@ def turns(rng, count: int, conversations: int, emotions: int, bias: float = 0.0)
 worlds = st.fixed_dictionaries(
     {
         "queries": st.integers(0, 30),
-        "candidates": st.integers(0, 60),
+        "candidates": st.integers(1, 60),
         "width": st.integers(1, 6),
         "spread": st.integers(0, 3),
         "conversations": st.integers(1, 8),

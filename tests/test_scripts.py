@@ -1,0 +1,541 @@
+"""Every script in process, on the tiny configs: what it leaves behind, what it prints, how it refuses."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+import dpr_exemplar_retriever
+import evaluate_responses
+import label_dialogues
+import reproduce
+import train_empathy_classifier
+import train_glove_t5
+import train_sentiment_regressor
+import train_t5
+from dataloaders import listener_turns, read_exemplars, read_labels
+from DPR import prepare_dpr_data, train_dpr
+from options import Paths, UserError
+
+RUN_FILES = {"args.json", "config.json", "environment.json", "metrics.jsonl", "model.safetensors", "README.md", "result.json", "tokenizer.json",
+             "tokenizer_config.json", "checkpoints", ".lock"}  # fmt: skip
+FAMILIES = {"t5": (train_t5, ["--model", "t5-tiny"]), "glove-t5": (train_glove_t5, ["--size", "tiny"])}
+NO_CRITICS = ["--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
+
+
+def short(workdir: Path) -> list[str]:
+    return ["--workdir", str(workdir), "--device", "cpu", "--max-steps", "2", "--batch-size", "4", "--max-new-tokens", "5", "--src-len", "40",
+            "--tgt-len", "12", "--exemplar-len", "16", "--exemplar-model", "t5-tiny", "--exemplar-layers", "1"]  # fmt: skip
+
+
+def files_of(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if not p.name.startswith("events.out")}
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------------ critics
+
+
+@pytest.mark.parametrize("model", ["t5", "glove-t5"])
+@pytest.mark.parametrize("kind", ["emo", "exp", "int", "sentiment"])
+def test_a_critic_run_is_complete_and_stands_beside_its_baselines(trained, model, kind):
+    folder = Paths(trained).critic(kind, model)
+    assert files_of(folder) == RUN_FILES
+    assert (folder / "checkpoints" / "step-0000002").is_dir()
+    result = json.loads((folder / "result.json").read_text())
+    if kind == "sentiment":
+        assert result["valid"].keys() == result["baselines"]["mean"].keys() == {"mse", "pearson"}
+    else:
+        assert result["baselines"].keys() == {"majority", "tfidf"}
+        assert {"accuracy", "macro_f1", "weighted_f1", "f1_0", "f1_1"} == result["valid"].keys()
+
+
+def test_three_levels_make_three_outputs(workdir):
+    for split in ("train", "valid"):
+        file = Paths(workdir).pairs("emo", split)
+        table = pd.read_csv(file)
+        table.assign(label=table["level"]).to_csv(file, index=False)
+    train_empathy_classifier.main(
+        [
+            "--workdir",
+            str(workdir),
+            "--model",
+            "glove-t5",
+            "--size",
+            "tiny",
+            "--dim",
+            "emo",
+            "--max-steps",
+            "1",
+            "--class-weights",
+            "--pooling",
+            "first",
+        ]
+    )
+    assert load_file(Paths(workdir).critic("emo", "glove-t5") / "model.safetensors")["head.weight"].shape[0] == 3
+
+
+def test_a_glove_critic_learns_more_than_the_majority_class(workdir):
+    """A floor, read back from result.json: questions are easy to tell."""
+    train_empathy_classifier.main(
+        [
+            "--workdir",
+            str(workdir),
+            "--model",
+            "glove-t5",
+            "--size",
+            "tiny",
+            "--dim",
+            "exp",
+            "--lr",
+            "3e-3",
+            "--epochs",
+            "20",
+            "--log-every",
+            "100",
+        ]
+    )
+    result = json.loads((Paths(workdir).critic("exp", "glove-t5") / "result.json").read_text())
+    assert result["valid"]["macro_f1"] > result["baselines"]["majority"]["macro_f1"] + 20
+
+
+def test_labels_cover_every_listener_turn_and_name_their_critics(trained):
+    paths = Paths(trained)
+    for split in ("train", "valid", "test"):
+        examples = listener_turns(paths.dialogues(split))
+        labels = read_labels(paths.labels(split), examples)
+        assert len(labels["emo"]) == len(examples)
+        origin = json.loads(Path(f"{paths.labels(split)}.origin.json").read_text())
+        assert origin["emo"]["critic"].endswith("glove-t5-emo") and len(origin["emo"]["sha256"]) == 64
+
+
+def test_labelling_again_keeps_what_is_there_and_refuses_other_critics(trained_copy, capsys):
+    label_dialogues.main(
+        [
+            "--workdir",
+            str(trained_copy),
+            "--emo",
+            str(Paths(trained_copy).critic("emo", "t5")),
+            "--family",
+            "t5",
+            "--output",
+            str(trained_copy),
+        ]
+    )
+    label_dialogues.main(
+        [
+            "--workdir",
+            str(trained_copy),
+            "--emo",
+            str(Paths(trained_copy).critic("emo", "t5")),
+            "--family",
+            "t5",
+            "--output",
+            str(trained_copy),
+        ]
+    )
+    assert capsys.readouterr().out.count("kept") == 3
+    with pytest.raises(UserError, match="another emo.*--overwrite"):
+        label_dialogues.main(["--workdir", str(trained_copy), "--family", "t5"])
+
+
+# ---------------------------------------------------------------------------------------------------------- retrieval
+
+
+def test_the_retriever_is_saved_as_two_folders_and_reports_before_and_after(trained):
+    folder = trained / "saved" / "dpr" / "empd"
+    assert files_of(folder) == RUN_FILES - {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | {
+        "question_encoder",
+        "context_encoder",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert result["before"].keys() == result["after"].keys() == {"average_rank", "recall_1", "recall_10", "recall_50"}
+
+
+@pytest.mark.parametrize("dataset", ["reddit", "empd-reddit"])
+def test_the_other_dpr_datasets_train(trained_copy, dataset):
+    common = ["--workdir", str(trained_copy), "--dataset", dataset]
+    prepare_dpr_data.main(common)
+    train_dpr.main(
+        [*common, "--encoder", str(trained_copy / "data" / "bert-tiny"), "--max-steps", "1", "--batch-size", "3", "--pooling", "mean"]
+    )
+    assert (trained_copy / "saved" / "dpr" / dataset / "context_encoder" / "model.safetensors").exists()
+
+
+def test_exemplars_come_from_other_training_conversations(trained):
+    paths = Paths(trained)
+    corpus = {e.key: e for e in listener_turns(paths.dialogues("train"))}
+    for split in ("train", "test"):
+        table = pd.read_csv(paths.exemplars(split), keep_default_na=False)
+        for row in table.itertuples():
+            for (conv, index), text in zip(json.loads(row.exemplars_index), json.loads(row.exemplars), strict=True):
+                assert conv != row.conv_id and corpus[conv, index].response == text and corpus[conv, index].emotion == row.emotion
+
+
+def test_retrieval_without_the_gold_emotion_and_without_fine_tuning(trained_copy):
+    dpr_exemplar_retriever.main(
+        ["--workdir", str(trained_copy), "--encoder", str(trained_copy / "data" / "bert-tiny"), "--candidates", "all", "--top-k", "4",
+         "--splits", "test", "--output", str(trained_copy / "all")]
+    )  # fmt: skip
+    examples = listener_turns(Paths(trained_copy).dialogues("test"))
+    found = read_exemplars(trained_copy / "all" / "test_dpr.csv", examples)
+    assert all(len(row) == 4 for row in found)
+
+
+# --------------------------------------------------------------------------------------------------------- generators
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("exemplars", ["none", "prepend", "t5", "glove-t5"])
+@pytest.mark.parametrize("critics", [True, False])
+def test_every_combination_trains_and_writes_replies(trained_copy, family, exemplars, critics):
+    """x both decodings: sampling after training, beams by --inference."""
+    script, flags = FAMILIES[family]
+    folder = trained_copy / "saved" / family / "run"
+    script.main([*short(trained_copy), *flags, "--name", "run", "--add-exemplars", exemplars, *([] if critics else NO_CRITICS)])
+    assert files_of(folder) == RUN_FILES | {"predictions.tsv", "likelihood.csv"}
+    examples = listener_turns(Paths(trained_copy).dialogues("test"))
+    sampled = (folder / "predictions.tsv").read_text()
+    assert len(sampled.splitlines()) == len(examples) + 1
+    terms = {"nll", "emo", "exp", "int", "sentiment"} if critics else {"nll"}
+    logged = [r for r in rows_of(folder) if r["kind"] == "train"][0]
+    assert terms == logged.keys() - {"step", "epoch", "kind", "loss", "lr", "grad_norm"}
+    assert logged["loss"] == pytest.approx(sum(logged[t] for t in terms), rel=1e-4)
+    script.main([*short(trained_copy), "--inference", str(folder), "--beams", "2", "--overwrite"])
+    assert len((folder / "predictions.tsv").read_text().splitlines()) == len(examples) + 1
+    script.main([*short(trained_copy), "--inference", str(folder), "--overwrite"])
+    assert (folder / "predictions.tsv").read_text() == sampled  # the saved run is the trained model
+
+
+@pytest.mark.parametrize("strategy", ["1", "2"])
+def test_both_gumbel_strategies_run(trained_copy, strategy):
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--strategy", strategy, "--no-predict", "--main-loss-w", "0.5"])
+    assert not (trained_copy / "saved" / "glove-t5" / "lempex" / "predictions.tsv").exists()
+
+
+def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy):
+    paths = Paths(trained_copy)
+    before = {k: load_file(paths.critic(k, "glove-t5") / "model.safetensors") for k in ("emo", "sentiment")}
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
+    for kind, weights in before.items():
+        after = load_file(paths.critic(kind, "glove-t5") / "model.safetensors")
+        assert all(torch.equal(v, after[k]) for k, v in weights.items())
+    assert not [k for k in load_file(paths.saved / "glove-t5" / "lempex" / "model.safetensors") if "critic" in k or "head" in k]
+
+
+def test_without_critic_weights_no_critic_is_needed(prepared, tmp_path):
+    train_glove_t5.main(
+        [
+            "--workdir",
+            str(prepared),
+            "--size",
+            "tiny",
+            "--max-steps",
+            "1",
+            "--add-exemplars",
+            "none",
+            *NO_CRITICS,
+            "--no-predict",
+            "--name",
+            tmp_path.name,
+        ]
+    )
+    assert (prepared / "saved" / "glove-t5" / tmp_path.name / "result.json").exists()
+
+
+def test_a_useless_critic_is_named_in_plain_words(trained_copy, capsys):
+    file = Paths(trained_copy).critic("emo", "glove-t5") / "result.json"
+    result = json.loads(file.read_text())
+    result["valid"] = result["baselines"]["majority"]
+    file.write_text(json.dumps(result))
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
+    assert re.search(r"critic emo: .*WARNING: no better than guessing", capsys.readouterr().out)
+
+
+def test_the_loss_falls_and_replies_follow_the_speakers(trained_copy):
+    train_glove_t5.main(
+        [
+            "--workdir",
+            str(trained_copy),
+            "--size",
+            "tiny",
+            "--epochs",
+            "15",
+            "--lr",
+            "3e-3",
+            "--batch-size",
+            "8",
+            "--exemplar-len",
+            "16",
+            "--no-predict",
+            "--log-every",
+            "1",
+        ]
+    )
+    losses = [r["loss"] for r in rows_of(trained_copy / "saved" / "glove-t5" / "lempex") if r["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_generator_killed_in_an_epoch_goes_on_bit_for_bit(trained_copy):
+    """With dropout, Gumbel noise, critics and accumulation: the whole objective resumes, not only the toy's."""
+    settings = [
+        *short(trained_copy),
+        "--size",
+        "tiny",
+        "--strategy",
+        "1",
+        "--save-every",
+        "1",
+        "--accumulate",
+        "2",
+        "--epochs",
+        "2",
+        "--no-predict",
+    ]
+    settings[settings.index("--max-steps") + 1] = "5"
+    train_glove_t5.main([*settings, "--name", "whole"])
+    import training
+
+    class Killed(BaseException):
+        pass
+
+    def kill(loop, values):
+        if loop.state.step == 3:
+            raise Killed
+        return original(loop, values)
+
+    original = training.Loop._log
+    training.Loop._log = kill
+    try:
+        with pytest.raises(Killed):
+            train_glove_t5.main([*settings, "--name", "cut"])
+    finally:
+        training.Loop._log = original
+    train_glove_t5.main([*settings, "--name", "cut"])
+    whole, cut = (load_file(trained_copy / "saved" / "glove-t5" / n / "model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.equal(v, cut[k]) for k, v in whole.items())
+
+
+def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
+    found = []
+    for precision in ("fp32", "bf16"):
+        train_glove_t5.main(
+            [*short(trained_copy), "--size", "tiny", "--precision", precision, "--name", precision, "--no-predict", "--dropout", "0"]
+        )
+        found.append(rows_of(trained_copy / "saved" / "glove-t5" / precision)[-1]["nll"])
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_dpr_in_two_processes_takes_in_batch_negatives_from_both(trained_copy):
+    """Without dropout, the same losses as one process with the doubled batch."""
+    bert = trained_copy / "data" / "bert-tiny"
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    common = ["--workdir", str(trained_copy), "--encoder", str(bert), "--max-steps", "3", "--log-every", "1", "--device", "cpu"]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "DPR.train_dpr", *common, "--batch-size", "3", "--name", "two"],
+        cwd=ROOT, check=False, capture_output=True, timeout=300,
+    )  # fmt: skip
+    train_dpr.main([*common, "--batch-size", "6", "--name", "one"])
+    losses = [[r["nll"] for r in rows_of(trained_copy / "saved" / "dpr" / name) if r["kind"] == "train"] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny"])
+    run_folder = trained_copy / "saved" / "glove-t5" / "lempex"
+    foreign = trained_copy / "theirs.tsv"
+    foreign.write_text((run_folder / "predictions.tsv").read_text().replace("\n", " <b>|</b>\n").replace("response <b>|</b>", "response"))
+    evaluate_responses.main(["--workdir", str(trained_copy), str(run_folder), str(foreign), "--family", "glove-t5", "--cases", "3"])
+    folder = trained_copy / "results" / "evaluation"
+    assert files_of(folder) == {"metrics.json", "table.md", "case_studies.md", "learning_curves.png"}
+    systems = json.loads((folder / "metrics.json").read_text())["systems"]
+    assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
+    assert (
+        systems["gold"]["bleu_4"] == pytest.approx(100)
+        and systems["glove-t5/lempex"]["ppl_word"] > 1
+        and "ppl_word" not in systems["theirs"]
+    )
+    page = (folder / "case_studies.md").read_text()
+    assert page.count("## ") == 3 and "exemplar 1" in page and "very small model" in page
+    assert "<b>" not in page and "&lt;b&gt;\\|" in page
+
+
+def test_perplexity_of_the_table_is_the_sum_of_the_likelihood_file(trained_copy):
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", *NO_CRITICS])
+    folder = trained_copy / "saved" / "glove-t5" / "exemplars"
+    sums = pd.read_csv(folder / "likelihood.csv")[["nll", "tokens", "words"]].sum()
+    result = json.loads((folder / "result.json").read_text())["test"]
+    assert result["ppl_token"] == pytest.approx(2.718281828459045 ** (sums.nll / sums.tokens), rel=1e-6)
+    assert result["ppl_word"] == pytest.approx(2.718281828459045 ** (sums.nll / sums.words), rel=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("script", [train_t5, train_glove_t5])
+def test_all_flag_errors_are_reported_together(script, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--workdir", str(tmp_path / "nowhere"), "--lr", "-1", "--top-k", "0", "--temperature", "0", "--batch-size", "0"])
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert all(flag in shown for flag in ("--workdir", "--lr", "--top-k", "--temperature", "--batch-size"))
+
+
+def test_abbreviated_and_unknown_flags_are_refused(capsys):
+    for words in (["--epoch", "3"], ["--learning-rate", "3"]):
+        with pytest.raises(SystemExit):
+            train_t5.main(words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_is_an_error(trained):
+    with pytest.raises(UserError, match="--device cuda"):
+        train_glove_t5.main(["--workdir", str(trained), "--device", "cuda"])
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (train_empathy_classifier.main, ["--dim", "emo", "--model", "glove-t5"], "prepare_data.py"),
+        (train_sentiment_regressor.main, ["--model", "glove-t5"], "prepare_data.py"),
+        (label_dialogues.main, [], "train_empathy_classifier.py"),
+        (prepare_dpr_data.main, [], "prepare_data.py"),
+        (train_dpr.main, ["--encoder", "x"], "prepare_dpr_data"),
+        (train_glove_t5.main, ["--size", "tiny"], "prepare_data.py"),
+        (train_t5.main, ["--inference", "nowhere"], "not a run folder"),
+        (train_t5.main, ["--model", "t5-tiny"], "prepare_data.py"),
+    ],
+)
+def test_a_missing_input_names_the_command_that_makes_it(tmp_path, main, words, message):
+    with pytest.raises(UserError, match=message):
+        main(["--workdir", str(tmp_path), *words])
+
+
+def test_a_generator_without_critics_or_exemplars_says_what_makes_them(workdir):
+    with pytest.raises(UserError, match="train_empathy_classifier.py --dim emo"):
+        train_glove_t5.main([*short(workdir), "--size", "tiny"])
+    with pytest.raises(UserError, match="dpr_exemplar_retriever.py"):
+        train_glove_t5.main([*short(workdir), "--size", "tiny", *NO_CRITICS])
+
+
+def test_a_critic_of_the_other_family_is_refused_as_a_loss(trained_copy):
+    with pytest.raises(UserError, match="another tokenizer"):
+        train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--emo", str(Paths(trained_copy).critic("emo", "t5"))])
+
+
+def test_changed_critics_are_refused_on_resume(trained_copy):
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
+    train_empathy_classifier.main(
+        [
+            "--workdir",
+            str(trained_copy),
+            "--model",
+            "glove-t5",
+            "--size",
+            "tiny",
+            "--dim",
+            "emo",
+            "--max-steps",
+            "3",
+            "--batch-size",
+            "8",
+            "--overwrite",
+        ]
+    )
+    with pytest.raises(UserError, match="critic emo: its content has changed"):
+        train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
+
+
+def test_a_dpr_folder_without_weights_is_an_error(trained_copy):
+    with pytest.raises(UserError, match="train_dpr"):
+        dpr_exemplar_retriever.main(["--workdir", str(trained_copy), "--path", str(trained_copy / "data"), "--overwrite"])
+
+
+def test_predictions_are_not_overwritten_silently(trained_copy):
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny"])
+    with pytest.raises(UserError, match="--overwrite"):
+        train_glove_t5.main([*short(trained_copy), "--inference", str(trained_copy / "saved" / "glove-t5" / "lempex")])
+
+
+# ----------------------------------------------------------------------------------------------- commands as documented
+
+PARSERS = {
+    **{m.__name__ + ".py": m.parse_args for m in (train_t5, train_glove_t5, train_empathy_classifier, train_sentiment_regressor, label_dialogues,
+                                                   dpr_exemplar_retriever, evaluate_responses, reproduce)},
+    "DPR.prepare_dpr_data": prepare_dpr_data.parse_args, "DPR.train_dpr": train_dpr.parse_args,
+}  # fmt: skip
+
+
+def documented() -> list[str]:
+    """Every command line in the READMEs and in the scripts' docstrings, and all that the recipes run."""
+    import prepare_data
+
+    PARSERS["prepare_data.py"] = prepare_data.parse_args
+    texts = [p.read_text(encoding="utf-8") for p in (ROOT / "README.md", ROOT / "DPR" / "README.md", ROOT / "data" / "README.md")]
+    texts += [sys.modules[f.__module__].__doc__ for f in PARSERS.values()]
+    starts = r"(?:python|torchrun \S+ \S+) (?:-m )?((?:" + "|".join(re.escape(n) for n in PARSERS) + r")(?: [^\n`#·]*)?)"
+    found = [re.split(r"\s{3,}| \.\.\.", line)[0].strip() for text in texts for line in re.findall(starts, text)]
+    args = type("Args", (), {"workdir": "demo", "source": "download"})
+    found += [line.removeprefix("-m ") for recipe in reproduce.RECIPES.values() for line in recipe(args)]
+    return sorted(set(found))
+
+
+def test_every_documented_command_parses(tmp_path, monkeypatch):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "corpora").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands = documented()
+    assert len(commands) > 40
+    for line in commands:
+        name, *words = shlex.split(line)
+        words = [str(tmp_path / w[2:]) if w.startswith("~/") else w for w in words]
+        for word in words:
+            if word.startswith(("saved/", "demo/")):
+                (tmp_path / word).mkdir(parents=True, exist_ok=True)
+        try:
+            PARSERS[name](words)
+        except SystemExit:
+            pytest.fail(f"does not parse: {line}")
+
+
+def test_help_answers_within_a_second():
+    for name in PARSERS:
+        script = ["-m", name] if name.startswith("DPR") else [str(ROOT / name)]
+        began = time.monotonic()
+        shown = subprocess.run([sys.executable, *script, "--help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        assert time.monotonic() - began < 1.0, name
+        assert "default:" in shown
+
+
+def test_a_recipe_stops_with_the_failing_command_and_goes_on_from_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(reproduce.RECIPES, "sample", lambda args: ["-m platform", "label_dialogues.py"])
+    monkeypatch.setattr(reproduce, "settle", lambda line, workdir: line.split() + (["--workdir", workdir] if "label" in line else []))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"failed \(exit code 2\).*02-label_dialogues.log"):
+            reproduce.main(["--recipe", "sample", "--workdir", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert shown.count("[1/2] python -m platform") == 2 and shown.count("finished before") == 1
+
+
+def test_the_sample_recipe_runs_every_script():
+    lines = " ".join(reproduce.sample_recipe(type("Args", (), {"workdir": "demo"})))
+    assert all(name in lines for name in itertools.filterfalse(lambda n: n == "reproduce.py", PARSERS))
