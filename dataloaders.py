@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import math
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,24 +55,28 @@ def read_rows(path: Path, columns: Sequence[str], *, made_by: str, quoting: int 
         raise UserError(f"{path}: no such file; make it with: {made_by}")
     rows, lines, line = [], [], 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as handle:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as handle:
             reader = csv.reader(handle, quoting=quoting, delimiter=delimiter, strict=quoting != csv.QUOTE_NONE)
             header = next(reader, None)
             if header is None:
                 raise UserError(f"{path}: the file is empty; make it again with: {made_by}")
+            "".join(header).encode()  # a byte that is not UTF-8 arrives as a lone surrogate
             missing = [c for c in columns if c not in header]
             if missing:
                 raise UserError(f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})")
             places = [header.index(c) for c in columns]
             for row in reader:
                 line = reader.line_num
+                "".join(row).encode()
                 if not row:  # a blank line holds no row
                     continue
                 if len(row) <= max(places):
                     raise UserError(f"{path}, line {line}: {len(row)} columns, expected {len(header)}")
                 rows.append([row[p] for p in places])
                 lines.append(line)
-    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}, line {reader.line_num}: not UTF-8; make it again with: {made_by}") from error
+    except (csv.Error, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}, line {line + 1}: cannot be read ({error}); make it again with: {made_by}") from error
     if not rows:
         raise UserError(f"{path}: no rows under the header; make it again with: {made_by}")
@@ -211,7 +216,8 @@ def read_exemplars(path: Path, examples: Sequence[Example], top: int = 10) -> li
     for text, line in zip(table["exemplars"], table["line"], strict=True):
         try:
             row = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+            json.dumps(row, ensure_ascii=False).encode()  # refuses lone surrogates
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, list) or not all(isinstance(t, str) for t in row):
             raise UserError(f"{path}, line {line}: exemplars is not a JSON list of texts")
@@ -256,7 +262,7 @@ def encode(tokenizer, texts: Sequence[str], cache: Path | None = None) -> dict[s
         flat = np.fromiter((i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0)
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
+            part = file.with_name(f"{file.stem}.{uuid.uuid4().hex[:8]}.part")
             save_file({"ids": flat, "ends": ends}, part)
             part.replace(file)
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends

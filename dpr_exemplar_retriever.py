@@ -96,10 +96,12 @@ def retrieve(queries, candidates, examples: list, corpus: list, rule: str, k: in
 
 def main(argv=None):
     args = parse_args(argv)
+    import shutil
+
     import pandas as pd
 
     import runs
-    from dataloaders import EXEMPLAR_COLUMNS, listener_turns
+    from dataloaders import EXEMPLAR_COLUMNS, fingerprint, listener_turns
     from DPR.biencoder import SIDES, embed, load_saved, load_side, load_tokenizer
     from DPR.train_dpr import HUB
     from training import Session
@@ -125,14 +127,16 @@ def main(argv=None):
     for model, _ in encoders.values():
         model.to(session.device)
     corpus = listener_turns(paths.dialogues("train"))
-    candidates = embed(
-        *encoders["context"], [c.response for c in corpus], session, args.max_passage_length, False, "candidates", args.batch_size
-    )
+    # an interrupted stage goes on there; outputs of all splits share the candidates' vectors
+    keep = paths.cache / f"vectors-{fingerprint(str(made_by), session.precision, args.batch_size)[:16]}"
+
+    def embedded(side: str, texts: list[str], max_length: int, title: str):
+        return embed(*encoders[side], texts, session, max_length, side == "question", title, args.batch_size, keep / title)
+
+    candidates = embedded("context", [c.response for c in corpus], args.max_passage_length, "candidates")
     for split, origin in todo.items():
         examples = listener_turns(paths.dialogues(split))
-        queries = embed(
-            *encoders["question"], [" ".join(e.history) for e in examples], session, args.max_length, True, split, args.batch_size
-        )
+        queries = embedded("question", [" ".join(e.history) for e in examples], args.max_length, split)
         hits = retrieve(queries, candidates, examples, corpus, args.candidates, args.top_k)
         rows = [
             (e.conv_id, e.utterance_idx, e.emotion, json.dumps(e.history, ensure_ascii=False), e.response,
@@ -145,6 +149,7 @@ def main(argv=None):
         fewest = min(len(row) for row in hits)
         print(f"{paths.exemplars(split, args.output)}: {len(rows):,} listener turns, {fewest} to {max(len(r) for r in hits)} exemplars each, "
               f"mean score of the first {sum(r[0][1] for r in hits if r) / max(sum(bool(r) for r in hits), 1):.3f}")  # fmt: skip
+    shutil.rmtree(keep, ignore_errors=True)
 
 
 if __name__ == "__main__":

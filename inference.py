@@ -3,13 +3,13 @@
 Stands on the ground modules; the training scripts, the tables, and later the chat page stand on this.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 import runs
@@ -86,9 +86,13 @@ def split_data(
     examples = listener_turns(paths.dialogues(split))
     exemplars = labels = None
     if settings["exemplars"] != "none":
-        exemplars = read_exemplars(paths.exemplars(split, args.exemplars), examples, settings["top_exemplars"])
+        file = paths.exemplars(split, args.exemplars)
+        exemplars = read_exemplars(file, examples, settings["top_exemplars"])
+        runs.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
     if critics is not None:
-        found = read_labels(paths.labels(split, args.labels), examples)
+        file = paths.labels(split, args.labels)
+        found = read_labels(file, examples)
+        runs.warn_if_stale(file, {"dialogues": paths.dialogues(split), "vader": paths.vader(split)})
         labels = {k: found[k] for k in critics.critics}
     data = generator_data(
         examples,
@@ -125,18 +129,26 @@ def validate(data: Data, batches: list[list[int]], responses: list[str], terms, 
     return values | {"ppl_token": perplexity(nll, tokens), "ppl_word": perplexity(nll, words)}
 
 
-def critic_scores(critic: Critic, data: Data, session: Session, title: str, batch_size: int = 128) -> np.ndarray:
-    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor."""
-    found: dict[int, Tensor] = {}
-    with torch.inference_mode():
-        for numbers in session.over(plan_once(data.lengths, batch_size), title):
+def critic_scores(critic: Critic, data: Data, session: Session, title: str, batch_size: int = 128, keep: Path | None = None) -> np.ndarray:
+    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor. `keep`: see `runs.in_chunks`."""
+
+    def work(group: list[list[int]]) -> dict[str, np.ndarray]:
+        found = []
+        for numbers in group:
             batch = session.move(data.collate(numbers))
-            with session.autocast():
+            with torch.inference_mode(), session.autocast():
                 scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
-            if critic.settings["kind"] != "sentiment":
-                scores = scores.softmax(-1)
-            found.update(zip(numbers, scores.float().cpu(), strict=True))
-    return torch.stack([found[i] for i in range(len(data))]).numpy()
+            found.append((scores if critic.settings["kind"] == "sentiment" else scores.softmax(-1)).float().cpu().numpy())
+        return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
+
+    parts = runs.in_chunks(plan_once(data.lengths, batch_size), work, keep, title)
+    return in_order(parts, "scores")
+
+
+def in_order(parts: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """The rows of all chunks by example number."""
+    numbers = np.concatenate([p["numbers"] for p in parts])
+    return np.concatenate([p[name] for p in parts])[np.argsort(numbers)]
 
 
 def prediction_files(folder: Path, split: str) -> list[Path]:
@@ -150,25 +162,33 @@ def write_predictions(args, folder: Path, model: Generator, tokenizer, session: 
     examples, data = split_data(args, model.settings, split, tokenizer, session, paths)
     banned = [i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None]
     sampling = {"do_sample": True, "top_k": args.top_k, "temperature": args.temperature} if args.beams == 1 else {"num_beams": args.beams}
-    replies, likelihood = {}, {}
     model.eval()
-    with torch.inference_mode():
-        for n, numbers in enumerate(session.over(plan_once(data.lengths, args.predict_batch_size), f"replies, {split}")):
+
+    def work(group: list[tuple[int, list[int]]]) -> dict[str, np.ndarray]:
+        rows = []
+        for n, numbers in group:
             batch = session.move(data.collate(numbers))
-            with session.autocast(), own_random_stream(hash_seed(args.seed, n)):
+            with torch.inference_mode(), session.autocast(), own_random_stream(hash_seed(args.seed, n)):
                 nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
                 out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
-            texts = tokenizer.batch_decode(out, skip_special_tokens=True)
-            tokens = (batch["labels"] != -100).sum(1).tolist()
-            for i, value, count, text in zip(numbers, nll.tolist(), tokens, texts, strict=True):
-                replies[i] = " ".join(text.split())
-                likelihood[i] = (round(value, 5), count, count_words(examples[i].response) + 1)
-    keys = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
-    table = pd.DataFrame([likelihood[i] for i in range(len(examples))], columns=["nll", "tokens", "words"])
+            texts = [" ".join(t.split()) for t in tokenizer.batch_decode(out, skip_special_tokens=True)]
+            rows += zip(numbers, nll.tolist(), (batch["labels"] != -100).sum(1).tolist(), texts, strict=True)
+        return dict(zip(("numbers", "nll", "tokens", "response"), map(np.array, zip(*rows, strict=True)), strict=True))
+
     predictions, likelihoods = prediction_files(folder, split)
-    runs.write_csv(predictions, pd.DataFrame({**keys, "response": [replies[i] for i in range(len(examples))]}), sep="\t")
-    runs.write_csv(likelihoods, pd.DataFrame(keys).join(table))
-    sums = table.sum()
+    depends = (runs.sha256(folder / "model.safetensors"), split, banned, sampling, args.max_new_tokens, args.predict_batch_size, args.seed,
+               session.precision, [e.history for e in examples], data.lengths)  # fmt: skip
+    keep = folder / f".partial-{fingerprint(*depends)[:16]}"
+    batches = list(enumerate(plan_once(data.lengths, args.predict_batch_size)))
+    parts = runs.in_chunks(batches, work, keep, f"replies, {split}", size=4)
+    keys = pd.DataFrame({"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]})
+    table = keys.assign(
+        nll=in_order(parts, "nll").round(5), tokens=in_order(parts, "tokens"), words=[count_words(e.response) + 1 for e in examples]
+    )
+    runs.write_csv(predictions, keys.assign(response=in_order(parts, "response")), sep="\t")
+    runs.write_csv(likelihoods, table)
+    shutil.rmtree(keep, ignore_errors=True)
+    sums = table[["nll", "tokens", "words"]].sum()
     result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
     print(
         f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"

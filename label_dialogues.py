@@ -30,10 +30,12 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    import shutil
+
     import pandas as pd
 
     import runs
-    from dataloaders import LABEL_COLUMNS, critic_data, listener_turns, read_vader
+    from dataloaders import LABEL_COLUMNS, critic_data, fingerprint, listener_turns, read_vader
     from inference import critic_scores
     from models import Critic, load_tokenizer
     from training import Session
@@ -54,13 +56,20 @@ def main(argv=None):
             continue
         examples = listener_turns(paths.dialogues(split))
         columns = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
+        kept: list[Path] = []
         columns |= {"sentiment": read_vader(paths.vader(split), examples), "utterance": [e.response for e in examples]}
         for dim, critic in critics.items():
             data = critic_data([e.history for e in examples], columns["utterance"], None, tokenizers[dim], critic.settings, paths.cache)
-            columns[dim] = critic_scores(critic, data, session, f"{split}, {dim}", args.batch_size).argmax(1)
+            keep = (
+                paths.cache / f"labels-{fingerprint(str(origin), split, dim, args.batch_size)[:16]}"
+            )  # an interrupted stage goes on there
+            columns[dim] = critic_scores(critic, data, session, f"{split}, {dim}", args.batch_size, keep).argmax(1)
+            kept.append(keep)
         table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
         runs.write_csv(target, table)
         runs.write_json(runs.origin_file(target), origin)
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)
         shares = {d: {k: f"{v:.1%}" for k, v in table[d].value_counts(normalize=True).sort_index().items()} for d in DIMENSIONS}
         print(f"{target}: {len(table):,} listener turns; labels {shares}; mean sentiment {table['sentiment'].mean():.3f}")
 

@@ -87,6 +87,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def batch_count(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def add_training(
     parser: argparse.ArgumentParser, *, epochs: int, lr: float | None, batch_size: int, clip: float = 1.0, patience: int = 0
 ) -> None:
@@ -96,7 +100,11 @@ def add_training(
     group.add_argument("--epochs", type=int, default=epochs, help="passes over the training data")
     group.add_argument("--max-steps", type=int, default=0, help="stop after so many updates; 0: no limit")
     group.add_argument("--lr", type=float, default=lr, help="peak learning rate (AdamW)" + ("" if lr else "; default: by model"))
-    group.add_argument("--batch-size", type=int, default=batch_size, help="examples in one forward pass and process")
+    group.add_argument(
+        "--batch-size", type=batch_count, default=batch_size, metavar="{N,auto}",
+        help=f"examples in one forward pass and process; auto: the most that fits, {batch_size} an update by --accumulate",
+    )  # fmt: skip
+    parser.set_defaults(effective_batch=batch_size)
     group.add_argument("--batch-tokens", type=int, default=0, help="also close a batch at so many padded tokens; 0: no such limit")
     group.add_argument("--accumulate", type=int, default=1, help="forward passes per update")
     group.add_argument(
@@ -140,6 +148,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: l
             problems.append(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
     if not Path(args.workdir).is_dir():
         problems.append(f"--workdir {args.workdir}: no such folder")
+    if getattr(args, "batch_size", None) == "auto" and args.accumulate != 1:
+        problems.append("--batch-size auto sets --accumulate itself; leave it out")
     if problems:
         parser.error("\n  " + "\n  ".join(problems))
 

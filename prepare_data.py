@@ -9,6 +9,7 @@ data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (
 data/t5-tiny/ and data/bert-tiny/ (small models with random weights, for runs without a model hub).
 """
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def parse_args(argv=None):
 
 def download(url: str, target: Path, sha256: str | None) -> Path:
     """Fetch `url` into `target`, going on where an earlier try stopped; the checksum decides whether it is whole."""
-    import urllib.error
+    import http.client
     import urllib.request
 
     from tqdm import tqdm
@@ -79,10 +80,14 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
                 while block := reply.read(1 << 20):
                     out.write(block)
                     bar.update(len(block))
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER"
-        ) from error
+            begun = have if reply.status == 206 else 0
+        if part.stat().st_size < begun + size:
+            raise OSError("the connection broke")
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "code", None) != 416:  # 416: nothing was left to fetch
+            raise UserError(
+                f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER"
+            ) from error
     found = runs.sha256(part)
     if sha256 and found != sha256:
         part.unlink()
@@ -163,7 +168,8 @@ def valid_rows(args, source: Path, dim: str, table) -> set[int]:
     beside = [source / "empathy_mental_health" / "splits.json", source / "splits.json"]
     file = next((f for f in beside if f.is_file()), HERE / "data" / "splits.json")
     splits = runs.read_json(file)
-    rows = splits.get("valid_rows", {}).get(name)
+    rows = splits.get("valid_rows")
+    rows = rows.get(name) if isinstance(rows, dict) else None
     if not isinstance(rows, list) or not all(isinstance(r, int) and 0 <= r < len(table) for r in rows) or not rows:
         raise UserError(f"{file}: valid_rows of {name} does not fit a file of {len(table):,} rows; use --split grouped")
     return set(rows)
@@ -276,6 +282,30 @@ def prepare_bert_tiny(paths: Paths, seed: int) -> None:
     print(f"  {paths.bert_tiny}: {len(tokenizer):,} pieces")
 
 
+def official_files(source: Path) -> list[Path]:
+    dialogues = [find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv") for split in SPLITS]
+    return dialogues + [find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv") for _, official in DIMENSIONS.values()]
+
+
+@contextlib.contextmanager
+def replacing(outputs: list[Path], aside: Path):
+    """What stood in `outputs` goes when the block succeeds, and comes back when it does not."""
+    aside.mkdir(parents=True, exist_ok=True)
+    there = [p for p in outputs if p.exists()]
+    for p in there:
+        p.rename(aside / p.name)
+    try:
+        yield
+    except BaseException:
+        for p in outputs:
+            shutil.rmtree(p, ignore_errors=True)
+        for p in there:
+            (aside / p.name).rename(p)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def main(argv=None):
     args = parse_args(argv)
     paths = Paths(args.workdir)
@@ -284,17 +314,19 @@ def main(argv=None):
     source = {"sample": SAMPLE}.get(args.source) or (
         fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)
     )
-    for old in outputs:
-        shutil.rmtree(old, ignore_errors=True)
-    print(f"EmpatheticDialogues from {source}")
-    utterances = prepare_dialogues(source, paths)
-    print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")
-    posts = prepare_pairs(args, source, paths)
-    print("GloVe")
-    prepare_glove(args, paths, utterances + posts)
-    print("small models with random weights")
-    prepare_t5_tiny(paths, utterances, args.seed)
-    prepare_bert_tiny(paths, args.seed)
+    for file in official_files(source):
+        if any(old.resolve() in file.resolve().parents for old in outputs):
+            raise UserError(f"--source {args.source}: {file} stands where the outputs go; move it elsewhere")
+    with replacing(outputs, paths.data / ".before"):
+        print(f"EmpatheticDialogues from {source}")
+        utterances = prepare_dialogues(source, paths)
+        print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")
+        posts = prepare_pairs(args, source, paths)
+        print("GloVe")
+        prepare_glove(args, paths, utterances + posts)
+        print("small models with random weights")
+        prepare_t5_tiny(paths, utterances, args.seed)
+        prepare_bert_tiny(paths, args.seed)
     print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo", file=sys.stdout)
 
 

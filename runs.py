@@ -21,7 +21,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from options import UserError
 
@@ -68,6 +70,8 @@ def write_json(path: Path, content: object) -> None:
 def write_csv(path: Path, table: pd.DataFrame, sep: str = ",") -> None:
     """A csv with a header, whole or not at all; with sep="\\t" nothing is quoted (the predictions' format)."""
     quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
+    if sep != "\t" and any(isinstance(v, str) and "\r" in v for c in table for v in table[c]):
+        quoting = csv.QUOTE_NONNUMERIC  # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
     with whole_file(path) as part:
         table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
 
@@ -104,6 +108,42 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
         return True
     changed = sorted(k for k in before.keys() | origin.keys() if before.get(k) != origin.get(k))
     raise UserError(f"{path}: already there, made with another {', '.join(changed)}; add --overwrite to replace it")
+
+
+def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
+    """Say where `path` was made from an older `{name: file}` than is there now; returns those names."""
+    note = origin_file(path)
+    made_of = read_json(note) if note.exists() else {}
+    old = []
+    for name, file in sources.items():
+        entry = made_of.get(name)
+        recorded = entry.get("sha256") if isinstance(entry, dict) else entry
+        if recorded and file.exists() and sha256(file) != recorded:
+            old.append(name)
+    if old:
+        print(f"warning: {path} was made from another {', '.join(old)} than is there now; make it again (--overwrite) to be sure")
+    return old
+
+
+def in_chunks(batches: list, work: Callable[[list], dict[str, np.ndarray]], keep: Path | None, title: str, size: int = 8) -> list[dict]:
+    """`work(some batches) -> arrays`, for all of them; with `keep`, results so far wait there for an interrupted stage to go on.
+
+    `keep` is named by what the results depend on; the caller removes it when its output is written.
+    """
+    out = []
+    with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
+        for number, start in enumerate(range(0, len(batches), size)):
+            group, file = batches[start : start + size], keep and keep / f"{number:05d}.npz"
+            if file and file.exists():
+                with np.load(file, allow_pickle=False) as stored:
+                    out.append(dict(stored))
+            else:
+                out.append(work(group))
+                if file:
+                    with whole_file(file) as part, open(part, "wb") as handle:
+                        np.savez(handle, **out[-1])
+            bar.update(len(group))
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

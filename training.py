@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import find_executable_batch_size, gather_object, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -223,11 +223,13 @@ class Loop:
         """
         self.args, self.session, self.objective, self.data = args, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
+        self.model = model.to(session.device)
+        self.state = State()
+        if args.batch_size == "auto":
+            self._fit_batch_size(folder)
         flags = vars(args) | {"precision": session.precision, "processes": session.world}
         inputs = {str(f): runs.sha256(f) for f in files} | (inputs or {})
         self.run = runs.Run(folder, flags, free=FREE | free, inputs=inputs, main=session.main)
-        self.model = model.to(session.device)
-        self.state = State()
 
     # ------------------------------------------------------------------------------------------- setting up
 
@@ -235,6 +237,29 @@ class Loop:
         """The steps of an epoch: what all micro-batches and processes of a step hold together."""
         together = self.args.accumulate * self.session.world
         return self.data.plan(self.args.batch_size * together, self.args.batch_tokens * together, self.args.seed, epoch)
+
+    def _fit_batch_size(self, folder: Path) -> None:
+        """--batch-size auto: the most examples whose longest batch fits; accumulation keeps the stage's usual batch an update."""
+        args = self.args
+        if (folder / "args.json").exists() and not args.overwrite:  # a run that goes on keeps what it found
+            saved = runs.read_json(folder / "args.json")["args"]
+            args.batch_size, args.accumulate = saved["batch_size"], saved["accumulate"]
+            return
+        longest = sorted(range(len(self.data)), key=lambda i: -self.data.lengths[i])
+
+        @find_executable_batch_size(starting_batch_size=args.effective_batch)
+        def fits(size: int) -> int:
+            batch = self.session.move(self.data.collate(longest[:size]))
+            self.model.train()
+            with self.session.autocast():
+                terms = self.objective.terms(self.model, batch)
+            sum(t.float() for t in terms.values()).backward()
+            return size
+
+        args.batch_size = min(self.session.gather([fits()]))
+        self.model.zero_grad(set_to_none=True)
+        args.accumulate = -(-args.effective_batch // args.batch_size)
+        self.session.say(f"--batch-size auto: {args.batch_size} x {args.accumulate} micro-batches fit")
 
     def _prepare(self) -> None:
         args = self.args
@@ -323,6 +348,22 @@ class Loop:
         values = {k: t / max(units[k], 1) for k, t in zip(weights, totals, strict=True)}
         return {"loss": sum(weights[k] * v for k, v in values.items()), **values, "grad_norm": float(norm)}
 
+    def _careful_step(self, numbers: list[int]) -> dict[str, float]:
+        """`_step`, where running out of memory names the flag to lower."""
+        try:
+            return self._step(numbers)
+        except torch.OutOfMemoryError as error:
+            size, count = self.args.batch_size, self.args.accumulate
+            advice = (
+                f"--batch-size {max(1, size // 2)} --accumulate {count * 2} gives the same updates"
+                if size > 1
+                else "shorter sequences are needed"
+            )
+            raise UserError(
+                f"step {self.state.step + 1}: out of memory with --batch-size {size} --accumulate {count}: {advice} "
+                f"(or --batch-size auto); {str(error).splitlines()[0][:120]}"
+            ) from error
+
     def _assert_finite(self, sums: Tensor, norm: Tensor, parts: list) -> None:
         bad = 1.0 - float(torch.isfinite(sums).all() & torch.isfinite(norm))
         if not self.session.sum([bad])[0]:
@@ -362,6 +403,9 @@ class Loop:
             with Signals() as self._signals:
                 self._epochs()
                 result = self._finish()
+        except OSError as error:
+            run.close()
+            raise UserError(f"{run.folder}: cannot be written ({error}); the last checkpoint in {run.checkpoints} is good") from error
         except BaseException:
             run.close()
             raise
@@ -392,7 +436,7 @@ class Loop:
                 leave=False,
             )
             while state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience():
-                values = self._step(steps[state.position])
+                values = self._careful_step(steps[state.position])
                 state.step += 1
                 state.position += 1
                 state.seconds = time.monotonic() - self._clock
@@ -405,6 +449,8 @@ class Loop:
                     self._leave()
                 if state.evaluation_due:
                     self._evaluate()
+                    if session.sum([float(self._signals.number)])[0]:
+                        self._leave()
                 elif args.save_every and state.step % args.save_every == 0:
                     self._save()
             bar.close()

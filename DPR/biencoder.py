@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRCon
 
 from dataloaders import pad, plan_once
 from options import UserError
-from runs import sha256
+from runs import in_chunks, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -124,20 +124,25 @@ def tokenize(tokenizer, texts: list[str], max_length: int, keep_latest: bool) ->
     return [np.asarray(r, dtype=np.int64) for r in rows]
 
 
-@torch.inference_mode()
 def embed(
-    encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128
-) -> np.ndarray:
-    """(N, E) float32, each distinct text once, in batches of like length."""
+    encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128, keep: Path | None = None
+) -> np.ndarray:  # fmt: skip
+    """(N, E) float32, each distinct text once, in batches of like length. `keep`: see `runs.in_chunks`."""
     distinct = list(dict.fromkeys(texts))
     rows = tokenize(tokenizer, distinct, max_length, keep_latest)
     encoder.eval()
-    found: list = []
-    for numbers in session.over(plan_once([len(r) for r in rows], batch_size), title):
-        ids, mask = pad([rows[i] for i in numbers], tokenizer.pad_token_id)
-        with session.autocast():
-            out = vectors(encoder, session.move(ids), session.move(mask)).float().cpu().numpy()
-        found += zip(numbers, out, strict=True)
-    by_number = dict(session.gather(found))
+
+    def work(group: list[list[int]]) -> dict[str, np.ndarray]:
+        found: list = []
+        for numbers in group[session.rank :: session.world]:
+            ids, mask = pad([rows[i] for i in numbers], tokenizer.pad_token_id)
+            with torch.inference_mode(), session.autocast():
+                found += zip(numbers, vectors(encoder, session.move(ids), session.move(mask)).float().cpu().numpy(), strict=True)
+        numbers, out = zip(*session.gather(found), strict=True)
+        return {"numbers": np.array(numbers), "vectors": np.stack(out)}
+
+    parts = in_chunks(plan_once([len(r) for r in rows], batch_size), work, keep, title)
+    order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
+    table = np.concatenate([p["vectors"] for p in parts])[order]
     place = {t: i for i, t in enumerate(distinct)}
-    return np.stack([by_number[place[t]] for t in texts]).astype(np.float32)
+    return table[[place[t] for t in texts]]

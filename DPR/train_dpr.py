@@ -53,6 +53,7 @@ def read_entries(path) -> list[dict]:
         raise UserError(f"{path}: no such file; make it with: python -m DPR.prepare_dpr_data")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(entries, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 

@@ -183,6 +183,18 @@ def test_soft_reply_after_a_padded_context_would_be_noticed(pooling):
 
 
 @pytest.mark.parametrize("pooling", ["first", "reply"])
+def test_pooling_written_out(pooling):
+    """The first position; or mean and max over the reply and its </s>, of the encoder's output and of the words."""
+    critic = make_critic(pooling=pooling)
+    context, reply = [4, 5, 6], [7, 8]
+    ids = torch.tensor([[*context, EOS, *reply, EOS]])
+    hidden, words = critic.encoder(input_ids=ids).last_hidden_state[0], critic.embeddings[ids[0]]
+    parts = [f(v[len(context) + 1 :]) for v in (hidden, words) for f in (lambda x: x.mean(0), lambda x: x.amax(0))]
+    pooled = hidden[0] if pooling == "first" else torch.cat(parts)
+    torch.testing.assert_close(critic(*critic_ids([(context, reply)]))[0], critic.head(pooled), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["first", "reply"])
 def test_critic_reads_the_reply_and_its_context(pooling):
     critic = make_critic(pooling=pooling)
     base, other_reply, other_context = critic(*critic_ids([([5, 6], [7, 8]), ([5, 6], [9, 8]), ([4, 6], [7, 8])]))
