@@ -417,6 +417,15 @@ def test_head_beside_a_loaded_encoder_begins_at_torchs_scale(tmp_path):
     assert critic.head.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 32), rel=0.05)
 
 
+def test_weights_that_do_not_fill_an_encoder_are_refused(tmp_path):
+    """A checkpoint that lacks a layer must not leave it random in silence."""
+    T5ForConditionalGeneration(t5_config()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_encoder(tmp_path)
+
+
 def test_encoders_that_cannot_be_loaded_are_plain_errors(prepared, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         load_encoder(tmp_path / "nowhere")
