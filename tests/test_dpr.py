@@ -267,11 +267,26 @@ def test_embedding_in_bulk_equals_one_by_one(encoder, bert, session, batch_size)
     np.testing.assert_array_equal(found[0], found[3])  # one text, one vector
 
 
-def test_each_distinct_text_is_embedded_once(bert, session, monkeypatch):
+def test_each_distinct_text_is_embedded_once(bert, session):
     encoder, rows = load_side(bert, "context"), []
     encoder.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
     embed(encoder, load_tokenizer(bert), TEXTS * 5, session, 32, False, "texts", 2)
     assert sum(rows) == len(set(TEXTS))
+
+
+def test_an_interrupted_embedding_goes_on_where_it_stopped(bert, session, tmp_path):
+    encoder, tokenizer, rows = load_side(bert, "context"), load_tokenizer(bert), []
+    texts = [" ".join(["sad", "dog", "you", "oh"][: 1 + i % 4]) + " ." * (i // 4) for i in range(20)]
+    whole = embed(encoder, tokenizer, texts, session, 32, False, "texts", 1)
+    arguments = (encoder, tokenizer, texts, session, 32, False, "texts", 1, tmp_path)
+    hook = encoder.register_forward_pre_hook(lambda module, args: 1 / 0 if len(rows) == 12 else rows.append(1))
+    with pytest.raises(ZeroDivisionError):
+        embed(*arguments)
+    hook.remove()
+    rows.clear()
+    encoder.register_forward_pre_hook(lambda module, args: rows.append(1))
+    np.testing.assert_array_equal(embed(*arguments), whole)
+    assert 0 < len(rows) < len(texts)
 
 
 def test_embedding_keeps_the_end_of_a_dialogue_and_the_beginning_of_a_passage(bert, session):

@@ -1,6 +1,7 @@
 """Exemplar retrieval against a brute-force oracle, and the csv that it writes."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,22 @@ def test_retrieving_again_is_the_same_and_other_settings_need_overwrite(workdir)
     assert target.read_bytes() == first
     run(workdir, "--splits", "test", "--candidates", "all", "--overwrite")
     assert target.read_bytes() != first
+
+
+def test_an_interrupted_stage_never_goes_on_with_vectors_of_other_dialogues(workdir, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(dpr_exemplar_retriever, "retrieve", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(workdir, "--splits", "test")
+    path = Paths(workdir).dialogues("test")
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    conversations = dict.fromkeys(line.split(",", 1)[0] for line in lines)
+    lines = [line for conv in reversed(conversations) for line in lines if line.startswith(conv + ",")]
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    run(workdir, "--splits", "test")
+    shutil.rmtree(Paths(workdir).cache, ignore_errors=True)
+    run(workdir, "--splits", "test", "--output", str(tmp_path))
+    assert Paths(workdir).exemplars("test").read_text() == Paths(workdir).exemplars("test", tmp_path).read_text()
 
 
 @pytest.mark.parametrize(("flags", "named"), [(["--top-k", "0"], "--top-k 0"), (["--path", "x", "--pooling", "mean"], "--path")])
