@@ -12,7 +12,7 @@ import math
 import uuid
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -331,7 +331,6 @@ class Data:
 
     lengths: list[int]
     collate: Callable[[list[int]], dict]
-    ids: list[str] = field(default_factory=list)  # a name for each example, for error messages
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -359,7 +358,7 @@ def reply_layout(
 
 
 def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targets: Sequence[float] | None, tokenizer, settings: dict,
-                cache: Path | None = None, ids: Sequence[str] = ()) -> Data:  # fmt: skip
+                cache: Path | None = None) -> Data:  # fmt: skip
     """Context (its turns, oldest first) and reply of each example in the critics' layout.
 
     `settings`: context_len and reply_len of the critic.
@@ -371,18 +370,17 @@ def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targe
         reply_layout(join([encoded[t] for t in c]), encoded[r], sep, bos, settings["context_len"], settings["reply_len"])
         for c, r in zip(contexts, replies, strict=True)
     ]
-    names = list(ids) or [f"row {i}" for i in range(len(rows))]
 
     def collate(numbers: list[int]) -> dict:
         input_ids, mask = pad([rows[i][0] for i in numbers], tokenizer.pad_token_id)  # (B, L)
         begins = torch.tensor([rows[i][1] for i in numbers])[:, None]
         reply_mask = mask * (torch.arange(input_ids.shape[1])[None] >= begins)  # reply and its final </s>
-        batch = {"ids": [names[i] for i in numbers], "input_ids": input_ids, "attention_mask": mask, "reply_mask": reply_mask}
+        batch = {"ids": [f"row {i}" for i in numbers], "input_ids": input_ids, "attention_mask": mask, "reply_mask": reply_mask}
         if targets is not None:
             batch["targets"] = torch.tensor([targets[i] for i in numbers])
         return batch
 
-    return Data([len(r[0]) for r in rows], collate, names)
+    return Data([len(r[0]) for r in rows], collate)
 
 
 def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_len: int | None, cache: Path | None = None,
@@ -432,7 +430,7 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
             batch["critic_targets"] = {k: torch.tensor([v[i] for i in numbers]) for k, v in labels.items()}
         return batch
 
-    return Data([len(r[0]) + len(r[2]) for r in rows], collate, names)
+    return Data([len(r[0]) + len(r[2]) for r in rows], collate)
 
 
 def pooled_vectors(exemplars: Sequence[Sequence[str]], vectors: dict[str, np.ndarray], width: int) -> Callable[[list[int]], dict]:

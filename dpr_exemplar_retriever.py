@@ -102,7 +102,7 @@ def main(argv=None):
 
     import runs
     from dataloaders import EXEMPLAR_COLUMNS, fingerprint, listener_turns
-    from DPR.biencoder import SIDES, embed, load_saved, load_side, load_tokenizer
+    from DPR.biencoder import SIDES, embed, load_saved, load_side, load_tokenizer, resolve
     from DPR.train_dpr import HUB
     from training import Session
 
@@ -114,7 +114,8 @@ def main(argv=None):
     else:
         names = {side: args.encoder or HUB[side] for side in SIDES}
         encoders = {side: (load_side(name, side, args.pooling), load_tokenizer(name)) for side, name in names.items()}
-        made_by = names | {"pooling": args.pooling}
+        local = {f"{side} weights": Path(resolve(name)) / "model.safetensors" for side, name in names.items()}
+        made_by = names | {"pooling": args.pooling} | {k: runs.sha256(f) for k, f in local.items() if f.exists()}
     made_by |= {"candidates": args.candidates, "top_k": args.top_k, "corpus": runs.sha256(paths.dialogues("train"))}
     made_by |= {"max_length": args.max_length, "max_passage_length": args.max_passage_length}
     todo = {}

@@ -5,7 +5,7 @@
 
 Columns: perplexity of the gold replies per model token and per word (13a words and one end a reply; the same unit for
 every model), BLEU-1..4 on raw strings (white space, case kept: the paper's), Distinct-1/2, mean length, and the critics' mean
-scores (probability of a label above 0; sentiment from -1 to 1). Matching the gold row's scores, not topping them, is the
+scores (expected label, with two labels the probability of empathy; sentiment from -1 to 1). Matching the gold row's scores, not topping them, is the
 aim. Writes metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/.
 """
 
@@ -96,8 +96,7 @@ def judge(judges: dict, examples: list, replies: list[str], session, cache: Path
 
     scores = {}
     for kind, (critic, tokenizer) in judges.items():
-        # the regressor learned from the turn before alone
-        contexts = [e.history[-1:] if kind == "sentiment" else e.history for e in examples]
+        contexts = [e.history for e in examples]
         found = critic_scores(critic, critic_data(contexts, replies, None, tokenizer, critic.settings, cache), session, f"{title}: {kind}")
         scores[kind] = (found[:, 0] if kind == "sentiment" else found @ range(found.shape[1])).tolist()
     return scores
@@ -189,6 +188,9 @@ def main(argv=None):
     examples = listener_turns(paths.dialogues(args.split))
     gold = [e.response for e in examples]
     systems = [{"name": "gold", "replies": gold}] + [load_system(Path(r), examples, args.split) for r in args.runs]
+    for n, system in enumerate(systems):  # two files of one name are two rows
+        if system["name"] in [s["name"] for s in systems[:n]]:
+            system["name"] += f" ({n})"
     judges = load_judges(args, paths, session)
     for system in systems:
         system["scores"] = judge(judges, examples, system["replies"], session, paths.cache, system["name"])

@@ -29,7 +29,7 @@ from dataloaders import (
 )
 from metrics import count_words, perplexity
 from models import EXEMPLAR_PREFIX, Critic, CriticSet, Generator, load_encoder, load_tokenizer, token_nll
-from options import Paths, UserError, refuse_existing
+from options import DIMENSIONS, Paths, UserError, refuse_existing
 from training import Session, own_random_stream
 
 
@@ -49,8 +49,9 @@ def frozen_vectors(model_name: str, texts: list[str], max_len: int, session: Ses
     name = require(paths.t5_tiny) if tiny else model_name
     with own_random_stream(0):  # t5-tiny's weights are random: draw the same ones in training and in use
         tokenizer, encoder = load_tokenizer(name), load_encoder(name, from_scratch=tiny).to(session.device).eval()
-    distinct = sorted(set(texts))
-    weights = next(encoder.parameters()).detach().double().sum().item()
+    # one table for all splits: exemplars are training replies
+    distinct = sorted(set(texts) | {e.response for e in listener_turns(paths.dialogues("train"))})
+    weights = sum(p.detach().double().sum().item() for p in encoder.parameters())
     cache = paths.cache / f"exemplars-{fingerprint(model_name, weights, max_len, session.precision, distinct)[:32]}.safetensors"
     if not cache.exists():
         rows = tokenizer([EXEMPLAR_PREFIX + t for t in distinct], truncation=True, max_length=max_len + 8)["input_ids"]
@@ -92,7 +93,13 @@ def split_data(
     if critics is not None:
         file = paths.labels(split, args.labels)
         found = read_labels(file, examples)
-        runs.warn_if_stale(file, {"dialogues": paths.dialogues(split), "vader": paths.vader(split)})
+        made_by = runs.read_json(runs.origin_file(file)) if runs.origin_file(file).exists() else {}
+        labellers = {d: Path(made_by[d]["critic"]) / "model.safetensors" for d in DIMENSIONS if isinstance(made_by.get(d), dict)}
+        runs.warn_if_stale(file, {"dialogues": paths.dialogues(split), "vader": paths.vader(split), **labellers})
+        for kind, critic in critics.critics.items():
+            if kind != "sentiment" and max(found[kind]) >= critic.settings["outputs"]:
+                raise UserError(f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings['outputs']} labels; label with critics of "
+                                "the same --levels, or train this one on them")  # fmt: skip
         labels = {k: found[k] for k in critics.critics}
     data = generator_data(
         examples,
@@ -110,18 +117,18 @@ def split_data(
 # ----------------------------------------------------------------------------------------------------------- numbers
 
 
-def validate(data: Data, batches: list[list[int]], responses: list[str], terms, units, session: Session) -> dict[str, float]:
-    """Every term of `terms(batch)` averaged over its own unit on a whole split; perplexity per model token and per word."""
-    totals: dict[str, float] = {}
-    counts: dict[str, float] = {}
+def validate(
+    data: Data, batches: list[list[int]], responses: list[str], names: list[str], terms, units, session: Session
+) -> dict[str, float]:
+    """Each of the `names` of `terms(batch)` averaged over its own unit on a whole split; perplexity per model token and per word."""
+    totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for numbers in session.over(batches, "valid"):
         batch = session.move(data.collate(numbers))
         with session.autocast():
             sums = terms(batch)
         for k, n in units(batch).items():
-            totals[k] = totals.get(k, 0) + float(sums[k])
-            counts[k] = counts.get(k, 0) + n
-    names = sorted(totals)
+            totals[k] += float(sums[k])
+            counts[k] += n
     summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
     values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
     nll, tokens = summed[names.index("nll")], summed[len(names) + names.index("nll")]
@@ -159,6 +166,8 @@ def prediction_files(folder: Path, split: str) -> list[Path]:
 def write_predictions(args, folder: Path, model: Generator, tokenizer, session: Session, paths: Paths) -> dict[str, float]:
     """A reply, and the gold reply's NLL, for each listener turn of --predict-split: predictions.tsv and likelihood.csv."""
     split = args.predict_split
+    if session.world > 1 and args.inference:
+        raise UserError("--inference: replies are written by one process; run it without torchrun")
     examples, data = split_data(args, model.settings, split, tokenizer, session, paths)
     banned = [i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None]
     sampling = {"do_sample": True, "top_k": args.top_k, "temperature": args.temperature} if args.beams == 1 else {"num_beams": args.beams}
@@ -168,9 +177,13 @@ def write_predictions(args, folder: Path, model: Generator, tokenizer, session: 
         rows = []
         for n, numbers in group:
             batch = session.move(data.collate(numbers))
-            with torch.inference_mode(), session.autocast(), own_random_stream(hash_seed(args.seed, n)):
-                nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
-                out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
+            try:
+                with torch.inference_mode(), session.autocast(), own_random_stream(hash_seed(args.seed, n)):
+                    nll = token_nll(model(batch), batch["labels"]).sum(1)  # (B,)
+                    out = model.generate(batch, max_new_tokens=args.max_new_tokens, suppress_tokens=banned, **sampling)
+            except torch.OutOfMemoryError as error:
+                size = args.predict_batch_size
+                raise UserError(f"--predict-batch-size {size}: out of memory; try {max(1, size // 2)}") from error
             texts = [" ".join(t.split()) for t in tokenizer.batch_decode(out, skip_special_tokens=True)]
             rows += zip(numbers, nll.tolist(), (batch["labels"] != -100).sum(1).tolist(), texts, strict=True)
         return dict(zip(("numbers", "nll", "tokens", "response"), map(np.array, zip(*rows, strict=True)), strict=True))

@@ -10,7 +10,7 @@ Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of th
 from pathlib import Path
 
 import options
-from options import DIMENSIONS, SPLITS, Paths, add_common, add_device, check, make_parser
+from options import DIMENSIONS, SPLITS, Paths, UserError, add_common, add_device, check, make_parser
 
 
 def parse_args(argv=None):
@@ -46,6 +46,9 @@ def main(argv=None):
     for dim, folder in folders.items():
         runs.require_run(folder, f"python train_empathy_classifier.py --model {args.family} --dim {dim}")
     critics = {dim: Critic.from_pretrained(folder).to(session.device) for dim, folder in folders.items()}
+    for dim, critic in critics.items():
+        if critic.settings["kind"] != dim:
+            raise UserError(f"--{dim} {folders[dim]}: holds a critic of {critic.settings['kind']}")
     tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
     made_by = {dim: {"critic": str(folder), "sha256": runs.sha256(folder / "model.safetensors")} for dim, folder in folders.items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, T5ForConditionalGeneration
@@ -68,11 +69,9 @@ def from_hub(load, name: str | Path, **kwargs):
     """`load(name)`, a hub name or folder, as fp32 weights; what is missing becomes a `UserError`."""
     try:
         return load(str(name), **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"--model {name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny"
-        ) from error
+        raise UserError(f"{name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny") from error
 
 
 def load_pretrained(auto, name: str | Path, config, **kwargs) -> nn.Module:
@@ -80,9 +79,7 @@ def load_pretrained(auto, name: str | Path, config, **kwargs) -> nn.Module:
     model, info = from_hub(auto.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"--model {name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?"
-        )
+        raise UserError(f"{name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?")
     return model
 
 
@@ -93,8 +90,9 @@ def load_tokenizer(folder: str | Path):
 def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> nn.Module:
     """The encoder of a hub name or folder: T5's encoder half, or whatever `AutoModel` makes of it. fp32."""
     config = from_hub(AutoConfig.from_pretrained, name)
-    if dropout is not None and hasattr(config, "dropout_rate"):
-        config.dropout_rate = dropout
+    for field in ("dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):  # T5's name, BERT's names
+        if dropout is not None and hasattr(config, field):
+            setattr(config, field, dropout)
     if from_scratch:
         return new_encoder(config)
     if config.model_type == "t5":
@@ -178,6 +176,7 @@ def soft_response(logits: Tensor, strategy: int) -> Tensor:
 
     0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel: one-hot forward, the soft gradient backward.
     """
+    logits = logits.float()  # rows of a bf16 softmax do not sum to 1, and its Gumbel noise is coarse
     if strategy == 0:
         return logits.softmax(dim=-1)
     return F.gumbel_softmax(logits, tau=1.0, hard=strategy == 2, dim=-1)

@@ -146,6 +146,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: l
         value = getattr(args, name, None)
         if value is not None and not 0 <= value < 1:
             problems.append(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
+    if not 0 <= getattr(args, "seed", 0) < 2**32:
+        problems.append(f"--seed {args.seed}: must be from 0 to 4294967295")
     if not Path(args.workdir).is_dir():
         problems.append(f"--workdir {args.workdir}: no such folder")
     if getattr(args, "batch_size", None) == "auto" and args.accumulate != 1:

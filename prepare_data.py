@@ -218,7 +218,8 @@ def glove_source(args, paths: Paths):
         name = f"glove.6B.{args.glove_dim}d.txt"
         if not (folder / name).exists():
             with zipfile.ZipFile(download(GLOVE_URL, folder / "glove.6B.zip", None)) as archive:
-                archive.extract(name, folder)
+                archive.extract(name, folder / "part")  # beside first: what stands in its place is whole
+            (folder / "part" / name).rename(folder / name)
         choice = str(folder / name)
     return choice, read_glove(Path(choice))
 
@@ -290,26 +291,47 @@ def official_files(source: Path) -> list[Path]:
 @contextlib.contextmanager
 def replacing(outputs: list[Path], aside: Path):
     """What stood in `outputs` goes when the block succeeds, and comes back when it does not."""
+
+    def restore() -> None:
+        for p in outputs:
+            if (aside / p.name).exists():
+                remove(p)
+                (aside / p.name).rename(p)
+
+    restore()  # what an earlier call that was killed has left there
     aside.mkdir(parents=True, exist_ok=True)
-    there = [p for p in outputs if p.exists()]
-    for p in there:
-        p.rename(aside / p.name)
+    for p in outputs:
+        if p.exists():
+            p.rename(aside / p.name)
     try:
         yield
     except BaseException:
         for p in outputs:
-            shutil.rmtree(p, ignore_errors=True)
-        for p in there:
-            (aside / p.name).rename(p)
+            remove(p)
+        restore()
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def main(argv=None):
     args = parse_args(argv)
     paths = Paths(args.workdir)
-    outputs = [paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny, paths.bert_tiny]
+    outputs = [
+        paths.dialogues_dir / "original",
+        *(paths.vader(s) for s in SPLITS),
+        paths.pairs_dir,
+        paths.glove,
+        paths.t5_tiny,
+        paths.bert_tiny,
+    ]
     refuse_existing(outputs, args.overwrite)
     source = {"sample": SAMPLE}.get(args.source) or (
         fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from options import UserError
@@ -163,11 +164,13 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], kee
         listing = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         write_json(part / MANIFEST, {"step": step, "files": listing})
         sync(part)
-        if target.exists():  # this step again, after its copy was found damaged
-            set_aside(target)
+        before = target.with_name(f".old-{target.name}")
+        if target.exists():  # this step again, with what an evaluation has found since
+            target.rename(before)
         part.rename(target)
         sync(folder)
-    except OSError as error:
+        shutil.rmtree(before, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError in torch.save
         raise UserError(f"{target}: cannot be written ({error}); the checkpoints before it are untouched") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -207,6 +210,9 @@ def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None
     """The newest checkpoint that passes its check; damaged ones are named and set aside."""
     for leftover in folder.glob(".tmp-step-*"):  # a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
+    for old in folder.glob(".old-step-*"):  # a replacement that was killed between its two renames
+        target = folder / old.name.removeprefix(".old-")
+        shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
     for checkpoint in sorted(folder.glob("step-*"), reverse=True):
         problems = faults(checkpoint)
         if not problems:
@@ -234,7 +240,7 @@ def environment(device: str) -> dict:
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": commit,
         "device": device,
         "cpus": os.cpu_count(),
@@ -260,20 +266,23 @@ class Run:
     def open(self, resume: str, overwrite: bool) -> tuple[str, Path | None]:
         """("new", None), ("resume", checkpoint) or ("finished", None)."""
         known = (self.folder / "args.json").exists()
-        if self.main:
-            self.lock()
+        self.lock()
         if overwrite and resume == "auto" and self.folder.exists():
             if any(p for p in self.folder.iterdir() if p.name != ".lock") and not known:
                 raise UserError(f"{self.folder}: not a run folder (no args.json), so --overwrite does not empty it; choose another --name")
             for old in self.folder.iterdir():
-                if old.name != ".lock" and self.main:
+                if old.name != ".lock":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             known = False
         strangers = [p.name for p in self.folder.iterdir() if p.name != ".lock"] if self.folder.exists() else []
-        if not known and strangers and self.main:
+        if not known and strangers:
             raise UserError(f"{self.folder}: not empty and not a run (no args.json); choose another --name")
         if resume not in ("auto", "never"):
             checkpoint = Path(resume)
+            if checkpoint.resolve().parent != self.checkpoints.resolve():
+                raise UserError(
+                    f"--resume {resume}: not a checkpoint of this run ({self.checkpoints}); set --name to the run it belongs to"
+                )
             problems = faults(checkpoint) if checkpoint.is_dir() else ["no such folder"]
             if problems:
                 raise UserError(f"--resume {resume}: {'; '.join(problems)}")
@@ -285,7 +294,7 @@ class Run:
             if (self.folder / "result.json").exists():
                 self.compare(None)
                 return "finished", None
-            checkpoint = newest_good(self.checkpoints, print if self.main else lambda text: None)
+            checkpoint = newest_good(self.checkpoints)
             if checkpoint:
                 self.compare(checkpoint)
                 return "resume", checkpoint
@@ -312,7 +321,7 @@ class Run:
                 + "\nUse the old ones, another --name, or --overwrite."
             )
         for k, (a, b) in changed.items():
-            if k in self.free and self.main:
+            if k in self.free:
                 print(f"note: --{k.replace('_', '-')} was {a!r}, is now {b!r}")
 
     def lock(self) -> None:
@@ -366,7 +375,7 @@ def write_card(folder: Path, result: dict) -> None:
     inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in read_json(folder / "args.json")["inputs"].items()]
     parts = [
         f"# {folder.parent.name}/{folder.name}",
-        f"Made by `python {made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}. "
+        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}. "
         "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
         "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
         "## Made from\n\n" + "\n".join(inputs),

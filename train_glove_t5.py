@@ -31,7 +31,9 @@ def parse_args(argv=None):
     add_generator_flags(parser)
     add_training(parser, epochs=50, lr=1e-4, batch_size=32)
     add_device(parser)
-    return settle(parser, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    sizes = {n: getattr(args, n) for n in ("d_model", "d_kv", "heads", "d_ff", "layers")}
+    return settle(parser, args, [f"--{n.replace('_', '-')} {v}: must be at least 1" for n, v in sizes.items() if v is not None and v < 1])
 
 
 def load_glove_t5(args, paths: Paths):

@@ -4,7 +4,7 @@
   python train_sentiment_regressor.py --epochs 15 --model "glove-t5" --lr 2e-5
   python train_sentiment_regressor.py --model t5 --size tiny --epochs 1                 (offline, seconds)
 
-Loss: squared error of tanh(score). Reads every utterance after the turn before it, in the layout of all critics.
+Loss: squared error of tanh(score). Reads every utterance after the turns before it, in the layout of all critics.
 Kept: the epoch with the lowest error on the validation side; beside it stands the error of always saying the mean.
 """
 
@@ -23,12 +23,14 @@ def parse_args(argv=None):
 
 
 def utterances(path) -> tuple[list[tuple], list[str], list[float]]:
-    """(the turn before, or nothing; the utterance; its sentiment) of every row."""
+    """(the turns before; the utterance; its sentiment) of every row."""
     from dataloaders import read_vader
 
     table = read_vader(path)
-    before, same = table["utterance"].shift(), table["conv_id"].eq(table["conv_id"].shift())
-    return [(b,) if s else () for b, s in zip(before, same, strict=True)], table["utterance"].tolist(), table["sentiment"].tolist()
+    contexts: list[tuple] = []
+    for _, turns in table.groupby("conv_id", sort=False)["utterance"]:
+        contexts += [tuple(turns.iloc[:n]) for n in range(len(turns))]
+    return contexts, table["utterance"].tolist(), table["sentiment"].tolist()
 
 
 def main(argv=None):

@@ -62,10 +62,11 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
 DECODING = {"top_k", "temperature", "beams", "max_new_tokens", "predict", "predict_split", "predict_batch_size", "inference"}
 
 
-def settle(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = ()) -> argparse.Namespace:
     least = {"top_exemplars": 1, "exemplar_len": 2, "exemplar_layers": 1, "main_loss_w": 0, "empathy_loss_w": 0, "sentiment_loss_w": 0, "src_len": 1,
              "tgt_len": 2, "top_k": 1, "beams": 1, "max_new_tokens": 1, "predict_batch_size": 1}  # fmt: skip
-    problems = [f"--{n.replace('_', '-')} {getattr(args, n)}: must be at least {v}" for n, v in least.items() if getattr(args, n) < v]
+    problems = list(problems)
+    problems += [f"--{n.replace('_', '-')} {getattr(args, n)}: must be at least {v}" for n, v in least.items() if getattr(args, n) < v]
     if args.temperature <= 0:
         problems.append(f"--temperature {args.temperature}: must be above 0")
     if not args.main_loss_w + args.empathy_loss_w + args.sentiment_loss_w:
@@ -201,6 +202,8 @@ def train_generator(args, family: str, load) -> dict | None:
     critics, checksums = load_critics(args, family, paths, session, model.settings["tokenizer"])
     _, data = split_data(args, model.settings, "train", tokenizer, session, paths, critics, whole=False)
     held_examples, held = split_data(args, model.settings, "valid", tokenizer, session, paths, critics)
+    if args.predict:  # what would be missing after the training is missed before it
+        split_data(args, model.settings, args.predict_split, tokenizer, session, paths)
 
     weights = {"nll": args.main_loss_w}
     for kind in critics.critics if critics else ():
@@ -219,7 +222,7 @@ def train_generator(args, family: str, load) -> dict | None:
     def evaluate():
         batches = plan_once(held.lengths, 2 * args.batch_size, 2 * args.batch_tokens)
         responses = [e.response for e in held_examples]
-        return validate(held, batches, responses, lambda batch: terms(model, batch, strategy=0), units, session)
+        return validate(held, batches, responses, list(weights), lambda batch: terms(model, batch, strategy=0), units, session)
 
     def export(folder):
         model.save_pretrained(folder)

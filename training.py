@@ -10,7 +10,9 @@ so 8x1, 4x2 and 2x4 micro-batches, or two processes, give one and the same gradi
 
 import contextlib
 import math
+import os
 import random
+import shlex
 import signal
 import sys
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -44,16 +46,17 @@ class Session:
         set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
         if args.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
+        if getattr(args, "deterministic", False):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
+            torch.use_deterministic_algorithms(True)
         self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
         precision = args.precision
         if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         self.precision = precision
-        if getattr(args, "deterministic", False):
-            torch.use_deterministic_algorithms(True)
         set_seed(args.seed)
 
     def autocast(self):
@@ -103,10 +106,6 @@ class Objective:
     terms: Callable[[nn.Module, dict], dict[str, Tensor]]
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop."""
-
-
 class Signals:
     """SIGTERM and SIGINT set a flag that the loop reads at a step's end; a second signal exits at once."""
 
@@ -120,8 +119,6 @@ class Signals:
 
     def _set(self, number, frame):
         if self.number:
-            import os
-
             os._exit(128 + number)
         self.number = number
         print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
@@ -215,11 +212,13 @@ class Loop:
         files: list[Path],
         inputs: dict[str, str] | None = None,
         free: set[str] = frozenset(),
+        micro_batches_matter: bool = False,
     ):
         """`data` has `plan(...)`, `collate(numbers)` and a length (dataloaders.Data). `export(folder)` writes the model for use.
 
         `metric` of `evaluate()` decides what is best, by `mode` min or max. `files` and `inputs` (name: sha256) are what the
-        run depends on; `free` names the script's flags that do not change the training.
+        run depends on; `free` names the script's flags that do not change the training. `micro_batches_matter`: the loss of an
+        example depends on its micro-batch (in-batch negatives).
         """
         self.args, self.session, self.objective, self.data = args, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
@@ -228,7 +227,11 @@ class Loop:
         if args.batch_size == "auto":
             self._fit_batch_size(folder)
         flags = vars(args) | {"precision": session.precision, "processes": session.world}
-        inputs = {str(f): runs.sha256(f) for f in files} | (inputs or {})
+        if not micro_batches_matter:  # only their product does
+            flags["examples_per_update"] = args.batch_size * args.accumulate
+            free = free | {"batch_size", "accumulate", "effective_batch"}
+        # by place in the workdir: a moved or differently spelled workdir is the same run
+        inputs = {os.path.relpath(f, args.workdir): runs.sha256(f) for f in files} | (inputs or {})
         self.run = runs.Run(folder, flags, free=FREE | free, inputs=inputs, main=session.main)
 
     # ------------------------------------------------------------------------------------------- setting up
@@ -245,21 +248,33 @@ class Loop:
             saved = runs.read_json(folder / "args.json")["args"]
             args.batch_size, args.accumulate = saved["batch_size"], saved["accumulate"]
             return
+        if self.session.world > 1:
+            raise UserError("--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun")
         longest = sorted(range(len(self.data)), key=lambda i: -self.data.lengths[i])
-
-        @find_executable_batch_size(starting_batch_size=args.effective_batch)
-        def fits(size: int) -> int:
-            batch = self.session.move(self.data.collate(longest[:size]))
-            self.model.train()
-            with self.session.autocast():
-                terms = self.objective.terms(self.model, batch)
-            sum(t.float() for t in terms.values()).backward()
-            return size
-
-        args.batch_size = min(self.session.gather([fits()]))
-        self.model.zero_grad(set_to_none=True)
-        args.accumulate = -(-args.effective_batch // args.batch_size)
+        size = args.effective_batch
+        while not self._fits(longest[:size]):
+            if size == 1:
+                raise UserError("--batch-size auto: not even one example fits; shorter sequences or a smaller model are needed")
+            size = max(n for n in range(1, size) if args.effective_batch % n == 0)
+        args.batch_size, args.accumulate = size, args.effective_batch // size
         self.session.say(f"--batch-size auto: {args.batch_size} x {args.accumulate} micro-batches fit")
+
+    def _fits(self, numbers: list[int]) -> bool:
+        """Whether a forward and a backward pass over `numbers` fit in memory beside AdamW's two states."""
+        self.model.train()
+        try:
+            states = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
+            with self.session.autocast():
+                terms = self.objective.terms(self.model, self.session.move(self.data.collate(numbers)))
+            sum(t.float() for t in terms.values()).backward()
+            del states
+            return True
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            if self.session.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _prepare(self) -> None:
         args = self.args
@@ -277,7 +292,7 @@ class Loop:
             "constant_with_warmup" if args.schedule == "constant" else args.schedule,
             self.optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=self.total_steps,
         )  # fmt: skip
-        set_seed(args.seed * 1009 + self.session.rank + 1)  # every process its own dropout
+        set_seed((args.seed * 1009 + self.session.rank + 1) % 2**31)  # every process its own dropout
 
     def _save(self) -> Path | None:
         random_states = self.session.gather([random_state()])
@@ -348,20 +363,20 @@ class Loop:
         values = {k: t / max(units[k], 1) for k, t in zip(weights, totals, strict=True)}
         return {"loss": sum(weights[k] * v for k, v in values.items()), **values, "grad_norm": float(norm)}
 
-    def _careful_step(self, numbers: list[int]) -> dict[str, float]:
-        """`_step`, where running out of memory names the flag to lower."""
+    @contextlib.contextmanager
+    def _memory_advice(self, where: str):
+        """Running out of memory names the flag to lower."""
         try:
-            return self._step(numbers)
+            yield
         except torch.OutOfMemoryError as error:
             size, count = self.args.batch_size, self.args.accumulate
+            less = max(n for n in range(1, max(size, 2)) if size % n == 0)
             advice = (
-                f"--batch-size {max(1, size // 2)} --accumulate {count * 2} gives the same updates"
-                if size > 1
-                else "shorter sequences are needed"
+                f"--batch-size {less} --accumulate {size * count // less}, as many examples an update" if size > 1 else "shorter sequences"
             )
             raise UserError(
-                f"step {self.state.step + 1}: out of memory with --batch-size {size} --accumulate {count}: {advice} "
-                f"(or --batch-size auto); {str(error).splitlines()[0][:120]}"
+                f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice}, or --batch-size auto "
+                f"({str(error).splitlines()[0][:120]})"
             ) from error
 
     def _assert_finite(self, sums: Tensor, norm: Tensor, parts: list) -> None:
@@ -378,9 +393,23 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------ the run
 
+    def _open(self) -> tuple[str, Path | None]:
+        """`Run.open` by the main process alone; all others hear its answer, or its refusal."""
+        answer: list = [None]
+        if self.session.main:
+            try:
+                answer = [self.run.open(self.args.resume, self.args.overwrite)]
+            except UserError as error:
+                answer = [error]
+        if self.session.world > 1:
+            broadcast_object_list(answer)
+        if isinstance(answer[0], UserError):
+            raise answer[0]
+        return answer[0]
+
     def train(self) -> dict:
         args, session, run = self.args, self.session, self.run
-        status, checkpoint = run.open(args.resume, args.overwrite)
+        status, checkpoint = self._open()
         if status == "finished":
             run.close()
             result = runs.read_json(run.folder / "result.json")
@@ -436,7 +465,8 @@ class Loop:
                 leave=False,
             )
             while state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience():
-                values = self._careful_step(steps[state.position])
+                with self._memory_advice(f"step {state.step + 1}"):
+                    values = self._step(steps[state.position])
                 state.step += 1
                 state.position += 1
                 state.seconds = time.monotonic() - self._clock
@@ -450,7 +480,7 @@ class Loop:
                 if state.evaluation_due:
                     self._evaluate()
                     if session.sum([float(self._signals.number)])[0]:
-                        self._leave()
+                        self._leave(save=False)  # the evaluation has just saved
                 elif args.save_every and state.step % args.save_every == 0:
                     self._save()
             bar.close()
@@ -460,11 +490,13 @@ class Loop:
     def _out_of_patience(self) -> bool:
         return bool(self.args.patience) and self.state.since_best >= self.args.patience
 
-    def _leave(self) -> None:
+    def _leave(self, save: bool = True) -> None:
         """Save at this step's end and go, by the shell's convention 128 + signal."""
-        self._save()
+        if save:
+            self._save()
         number = self._signals.number or signal.SIGTERM
-        self.session.say(f"stopped at step {self.state.step}; the same command goes on from here (--resume auto)")
+        words = [w for w in sys.orig_argv[1:] if w != "--overwrite"]
+        self.session.say(f"stopped at step {self.state.step}; this goes on from here: {shlex.join(['python', *words])}")
         raise SystemExit(128 + number)
 
     def _log(self, values: dict[str, float]) -> None:
@@ -491,7 +523,7 @@ class Loop:
     def measure(self) -> dict[str, float]:
         """The stage's own evaluation, without dropout and gradient; the training's random streams stay where they were."""
         self.model.eval()
-        with own_random_stream(self.args.seed), torch.no_grad():
+        with own_random_stream(self.args.seed), torch.no_grad(), self._memory_advice("evaluation"):
             return self.evaluate()
 
     def _evaluate(self) -> None:
@@ -527,6 +559,8 @@ class Loop:
             raise UserError(f"{best}: the best checkpoint is damaged ({'; '.join(problems)}); remove {run.folder} or use --overwrite")
         self._load_weights(best)
         self.model.eval()
+        if self.session.main:
+            self.export(run.folder)
         result = {self.metric: state.best, "best_step": state.best_step, "steps": state.step, "evaluations": state.evaluations,
                   "seconds": round(state.seconds, 1)}  # fmt: skip
         if self.session.device.type == "cuda":

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-from dataloaders import pad, plan_once
+from dataloaders import fingerprint, pad, plan_once
 from options import UserError
 from runs import in_chunks, sha256
 
@@ -47,7 +47,9 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Mod
             if info["missing_keys"]:
                 raise UserError(f"{name}: is no {side} encoder; it lacks {', '.join(sorted(info['missing_keys'])[:3])} ...")
         elif config.model_type == "bert":
-            bert = AutoModel.from_pretrained(str(name), dtype=torch.float32, add_pooling_layer=False)
+            bert, info = AutoModel.from_pretrained(str(name), dtype=torch.float32, add_pooling_layer=False, output_loading_info=True)
+            if info["missing_keys"]:
+                raise UserError(f"{name}: its weights lack {', '.join(sorted(info['missing_keys'])[:3])} ...")
             shared = {k: v for k, v in config.to_dict().items() if k in DPRConfig().to_dict() and k not in ("model_type", "architectures")}
             model = SIDES[side](DPRConfig(**shared))
             getattr(model, "question_encoder" if side == "question" else "ctx_encoder").bert_model.load_state_dict(bert.state_dict())
@@ -141,6 +143,7 @@ def embed(
         numbers, out = zip(*session.gather(found), strict=True)
         return {"numbers": np.array(numbers), "vectors": np.stack(out)}
 
+    keep = keep and keep / fingerprint(distinct)[:16]
     parts = in_chunks(plan_once([len(r) for r in rows], batch_size), work, keep, title)
     order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
     table = np.concatenate([p["vectors"] for p in parts])[order]

@@ -41,8 +41,8 @@ def parse_args(argv=None):
         for n in ("max_length", "max_passage_length")
         if not 8 <= getattr(args, n) <= 512
     ]
-    if args.batch_size < 2 and not args.hard_negatives + args.other_negatives:
-        problems.append("--batch-size 1 without negatives: there would be nothing to tell the positive from")
+    if args.batch_size in (1, "auto") and not args.hard_negatives + args.other_negatives:
+        problems.append(f"--batch-size {args.batch_size} without negatives: there may be nothing to tell the positive from")
     check(parser, args, problems)
     return args
 
@@ -103,7 +103,7 @@ def training_data(entries: list[dict], args, tokenizers: dict):
             "text_numbers": torch.tensor(chosen),  # (N,)
         }  # fmt: skip
 
-    return Data([len(q) for q in questions], collate, [e["question"][:60] for e in entries])
+    return Data([len(q) for q in questions], collate)
 
 
 def rank_report(questions, contexts, positive) -> dict[str, float]:
@@ -163,7 +163,8 @@ def main(argv=None):
 
     folder = paths.saved / "dpr" / (args.name or args.dataset)
     objective = Objective({"nll": 1.0}, lambda batch: {"nll": len(batch["positive"])}, terms)
-    loop = Loop(args, session, model, objective, data, evaluate, export, folder, files=files, metric="average_rank", mode="min")
+    loop = Loop(args, session, model, objective, data, evaluate, export, folder, files=files, metric="average_rank", mode="min",
+                micro_batches_matter=True)  # fmt: skip
     before = loop.measure()
     session.say(f"before: {before} ({len(held):,} questions, {len(pool):,} passages)")
     result = loop.train()

@@ -94,6 +94,7 @@ def test_gradient_pulls_the_positive_and_pushes_its_rivals():
 # ------------------------------------------------------------------------------------------------------ training data
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.text("xyz", min_size=1, max_size=3)), max_size=12), st.integers(0, 1000))
 def test_draw_never_returns_ones_own_conversation(pool, seed):
     drawn = draw(random.Random(seed), pool, own="a")

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
@@ -32,6 +32,7 @@ def test_classification_by_hand():
     assert [scores[f"f1_{i}"] for i in range(3)] == pytest.approx([100 * f for f in f1])
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
 def test_classification_equals_sklearns_report(pairs):
     gold, predicted = zip(*pairs, strict=True)

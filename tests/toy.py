@@ -44,7 +44,7 @@ def toy_data(count: int = 22, seed: int = 0) -> Data:
         ids = torch.stack([torch.cat([rows[i], torch.zeros(width - len(rows[i]), dtype=torch.long)]) for i in numbers])
         return {"ids": [f"row {i}" for i in numbers], "input": ids, "kind": torch.tensor([len(rows[i]) % 2 for i in numbers])}
 
-    return Data([len(r) for r in rows], collate, [f"row {i}" for i in range(count)])
+    return Data([len(r) for r in rows], collate)
 
 
 def toy_loop(folder: Path, spoil=None, evaluate=None, data: Data | None = None, **changes) -> Loop:
