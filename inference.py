@@ -189,8 +189,9 @@ def write_predictions(args, folder: Path, model: Generator, tokenizer, session: 
         return dict(zip(("numbers", "nll", "tokens", "response"), map(np.array, zip(*rows, strict=True)), strict=True))
 
     predictions, likelihoods = prediction_files(folder, split)
-    depends = (runs.sha256(folder / "model.safetensors"), split, banned, sampling, args.max_new_tokens, args.predict_batch_size, args.seed,
-               session.precision, [e.history for e in examples], data.lengths)  # fmt: skip
+    shown = paths.exemplars(split, args.exemplars)
+    depends = [runs.sha256(f) for f in (folder / "model.safetensors", paths.dialogues(split), shown) if f.exists()]
+    depends += [split, banned, sampling, args.max_new_tokens, args.predict_batch_size, args.seed, session.precision]
     keep = folder / f".partial-{fingerprint(*depends)[:16]}"
     batches = list(enumerate(plan_once(data.lengths, args.predict_batch_size)))
     parts = runs.in_chunks(batches, work, keep, f"replies, {split}", size=4)

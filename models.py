@@ -50,10 +50,10 @@ class SavedModule(nn.Module):
             settings = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{config}: not readable as JSON ({error})") from error
-        if settings.pop("model", None) != cls.__name__:
+        if not isinstance(settings, dict) or settings.pop("model", None) != cls.__name__:
             raise UserError(f"{folder}: holds no {cls.__name__.lower()} (config.json says otherwise)")
-        model = cls(settings)
         try:
+            model = cls(settings)
             load_model(model, str(weights), strict=True)
         except Exception as error:
             raise UserError(f"{weights}: does not fit its config.json, or is damaged ({error})") from error

@@ -29,6 +29,9 @@ def parse_args(argv=None):
     parser.add_argument("--source", default="download", help="of the real corpora: download, or a folder with the official files")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
+    if Path.cwd() != HERE:  # the commands run in the project's folder
+        args.workdir = str(Path(args.workdir).resolve())
+        args.source = args.source if args.source == "download" else str(Path(args.source).resolve())
     Path(args.workdir).mkdir(parents=True, exist_ok=True)
     check(parser, args)
     return args
@@ -79,7 +82,7 @@ def glove_recipe(args) -> list[str]:
     return [
         f"prepare_data.py --source {shlex.quote(args.source)}",
         *(f"train_empathy_classifier.py --model glove-t5 --batch-size 32 --epochs 10 --dim {d}" for d in DIMENSIONS),
-        "train_sentiment_regressor.py --model glove-t5 --batch-size 64 --epochs 2 --lr 1e-3",
+        "train_sentiment_regressor.py --model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps 200",
         "label_dialogues.py --family glove-t5",
         *RETRIEVAL,
         f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
@@ -109,12 +112,13 @@ def settle(line: str, workdir: str) -> list[str]:
 def run_stage(command: list[str], log: Path) -> None:
     """Run one command, its output shown and kept in `log`; an error where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
+    errors = None if sys.stderr.isatty() else subprocess.STDOUT
     with open(log, "w", encoding="utf-8") as out:
-        # standard error goes straight to the terminal as well, so that progress bars show there
         process = subprocess.Popen(
             [sys.executable, *command],
             stdout=subprocess.PIPE,
-            stderr=None,
+            stderr=errors,
             text=True,
             cwd=HERE,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -123,9 +127,8 @@ def run_stage(command: list[str], log: Path) -> None:
             print("  " + line, end="", flush=True)
             out.write(line)
     if process.wait():
-        raise UserError(
-            f"the command above failed (exit code {process.returncode}); its output is in {log}. The same call goes on from here."
-        )
+        shown, end = shlex.join(["python", *command]), "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
+        raise UserError(f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call goes on from here")
 
 
 def main(argv=None):

@@ -279,7 +279,7 @@ class Run:
             raise UserError(f"{self.folder}: not empty and not a run (no args.json); choose another --name")
         if resume not in ("auto", "never"):
             checkpoint = Path(resume)
-            if checkpoint.resolve().parent != self.checkpoints.resolve():
+            if checkpoint.is_dir() and checkpoint.resolve().parent != self.checkpoints.resolve():
                 raise UserError(
                     f"--resume {resume}: not a checkpoint of this run ({self.checkpoints}); set --name to the run it belongs to"
                 )

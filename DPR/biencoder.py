@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
@@ -55,7 +56,7 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Mod
             getattr(model, "question_encoder" if side == "question" else "ctx_encoder").bert_model.load_state_dict(bert.state_dict())
         else:
             raise UserError(f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT")
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"{name}: no {side} encoder can be loaded from the hub or this folder ({reason}); offline, give a folder"

@@ -568,9 +568,9 @@ def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_l
 
 def test_critic_batches_carry_names_and_targets_of_the_rows_chosen(tokenizer):
     settings = {"context_len": 4, "reply_len": 4}
-    data = dataloaders.critic_data([["a"], ["b"], ["c"]], ["d", "e", "f"], [0, 1, 2], tokenizer, settings, ids=["x", "y", "z"])
+    data = dataloaders.critic_data([["a"], ["b"], ["c"]], ["d", "e", "f"], [0, 1, 2], tokenizer, settings)
     batch = data.collate([2, 0])
-    assert (batch["ids"], batch["targets"].tolist()) == (["z", "x"], [2, 0])
+    assert (batch["ids"], batch["targets"].tolist()) == (["row 2", "row 0"], [2, 0])
     assert batch["input_ids"][:, 0].tolist() == ids(tokenizer, "c a")
 
 

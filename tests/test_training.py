@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -419,3 +420,93 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
             runs.write_checkpoint(tmp_path / "run" / "checkpoints", 99, lambda folder: (folder / "x").write_text("y"))
     assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == checkpoints
     assert all(not runs.faults(c) for c in checkpoints)
+
+
+def test_a_save_that_cannot_be_written_whole_leaves_the_last_good_checkpoint(tmp_path):
+    """A file size limit stands for the full disk: the library's own error arrives as one plain message."""
+    checkpoints = interrupted(tmp_path / "run")
+    code = f"""
+import resource, sys
+sys.path[:0] = [{str(TOY.parent)!r}, {str(TOY.parent.parent)!r}]
+import pathlib, signal
+from toy import train
+from options import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    train(pathlib.Path({str(tmp_path / "run")!r}), save_every=2)
+except UserError as error:
+    sys.exit("refused: " + str(error))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stderr
+    assert "refused: " in shown and "cannot be written" in shown
+    assert [c for c in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))] == checkpoints
+    assert all(not runs.faults(c) for c in checkpoints)
+
+
+def test_an_unwritable_folder_is_a_plain_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(tmp_path / "file" / "run")
+
+
+def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
+    """The step's first copy (evaluation due) is replaced by the second; a kill between the two renames is mended."""
+    folder = tmp_path / "checkpoints"
+    for content in ("first", "second"):
+        runs.write_checkpoint(folder, 5, lambda f, c=content: (f / "x").write_text(c))
+    assert (folder / "step-0000005" / "x").read_text() == "second" and len(list(folder.iterdir())) == 1
+    (folder / "step-0000005").rename(folder / ".old-step-0000005")
+    assert runs.newest_good(folder) == folder / "step-0000005"
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_out_of_memory_names_the_flags_to_change(tmp_path):
+    with pytest.raises(UserError, match="--batch-size 4 --accumulate 1; try --batch-size 2 --accumulate 2"):
+        train(tmp_path / "run", memory=3)
+
+
+def test_the_advice_can_be_followed_on_resume(tmp_path):
+    interrupted(tmp_path / "run")
+    train(tmp_path / "run", save_every=2, batch_size=2, accumulate=2)
+
+
+def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
+    loop = train(tmp_path / "auto", memory=3, batch_size="auto", effective_batch=8, dropout=0.0)
+    assert (loop.args.batch_size, loop.args.accumulate) == (2, 4)
+    train(tmp_path / "given", batch_size=8, dropout=0.0)
+    assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ stages other than training
+
+
+def test_a_stage_goes_on_where_it_stopped(tmp_path):
+    done = []
+
+    def work(group):
+        if len(done) == 2 and not again:
+            raise Killed
+        done.append(group)
+        return {"squares": np.array(group) ** 2}
+
+    again = False
+    batches = list(range(10))
+    with pytest.raises(Killed):
+        runs.in_chunks(batches, work, tmp_path / "keep", "", size=3)
+    again = True
+    parts = runs.in_chunks(batches, work, tmp_path / "keep", "", size=3)
+    assert np.concatenate([p["squares"] for p in parts]).tolist() == [n * n for n in batches]
+    assert done == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+
+
+def test_an_output_older_than_its_sources_is_named(tmp_path, capsys):
+    source, output = tmp_path / "source.csv", tmp_path / "output.csv"
+    source.write_text("one")
+    runs.write_json(runs.origin_file(output), {"dialogues": runs.sha256(source)})
+    assert runs.warn_if_stale(output, {"dialogues": source}) == []
+    source.write_text("two")
+    assert runs.warn_if_stale(output, {"dialogues": source}) == ["dialogues"]
+    assert "another dialogues" in capsys.readouterr().out

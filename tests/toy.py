@@ -18,7 +18,7 @@ from training import Loop, Objective, Session
 DEFAULTS = {
     "device": "cpu", "precision": "fp32", "seed": 3, "deterministic": False, "epochs": 3, "max_steps": 0, "lr": 0.01, "batch_size": 4,
     "batch_tokens": 0, "accumulate": 1, "schedule": "linear", "warmup_steps": 2, "weight_decay": 0.01, "clip": 1.0, "patience": 0, "eval_every": 0,
-    "save_every": 0, "log_every": 1, "resume": "auto", "overwrite": False, "workdir": ".", "name": None, "dropout": 0.1,
+    "save_every": 0, "log_every": 1, "resume": "auto", "overwrite": False, "effective_batch": 4, "workdir": ".", "name": None, "dropout": 0.1,
 }  # fmt: skip
 
 
@@ -47,8 +47,8 @@ def toy_data(count: int = 22, seed: int = 0) -> Data:
     return Data([len(r) for r in rows], collate)
 
 
-def toy_loop(folder: Path, spoil=None, evaluate=None, data: Data | None = None, **changes) -> Loop:
-    """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real evaluation."""
+def toy_loop(folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Data | None = None, **changes) -> Loop:
+    """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real evaluation; `memory`: the most examples that fit."""
     args = Namespace(**DEFAULTS | changes)
     session = Session(args)
     model = Net(args.dropout)
@@ -58,6 +58,8 @@ def toy_loop(folder: Path, spoil=None, evaluate=None, data: Data | None = None, 
         return {"word": int((batch["input"] > 0).sum()), "class": len(batch["kind"])}
 
     def terms(net, batch):
+        if memory and len(batch["kind"]) > memory:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         words, kind = net(batch["input"])
         real = batch["input"] > 0
         out = {
