@@ -122,30 +122,18 @@ def test_labels_cover_every_listener_turn_and_name_their_critics(trained):
 
 
 def test_labelling_again_keeps_what_is_there_and_refuses_other_critics(trained_copy, capsys):
-    label_dialogues.main(
-        [
-            "--workdir",
-            str(trained_copy),
-            "--emo",
-            str(Paths(trained_copy).critic("emo", "t5")),
-            "--family",
-            "t5",
-            "--output",
-            str(trained_copy),
-        ]
-    )
-    label_dialogues.main(
-        [
-            "--workdir",
-            str(trained_copy),
-            "--emo",
-            str(Paths(trained_copy).critic("emo", "t5")),
-            "--family",
-            "t5",
-            "--output",
-            str(trained_copy),
-        ]
-    )
+    mixed = [
+        "--workdir",
+        str(trained_copy),
+        "--emo",
+        str(Paths(trained_copy).critic("emo", "t5")),
+        "--family",
+        "t5",
+        "--output",
+        str(trained_copy),
+    ]
+    for _ in range(2):
+        label_dialogues.main(mixed)
     assert capsys.readouterr().out.count("kept") == 3
     with pytest.raises(UserError, match="another emo.*--overwrite"):
         label_dialogues.main(["--workdir", str(trained_copy), "--family", "t5"])
