@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import math
-import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
 
 from options import DIMENSIONS, UserError
+from storage import cached
 
 EMOTIONS = (
     "afraid angry annoyed anticipating anxious apprehensive ashamed caring confident content devastated disappointed "
@@ -55,7 +54,9 @@ def read_rows(path: Path, columns: Sequence[str], *, made_by: str, quoting: int 
         raise UserError(f"{path}: no such file; make it with: {made_by}")
     rows, lines, line = [], [], 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as handle:
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as handle:
             reader = csv.reader(handle, quoting=quoting, delimiter=delimiter, strict=quoting != csv.QUOTE_NONE)
             header = next(reader, None)
             if header is None:
@@ -252,19 +253,17 @@ def tokenizer_hash(tokenizer) -> str:
 def encode(tokenizer, texts: Sequence[str], cache: Path | None = None) -> dict[str, np.ndarray]:
     """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content."""
     distinct = list(dict.fromkeys(texts))
-    file = cache and Path(cache) / f"{fingerprint(tokenizer_hash(tokenizer), distinct)[:32]}.safetensors"
-    if file and file.exists():
-        stored = load_file(file)
-        flat, ends = stored["ids"], stored["ends"]
-    else:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])  # one vocabulary can be read in two ways
+    file = cache and Path(cache) / f"{fingerprint(tokenizer_hash(tokenizer), rules, distinct)[:32]}.npz"
+
+    def tokenise() -> dict[str, np.ndarray]:
         rows = tokenizer(distinct, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] if distinct else []
         ends = np.cumsum([len(r) for r in rows], dtype=np.int64)
-        flat = np.fromiter((i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0)
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f"{file.stem}.{uuid.uuid4().hex[:8]}.part")
-            save_file({"ids": flat, "ends": ends}, part)
-            part.replace(file)
+        return {"ids": np.fromiter((i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0), "ends": ends}
+
+    found = cached(file, tokenise)
+    flat, ends = found["ids"], found["ends"]
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     return {text: flat[a:b] for text, a, b in zip(distinct, starts, ends, strict=True)}
 

@@ -100,28 +100,28 @@ def main(argv=None):
 
     import pandas as pd
 
-    import runs
+    import storage
     from dataloaders import EXEMPLAR_COLUMNS, fingerprint, listener_turns
     from DPR.biencoder import SIDES, embed, load_saved, load_side, load_tokenizer, resolve
     from DPR.train_dpr import HUB
-    from training import Session
+    from session import Session
 
     session = Session(args)
     paths = Paths(args.workdir)
     if args.path:
         encoders = load_saved(Path(args.path))
-        made_by = {side: runs.sha256(Path(args.path) / f"{side}_encoder" / "model.safetensors") for side in SIDES}
+        made_by = {side: storage.sha256(Path(args.path) / f"{side}_encoder" / "model.safetensors") for side in SIDES}
     else:
         names = {side: args.encoder or HUB[side] for side in SIDES}
         encoders = {side: (load_side(name, side, args.pooling), load_tokenizer(name)) for side, name in names.items()}
         local = {f"{side} weights": Path(resolve(name)) / "model.safetensors" for side, name in names.items()}
-        made_by = names | {"pooling": args.pooling} | {k: runs.sha256(f) for k, f in local.items() if f.exists()}
-    made_by |= {"candidates": args.candidates, "top_k": args.top_k, "corpus": runs.sha256(paths.dialogues("train"))}
+        made_by = names | {"pooling": args.pooling} | {k: storage.sha256(f) for k, f in local.items() if f.exists()}
+    made_by |= {"candidates": args.candidates, "top_k": args.top_k, "corpus": storage.sha256(paths.dialogues("train"))}
     made_by |= {"max_length": args.max_length, "max_passage_length": args.max_passage_length}
     todo = {}
     for split in args.splits:
-        origin = {**made_by, "dialogues": runs.sha256(paths.dialogues(split))}
-        if not runs.ready(paths.exemplars(split, args.output), origin, args.overwrite):
+        origin = {**made_by, "dialogues": storage.sha256(paths.dialogues(split))}
+        if not storage.ready(paths.exemplars(split, args.output), origin, args.overwrite):
             todo[split] = origin
     if not todo:
         return
@@ -145,8 +145,7 @@ def main(argv=None):
              json.dumps([round(s, 4) for _, s in row]))
             for e, row in zip(examples, hits, strict=True)
         ]  # fmt: skip
-        runs.write_csv(paths.exemplars(split, args.output), pd.DataFrame(rows, columns=list(EXEMPLAR_COLUMNS)))
-        runs.write_json(runs.origin_file(paths.exemplars(split, args.output)), origin)
+        storage.write_csv(paths.exemplars(split, args.output), pd.DataFrame(rows, columns=list(EXEMPLAR_COLUMNS)), origin=origin)
         fewest = min(len(row) for row in hits)
         print(f"{paths.exemplars(split, args.output)}: {len(rows):,} listener turns, {fewest} to {max(len(r) for r in hits)} exemplars each, "
               f"mean score of the first {sum(r[0][1] for r in hits if r) / max(sum(bool(r) for r in hits), 1):.3f}")  # fmt: skip

@@ -176,9 +176,9 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
 
 def main(argv=None):
     args = parse_args(argv)
-    import runs
+    import storage
     from dataloaders import listener_turns, read_exemplars
-    from training import Session
+    from session import Session
 
     paths = Paths(args.workdir)
     session = Session(args)
@@ -198,9 +198,9 @@ def main(argv=None):
     found = paths.exemplars(args.split, args.exemplars)
     exemplars = read_exemplars(found, examples) if found.exists() else None
 
-    runs.write_json(files["metrics.json"], {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows})
-    runs.write_text(files["table.md"], table(rows))
-    runs.write_text(files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed))
+    storage.write_json(files["metrics.json"], {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows})
+    storage.write_text(files["table.md"], table(rows))
+    storage.write_text(files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed))
     plot_learning(systems, files["learning_curves.png"])
     print(table(rows))
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")

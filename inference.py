@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 import runs
+import storage
 from dataloaders import (
     Data,
     Example,
@@ -30,7 +30,7 @@ from dataloaders import (
 from metrics import count_words, perplexity
 from models import EXEMPLAR_PREFIX, Critic, CriticSet, Generator, load_encoder, load_tokenizer, token_nll
 from options import DIMENSIONS, Paths, UserError, refuse_existing
-from training import Session, own_random_stream
+from session import Session, own_random_stream
 
 
 def require(folder: Path) -> Path:
@@ -52,8 +52,9 @@ def frozen_vectors(model_name: str, texts: list[str], max_len: int, session: Ses
     # one table for all splits: exemplars are training replies
     distinct = sorted(set(texts) | {e.response for e in listener_turns(paths.dialogues("train"))})
     weights = sum(p.detach().double().sum().item() for p in encoder.parameters())
-    cache = paths.cache / f"exemplars-{fingerprint(model_name, weights, max_len, session.precision, distinct)[:32]}.safetensors"
-    if not cache.exists():
+    cache = paths.cache / f"exemplars-{fingerprint(model_name, weights, max_len, session.precision, distinct)[:32]}.npz"
+
+    def embed() -> dict[str, np.ndarray]:
         rows = tokenizer([EXEMPLAR_PREFIX + t for t in distinct], truncation=True, max_length=max_len + 8)["input_ids"]
         table = np.zeros((len(distinct), encoder.config.d_model), dtype=np.float32)
         with torch.inference_mode(), session.autocast():
@@ -61,9 +62,9 @@ def frozen_vectors(model_name: str, texts: list[str], max_len: int, session: Ses
                 ids, mask = (session.move(t) for t in pad([np.array(rows[i]) for i in numbers], tokenizer.pad_token_id))
                 hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (B, L, E)
                 table[numbers] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
-        with runs.whole_file(cache) as part:
-            save_file({"vectors": table}, part)
-    table = load_file(cache)["vectors"]
+        return {"vectors": table}
+
+    table = storage.cached(cache, embed)["vectors"]
     return dict(zip(distinct, table, strict=True)), table.shape[1]
 
 
@@ -89,13 +90,13 @@ def split_data(
     if settings["exemplars"] != "none":
         file = paths.exemplars(split, args.exemplars)
         exemplars = read_exemplars(file, examples, settings["top_exemplars"])
-        runs.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
+        storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
     if critics is not None:
         file = paths.labels(split, args.labels)
         found = read_labels(file, examples)
-        made_by = runs.read_json(runs.origin_file(file)) if runs.origin_file(file).exists() else {}
+        made_by = storage.read_json(storage.origin_file(file)) if storage.origin_file(file).exists() else {}
         labellers = {d: Path(made_by[d]["critic"]) / "model.safetensors" for d in DIMENSIONS if isinstance(made_by.get(d), dict)}
-        runs.warn_if_stale(file, {"dialogues": paths.dialogues(split), "vader": paths.vader(split), **labellers})
+        storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "vader": paths.vader(split), **labellers})
         for kind, critic in critics.critics.items():
             if kind != "sentiment" and max(found[kind]) >= critic.settings["outputs"]:
                 raise UserError(f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings['outputs']} labels; label with critics of "
@@ -137,7 +138,7 @@ def validate(
 
 
 def critic_scores(critic: Critic, data: Data, session: Session, title: str, batch_size: int = 128, keep: Path | None = None) -> np.ndarray:
-    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor. `keep`: see `runs.in_chunks`."""
+    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor. `keep`: see `storage.in_chunks`."""
 
     def work(group: list[list[int]]) -> dict[str, np.ndarray]:
         found = []
@@ -148,14 +149,7 @@ def critic_scores(critic: Critic, data: Data, session: Session, title: str, batc
             found.append((scores if critic.settings["kind"] == "sentiment" else scores.softmax(-1)).float().cpu().numpy())
         return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
 
-    parts = runs.in_chunks(plan_once(data.lengths, batch_size), work, keep, title)
-    return in_order(parts, "scores")
-
-
-def in_order(parts: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
-    """The rows of all chunks by example number."""
-    numbers = np.concatenate([p["numbers"] for p in parts])
-    return np.concatenate([p[name] for p in parts])[np.argsort(numbers)]
+    return storage.in_chunks(plan_once(data.lengths, batch_size), work, keep, title)["scores"]
 
 
 def prediction_files(folder: Path, split: str) -> list[Path]:
@@ -163,12 +157,11 @@ def prediction_files(folder: Path, split: str) -> list[Path]:
     return [folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"]
 
 
-def write_predictions(args, folder: Path, model: Generator, tokenizer, session: Session, paths: Paths) -> dict[str, float]:
-    """A reply, and the gold reply's NLL, for each listener turn of --predict-split: predictions.tsv and likelihood.csv."""
+def write_predictions(
+    args, folder: Path, model: Generator, tokenizer, examples: list[Example], data: Data, session: Session, paths: Paths
+) -> dict[str, float]:
+    """A reply, and the gold reply's NLL, for each of the `examples` of --predict-split: predictions.tsv and likelihood.csv."""
     split = args.predict_split
-    if session.world > 1 and args.inference:
-        raise UserError("--inference: replies are written by one process; run it without torchrun")
-    examples, data = split_data(args, model.settings, split, tokenizer, session, paths)
     banned = [i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id) if i is not None]
     sampling = {"do_sample": True, "top_k": args.top_k, "temperature": args.temperature} if args.beams == 1 else {"num_beams": args.beams}
     model.eval()
@@ -190,17 +183,15 @@ def write_predictions(args, folder: Path, model: Generator, tokenizer, session: 
 
     predictions, likelihoods = prediction_files(folder, split)
     shown = paths.exemplars(split, args.exemplars)
-    depends = [runs.sha256(f) for f in (folder / "model.safetensors", paths.dialogues(split), shown) if f.exists()]
+    depends = [storage.sha256(f) for f in (folder / "model.safetensors", paths.dialogues(split), shown) if f.exists()]
     depends += [split, banned, sampling, args.max_new_tokens, args.predict_batch_size, args.seed, session.precision]
     keep = folder / f".partial-{fingerprint(*depends)[:16]}"
     batches = list(enumerate(plan_once(data.lengths, args.predict_batch_size)))
-    parts = runs.in_chunks(batches, work, keep, f"replies, {split}", size=4)
+    found = storage.in_chunks(batches, work, keep, f"replies, {split}", size=4)
     keys = pd.DataFrame({"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]})
-    table = keys.assign(
-        nll=in_order(parts, "nll").round(5), tokens=in_order(parts, "tokens"), words=[count_words(e.response) + 1 for e in examples]
-    )
-    runs.write_csv(predictions, keys.assign(response=in_order(parts, "response")), sep="\t")
-    runs.write_csv(likelihoods, table)
+    table = keys.assign(nll=found["nll"].round(5), tokens=found["tokens"], words=[count_words(e.response) + 1 for e in examples])
+    storage.write_csv(predictions, keys.assign(response=found["response"]), sep="\t")
+    storage.write_csv(likelihoods, table)
     shutil.rmtree(keep, ignore_errors=True)
     sums = table[["nll", "tokens", "words"]].sum()
     result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
@@ -212,7 +203,11 @@ def write_predictions(args, folder: Path, model: Generator, tokenizer, session: 
 
 def infer(args, folder: Path, session: Session, paths: Paths) -> dict[str, float]:
     """Only evaluate a finished run."""
+    if session.world > 1:
+        raise UserError("--inference: replies are written by one process; run it without torchrun")
     runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
     refuse_existing(prediction_files(folder, args.predict_split), args.overwrite)
     model = Generator.from_pretrained(folder).to(session.device)
-    return write_predictions(args, folder, model, load_tokenizer(folder), session, paths)
+    tokenizer = load_tokenizer(folder)
+    found = split_data(args, model.settings, args.predict_split, tokenizer, session, paths)
+    return write_predictions(args, folder, model, tokenizer, *found, session, paths)

@@ -35,10 +35,11 @@ def main(argv=None):
     import pandas as pd
 
     import runs
+    import storage
     from dataloaders import LABEL_COLUMNS, critic_data, fingerprint, listener_turns, read_vader
     from inference import critic_scores
     from models import Critic, load_tokenizer
-    from training import Session
+    from session import Session
 
     paths = Paths(args.workdir)
     session = Session(args)
@@ -50,12 +51,12 @@ def main(argv=None):
         if critic.settings["kind"] != dim:
             raise UserError(f"--{dim} {folders[dim]}: holds a critic of {critic.settings['kind']}")
     tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
-    made_by = {dim: {"critic": str(folder), "sha256": runs.sha256(folder / "model.safetensors")} for dim, folder in folders.items()}
+    made_by = {dim: {"critic": str(folder), "sha256": storage.sha256(folder / "model.safetensors")} for dim, folder in folders.items()}
 
     for split in args.splits:
         target = paths.labels(split, args.output)
-        origin = {**made_by, "dialogues": runs.sha256(paths.dialogues(split)), "vader": runs.sha256(paths.vader(split))}
-        if runs.ready(target, origin, args.overwrite):
+        origin = {**made_by, "dialogues": storage.sha256(paths.dialogues(split)), "vader": storage.sha256(paths.vader(split))}
+        if storage.ready(target, origin, args.overwrite):
             continue
         examples = listener_turns(paths.dialogues(split))
         columns = {"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]}
@@ -69,8 +70,7 @@ def main(argv=None):
             columns[dim] = critic_scores(critic, data, session, f"{split}, {dim}", args.batch_size, keep).argmax(1)
             kept.append(keep)
         table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
-        runs.write_csv(target, table)
-        runs.write_json(runs.origin_file(target), origin)
+        storage.write_csv(target, table, origin=origin)
         for folder in kept:
             shutil.rmtree(folder, ignore_errors=True)
         shares = {d: {k: f"{v:.1%}" for k, v in table[d].value_counts(normalize=True).sort_index().items()} for d in DIMENSIONS}

@@ -164,9 +164,12 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
 
 
 def run(main) -> None:
-    """Entry point of a script: a `UserError` becomes one plain message and exit code 2."""
+    """Entry point of a script: a `UserError` becomes one plain message and exit code 2, Ctrl-C outside of training exit code 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

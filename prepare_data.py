@@ -46,7 +46,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--min-count", type=int, default=0, help="a word needs so many uses in training; 0: 1 for the sample, else 2")
     args = parser.parse_args(argv)
-    problems = []
+    problems = [f"--min-count {args.min_count}: must be at least 0"] if args.min_count < 0 else []
     if args.source not in ("sample", "download") and not Path(args.source).is_dir():
         problems.append(f"--source {args.source}: neither sample, download nor a folder")
     if args.glove not in ("auto", "package", "download") and not Path(args.glove).is_file():
@@ -65,7 +65,7 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 
     from tqdm import tqdm
 
-    import runs
+    import storage
 
     if target.exists():
         return target
@@ -88,7 +88,7 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
             raise UserError(
                 f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER"
             ) from error
-    found = runs.sha256(part)
+    found = storage.sha256(part)
     if sha256 and found != sha256:
         part.unlink()
         raise UserError(f"{url}: sha256 {found}, expected {sha256}; the download was discarded, run the same command again")
@@ -133,7 +133,7 @@ def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     import dataloaders
-    import runs
+    import storage
 
     analyser = SentimentIntensityAnalyzer()
     training = []
@@ -145,7 +145,7 @@ def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
         shutil.copyfile(found, target)
         texts = table["utterance"].tolist()
         scores = [analyser.polarity_scores(t)["compound"] for t in tqdm(texts, desc=f"VADER, {split}", disable=None, leave=False)]
-        runs.write_csv(paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores))
+        storage.write_csv(paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores))
         listeners = int((table["utterance_idx"] % 2 == 0).sum())
         print(
             f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused ({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)"
@@ -157,7 +157,7 @@ def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
 
 def valid_rows(args, source: Path, dim: str, table) -> set[int]:
     """0-based rows of the validation side."""
-    import runs
+    import storage
 
     name = DIMENSIONS[dim][0]
     if args.split == "grouped":
@@ -167,7 +167,7 @@ def valid_rows(args, source: Path, dim: str, table) -> set[int]:
         return set(next(splitter.split(table, groups=table["seeker_post"]))[1].tolist())
     beside = [source / "empathy_mental_health" / "splits.json", source / "splits.json"]
     file = next((f for f in beside if f.is_file()), HERE / "data" / "splits.json")
-    splits = runs.read_json(file)
+    splits = storage.read_json(file)
     rows = splits.get("valid_rows")
     rows = rows.get(name) if isinstance(rows, dict) else None
     if not isinstance(rows, list) or not all(isinstance(r, int) and 0 <= r < len(table) for r in rows) or not rows:
@@ -177,7 +177,7 @@ def valid_rows(args, source: Path, dim: str, table) -> set[int]:
 
 def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
     """Pairs with labels for each dimension, split; returns the texts of the training sides."""
-    import runs
+    import storage
     from dataloaders import PAIR_COLUMNS, read_pairs
 
     texts = []
@@ -192,7 +192,7 @@ def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
               f" | train {int((~held & ~empty).sum()):,}, valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
               f" | {name} labels {table['label'].value_counts().sort_index().to_dict()}")  # fmt: skip
         for split, side in (("train", ~held & ~empty), ("valid", held & ~empty)):
-            runs.write_csv(paths.pairs(dim, split), table.loc[side, list(PAIR_COLUMNS)])
+            storage.write_csv(paths.pairs(dim, split), table.loc[side, list(PAIR_COLUMNS)])
         chosen = table[~held & ~empty]
         texts += [*chosen["seeker_post"], *chosen["response_post"]]
     return list(dict.fromkeys(texts))

@@ -133,12 +133,12 @@ def run_stage(command: list[str], log: Path) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    import runs
+    import storage
 
     paths = Paths(Path(args.workdir).resolve() if args.workdir != "." else ".")
     stages = RECIPES[args.recipe](args)
     record_file = paths.results / args.recipe / "stages.json"
-    done = runs.read_json(record_file) if record_file.exists() else {}
+    done = storage.read_json(record_file) if record_file.exists() else {}
     began = time.monotonic()
     for number, line in enumerate(stages, start=1):
         command = settle(line, args.workdir)
@@ -153,7 +153,7 @@ def main(argv=None):
         script = command[1] if command[0] == "-m" else command[0].removesuffix(".py")
         run_stage(command, paths.results / args.recipe / "logs" / f"{number:02d}-{script}.log")
         done[shown] = round(time.monotonic() - start, 1)
-        runs.write_json(record_file, done)
+        storage.write_json(record_file, done)
     if not args.dry_run:
         page = paths.results / args.recipe / "case_studies.md"
         if args.recipe == "sample":

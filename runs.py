@@ -5,10 +5,8 @@ after the new one stands. Everything in it is safetensors, plain tensors (`weigh
 """
 
 import contextlib
-import csv
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -21,130 +19,14 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from options import UserError
+from storage import read_json, sha256, sync, write_json, write_text
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pandas", "scikit-learn", "faiss-gpu", "faiss-cpu")
-
-
-# ------------------------------------------------------------------------------------------------------ safe writing
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a rename that follows cannot outrun its content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path):
-    """Write `path` by way of a temporary file beside it: it is there whole, or as it was before."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
-
-
-def write_csv(path: Path, table: pd.DataFrame, sep: str = ",") -> None:
-    """A csv with a header, whole or not at all; with sep="\\t" nothing is quoted (the predictions' format)."""
-    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
-    if sep != "\t" and any(isinstance(v, str) and "\r" in v for c in table for v in table[c]):
-        quoting = csv.QUOTE_NONNUMERIC  # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
-    with whole_file(path) as part:
-        table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file, or an error that names it."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def origin_file(path: Path) -> Path:
-    """The note beside an output that says what made it."""
-    return Path(path).with_name(f"{Path(path).name}.origin.json")
-
-
-def ready(path: Path, origin: dict, overwrite: bool) -> bool:
-    """True where `path` was already made from exactly `origin`; an output of other origin is never replaced silently."""
-    path, origin = Path(path), json.loads(json.dumps(origin, default=str))
-    if not path.exists() or overwrite:
-        return False
-    before = read_json(origin_file(path)) if origin_file(path).exists() else {}
-    if before == origin:
-        print(f"{path}: already made from the same inputs, kept")
-        return True
-    changed = sorted(k for k in before.keys() | origin.keys() if before.get(k) != origin.get(k))
-    raise UserError(f"{path}: already there, made with another {', '.join(changed)}; add --overwrite to replace it")
-
-
-def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
-    """Say where `path` was made from an older `{name: file}` than is there now; returns those names."""
-    note = origin_file(path)
-    made_of = read_json(note) if note.exists() else {}
-    old = []
-    for name, file in sources.items():
-        entry = made_of.get(name)
-        recorded = entry.get("sha256") if isinstance(entry, dict) else entry
-        if recorded and file.exists() and sha256(file) != recorded:
-            old.append(name)
-    if old:
-        print(f"warning: {path} was made from another {', '.join(old)} than is there now; make it again (--overwrite) to be sure")
-    return old
-
-
-def in_chunks(batches: list, work: Callable[[list], dict[str, np.ndarray]], keep: Path | None, title: str, size: int = 8) -> list[dict]:
-    """`work(some batches) -> arrays`, for all of them; with `keep`, results so far wait there for an interrupted stage to go on.
-
-    `keep` is named by what the results depend on; the caller removes it when its output is written.
-    """
-    out = []
-    with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
-        for number, start in enumerate(range(0, len(batches), size)):
-            group, file = batches[start : start + size], keep and keep / f"{number:05d}.npz"
-            if file and file.exists():
-                with np.load(file, allow_pickle=False) as stored:
-                    out.append(dict(stored))
-            else:
-                out.append(work(group))
-                if file:
-                    with whole_file(file) as part, open(part, "wb") as handle:
-                        np.savez(handle, **out[-1])
-            bar.update(len(group))
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -152,11 +34,10 @@ def in_chunks(batches: list, work: Callable[[list], dict[str, np.ndarray]], keep
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: set[int] = frozenset(), last: int = 2) -> Path:
     """Let `write(temporary folder)` fill a checkpoint, check it in as step-N, then drop all but the `last` and `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:07d}"
-    part = folder / f".tmp-step-{step:07d}-{uuid.uuid4().hex[:8]}"
-    part.mkdir()
+    part = folder / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
+        part.mkdir(parents=True)
         write(part)
         files = sorted(p for p in part.iterdir() if p.is_file())
         for file in files:
@@ -170,21 +51,15 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], kee
         part.rename(target)
         sync(folder)
         shutil.rmtree(before, ignore_errors=True)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError in torch.save
+    except (UserError, OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError in torch.save
         raise UserError(f"{target}: cannot be written ({error}); the checkpoints before it are untouched") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    stand = sorted(folder.glob("step-*"))
-    for old in stand[:-last]:
-        if old != target and int(old.name.split("-")[1]) not in keep:
+    # later ones (after --resume OLDER) are not counted: nobody has checked them
+    for old in sorted(c for c in folder.glob("step-*") if c <= target)[:-last]:
+        if int(old.name.split("-")[1]) not in keep:
             shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def set_aside(path: Path) -> Path:
-    aside = path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:6]}")
-    path.rename(aside)
-    return aside
 
 
 def faults(checkpoint: Path) -> list[str]:
@@ -206,8 +81,8 @@ def faults(checkpoint: Path) -> list[str]:
     return found
 
 
-def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint that passes its check; damaged ones are named and set aside."""
+def newest_good(folder: Path) -> Path | None:
+    """The newest checkpoint that passes its check, None where there never was one; damaged ones are named and set aside."""
     for leftover in folder.glob(".tmp-step-*"):  # a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     for old in folder.glob(".old-step-*"):  # a replacement that was killed between its two renames
@@ -217,20 +92,27 @@ def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None
         problems = faults(checkpoint)
         if not problems:
             return checkpoint
-        aside = set_aside(checkpoint)
-        say(f"warning: checkpoint {checkpoint} is damaged ({'; '.join(problems)}); set aside as {aside.name}, trying the one before")
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}-{uuid.uuid4().hex[:6]}")
+        checkpoint.rename(aside)
+        print(f"warning: checkpoint {checkpoint} is damaged ({'; '.join(problems)}); set aside as {aside.name}, trying the one before")
+    if any(folder.glob("damaged-*")):
+        raise UserError(f"{folder}: no good checkpoint is left; --overwrite begins anew, another --name leaves this as it is")
     return None
 
 
 # -------------------------------------------------------------------------------------------------------- run folder
 
 
-def environment(device: str) -> dict:
-    """Where and with what a run was made."""
+def package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    return versions
+
+
+def environment(device: str) -> dict:
+    """Where and with what a run was made."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:
@@ -245,7 +127,7 @@ def environment(device: str) -> dict:
         "device": device,
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": package_versions(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -265,18 +147,19 @@ class Run:
 
     def open(self, resume: str, overwrite: bool) -> tuple[str, Path | None]:
         """("new", None), ("resume", checkpoint) or ("finished", None)."""
-        known = (self.folder / "args.json").exists()
         self.lock()
-        if overwrite and resume == "auto" and self.folder.exists():
-            if any(p for p in self.folder.iterdir() if p.name != ".lock") and not known:
-                raise UserError(f"{self.folder}: not a run folder (no args.json), so --overwrite does not empty it; choose another --name")
-            for old in self.folder.iterdir():
+        for part in self.folder.glob(".*.part"):  # of a write that was killed; the lock says that nobody is at it
+            part.unlink()
+        known = (self.folder / "args.json").exists()
+        if not known and any(not p.name.startswith(".") for p in self.folder.iterdir()):
+            raise UserError(f"{self.folder}: not empty and not a run folder (no args.json), so it is left alone; choose another --name")
+        if overwrite and resume == "auto" and known:
+            # not finished from the first deletion on, a run folder up to the last: a kill in between leaves no riddle
+            order = {"result.json": 0, "args.json": 2}
+            for old in sorted(self.folder.iterdir(), key=lambda p: order.get(p.name, 1)):
                 if old.name != ".lock":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             known = False
-        strangers = [p.name for p in self.folder.iterdir() if p.name != ".lock"] if self.folder.exists() else []
-        if not known and strangers:
-            raise UserError(f"{self.folder}: not empty and not a run (no args.json); choose another --name")
         if resume not in ("auto", "never"):
             checkpoint = Path(resume)
             if checkpoint.is_dir() and checkpoint.resolve().parent != self.checkpoints.resolve():
@@ -298,12 +181,24 @@ class Run:
             if checkpoint:
                 self.compare(checkpoint)
                 return "resume", checkpoint
+            print(f"note: {self.folder}: no checkpoint was written yet; the run begins at its beginning")
         return "new", None
 
     def begin(self, device: str) -> None:
+        write_json(self.folder / "args.json", {"args": self.args, "inputs": self.inputs})  # first: makes this a run folder
         write_json(self.folder / "environment.json", environment(device))
-        write_json(self.folder / "args.json", {"args": self.args, "inputs": self.inputs})
         write_text(self.folder / "metrics.jsonl", "")
+
+    def go_on(self, step: int, device: str) -> None:
+        """Take up the log at `step`, and note where and with what the rest is made."""
+        self.rewind(step)
+        file = self.folder / "environment.json"
+        made = read_json(file)
+        before, now = made.get("versions", {}), package_versions()
+        for name in sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+            print(f"note: {name} was {before.get(name)}, is now {now.get(name)}: the rest may differ in the last digits")
+        resumed = {"step": step, **environment(device)}
+        write_json(file, made | {"resumed": [*made.get("resumed", []), resumed]})
 
     def compare(self, checkpoint: Path | None) -> None:
         """Refuse a resume whose mathematics differ from the saved run's; list the other differences."""
@@ -346,6 +241,11 @@ class Run:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row, allow_nan=True) + "\n")
 
+    def logged(self, kind: str) -> list[dict]:
+        """What `log` has kept of one kind (train, valid), without step and epoch."""
+        rows = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return [{k: v for k, v in row.items() if k not in ("step", "epoch", "kind")} for row in rows if row["kind"] == kind]
+
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, so that the log of a resumed run is the log of an uninterrupted one."""
         file = self.folder / "metrics.jsonl"
@@ -361,21 +261,14 @@ class Run:
 def write_card(folder: Path, result: dict) -> None:
     """README.md of a finished run: what it is, how it was made, what it scored, what it is not for."""
     made = read_json(folder / "environment.json")
-    figures = [(k, v) for k, v in result.items() if not isinstance(v, dict)]
-    figures += [(f"{k}, {n}", v) for k, d in result.items() if isinstance(d, dict) for n, v in d.items() if not isinstance(v, dict)]
-    figures += [
-        (f"{k}, {n}, {m}", v)
-        for k, d in result.items()
-        if isinstance(d, dict)
-        for n, e in d.items()
-        if isinstance(e, dict)
-        for m, v in e.items()
-    ]
-    rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures]
+    figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
+    rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures.items()]
     inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in read_json(folder / "args.json")["inputs"].items()]
     parts = [
         f"# {folder.parent.name}/{folder.name}",
-        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}. "
+        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}"
+        + (f"; resumed {len(made['resumed'])} times" if made.get("resumed") else "")
+        + ". "
         "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
         "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
         "## Made from\n\n" + "\n".join(inputs),
@@ -386,7 +279,9 @@ def write_card(folder: Path, result: dict) -> None:
 
 
 def require_run(folder: Path, made_by: str) -> dict:
-    """The args.json of a finished or started run, or an error that names the command that makes one."""
+    """The args.json of a finished run, or an error that names the command that makes or finishes one."""
     if not (Path(folder) / "args.json").exists():
         raise UserError(f"{folder}: not a run folder (no args.json); make it with: {made_by}")
+    if not (Path(folder) / "result.json").exists():
+        raise UserError(f"{folder}: this run is not finished; the command that began it goes on with it: {made_by}")
     return read_json(Path(folder) / "args.json")["args"]

@@ -111,7 +111,8 @@ def train_critic(
 
     from dataloaders import critic_data, plan_once, tokenizer_hash
     from models import Critic
-    from training import Loop, Objective, Session
+    from session import Session
+    from training import Loop, Objective
 
     session = Session(args)
     paths = Paths(args.workdir)

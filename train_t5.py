@@ -110,6 +110,7 @@ def load_t5(args, paths: Paths):
 def load_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
     """(the frozen critics that the weights ask for or None, {name: sha256}); says how good each one is."""
     import runs
+    import storage
     from models import Critic, CriticSet, critic_names
 
     folders = {
@@ -130,16 +131,16 @@ def load_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
                 f"--tgt-len {args.tgt_len}: the {kind} critic reads only {critics.critics[kind].settings['reply_len']} tokens of a reply"
             )
         session.say(f"critic {kind}: {folder} | {quality(folder)}")
-    return critics, {f"critic {k}": runs.sha256(f / "model.safetensors") for k, f in folders.items()}
+    return critics, {f"critic {k}": storage.sha256(f / "model.safetensors") for k, f in folders.items()}
 
 
 def quality(folder: Path) -> str:
     """A critic's own figures beside its baselines, and a plain warning where it is no better than chance."""
-    import runs
+    import storage
 
     if not (folder / "result.json").exists():
         return "unfinished training: its quality is not known"
-    result = runs.read_json(folder / "result.json")
+    result = storage.read_json(folder / "result.json")
     valid, baselines = result["valid"], result["baselines"]
     if "mse" in valid:
         text, useless = f"mse {valid['mse']:.4f} (the mean's {baselines['mean']['mse']:.4f})", not valid["mse"] < baselines["mean"]["mse"]
@@ -192,7 +193,8 @@ def train_generator(args, family: str, load) -> dict | None:
     from dataloaders import plan_once
     from inference import infer, split_data, validate, write_predictions
     from models import soft_response, token_nll
-    from training import Loop, Objective, Session
+    from session import Session
+    from training import Loop, Objective
 
     session = Session(args)
     paths = Paths(args.workdir)
@@ -202,8 +204,8 @@ def train_generator(args, family: str, load) -> dict | None:
     critics, checksums = load_critics(args, family, paths, session, model.settings["tokenizer"])
     _, data = split_data(args, model.settings, "train", tokenizer, session, paths, critics, whole=False)
     held_examples, held = split_data(args, model.settings, "valid", tokenizer, session, paths, critics)
-    if args.predict:  # what would be missing after the training is missed before it
-        split_data(args, model.settings, args.predict_split, tokenizer, session, paths)
+    # read before the training: what would be missing after it is missed now
+    predicted = split_data(args, model.settings, args.predict_split, tokenizer, session, paths) if args.predict else ()
 
     weights = {"nll": args.main_loss_w}
     for kind in critics.critics if critics else ():
@@ -239,7 +241,7 @@ def train_generator(args, family: str, load) -> dict | None:
         return result
     result |= {"valid": loop.measure()}
     if args.predict and session.main:
-        result[args.predict_split] = write_predictions(args, folder, model, tokenizer, session, paths)
+        result[args.predict_split] = write_predictions(args, folder, model, tokenizer, *predicted, session, paths)
     loop.finish(result)
     session.say(f"next: python evaluate_responses.py {folder}")
     return result

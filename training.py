@@ -11,90 +11,29 @@ so 8x1, 4x2 and 2x4 micro-batches, or two processes, give one and the same gradi
 import contextlib
 import math
 import os
-import random
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_scheduler
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import runs
 from options import UserError
+from session import Session, Signals, largest_that_fits, memory_advice, own_random_stream, random_state, set_random_state
+from storage import read_json, sha256, write_json
 
 #: flags that change neither the updates nor which of them is kept
 FREE = {"workdir", "overwrite", "device", "resume", "log_every", "save_every", "name", "deterministic"}
-
-
-class Session:
-    """Where the numbers are computed: device, precision, and the processes that share the work (`torchrun`)."""
-
-    def __init__(self, args):
-        disable_progress_bar()  # of loading and saving weights; ours stay
-        set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
-        if getattr(args, "deterministic", False):
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
-            torch.use_deterministic_algorithms(True)
-        self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
-        self.device = self.accelerator.device
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.main = self.rank == 0
-        precision = args.precision
-        if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        self.precision = precision
-        set_seed(args.seed)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def move(self, batch):
-        if isinstance(batch, Tensor):
-            return batch.to(self.device, non_blocking=True)
-        return {k: self.move(v) for k, v in batch.items()} if isinstance(batch, dict) else batch
-
-    def sum(self, values: list[float]) -> list[float]:
-        """Element-wise sum over the processes."""
-        if self.world == 1:
-            return values
-        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
-
-    def gather(self, items: list) -> list:
-        """The items of all processes, one process after the other."""
-        return gather_object(items) if self.world > 1 else items
-
-    def gather_rows(self, vectors: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Rows (N, E) with gradient, and a number for each, of all processes; and how many stand before one's own."""
-        from torch.distributed.nn.functional import all_gather
-
-        sizes = self.accelerator.gather(torch.tensor([len(vectors)], device=self.device)).tolist()
-        short = max(sizes) - len(vectors)
-        padded = all_gather(nn.functional.pad(vectors, (0, 0, 0, short)))
-        all_numbers = self.accelerator.gather(nn.functional.pad(numbers, (0, short))).view(self.world, -1)
-        kept = [(rows[:n], ids[:n]) for rows, ids, n in zip(padded, all_numbers, sizes, strict=True)]
-        return torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept]), sum(sizes[: self.rank])
-
-    def over(self, batches: list, title: str) -> Iterator:
-        """This process's share of `batches`, with a progress bar."""
-        return iter(tqdm(batches[self.rank :: self.world], desc=title, disable=None if self.main else True, leave=False))
-
-    def say(self, text: str) -> None:
-        if self.main:
-            tqdm.write(text)
 
 
 @dataclass
@@ -104,61 +43,6 @@ class Objective:
     weights: dict[str, float]
     units: Callable[[dict], dict[str, float]]
     terms: Callable[[nn.Module, dict], dict[str, Tensor]]
-
-
-class Signals:
-    """SIGTERM and SIGINT set a flag that the loop reads at a step's end; a second signal exits at once."""
-
-    def __enter__(self):
-        self.number = 0
-        self._old = {}
-        with contextlib.suppress(ValueError):  # not the main thread: leave the handlers alone
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._set)
-        return self
-
-    def _set(self, number, frame):
-        if self.number:
-            os._exit(128 + number)
-        self.number = number
-        print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
-
-    def __exit__(self, *exc):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
-def random_state() -> dict:
-    """All random streams as plain values and tensors, fit for `torch.load(weights_only=True)`."""
-    kind, keys, *rest = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict) -> None:
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextlib.contextmanager
-def own_random_stream(*seed: int):
-    """Draw from a stream of one's own, and leave the training's dropout stream where it was."""
-    before = random_state()
-    set_seed(sum(seed) % 2**31)
-    try:
-        yield
-    finally:
-        set_random_state(before)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -213,17 +97,18 @@ class Loop:
         inputs: dict[str, str] | None = None,
         free: set[str] = frozenset(),
         micro_batches_matter: bool = False,
+        evaluate_first: bool = False,
     ):
         """`data` has `plan(...)`, `collate(numbers)` and a length (dataloaders.Data). `export(folder)` writes the model for use.
 
         `metric` of `evaluate()` decides what is best, by `mode` min or max. `files` and `inputs` (name: sha256) are what the
         run depends on; `free` names the script's flags that do not change the training. `micro_batches_matter`: the loss of an
-        example depends on its micro-batch (in-batch negatives).
+        example depends on its micro-batch (in-batch negatives). `evaluate_first`: also before the first update, which can be the best.
         """
         self.args, self.session, self.objective, self.data = args, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
         self.model = model.to(session.device)
-        self.state = State()
+        self.state = State(evaluation_due=evaluate_first)
         if args.batch_size == "auto":
             self._fit_batch_size(folder)
         flags = vars(args) | {"precision": session.precision, "processes": session.world}
@@ -231,7 +116,7 @@ class Loop:
             flags["examples_per_update"] = args.batch_size * args.accumulate
             free = free | {"batch_size", "accumulate", "effective_batch"}
         # by place in the workdir: a moved or differently spelled workdir is the same run
-        inputs = {os.path.relpath(f, args.workdir): runs.sha256(f) for f in files} | (inputs or {})
+        inputs = {os.path.relpath(f, args.workdir): sha256(f) for f in files} | (inputs or {})
         self.run = runs.Run(folder, flags, free=FREE | free, inputs=inputs, main=session.main)
 
     # ------------------------------------------------------------------------------------------- setting up
@@ -243,38 +128,29 @@ class Loop:
 
     def _fit_batch_size(self, folder: Path) -> None:
         """--batch-size auto: the most examples whose longest batch fits; accumulation keeps the stage's usual batch an update."""
-        args = self.args
+        args, session = self.args, self.session
         if (folder / "args.json").exists() and not args.overwrite:  # a run that goes on keeps what it found
-            saved = runs.read_json(folder / "args.json")["args"]
+            saved = read_json(folder / "args.json")["args"]
             args.batch_size, args.accumulate = saved["batch_size"], saved["accumulate"]
             return
-        if self.session.world > 1:
+        if session.world > 1:
             raise UserError("--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun")
         longest = sorted(range(len(self.data)), key=lambda i: -self.data.lengths[i])
-        size = args.effective_batch
-        while not self._fits(longest[:size]):
-            if size == 1:
-                raise UserError("--batch-size auto: not even one example fits; shorter sequences or a smaller model are needed")
-            size = max(n for n in range(1, size) if args.effective_batch % n == 0)
-        args.batch_size, args.accumulate = size, args.effective_batch // size
-        self.session.say(f"--batch-size auto: {args.batch_size} x {args.accumulate} micro-batches fit")
+        states = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]  # AdamW's
 
-    def _fits(self, numbers: list[int]) -> bool:
-        """Whether a forward and a backward pass over `numbers` fit in memory beside AdamW's two states."""
-        self.model.train()
-        try:
-            states = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
-            with self.session.autocast():
-                terms = self.objective.terms(self.model, self.session.move(self.data.collate(numbers)))
+        def try_out(size: int) -> int:
+            self.model.train().zero_grad(set_to_none=True)
+            with session.autocast():
+                terms = self.objective.terms(self.model, session.move(self.data.collate(longest[:size])))
             sum(t.float() for t in terms.values()).backward()
-            del states
-            return True
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            self.model.zero_grad(set_to_none=True)
-            if self.session.device.type == "cuda":
-                torch.cuda.empty_cache()
+            return size
+
+        with own_random_stream(args.seed):
+            args.batch_size = largest_that_fits(args.effective_batch, try_out)
+        del states
+        self.model.zero_grad(set_to_none=True)
+        args.accumulate = args.effective_batch // args.batch_size
+        session.say(f"--batch-size auto: {args.batch_size} x {args.accumulate} micro-batches fit")
 
     def _prepare(self) -> None:
         args = self.args
@@ -294,29 +170,41 @@ class Loop:
         )  # fmt: skip
         set_seed((args.seed * 1009 + self.session.rank + 1) % 2**31)  # every process its own dropout
 
-    def _save(self) -> Path | None:
+    def _save(self) -> None:
         random_states = self.session.gather([random_state()])
-        if not self.session.main:
-            return None
 
         def write(folder: Path) -> None:
             save_model(self.model, str(folder / "model.safetensors"))
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states}
             torch.save(state, folder / "state.pt")
-            runs.write_json(folder / "state.json", vars(self.state))
-            runs.write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
+            write_json(folder / "state.json", vars(self.state))
+            write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
 
-        return runs.write_checkpoint(self.run.checkpoints, self.state.step, write, keep={self.state.best_step})
+        if self.session.main:
+            runs.write_checkpoint(self.run.checkpoints, self.state.step, write, keep={self.state.best_step})
+        # torchrun ends all processes when one ends: none leaves before the checkpoint stands
+        self.session.accelerator.wait_for_everyone()
 
     def _load(self, checkpoint: Path) -> None:
         self._load_weights(checkpoint)
-        stored = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            stored = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever it is: not what this loop writes
+            raise UserError(f"{checkpoint / 'state.pt'}: not plain tensors and values, so it is not loaded ({str(error)[:200]})") from error
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])
-        self.state = State(**runs.read_json(checkpoint / "state.json"))
+        self.state = State(**read_json(checkpoint / "state.json"))
+        if self.state.best is not None and (problems := runs.faults(self._best())):
+            raise UserError(
+                f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the run would end without it; "
+                f"--resume an older checkpoint, or --overwrite begins anew"
+            )
         set_random_state(stored["random"][self.session.rank])
         if self.session.main:
-            self.run.rewind(self.state.step)
+            self.run.go_on(self.state.step, str(self.session.device))
+
+    def _best(self) -> Path:
+        return self.run.checkpoints / f"step-{self.state.best_step:07d}"
 
     def _load_weights(self, checkpoint: Path) -> None:
         try:
@@ -339,7 +227,7 @@ class Loop:
     def _step(self, numbers: list[int]) -> dict[str, float]:
         """One update. Raises before it where the loss or the gradient is not finite."""
         weights, session = self.objective.weights, self.session
-        parts = [(self.data.collate(chosen), weight) for chosen, weight in self._parts(numbers)]
+        parts = [(self.data.collate(chosen) | {"stand_in": not weight}, weight) for chosen, weight in self._parts(numbers)]
         counted = [self.objective.units(batch) for batch, _ in parts]
         units = session.sum([sum(c[k] * w for c, (_, w) in zip(counted, parts, strict=True)) for k in weights])
         units = dict(zip(weights, units, strict=True))
@@ -363,29 +251,15 @@ class Loop:
         values = {k: t / max(units[k], 1) for k, t in zip(weights, totals, strict=True)}
         return {"loss": sum(weights[k] * v for k, v in values.items()), **values, "grad_norm": float(norm)}
 
-    @contextlib.contextmanager
-    def _memory_advice(self, where: str):
-        """Running out of memory names the flag to lower."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            size, count = self.args.batch_size, self.args.accumulate
-            less = max(n for n in range(1, max(size, 2)) if size % n == 0)
-            advice = (
-                f"--batch-size {less} --accumulate {size * count // less}, as many examples an update" if size > 1 else "shorter sequences"
-            )
-            raise UserError(
-                f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice}, or --batch-size auto "
-                f"({str(error).splitlines()[0][:120]})"
-            ) from error
-
     def _assert_finite(self, sums: Tensor, norm: Tensor, parts: list) -> None:
         bad = 1.0 - float(torch.isfinite(sums).all() & torch.isfinite(norm))
         if not self.session.sum([bad])[0]:
             return
         names = list(self.objective.weights)
         found = [f"{names[k]} on {', '.join(parts[i][0].get('ids', []))[:300]}" for i, k in (~torch.isfinite(sums)).nonzero().tolist()]
-        where = "; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(n for b, _ in parts for n in b.get('ids', []))[:300]}"
+        here = ", ".join(n for b, _ in parts for n in b.get("ids", []))
+        found, everywhere = self.session.gather(found), self.session.gather([here])
+        where = "; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(everywhere)[:300]}"
         raise UserError(
             f"step {self.state.step + 1}: not finite: {where}. No update was made; the last checkpoint in {self.run.checkpoints} "
             "is good. A lower --lr, more --warmup-steps or a --clip usually help."
@@ -408,11 +282,22 @@ class Loop:
         return answer[0]
 
     def train(self) -> dict:
+        """The result's figures; `finish` makes it the run's. Where training ends early, the folder's lock is let go."""
+        try:
+            return self._train()
+        except BaseException as error:
+            self.run.close()
+            if isinstance(error, OSError):
+                where = f"the last checkpoint in {self.run.checkpoints} is good"
+                raise UserError(f"{self.run.folder}: stopped by a failed write or read ({error}); {where}") from error
+            raise
+
+    def _train(self) -> dict:
         args, session, run = self.args, self.session, self.run
         status, checkpoint = self._open()
         if status == "finished":
             run.close()
-            result = runs.read_json(run.folder / "result.json")
+            result = read_json(run.folder / "result.json")
             session.say(f"{run.folder}: this run is already finished ({self.metric} {result.get(self.metric)}); --overwrite makes it anew")
             return {**result, "already_finished": True}
         self._prepare()
@@ -431,23 +316,16 @@ class Loop:
         try:
             with Signals() as self._signals:
                 self._epochs()
-                result = self._finish()
-        except OSError as error:
-            run.close()
-            raise UserError(f"{run.folder}: cannot be written ({error}); the last checkpoint in {run.checkpoints} is good") from error
-        except BaseException:
-            run.close()
-            raise
+            return self._finish()
         finally:
             if self._board:
                 self._board.close()
-        return result
 
     def finish(self, result: dict) -> None:
         """Write the card and result.json, which marks the run as finished, and let go of its lock."""
         if self.session.main:
             runs.write_card(self.run.folder, result)
-            runs.write_json(self.run.folder / "result.json", result)
+            write_json(self.run.folder / "result.json", result)
         self.run.close()
 
     def _epochs(self) -> None:
@@ -465,7 +343,7 @@ class Loop:
                 leave=False,
             )
             while state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience():
-                with self._memory_advice(f"step {state.step + 1}"):
+                with memory_advice(f"step {state.step + 1}", args):
                     values = self._step(steps[state.position])
                 state.step += 1
                 state.position += 1
@@ -523,7 +401,7 @@ class Loop:
     def measure(self) -> dict[str, float]:
         """The stage's own evaluation, without dropout and gradient; the training's random streams stay where they were."""
         self.model.eval()
-        with own_random_stream(self.args.seed), torch.no_grad(), self._memory_advice("evaluation"):
+        with own_random_stream(self.args.seed), torch.no_grad(), memory_advice("evaluation", self.args):
             return self.evaluate()
 
     def _evaluate(self) -> None:
@@ -554,10 +432,11 @@ class Loop:
                 f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so there is no best model; "
                 "try a lower --lr, or --precision fp32"
             )
-        best = run.checkpoints / f"step-{state.best_step:07d}"
-        if problems := runs.faults(best):
-            raise UserError(f"{best}: the best checkpoint is damaged ({'; '.join(problems)}); remove {run.folder} or use --overwrite")
-        self._load_weights(best)
+        if problems := runs.faults(self._best()):
+            raise UserError(
+                f"{self._best()}: the best checkpoint is damaged ({'; '.join(problems)}); {run.folder} holds its exported weights"
+            )
+        self._load_weights(self._best())
         self.model.eval()
         if self.session.main:
             self.export(run.folder)

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRCon
 
 from dataloaders import fingerprint, pad, plan_once
 from options import UserError
-from runs import in_chunks, sha256
+from runs import require_run
+from storage import in_chunks, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -76,6 +77,8 @@ def load_tokenizer(name: str | Path):
 def load_saved(path: Path) -> dict[str, tuple[nn.Module, object]]:
     """{question, context: (encoder, tokenizer)} of a train_dpr run."""
     out = {}
+    if (Path(path) / "args.json").exists():
+        require_run(Path(path), "python -m DPR.train_dpr")
     for side in SIDES:
         folder = Path(path) / f"{side}_encoder"
         if not (folder / "model.safetensors").exists():
@@ -130,7 +133,7 @@ def tokenize(tokenizer, texts: list[str], max_length: int, keep_latest: bool) ->
 def embed(
     encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128, keep: Path | None = None
 ) -> np.ndarray:  # fmt: skip
-    """(N, E) float32, each distinct text once, in batches of like length. `keep`: see `runs.in_chunks`."""
+    """(N, E) float32, each distinct text once, in batches of like length. `keep`: see `storage.in_chunks`."""
     distinct = list(dict.fromkeys(texts))
     rows = tokenize(tokenizer, distinct, max_length, keep_latest)
     encoder.eval()
@@ -145,8 +148,6 @@ def embed(
         return {"numbers": np.array(numbers), "vectors": np.stack(out)}
 
     keep = keep and keep / fingerprint(distinct)[:16]
-    parts = in_chunks(plan_once([len(r) for r in rows], batch_size), work, keep, title)
-    order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
-    table = np.concatenate([p["vectors"] for p in parts])[order]
+    table = in_chunks(plan_once([len(r) for r in rows], batch_size), work, keep, title)["vectors"]
     place = {t: i for i, t in enumerate(distinct)}
     return table[[place[t] for t in texts]]

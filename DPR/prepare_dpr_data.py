@@ -82,7 +82,7 @@ def main(argv=None):
     args = parse_args(argv)
     import json
 
-    import runs
+    import storage
 
     paths = Paths(args.workdir)
     for split in ("train", "valid"):
@@ -90,11 +90,10 @@ def main(argv=None):
         sources = {"empd": paths.dialogues(split), "reddit": paths.pairs("emo", split)}
         used = {k: v for k, v in sources.items() if k in args.dataset.split("-")}
         entries = [e for k, v in used.items() for e in (from_dialogues if k == "empd" else from_pairs)(v, args.seed)]
-        origin = {"dataset": args.dataset, "seed": args.seed, **{k: runs.sha256(v) for k, v in used.items()}}
-        if runs.ready(target, origin, args.overwrite):
+        origin = {"dataset": args.dataset, "seed": args.seed, **{k: storage.sha256(v) for k, v in used.items()}}
+        if storage.ready(target, origin, args.overwrite):
             continue
-        runs.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
-        runs.write_json(runs.origin_file(target), origin)
+        storage.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n", origin)
         print(f"{target}: {len(entries):,} questions, {sum(bool(e['hard_negative_ctxs']) for e in entries):,} with a hard negative")
 
 

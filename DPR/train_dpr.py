@@ -124,7 +124,8 @@ def main(argv=None):
     import numpy as np
 
     from DPR.biencoder import BiEncoder, dpr_loss, embed, load_side, load_tokenizer
-    from training import Loop, Objective, Session
+    from session import Session
+    from training import Loop, Objective
 
     session = Session(args)
     paths = Paths(args.workdir)
@@ -147,8 +148,8 @@ def main(argv=None):
         numbers, where = batch["text_numbers"], batch["positive"]
         own = numbers[where]  # (B,) text of each question's positive
         if session.world > 1:
-            contexts, numbers, before = session.gather_rows(contexts, numbers)
-            where = where + before
+            contexts, numbers, before = session.gather_rows(contexts, numbers, counted=not batch["stand_in"])
+            where = where * 0 if batch["stand_in"] else where + before
         return {"nll": dpr_loss(questions, contexts, where, own[:, None] == numbers[None])}
 
     def evaluate():
@@ -164,14 +165,14 @@ def main(argv=None):
     folder = paths.saved / "dpr" / (args.name or args.dataset)
     objective = Objective({"nll": 1.0}, lambda batch: {"nll": len(batch["positive"])}, terms)
     loop = Loop(args, session, model, objective, data, evaluate, export, folder, files=files, metric="average_rank", mode="min",
-                micro_batches_matter=True)  # fmt: skip
-    before = loop.measure()
-    session.say(f"before: {before} ({len(held):,} questions, {len(pool):,} passages)")
+                micro_batches_matter=True, evaluate_first=True)  # fmt: skip
+    session.say(f"held out: {len(held):,} questions, {len(pool):,} passages")
     result = loop.train()
     if result.get("already_finished"):
         return
-    result |= {"questions": len(held), "passages": len(pool), "before": before, "after": loop.measure()}
-    session.say(f"after:  {result['after']}")
+    result |= {"questions": len(held), "passages": len(pool), "before": loop.run.logged("valid")[0], "after": loop.measure()}
+    for when in ("before", "after"):
+        session.say(f"{when}: {result[when]}")
     loop.finish(result)
 
 

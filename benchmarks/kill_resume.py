@@ -66,7 +66,7 @@ def kill_once(args, folder: Path, rng: random.Random, in_save: bool) -> tuple[st
 
 def main(argv=None):
     args = parse_args(argv)
-    import runs
+    import storage
 
     paths = Paths(args.workdir)
     whole, cut = (paths.saved / "glove-t5" / f"kill-resume-{n}" for n in ("whole", "cut"))
@@ -85,7 +85,7 @@ def main(argv=None):
         hits.append(hit)
         print(f"kill {len(hits):>2} during a {hit[0]}, at update {hit[1]}", flush=True)
     subprocess.run(command(args, cut.name), check=True, stdout=subprocess.DEVNULL)
-    sums = {f.name: runs.sha256(f / "model.safetensors") for f in (whole, cut)}
+    sums = {f.name: storage.sha256(f / "model.safetensors") for f in (whole, cut)}
     logs = [(f / "metrics.jsonl").read_text(encoding="utf-8") for f in (whole, cut)]
     result = {
         "kills": hits,
@@ -94,7 +94,7 @@ def main(argv=None):
         "equal": len(set(sums.values())) == 1,
         "logs_equal": logs[0] == logs[1],
     }
-    runs.write_json(paths.results / "kill_resume.json", result)
+    storage.write_json(paths.results / "kill_resume.json", result)
     for name, digest in sums.items():
         print(f"{digest}  {name}")
     print(

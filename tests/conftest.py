@@ -1,9 +1,11 @@
 """Fixtures: a folder with a small prepared corpus, made once, and tiny trained critics, made when a test first asks."""
 
 import itertools
+import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test touches the hub
@@ -13,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 SAMPLE = ROOT / "data" / "sample"
 
@@ -108,3 +111,48 @@ def trained_copy(trained, tmp_path) -> Path:
     folder = tmp_path / "trained"
     shutil.copytree(trained, folder)
     return folder
+
+
+# ------------------------------------------------------------------------------------- runs that are killed and compared
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "model.safetensors")
+
+
+def same(a, b) -> bool:
+    """Equality of nested plain values and tensors, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Bit for bit: weights, optimizer, schedule, random streams, loop state, log."""
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    ends = [sorted((f / "checkpoints").glob("step-*"))[-1] for f in (a, b)]
+    states = [torch.load(e / "state.pt", weights_only=True) for e in ends]
+    assert same(*states)
+    loops = [json.loads((e / "state.json").read_text()) for e in ends]
+    for state in loops:
+        state.pop("seconds")
+    assert loops[0] == loops[1]
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code may catch it."""
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    for _ in range(1200):
+        if (folder / "metrics.jsonl").exists() and f'"step": {step},' in (folder / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached")

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import normalizers
 
 import dataloaders
-import runs
+import storage
 from dataloaders import Example
 from glove_models import word_tokenizer
 from options import UserError
@@ -197,7 +198,7 @@ def test_what_is_written_is_read_back_whatever_the_line_breaks(tmp_path, post):
     with open(path, "a", encoding="utf-8", newline="") as handle:
         csv.writer(handle, quoting=csv.QUOTE_ALL).writerow(["s", "r", post, "after", 1])
     before = dataloaders.read_pairs(path, raw=True)
-    runs.write_csv(tmp_path / "made.csv", before.assign(label=1)[list(dataloaders.PAIR_COLUMNS)])
+    storage.write_csv(tmp_path / "made.csv", before.assign(label=1)[list(dataloaders.PAIR_COLUMNS)])
     after = dataloaders.read_pairs(tmp_path / "made.csv")
     assert after["seeker_post"].tolist() == before["seeker_post"].tolist() == [post.strip()]
 
@@ -302,7 +303,7 @@ class Counting:
     """A tokenizer that remembers what it was asked."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.asked = tokenizer, []
+        self.tokenizer, self.backend_tokenizer, self.asked = tokenizer, tokenizer.backend_tokenizer, []
 
     def get_vocab(self):
         return self.tokenizer.get_vocab()
@@ -327,7 +328,7 @@ def test_a_second_encoding_comes_from_the_cache_and_equals_the_first(tokenizer, 
     again = Counting(tokenizer)
     cached = dataloaders.encode(again, TEXTS, tmp_path / "cache")
     assert again.asked == []
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".safetensors"]
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
     assert {t: r.tolist() for t, r in cached.items()} == {t: r.tolist() for t, r in fresh.items()}
 
 
@@ -349,6 +350,14 @@ def test_other_texts_or_another_vocabulary_do_not_hit_the_cache(tokenizer, tmp_p
     assert {t: r.tolist() for t, r in encoded.items()} == {t: ids(other, t) for t in texts}
 
 
+def test_one_vocabulary_read_in_two_ways_does_not_hit_the_cache(tmp_path):
+    lowered, cased = word_tokenizer(WORDS), word_tokenizer(WORDS)
+    cased.backend_tokenizer.normalizer = normalizers.NFKC()
+    for tokenizer in (lowered, cased):
+        assert dataloaders.encode(tokenizer, ["A b"], tmp_path)["A b"].tolist() == ids(tokenizer, "A b")
+    assert ids(lowered, "A b") != ids(cased, "A b")
+
+
 @pytest.mark.parametrize("texts", [[], [""]])
 def test_nothing_to_encode_is_no_error_fresh_or_cached(tokenizer, tmp_path, texts):
     for _ in range(2):
@@ -356,15 +365,15 @@ def test_nothing_to_encode_is_no_error_fresh_or_cached(tokenizer, tmp_path, text
 
 
 def test_two_processes_may_fill_the_cache_at_once(tokenizer, tmp_path, monkeypatch):
-    save, beside = dataloaders.save_file, []
+    save, beside = np.savez, []
 
-    def save_while_another_does(tensors, path):
-        save(tensors, path)
+    def save_while_another_does(handle, **arrays):
+        save(handle, **arrays)
         if not beside:
             beside.append(None)
             beside[0] = dataloaders.encode(tokenizer, TEXTS, tmp_path)
 
-    monkeypatch.setattr(dataloaders, "save_file", save_while_another_does)
+    monkeypatch.setattr(np, "savez", save_while_another_does)
     encoded = dataloaders.encode(tokenizer, TEXTS, tmp_path)
     assert {t: r.tolist() for t, r in encoded.items()} == {t: r.tolist() for t, r in beside[0].items()}
 

@@ -19,7 +19,7 @@ from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_si
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
 from DPR.train_dpr import parse_args, passages_of, rank_report, read_entries, training_data
 from options import Paths, UserError
-from training import Session
+from session import Session
 
 TEXTS = ["i am sad", "what happened to your old dog ?", "oh", "i am sad", "my friend is happy and i am so proud of it"]
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dataloaders
-import runs
+import storage
 from dataloaders import Example
 from DPR.train_dpr import read_entries
 from options import UserError
@@ -169,7 +169,7 @@ LOADERS = {
         valid_replies,
     ),
     "entries": Loader("empd_train.json", json.dumps(ENTRIES).encode(), read_entries, valid_entries),
-    "json": Loader("args.json", json.dumps({"args": {"lr": 1e-4, "name": "é", "x": [1, None]}}).encode(), runs.read_json, valid_object),
+    "json": Loader("args.json", json.dumps({"args": {"lr": 1e-4, "name": "é", "x": [1, None]}}).encode(), storage.read_json, valid_object),
 }
 
 
@@ -314,7 +314,7 @@ def test_no_pair_is_lost_when_read_nor_when_written_and_read_again(folder, pairs
 
     raw = dataloaders.read_pairs(path, raw=True)
     assert rows(raw) == expected
-    runs.write_csv(folder / "sound-pairs.csv", raw.assign(label=raw["level"])[list(dataloaders.PAIR_COLUMNS)])
+    storage.write_csv(folder / "sound-pairs.csv", raw.assign(label=raw["level"])[list(dataloaders.PAIR_COLUMNS)])
     assert rows(dataloaders.read_pairs(folder / "sound-pairs.csv")) == expected
 
 
@@ -325,9 +325,9 @@ def test_our_own_files_give_back_what_was_written(folder, texts):
     keys = pd.DataFrame([e.key for e in examples], columns=["conv_id", "utterance_idx"])
     replies = [e.response.replace("\t", " ") for e in examples]
     exemplars = [row for _, row in texts]
-    runs.write_csv(folder / "p.tsv", keys.assign(response=replies), sep="\t")
-    runs.write_csv(folder / "e.csv", keys.assign(exemplars=[json.dumps(row, ensure_ascii=False) for row in exemplars]))
-    runs.write_csv(folder / "v.csv", keys.assign(utterance=replies, sentiment=[n / 7 for n in range(len(keys))]))
+    storage.write_csv(folder / "p.tsv", keys.assign(response=replies), sep="\t")
+    storage.write_csv(folder / "e.csv", keys.assign(exemplars=[json.dumps(row, ensure_ascii=False) for row in exemplars]))
+    storage.write_csv(folder / "v.csv", keys.assign(utterance=replies, sentiment=[n / 7 for n in range(len(keys))]))
     assert dataloaders.read_predictions(folder / "p.tsv", examples) == replies
     assert dataloaders.read_exemplars(folder / "e.csv", examples) == exemplars
     assert dataloaders.read_vader(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]

@@ -276,46 +276,6 @@ def test_the_loss_falls_and_replies_follow_the_speakers(trained_copy):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_generator_killed_in_an_epoch_goes_on_bit_for_bit(trained_copy):
-    """With dropout, Gumbel noise, critics and accumulation: the whole objective resumes, not only the toy's."""
-    settings = [
-        *short(trained_copy),
-        "--size",
-        "tiny",
-        "--strategy",
-        "1",
-        "--save-every",
-        "1",
-        "--accumulate",
-        "2",
-        "--epochs",
-        "2",
-        "--no-predict",
-    ]
-    settings[settings.index("--max-steps") + 1] = "5"
-    train_glove_t5.main([*settings, "--name", "whole"])
-    import training
-
-    class Killed(BaseException):
-        pass
-
-    def kill(loop, values):
-        if loop.state.step == 3:
-            raise Killed
-        return original(loop, values)
-
-    original = training.Loop._log
-    training.Loop._log = kill
-    try:
-        with pytest.raises(Killed):
-            train_glove_t5.main([*settings, "--name", "cut"])
-    finally:
-        training.Loop._log = original
-    train_glove_t5.main([*settings, "--name", "cut"])
-    whole, cut = (load_file(trained_copy / "saved" / "glove-t5" / n / "model.safetensors") for n in ("whole", "cut"))
-    assert all(torch.equal(v, cut[k]) for k, v in whole.items())
-
-
 def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
     found = []
     for precision in ("fp32", "bf16"):
@@ -327,11 +287,13 @@ def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
 
 
 def test_dpr_in_two_processes_takes_in_batch_negatives_from_both(trained_copy):
-    """Without dropout, the same losses as one process with the doubled batch."""
+    """Without dropout, the same losses as one process with the doubled batch, also in a last step of one question."""
+    file = Paths(trained_copy).dpr_data("empd", "train")
+    file.write_text(json.dumps(json.loads(file.read_text())[:13]))
     bert = trained_copy / "data" / "bert-tiny"
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
-    common = ["--workdir", str(trained_copy), "--encoder", str(bert), "--max-steps", "3", "--log-every", "1", "--device", "cpu"]
+    common = ["--workdir", str(trained_copy), "--encoder", str(bert), "--epochs", "1", "--log-every", "1", "--device", "cpu"]
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "DPR.train_dpr", *common, "--batch-size", "3", "--name", "two"],
         cwd=ROOT, check=False, capture_output=True, timeout=300,
@@ -453,6 +415,20 @@ def test_changed_critics_are_refused_on_resume(trained_copy):
 def test_a_dpr_folder_without_weights_is_an_error(trained_copy):
     with pytest.raises(UserError, match="train_dpr"):
         dpr_exemplar_retriever.main(["--workdir", str(trained_copy), "--path", str(trained_copy / "data"), "--overwrite"])
+
+
+@pytest.mark.parametrize(("place", "main", "words"), [
+    ("empathy/glove-t5-emo", label_dialogues.main, []),
+    ("empathy/glove-t5-emo", train_glove_t5.main, ["--size", "tiny"]),
+    ("dpr/empd", dpr_exemplar_retriever.main, ["--path", "saved/dpr/empd", "--overwrite"]),
+])  # fmt: skip
+def test_a_run_that_is_not_finished_is_not_built_upon(trained_copy, monkeypatch, place, main, words):
+    (trained_copy / "saved" / place / "result.json").unlink()
+    words = [str(trained_copy / w) if w.startswith("saved") else w for w in words]
+    if main is label_dialogues.main:
+        words = ["--family", "glove-t5", "--overwrite"]
+    with pytest.raises(UserError, match=f"{place}: this run is not finished"):
+        main(["--workdir", str(trained_copy), "--device", "cpu", *words])
 
 
 def test_predictions_are_not_overwritten_silently(trained_copy):

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from dataloaders import Data
-from training import Loop, Objective, Session
+from session import Session
+from training import Loop, Objective
 
 DEFAULTS = {
     "device": "cpu", "precision": "fp32", "seed": 3, "deterministic": False, "epochs": 3, "max_steps": 0, "lr": 0.01, "batch_size": 4,

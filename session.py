@@ -1,0 +1,167 @@
+"""Where the numbers are computed: device, precision, processes, memory, random streams, and the signals that end a run."""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size, gather_object, set_seed
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from options import UserError
+
+
+class Session:
+    """Where the numbers are computed: device, precision, and the processes that share the work (`torchrun`)."""
+
+    def __init__(self, args):
+        disable_progress_bar()  # of loading and saving weights; ours stay
+        set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
+        if getattr(args, "deterministic", False):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
+            torch.use_deterministic_algorithms(True)
+        self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.rank == 0
+        precision = args.precision
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        self.precision = precision
+        set_seed(args.seed)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def move(self, batch):
+        if isinstance(batch, Tensor):
+            return batch.to(self.device, non_blocking=True)
+        return {k: self.move(v) for k, v in batch.items()} if isinstance(batch, dict) else batch
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over the processes."""
+        if self.world == 1:
+            return values
+        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def gather(self, items: list) -> list:
+        """The items of all processes, one process after the other."""
+        return gather_object(items) if self.world > 1 else items
+
+    def gather_rows(self, vectors: Tensor, numbers: Tensor, counted: bool = True) -> tuple[Tensor, Tensor, int]:
+        """Rows (N, E) with gradient, and a number for each, of all processes that count; and how many stand before one's own."""
+        from torch.distributed.nn.functional import all_gather
+
+        if not counted:
+            vectors, numbers = vectors[:0], numbers[:0]
+        sizes = self.accelerator.gather(torch.tensor([len(vectors)], device=self.device)).tolist()
+        short = max(sizes) - len(vectors)
+        padded = all_gather(nn.functional.pad(vectors, (0, 0, 0, short)))
+        all_numbers = self.accelerator.gather(nn.functional.pad(numbers, (0, short))).view(self.world, -1)
+        kept = [(rows[:n], ids[:n]) for rows, ids, n in zip(padded, all_numbers, sizes, strict=True)]
+        return torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept]), sum(sizes[: self.rank])
+
+    def over(self, batches: list, title: str) -> Iterator:
+        """This process's share of `batches`, with a progress bar."""
+        return iter(tqdm(batches[self.rank :: self.world], desc=title, disable=None if self.main else True, leave=False))
+
+    def say(self, text: str) -> None:
+        if self.main:
+            tqdm.write(text)
+
+
+class Signals:
+    """SIGTERM and SIGINT set a flag that the loop reads at a step's end; a second signal exits at once.
+
+    Ctrl-C under torchrun, and some cluster schedulers, deliver one wish twice: what comes within a second is not a second.
+    """
+
+    def __enter__(self):
+        self.number, self._since = 0, 0.0
+        self._old = {}
+        with contextlib.suppress(ValueError):  # not the main thread: leave the handlers alone
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._set)
+        return self
+
+    def _set(self, number, frame):
+        if self.number and time.monotonic() - self._since > 1:
+            os._exit(128 + number)
+        if self.number:
+            return
+        self.number, self._since = number, time.monotonic()
+        print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exc):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def random_state() -> dict:
+    """All random streams as plain values and tensors, fit for `torch.load(weights_only=True)`."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def own_random_stream(*seed: int):
+    """Draw from a stream of one's own, and leave the training's dropout stream where it was."""
+    before = random_state()
+    set_seed(sum(seed) % 2**31)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def largest_that_fits(most: int, try_out: Callable[[int], int]) -> int:
+    """`try_out(n)` for the divisors n of `most`, largest first, until one does not run out of memory."""
+
+    def smaller():
+        yield from (n for n in range(most - 1, 0, -1) if most % n == 0)
+        raise UserError("--batch-size auto: not even one example fits; shorter sequences or a smaller model are needed")
+
+    sizes = smaller()
+    return find_executable_batch_size(try_out, most, reduce_batch_size_fn=lambda: next(sizes))()
+
+
+@contextlib.contextmanager
+def memory_advice(where: str, args):
+    """Running out of memory names the flags to change, with their current and suggested values."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size, count = args.batch_size, args.accumulate
+        less = max(n for n in range(1, max(size, 2)) if size % n == 0)
+        advice = "shorter sequences or a smaller model"
+        if size > 1:
+            advice = f"--batch-size {less} --accumulate {size * count // less}, as many examples an update, or --batch-size auto"
+        raise UserError(
+            f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} ({str(error).splitlines()[0][:120]})"
+        ) from error

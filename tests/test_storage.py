@@ -1,0 +1,99 @@
+"""Outputs are whole, know what made them, and long stages go on where they stopped."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import storage
+from options import UserError
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code may catch it."""
+
+
+def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
+    done = []
+
+    def work(group):
+        if len(done) == 2 and not again:
+            raise Killed
+        done.append(group)
+        return {"numbers": np.array(group), "squares": np.array(group) ** 2}
+
+    again = False
+    batches = [9, 1, 2, 3, 4, 5, 6, 7, 8, 0]
+    with pytest.raises(Killed):
+        storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)
+    again = True
+    for _ in range(2):
+        assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [n * n for n in range(10)]
+    assert done == [[9, 1, 2], [3, 4, 5], [6, 7, 8], [0]]
+    damaged = tmp_path / "keep" / "00001.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [n * n for n in range(10)]
+    assert done[4:] == [[3, 4, 5]] and f"{damaged}: cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path, place):
+    def make():
+        return {"x": np.arange(500)}
+
+    file = tmp_path / "kept.npz"
+    storage.cached(file, make)
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    file.write_bytes(content)
+    assert storage.cached(file, make)["x"].tolist() == list(range(500))
+
+
+def test_an_output_and_its_note_never_disagree(tmp_path, monkeypatch):
+    """Killed at any point of replacing an output: the next call keeps it only where the note tells the truth."""
+    output = tmp_path / "out.csv"
+    storage.write_csv(output, pd.DataFrame({"x": [1]}), origin={"from": "one"})
+    real, left = storage.Path.replace, [0]
+
+    def replace(self, target):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        return real(self, target)
+
+    for point in range(2):
+        left[0] = point
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.Path, "replace", replace)
+            with pytest.raises(Killed):
+                storage.write_csv(output, pd.DataFrame({"x": [2]}), origin={"from": "two"})
+        assert not output.exists() or "1" in output.read_text() and json.loads(storage.origin_file(output).read_text()) == {"from": "one"}
+        assert not storage.ready(output, {"from": "two"}, overwrite=False)
+    storage.write_csv(output, pd.DataFrame({"x": [2]}), origin={"from": "two"})
+    assert storage.ready(output, {"from": "two"}, overwrite=False)
+    with pytest.raises(UserError, match="made with another from"):
+        storage.ready(output, {"from": "three"}, overwrite=False)
+
+
+def test_an_output_older_than_its_sources_is_named(tmp_path, capsys):
+    source, output = tmp_path / "source.csv", tmp_path / "output.csv"
+    source.write_text("one")
+    storage.write_text(output, "made", origin={"dialogues": storage.sha256(source)})
+    assert storage.warn_if_stale(output, {"dialogues": source}) == []
+    source.write_text("two")
+    assert storage.warn_if_stale(output, {"dialogues": source}) == ["dialogues"]
+    assert "another dialogues" in capsys.readouterr().out
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_what_was_there(tmp_path):
+    target = tmp_path / "out.txt"
+    storage.write_text(target, "before")
+
+    def full(part):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"out\.txt: cannot be written .*No space left"), storage.whole_file(target) as part:
+        full(part)
+    assert target.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["out.txt"]
