@@ -2,8 +2,9 @@
 
   python benchmarks/kill_resume.py --workdir demo --kills 20
 
-Trains a tiny GloVe generator (no exemplars, no critics) twice on the prepared data of the workdir: once in peace, once under SIGKILL at
-random moments, every other time just when a checkpoint is being written. Prints the sha256 of the final weights of both, and writes
+Trains a tiny GloVe generator twice on the prepared data of the workdir: once in peace, once under SIGKILL at random moments, every
+other time just when a checkpoint is being written. Plain, or with `--full`: exemplars, critics, Gumbel noise and accumulation, for which
+the workdir must hold GloVe critics, labels and exemplars. Prints the sha256 of the final weights of both, and writes
 results/kill_resume.json.
 """
 
@@ -26,6 +27,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--full", action="store_true", help="the whole objective instead of a plain generator")
     parser.add_argument("--steps", type=int, default=400, help="updates of the run")
     args = parser.parse_args(argv)
     check(parser, args, [f"--{n} {getattr(args, n)}: must be at least 1" for n in ("kills", "steps") if getattr(args, n) < 1])
@@ -33,7 +35,10 @@ def parse_args(argv=None):
 
 
 def command(args, name: str) -> list[str]:
-    flags = "--size tiny --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --no-predict --device cpu --lr 1e-3 --epochs 1000"
+    objective = "--strategy 1 --exemplar-len 40 --batch-size 16 --accumulate 2"
+    if not args.full:
+        objective = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
+    flags = f"--size tiny --no-predict --device cpu --lr 1e-3 --epochs 1000 {objective}"
     return [sys.executable, str(ROOT / "train_glove_t5.py"), *flags.split(), "--name", name, "--workdir", args.workdir, "--max-steps", str(args.steps),
             "--save-every", "5", "--eval-every", str(args.steps // 2 or 1), "--log-every", "1", "--seed", str(args.seed)]  # fmt: skip
 
