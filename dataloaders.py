@@ -11,7 +11,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -326,10 +326,14 @@ def hash_seed(*parts: object) -> int:
 
 @dataclass
 class Data:
-    """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its cost."""
+    """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its cost.
+
+    `targets`: the lengths of the replies to be written, whose logits take most of the memory.
+    """
 
     lengths: list[int]
     collate: Callable[[list[int]], dict]
+    targets: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -382,13 +386,23 @@ def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targe
     return Data([len(r[0]) for r in rows], collate)
 
 
+def exemplar_block(pieces: Sequence[np.ndarray], most: int, eos: int) -> np.ndarray:
+    """As many whole exemplars, best first, as fit in `most` tokens with the </s> after them; the first is cut if it must be."""
+    total, kept = 1, []
+    for piece in pieces:
+        total += len(piece)
+        if kept and total > most:
+            break
+        kept.append(piece)
+    return np.append(join(kept)[: most - 1], eos) if kept else join([])
+
+
 def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_len: int | None, cache: Path | None = None,
                    exemplars: Sequence[Sequence[str]] | None = None, exemplar_len: int = 0, pooled: Callable[[list[int]], dict] | None = None,
                    labels: dict[str, list] | None = None, critic_context_len: int = 0) -> Data:  # fmt: skip
     """Source, speakers, target, and what the critics need, for each listener turn.
 
-    Source: `[example: exemplar ...] turn </s> turn </s> ...`; exemplars share `exemplar_len` tokens and carry speaker
-    id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled(numbers)` adds the
+    Source: `[example: exemplar ... </s>] turn </s> turn </s> ...`; exemplars carry speaker id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled(numbers)` adds the
     pooled exemplars' part of a batch. `tgt_len=None` keeps replies whole.
     """
     texts = [t for e in examples for t in (*e.history, e.response)]
@@ -400,8 +414,7 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
         ids = np.concatenate([np.append(t, eos) for t in turns])[-src_len:]
         speakers = np.concatenate([np.full(len(t) + 1, 1 + i % 2) for i, t in enumerate(turns)])[-src_len:]
         if exemplars is not None:
-            block = [np.append(marker, encoded[t]) for t in exemplars[n]]
-            block = np.concatenate(block)[:exemplar_len] if block else marker[:0]
+            block = exemplar_block([np.append(marker, encoded[t]) for t in exemplars[n]], exemplar_len, eos)
             ids = np.concatenate([block, ids])
             speakers = np.concatenate([np.zeros(len(block), dtype=np.int64), speakers])
         reply = encoded[example.response]
@@ -429,7 +442,7 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
             batch["critic_targets"] = {k: torch.tensor([v[i] for i in numbers]) for k, v in labels.items()}
         return batch
 
-    return Data([len(r[0]) + len(r[2]) for r in rows], collate)
+    return Data([len(r[0]) + len(r[2]) for r in rows], collate, [len(r[2]) for r in rows])
 
 
 def pooled_vectors(exemplars: Sequence[Sequence[str]], vectors: dict[str, np.ndarray], width: int) -> Callable[[list[int]], dict]:

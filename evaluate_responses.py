@@ -83,7 +83,7 @@ def load_judges(args, paths: Paths, session) -> dict:
     from models import Critic, load_tokenizer
 
     folders = {k: paths.critic(k, args.family) for k in CRITICS}
-    missing = [k for k, f in folders.items() if not (f / "config.json").exists()]
+    missing = [k for k, f in folders.items() if not (f / "result.json").exists()]
     if missing:
         print(f"note: no {', '.join(missing)} critic of family {args.family}; their columns stay empty")
     return {k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f)) for k, f in folders.items() if k not in missing}
@@ -184,7 +184,7 @@ def main(argv=None):
     session = Session(args)
     folder = paths.results / args.name
     files = {n: folder / n for n in ("metrics.json", "table.md", "case_studies.md", "learning_curves.png")}
-    options.refuse_existing(list(files.values()), args.overwrite)
+    options.refuse_existing([files["metrics.json"]], args.overwrite)  # written last
     examples = listener_turns(paths.dialogues(args.split))
     gold = [e.response for e in examples]
     systems = [{"name": "gold", "replies": gold}] + [load_system(Path(r), examples, args.split) for r in args.runs]
@@ -198,10 +198,10 @@ def main(argv=None):
     found = paths.exemplars(args.split, args.exemplars)
     exemplars = read_exemplars(found, examples) if found.exists() else None
 
-    storage.write_json(files["metrics.json"], {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows})
     storage.write_text(files["table.md"], table(rows))
     storage.write_text(files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed))
     plot_learning(systems, files["learning_curves.png"])
+    storage.write_json(files["metrics.json"], {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows})
     print(table(rows))
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")
     return json.loads(files["metrics.json"].read_text(encoding="utf-8"))

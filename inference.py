@@ -26,11 +26,24 @@ from dataloaders import (
     pooled_vectors,
     read_exemplars,
     read_labels,
+    tokenizer_hash,
 )
 from metrics import count_words, perplexity
 from models import EXEMPLAR_PREFIX, Critic, CriticSet, Generator, load_encoder, load_tokenizer, token_nll
 from options import DIMENSIONS, Paths, UserError, refuse_existing
 from session import Session, own_random_stream
+
+
+def load_critics(folders: dict[str, Path], family: str, device: torch.device) -> dict[str, Critic]:
+    """The finished critic of each kind; an error names the flag, or the command that makes it."""
+    critics = {}
+    for kind, folder in folders.items():
+        script = "train_sentiment_regressor.py" if kind == "sentiment" else f"train_empathy_classifier.py --dim {kind}"
+        runs.require_run(folder, f"python {script} --model {family}")
+        critics[kind] = Critic.from_pretrained(folder).to(device)
+        if critics[kind].settings["kind"] != kind:
+            raise UserError(f"--{kind} {folder}: holds a critic of {critics[kind].settings['kind']}")
+    return critics
 
 
 def require(folder: Path) -> Path:
@@ -75,7 +88,10 @@ def exemplar_parts(settings: dict, exemplars: list[list[str]] | None, session: S
     if settings["exemplars"] == "prepend":
         return {"exemplars": exemplars, "exemplar_len": settings["exemplar_len"]}
     if settings["exemplars"] == "glove-t5":
-        return {"pooled": pooled_tokens(exemplars, load_tokenizer(paths.glove), settings["exemplar_len"], paths.cache)}
+        tokenizer = load_tokenizer(require(paths.glove))
+        if tokenizer_hash(tokenizer) != settings["exemplar_tokenizer"]:
+            raise UserError(f"{paths.glove}: its words are others than this model's exemplar encoder was trained with")
+        return {"pooled": pooled_tokens(exemplars, tokenizer, settings["exemplar_len"], paths.cache)}
     texts = [t for row in exemplars for t in row]
     vectors, width = frozen_vectors(settings["exemplar_model"], texts, settings["exemplar_len"], session, paths)
     return {"pooled": pooled_vectors(exemplars, vectors, width)}
@@ -183,15 +199,17 @@ def write_predictions(
 
     predictions, likelihoods = prediction_files(folder, split)
     shown = paths.exemplars(split, args.exemplars)
-    depends = [storage.sha256(f) for f in (folder / "model.safetensors", paths.dialogues(split), shown) if f.exists()]
-    depends += [split, banned, sampling, args.max_new_tokens, args.predict_batch_size, args.seed, session.precision]
-    keep = folder / f".partial-{fingerprint(*depends)[:16]}"
+    origin = {"model": storage.sha256(folder / "model.safetensors"), "dialogues": storage.sha256(paths.dialogues(split)), "split": split}
+    if model.settings["exemplars"] != "none":
+        origin |= {"exemplars": {"path": str(shown), "sha256": storage.sha256(shown)}}
+    origin |= sampling | {k: getattr(args, k) for k in ("max_new_tokens", "predict_batch_size", "seed")} | {"precision": session.precision}
+    keep = folder / f".partial-{fingerprint(str(origin), banned)[:16]}"
     batches = list(enumerate(plan_once(data.lengths, args.predict_batch_size)))
     found = storage.in_chunks(batches, work, keep, f"replies, {split}", size=4)
     keys = pd.DataFrame({"conv_id": [e.conv_id for e in examples], "utterance_idx": [e.utterance_idx for e in examples]})
     table = keys.assign(nll=found["nll"].round(5), tokens=found["tokens"], words=[count_words(e.response) + 1 for e in examples])
-    storage.write_csv(predictions, keys.assign(response=found["response"]), sep="\t")
     storage.write_csv(likelihoods, table)
+    storage.write_csv(predictions, keys.assign(response=found["response"]), sep="\t", origin=origin)
     shutil.rmtree(keep, ignore_errors=True)
     sums = table[["nll", "tokens", "words"]].sum()
     result = {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
@@ -202,10 +220,10 @@ def write_predictions(
 
 
 def infer(args, folder: Path, session: Session, paths: Paths) -> dict[str, float]:
-    """Only evaluate a finished run."""
+    """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
-    runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
+    args.exemplars = args.exemplars or runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")["exemplars"]
     refuse_existing(prediction_files(folder, args.predict_split), args.overwrite)
     model = Generator.from_pretrained(folder).to(session.device)
     tokenizer = load_tokenizer(folder)

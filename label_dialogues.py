@@ -10,7 +10,7 @@ Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of th
 from pathlib import Path
 
 import options
-from options import DIMENSIONS, SPLITS, Paths, UserError, add_common, add_device, check, make_parser
+from options import DIMENSIONS, SPLITS, Paths, add_common, add_device, check, make_parser
 
 
 def parse_args(argv=None):
@@ -34,22 +34,16 @@ def main(argv=None):
 
     import pandas as pd
 
-    import runs
     import storage
     from dataloaders import LABEL_COLUMNS, critic_data, fingerprint, listener_turns, read_vader
-    from inference import critic_scores
-    from models import Critic, load_tokenizer
+    from inference import critic_scores, load_critics
+    from models import load_tokenizer
     from session import Session
 
     paths = Paths(args.workdir)
     session = Session(args)
     folders = {dim: Path(getattr(args, dim) or paths.critic(dim, args.family)) for dim in DIMENSIONS}
-    for dim, folder in folders.items():
-        runs.require_run(folder, f"python train_empathy_classifier.py --model {args.family} --dim {dim}")
-    critics = {dim: Critic.from_pretrained(folder).to(session.device) for dim, folder in folders.items()}
-    for dim, critic in critics.items():
-        if critic.settings["kind"] != dim:
-            raise UserError(f"--{dim} {folders[dim]}: holds a critic of {critic.settings['kind']}")
+    critics = load_critics(folders, args.family, session.device)
     tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
     made_by = {dim: {"critic": str(folder), "sha256": storage.sha256(folder / "model.safetensors")} for dim, folder in folders.items()}
 
@@ -65,7 +59,7 @@ def main(argv=None):
         for dim, critic in critics.items():
             data = critic_data([e.history for e in examples], columns["utterance"], None, tokenizers[dim], critic.settings, paths.cache)
             keep = (
-                paths.cache / f"labels-{fingerprint(str(origin), split, dim, args.batch_size)[:16]}"
+                paths.cache / f"labels-{fingerprint(str(origin), split, dim, session.precision, args.batch_size)[:16]}"
             )  # an interrupted stage goes on there
             columns[dim] = critic_scores(critic, data, session, f"{split}, {dim}", args.batch_size, keep).argmax(1)
             kept.append(keep)

@@ -152,6 +152,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: l
         problems.append(f"--workdir {args.workdir}: no such folder")
     if getattr(args, "batch_size", None) == "auto" and args.accumulate != 1:
         problems.append("--batch-size auto sets --accumulate itself; leave it out")
+    if getattr(args, "batch_size", None) == "auto" and args.batch_tokens:
+        problems.append("--batch-size auto and --batch-tokens both bound a batch; give one of them")
     if problems:
         parser.error("\n  " + "\n  ".join(problems))
 

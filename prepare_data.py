@@ -11,7 +11,6 @@ data/t5-tiny/ and data/bert-tiny/ (small models with random weights, for runs wi
 
 import contextlib
 import shutil
-import sys
 from pathlib import Path
 
 from options import DIMENSIONS, SPLITS, Paths, UserError, add_common, check, make_parser, refuse_existing, run
@@ -288,30 +287,32 @@ def official_files(source: Path) -> list[Path]:
     return dialogues + [find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv") for _, official in DIMENSIONS.values()]
 
 
+def restore(outputs: list[Path], aside: Path) -> None:
+    """Put back what `replacing` has set aside, in place of what was written since."""
+    for p in outputs:
+        if (aside / "moved").exists():  # all old ones are aside: what stands in their places is unfinished
+            remove(p)
+        if (aside / p.name).exists():
+            (aside / p.name).rename(p)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def replacing(outputs: list[Path], aside: Path):
-    """What stood in `outputs` goes when the block succeeds, and comes back when it does not."""
-
-    def restore() -> None:
-        for p in outputs:
-            if (aside / p.name).exists():
-                remove(p)
-                (aside / p.name).rename(p)
-
-    restore()  # what an earlier call that was killed has left there
+    """What stood in `outputs` goes when the block succeeds, and comes back when it does not (after a kill: by `restore`)."""
     aside.mkdir(parents=True, exist_ok=True)
     for p in outputs:
         if p.exists():
             p.rename(aside / p.name)
+    (aside / "moved").touch()
     try:
         yield
     except BaseException:
-        for p in outputs:
-            remove(p)
-        restore()
+        restore(outputs, aside)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    done = aside.with_name(f"{aside.name}-done")  # under this name nothing is put back any more
+    aside.rename(done)
+    shutil.rmtree(done, ignore_errors=True)
 
 
 def remove(path: Path) -> None:
@@ -323,8 +324,12 @@ def remove(path: Path) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
+    import storage
+
     paths = Paths(args.workdir)
+    made = paths.data / "prepared.json"  # what everything was made from; written last
     outputs = [
+        made,
         paths.dialogues_dir / "original",
         *(paths.vader(s) for s in SPLITS),
         paths.pairs_dir,
@@ -332,13 +337,19 @@ def main(argv=None):
         paths.t5_tiny,
         paths.bert_tiny,
     ]
-    refuse_existing(outputs, args.overwrite)
+    restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
     source = {"sample": SAMPLE}.get(args.source) or (
         fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)
     )
     for file in official_files(source):
         if any(old.resolve() in file.resolve().parents for old in outputs):
             raise UserError(f"--source {args.source}: {file} stands where the outputs go; move it elsewhere")
+    origin = {k: getattr(args, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
+    origin |= {file.name: storage.sha256(file) for file in official_files(source)}
+    if made.exists() and not args.overwrite and storage.read_json(made) == origin:
+        print(f"{paths.data}: already made from the same inputs, kept")
+        return
+    refuse_existing(outputs, args.overwrite)
     with replacing(outputs, paths.data / ".before"):
         print(f"EmpatheticDialogues from {source}")
         utterances = prepare_dialogues(source, paths)
@@ -349,7 +360,8 @@ def main(argv=None):
         print("small models with random weights")
         prepare_t5_tiny(paths, utterances, args.seed)
         prepare_bert_tiny(paths, args.seed)
-    print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo", file=sys.stdout)
+        storage.write_json(made, origin)
+    print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo")
 
 
 if __name__ == "__main__":

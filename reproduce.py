@@ -10,6 +10,7 @@ A command that fails stops the recipe and is shown with the end of its log; the 
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -123,10 +124,22 @@ def run_stage(command: list[str], log: Path) -> None:
             cwd=HERE,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+        stopped: list[int] = []
+
+        def stop(number, frame):  # the stage saves and says how to go on; its output is read to the end
+            stopped.append(number)
+            process.send_signal(number)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         for line in process.stdout:
             print("  " + line, end="", flush=True)
             out.write(line)
-    if process.wait():
+        process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise SystemExit(128 + stopped[0])
+    if process.returncode:
         shown, end = shlex.join(["python", *command]), "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
         raise UserError(f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call goes on from here")
 

@@ -55,8 +55,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], kee
         raise UserError(f"{target}: cannot be written ({error}); the checkpoints before it are untouched") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    # later ones (after --resume OLDER) are not counted: nobody has checked them
-    for old in sorted(c for c in folder.glob("step-*") if c <= target)[:-last]:
+    for old in sorted(folder.glob("step-*"))[:-last]:
         if int(old.name.split("-")[1]) not in keep:
             shutil.rmtree(old, ignore_errors=True)
     return target
@@ -111,6 +110,16 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def command_line(again: bool = False) -> str:
+    """This process's command as one would type it; `again`: to go on with the run, without what would begin it elsewhere or anew."""
+    words = [w for w in sys.orig_argv[1:] if w != "-u"]  # torchrun's
+    if again:
+        words = [w for i, w in enumerate(words) if w != "--overwrite" and not w.startswith("--resume") and words[i - 1] != "--resume"]
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = ["torchrun", "--standalone", f"--nproc-per-node={processes}"] if processes else ["python"]
+    return shlex.join([*launcher, *words])
+
+
 def environment(device: str) -> dict:
     """Where and with what a run was made."""
     here = Path(__file__).resolve().parent
@@ -122,7 +131,7 @@ def environment(device: str) -> dict:
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": command_line(),
         "commit": commit,
         "device": device,
         "cpus": os.cpu_count(),
@@ -170,6 +179,11 @@ class Run:
             if problems:
                 raise UserError(f"--resume {resume}: {'; '.join(problems)}")
             self.compare(checkpoint)
+            # what came after it is no longer this run's future; it is kept, out of the way
+            (self.folder / "result.json").unlink(missing_ok=True)
+            for later in self.checkpoints.glob("step-*"):
+                if later.name > checkpoint.name:
+                    later.rename(later.with_name(f"later-{later.name}-{uuid.uuid4().hex[:6]}"))
             return "resume", checkpoint
         if known:
             if resume == "never":
@@ -189,9 +203,9 @@ class Run:
         write_json(self.folder / "environment.json", environment(device))
         write_text(self.folder / "metrics.jsonl", "")
 
-    def go_on(self, step: int, device: str) -> None:
+    def go_on(self, step: int, evaluation_due: bool, device: str) -> None:
         """Take up the log at `step`, and note where and with what the rest is made."""
-        self.rewind(step)
+        self.rewind(step, evaluation_due)
         file = self.folder / "environment.json"
         made = read_json(file)
         before, now = made.get("versions", {}), package_versions()
@@ -246,14 +260,18 @@ class Run:
         rows = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         return [{k: v for k, v in row.items() if k not in ("step", "epoch", "kind")} for row in rows if row["kind"] == kind]
 
-    def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`, so that the log of a resumed run is the log of an uninterrupted one."""
+    def rewind(self, step: int, evaluation_due: bool) -> None:
+        """Drop what was logged after `step`, so that the log of a resumed run is the log of an uninterrupted one.
+
+        `evaluation_due`: an evaluation at `step` itself is yet to come.
+        """
         file = self.folder / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         kept = []
         for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                if row["step"] < step or row["step"] == step and not (evaluation_due and row["kind"] == "valid"):
                     kept.append(line)
         write_text(file, "".join(f"{line}\n" for line in kept))
 

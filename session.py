@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size, gather_object, set_seed
+from accelerate.utils import find_executable_batch_size, gather_object, send_to_device, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -30,7 +30,10 @@ class Session:
         if getattr(args, "deterministic", False):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
             torch.use_deterministic_algorithms(True)
-        self.accelerator = Accelerator(cpu=args.device == "cpu" or not torch.cuda.is_available())
+        self.accelerator = Accelerator(
+            cpu=args.device == "cpu" or not torch.cuda.is_available(),
+            mixed_precision="no",  # autocast below decides, not `accelerate launch`
+        )
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
@@ -44,9 +47,7 @@ class Session:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def move(self, batch):
-        if isinstance(batch, Tensor):
-            return batch.to(self.device, non_blocking=True)
-        return {k: self.move(v) for k, v in batch.items()} if isinstance(batch, dict) else batch
+        return send_to_device(batch, self.device, non_blocking=True)
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over the processes."""
@@ -77,7 +78,8 @@ class Session:
 
     def say(self, text: str) -> None:
         if self.main:
-            tqdm.write(text)
+            with contextlib.suppress(BrokenPipeError):  # whoever read along is gone; the work goes on
+                tqdm.write(text)
 
 
 class Signals:
@@ -100,7 +102,8 @@ class Signals:
         if self.number:
             return
         self.number, self._since = number, time.monotonic()
-        print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
 
     def __exit__(self, *exc):
         for number, handler in self._old.items():
@@ -116,7 +119,7 @@ def random_state() -> dict:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
     return state
 
 
@@ -126,14 +129,14 @@ def set_random_state(state: dict) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 @contextlib.contextmanager
-def own_random_stream(*seed: int):
+def own_random_stream(seed: int):
     """Draw from a stream of one's own, and leave the training's dropout stream where it was."""
     before = random_state()
-    set_seed(sum(seed) % 2**31)
+    set_seed(seed % 2**31)
     try:
         yield
     finally:
@@ -157,11 +160,14 @@ def memory_advice(where: str, args):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size, count = args.batch_size, args.accumulate
-        less = max(n for n in range(1, max(size, 2)) if size % n == 0)
+        size, tokens, count = args.batch_size, args.batch_tokens, args.accumulate
+        factor = next((n for n in range(2, size + 1) if size % n == 0 and tokens % n == 0), None)
         advice = "shorter sequences or a smaller model"
-        if size > 1:
-            advice = f"--batch-size {less} --accumulate {size * count // less}, as many examples an update, or --batch-size auto"
+        if factor:
+            advice = f"--batch-size {size // factor} --accumulate {count * factor}" + (
+                f" --batch-tokens {tokens // factor}" if tokens else ""
+            )
+            advice += ", as many examples an update" + ("" if tokens else ", or --batch-size auto")
         raise UserError(
             f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} ({str(error).splitlines()[0][:120]})"
         ) from error

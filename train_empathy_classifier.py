@@ -149,7 +149,20 @@ def train_critic(
 
     folder = paths.saved / ("sentiment" if kind == "sentiment" else "empathy") / (args.name or paths.critic(kind, family_name(args)).name)
     objective = Objective({kind: 1.0}, units, terms)
-    loop = Loop(args, session, critic, objective, data, evaluate, export, folder, files=inputs, metric=metric, mode=mode)
+    loop = Loop(
+        args,
+        session,
+        critic,
+        objective,
+        data,
+        evaluate,
+        export,
+        folder,
+        files=inputs,
+        inputs={"tokenizer": settings["tokenizer"]},
+        metric=metric,
+        mode=mode,
+    )
     result = loop.train()
     if result.get("already_finished"):
         return result

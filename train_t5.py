@@ -107,25 +107,20 @@ def load_t5(args, paths: Paths):
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def load_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
+def choose_critics(args, family: str, paths: Paths, session, tokenizer_hash: str):
     """(the frozen critics that the weights ask for or None, {name: sha256}); says how good each one is."""
-    import runs
     import storage
-    from models import Critic, CriticSet, critic_names
+    from inference import load_critics
+    from models import CriticSet, critic_names
 
     folders = {
         k: Path(getattr(args, k) or paths.critic(k, family)) for k in critic_names(args.empathy_loss_w > 0, args.sentiment_loss_w > 0)
     }
     if not folders:
         return None, {}
-    for kind, folder in folders.items():
-        script = "train_sentiment_regressor.py" if kind == "sentiment" else f"train_empathy_classifier.py --dim {kind}"
-        runs.require_run(folder, f"python {script} --model {family}")
-    critics = CriticSet({k: Critic.from_pretrained(f) for k, f in folders.items()}, session.device)
+    critics = CriticSet(load_critics(folders, family, session.device), session.device)
     critics.check_tokenizer(tokenizer_hash)
     for kind, folder in folders.items():
-        if critics.critics[kind].settings["kind"] != kind:
-            raise UserError(f"--{kind} {folder}: holds a critic of {critics.critics[kind].settings['kind']}")
         if args.tgt_len > critics.critics[kind].settings["reply_len"] + 1:
             raise UserError(
                 f"--tgt-len {args.tgt_len}: the {kind} critic reads only {critics.critics[kind].settings['reply_len']} tokens of a reply"
@@ -138,8 +133,6 @@ def quality(folder: Path) -> str:
     """A critic's own figures beside its baselines, and a plain warning where it is no better than chance."""
     import storage
 
-    if not (folder / "result.json").exists():
-        return "unfinished training: its quality is not known"
     result = storage.read_json(folder / "result.json")
     valid, baselines = result["valid"], result["baselines"]
     if "mse" in valid:
@@ -166,6 +159,7 @@ def build(args, family: str, load, paths: Paths, session):
         "exemplars": args.add_exemplars,
         "exemplar_width": 0,
         "exemplar_backbone": None,
+        "exemplar_tokenizer": None,
         "tokenizer": tokenizer_hash(tokenizer),
     }
     settings |= {k: getattr(args, k) for k in ("src_len", "tgt_len", "exemplar_len", "top_exemplars", "exemplar_model")}
@@ -177,8 +171,9 @@ def build(args, family: str, load, paths: Paths, session):
         settings["exemplar_width"] = from_hub(AutoConfig.from_pretrained, name).d_model
     if args.add_exemplars == "glove-t5":
         size = getattr(args, "size", "paper") if family == "glove-t5" else "tiny" if args.model == "t5-tiny" else "paper"
-        config = glove_config(load_tokenizer(require(paths.glove)), size, args.dropout, num_layers=args.exemplar_layers)
-        settings["exemplar_backbone"] = config.to_dict()
+        words = load_tokenizer(require(paths.glove))
+        settings["exemplar_backbone"] = glove_config(words, size, args.dropout, num_layers=args.exemplar_layers).to_dict()
+        settings["exemplar_tokenizer"] = tokenizer_hash(words)
     model = Generator(settings, t5)
     if args.add_exemplars == "glove-t5":
         set_word_vectors(model.exemplar_encoder.get_input_embeddings(), load_vectors(paths.glove), args.seed)
@@ -201,7 +196,7 @@ def train_generator(args, family: str, load) -> dict | None:
     if args.inference:
         return infer(args, Path(args.inference), session, paths)
     tokenizer, model = build(args, family, load, paths, session)
-    critics, checksums = load_critics(args, family, paths, session, model.settings["tokenizer"])
+    critics, checksums = choose_critics(args, family, paths, session, model.settings["tokenizer"])
     _, data = split_data(args, model.settings, "train", tokenizer, session, paths, critics, whole=False)
     held_examples, held = split_data(args, model.settings, "valid", tokenizer, session, paths, critics)
     # read before the training: what would be missing after it is missed now
@@ -234,7 +229,8 @@ def train_generator(args, family: str, load) -> dict | None:
     files = [paths.dialogues(s) for s in ("train", "valid")]
     files += [paths.exemplars(s, args.exemplars) for s in ("train", "valid") if args.add_exemplars != "none"]
     files += [paths.labels(s, args.labels) for s in ("train", "valid") if critics]
-    loop = Loop(args, session, model, Objective(weights, units, terms), data, evaluate, export, folder, files=files, inputs=checksums,
+    inputs = checksums | {k: v for k in ("tokenizer", "exemplar_tokenizer") if (v := model.settings[k])}
+    loop = Loop(args, session, model, Objective(weights, units, terms), data, evaluate, export, folder, files=files, inputs=inputs,
                 free=DECODING, metric="nll", mode="min")  # fmt: skip
     result = loop.train()
     if result.get("already_finished"):

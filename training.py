@@ -11,9 +11,7 @@ so 8x1, 4x2 and 2x4 micro-batches, or two processes, give one and the same gradi
 import contextlib
 import math
 import os
-import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -30,7 +29,7 @@ from transformers import get_scheduler
 import runs
 from options import UserError
 from session import Session, Signals, largest_that_fits, memory_advice, own_random_stream, random_state, set_random_state
-from storage import read_json, sha256, write_json
+from storage import read_json, sha256, sync, write_json
 
 #: flags that change neither the updates nor which of them is kept
 FREE = {"workdir", "overwrite", "device", "resume", "log_every", "save_every", "name", "deterministic"}
@@ -69,6 +68,7 @@ class State:
     position: int = 0  # steps done in this epoch
     best: float | None = None
     best_step: int = 0
+    best_before: int = 0  # best_step when the checkpoint before was written
     since_best: int = 0
     evaluations: int = 0
     evaluation_due: bool = False
@@ -110,11 +110,11 @@ class Loop:
         self.model = model.to(session.device)
         self.state = State(evaluation_due=evaluate_first)
         if args.batch_size == "auto":
-            self._fit_batch_size(folder)
+            self._fit_batch_size(folder if micro_batches_matter else None)
         flags = vars(args) | {"precision": session.precision, "processes": session.world}
-        if not micro_batches_matter:  # only their product does
-            flags["examples_per_update"] = args.batch_size * args.accumulate
-            free = free | {"batch_size", "accumulate", "effective_batch"}
+        if not micro_batches_matter:  # only their products do
+            flags |= {"examples_per_update": args.batch_size * args.accumulate, "tokens_per_update": args.batch_tokens * args.accumulate}
+            free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
         # by place in the workdir: a moved or differently spelled workdir is the same run
         inputs = {os.path.relpath(f, args.workdir): sha256(f) for f in files} | (inputs or {})
         self.run = runs.Run(folder, flags, free=FREE | free, inputs=inputs, main=session.main)
@@ -126,28 +126,33 @@ class Loop:
         together = self.args.accumulate * self.session.world
         return self.data.plan(self.args.batch_size * together, self.args.batch_tokens * together, self.args.seed, epoch)
 
-    def _fit_batch_size(self, folder: Path) -> None:
-        """--batch-size auto: the most examples whose longest batch fits; accumulation keeps the stage's usual batch an update."""
+    def _fit_batch_size(self, folder: Path | None) -> None:
+        """--batch-size auto: the most examples that fit at their longest; accumulation keeps the stage's usual batch an update.
+
+        `folder`: of a run whose micro-batches matter; where it is begun, it keeps what it found.
+        """
         args, session = self.args, self.session
-        if (folder / "args.json").exists() and not args.overwrite:  # a run that goes on keeps what it found
+        if folder and (folder / "args.json").exists() and not args.overwrite:
             saved = read_json(folder / "args.json")["args"]
             args.batch_size, args.accumulate = saved["batch_size"], saved["accumulate"]
             return
         if session.world > 1:
             raise UserError("--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun")
-        longest = sorted(range(len(self.data)), key=lambda i: -self.data.lengths[i])
-        states = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]  # AdamW's
+        numbers = range(len(self.data))
+        longest = [sorted(numbers, key=lambda i: -of[i]) for of in (self.data.lengths, self.data.targets) if of]
 
         def try_out(size: int) -> int:
             self.model.train().zero_grad(set_to_none=True)
-            with session.autocast():
-                terms = self.objective.terms(self.model, session.move(self.data.collate(longest[:size])))
-            sum(t.float() for t in terms.values()).backward()
+            states = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]  # AdamW's
+            for chosen in [order[:size] for order in longest] * 2:  # the second time beside gradients, as in accumulation
+                with session.autocast():
+                    terms = self.objective.terms(self.model, session.move(self.data.collate(chosen)))
+                sum(t.float() for t in terms.values()).backward()
+            del states
             return size
 
         with own_random_stream(args.seed):
             args.batch_size = largest_that_fits(args.effective_batch, try_out)
-        del states
         self.model.zero_grad(set_to_none=True)
         args.accumulate = args.effective_batch // args.batch_size
         session.say(f"--batch-size auto: {args.batch_size} x {args.accumulate} micro-batches fit")
@@ -162,26 +167,37 @@ class Loop:
             fused=self.session.device.type == "cuda",
         )
         self.wrapped = self.session.accelerator.prepare_model(self.model)  # DDP under torchrun
-        steps = args.max_steps if args.schedule == "constant" and args.max_steps else sum(len(self.plan(e)) for e in range(args.epochs))
-        self.total_steps = min(steps, args.max_steps or steps)
+        self.total_steps = self._count_steps()
         self.scheduler = get_scheduler(
             "constant_with_warmup" if args.schedule == "constant" else args.schedule,
             self.optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=self.total_steps,
         )  # fmt: skip
         set_seed((args.seed * 1009 + self.session.rank + 1) % 2**31)  # every process its own dropout
 
+    def _count_steps(self) -> int:
+        steps = 0
+        for epoch in range(self.args.epochs):
+            steps += len(self.plan(epoch))
+            if self.args.max_steps and steps >= self.args.max_steps:
+                return self.args.max_steps
+        return steps
+
     def _save(self) -> None:
+        state = self.state
         random_states = self.session.gather([random_state()])
 
         def write(folder: Path) -> None:
             save_model(self.model, str(folder / "model.safetensors"))
-            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states}
-            torch.save(state, folder / "state.pt")
-            write_json(folder / "state.json", vars(self.state))
+            parts = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states}
+            torch.save(parts, folder / "state.pt")
+            write_json(folder / "state.json", vars(state))
             write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
 
         if self.session.main:
-            runs.write_checkpoint(self.run.checkpoints, self.state.step, write, keep={self.state.best_step})
+            sync(self.run.folder / "metrics.jsonl")
+            # the checkpoint before this one is kept too, and so the best that it knows
+            runs.write_checkpoint(self.run.checkpoints, state.step, write, keep={state.best_step, state.best_before})
+        state.best_before = state.best_step
         # torchrun ends all processes when one ends: none leaves before the checkpoint stands
         self.session.accelerator.wait_for_everyone()
 
@@ -194,6 +210,7 @@ class Loop:
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])
         self.state = State(**read_json(checkpoint / "state.json"))
+        self.state.best_before = self.state.best_step
         if self.state.best is not None and (problems := runs.faults(self._best())):
             raise UserError(
                 f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the run would end without it; "
@@ -201,7 +218,7 @@ class Loop:
             )
         set_random_state(stored["random"][self.session.rank])
         if self.session.main:
-            self.run.go_on(self.state.step, str(self.session.device))
+            self.run.go_on(self.state.step, self.state.evaluation_due, str(self.session.device))
 
     def _best(self) -> Path:
         return self.run.checkpoints / f"step-{self.state.best_step:07d}"
@@ -239,7 +256,7 @@ class Loop:
                 with session.autocast():
                     terms = self.objective.terms(self.wrapped, session.move(batch))
                 # DDP averages over processes, the formula sums: hence the factor `world`
-                loss = sum(weights[k] * weight * session.world * terms[k].float() / max(units[k], 1) for k in weights)
+                loss = sum(weights[k] * weight * session.world * terms[k].float() / (units[k] or 1) for k in weights)
                 loss.backward()
             sums[i] = torch.stack([terms[k].detach().float() * weight for k in weights])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip or math.inf)
@@ -248,7 +265,7 @@ class Loop:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         *totals, self._stop = session.sum([*sums.sum(0).tolist(), float(self._signals.number)])
-        values = {k: t / max(units[k], 1) for k, t in zip(weights, totals, strict=True)}
+        values = {k: t / (units[k] or 1) for k, t in zip(weights, totals, strict=True)}
         return {"loss": sum(weights[k] * v for k, v in values.items()), **values, "grad_norm": float(norm)}
 
     def _assert_finite(self, sums: Tensor, norm: Tensor, parts: list) -> None:
@@ -287,7 +304,7 @@ class Loop:
             return self._train()
         except BaseException as error:
             self.run.close()
-            if isinstance(error, OSError):
+            if isinstance(error, OSError | SafetensorError):
                 where = f"the last checkpoint in {self.run.checkpoints} is good"
                 raise UserError(f"{self.run.folder}: stopped by a failed write or read ({error}); {where}") from error
             raise
@@ -324,6 +341,9 @@ class Loop:
     def finish(self, result: dict) -> None:
         """Write the card and result.json, which marks the run as finished, and let go of its lock."""
         if self.session.main:
+            for file in self.run.folder.rglob("*"):  # all of it stands before the mark does
+                if file.is_file() and self.run.checkpoints not in file.parents:
+                    sync(file)
             runs.write_card(self.run.folder, result)
             write_json(self.run.folder / "result.json", result)
         self.run.close()
@@ -356,6 +376,7 @@ class Loop:
                 if self._stop:
                     self._leave()
                 if state.evaluation_due:
+                    self._save()  # an evaluation can be long, and run out of memory
                     self._evaluate()
                     if session.sum([float(self._signals.number)])[0]:
                         self._leave(save=False)  # the evaluation has just saved
@@ -372,10 +393,8 @@ class Loop:
         """Save at this step's end and go, by the shell's convention 128 + signal."""
         if save:
             self._save()
-        number = self._signals.number or signal.SIGTERM
-        words = [w for w in sys.orig_argv[1:] if w != "--overwrite"]
-        self.session.say(f"stopped at step {self.state.step}; this goes on from here: {shlex.join(['python', *words])}")
-        raise SystemExit(128 + number)
+        self.session.say(f"stopped at step {self.state.step}; this goes on from here: {runs.command_line(again=True)}")
+        raise SystemExit(128 + (self._signals.number or signal.SIGTERM))
 
     def _log(self, values: dict[str, float]) -> None:
         state = self.state
@@ -421,8 +440,6 @@ class Loop:
         shown = " | ".join(f"{k} {v:.4f}" for k, v in values.items())
         self.session.say(f"step {state.step:>6} | valid: {shown}{' | best so far' if better else ''} | {time.monotonic() - began:.0f} s")
         self._clock = time.monotonic() - state.seconds
-        if better and self.session.main:
-            self.export(self.run.folder)
         self._save()
 
     def _finish(self) -> dict:

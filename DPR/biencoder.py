@@ -117,7 +117,8 @@ def dpr_loss(questions: Tensor, contexts: Tensor, positive: Tensor, same: Tensor
     questions (B, E), contexts (N, E), positive (B,) its place in contexts; same (B, N): the passage has the text of the
     positive. A second copy of it is no negative and is left out of the sum over j.
     """
-    scores = (questions @ contexts.T).float()  # (B, E) @ (E, N) -> (B, N)
+    with torch.autocast(questions.device.type, enabled=False):  # at scores near 100, bf16 has steps of 0.5
+        scores = questions.float() @ contexts.float().T  # (B, E) @ (E, N) -> (B, N)
     copies = same.clone()
     copies[torch.arange(len(positive)), positive] = False
     return F.cross_entropy(scores.masked_fill(copies, -torch.inf), positive, reduction="sum")

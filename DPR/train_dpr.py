@@ -123,6 +123,7 @@ def main(argv=None):
     args = parse_args(argv)
     import numpy as np
 
+    from dataloaders import tokenizer_hash
     from DPR.biencoder import BiEncoder, dpr_loss, embed, load_side, load_tokenizer
     from session import Session
     from training import Loop, Objective
@@ -164,7 +165,8 @@ def main(argv=None):
 
     folder = paths.saved / "dpr" / (args.name or args.dataset)
     objective = Objective({"nll": 1.0}, lambda batch: {"nll": len(batch["positive"])}, terms)
-    loop = Loop(args, session, model, objective, data, evaluate, export, folder, files=files, metric="average_rank", mode="min",
+    loop = Loop(args, session, model, objective, data, evaluate, export, folder, files=files,
+                inputs={f"{side} tokenizer": tokenizer_hash(t) for side, t in tokenizers.items()}, metric="average_rank", mode="min",
                 micro_batches_matter=True, evaluate_first=True)  # fmt: skip
     session.say(f"held out: {len(held):,} questions, {len(pool):,} passages")
     result = loop.train()

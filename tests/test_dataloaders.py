@@ -501,7 +501,7 @@ def test_exemplars_stand_marked_before_the_dialogue_and_have_no_speaker(tokenize
     data = generator(tokenizer, exemplars=[["l k", "j"], []], exemplar_len=20)
     batch = data.collate([0, 1])
     plain = generator(tokenizer).collate([0, 1])
-    block = ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k {dataloaders.EXEMPLAR_MARKER} j")
+    block = [*ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k {dataloaders.EXEMPLAR_MARKER} j"), EOS]
     assert 3 not in block
     assert real(batch, "source_ids", "source_mask", 0) == block + real(plain, "source_ids", "source_mask", 0)
     assert real(batch, "speaker_ids", "source_mask", 0) == [0] * len(block) + real(plain, "speaker_ids", "source_mask", 0)
@@ -513,7 +513,16 @@ def test_exemplars_have_a_budget_of_their_own(tokenizer):
     plain = generator(tokenizer, src_len=5).collate([0])
     assert batch["source_ids"].shape[1] == 11
     assert batch["source_ids"][0, 6:].tolist() == plain["source_ids"][0].tolist()
-    assert batch["source_ids"][0, :6].tolist() == ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k j i")
+    assert batch["source_ids"][0, :6].tolist() == [*ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k j"), EOS]
+
+
+@pytest.mark.parametrize(("most", "whole"), [(4, 1), (5, 1), (7, 1), (8, 2), (13, 2), (14, 3), (99, 3)])
+def test_only_whole_exemplars_stand_beside_the_first(tokenizer, most, whole):
+    texts = ["l k", "j", "a b c d"]
+    batch = generator(tokenizer, exemplars=[texts, []], exemplar_len=most).collate([0])
+    plain = generator(tokenizer).collate([0])
+    block = [i for t in texts[:whole] for i in ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} {t}")]
+    assert batch["source_ids"][0].tolist() == [*block[: most - 1], EOS, *plain["source_ids"][0].tolist()]
 
 
 @pytest.mark.parametrize(("tgt_len", "reply"), [(None, "i j"), (8, "i j"), (3, "i j"), (2, "i"), (1, "")])

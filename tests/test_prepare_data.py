@@ -61,7 +61,7 @@ def three_levels(packed_corpus, tmp_path_factory):
 def test_exactly_the_promised_files_appear(request, made, end):
     data = Paths(request.getfixturevalue(made)).data
     folders = {"empathetic_dialogues", "empathy_mental_health", "glove", "t5-tiny", "bert-tiny"}
-    assert {p.name for p in data.iterdir()} == folders
+    assert {p.name for p in data.iterdir()} == folders | {"prepared.json"}
     found = {str(p.relative_to(data)) for name in ("empathetic_dialogues", "empathy_mental_health") for p in (data / name).rglob("*.*")}
     dialogues = {f"empathetic_dialogues/original/{s}{end}" for s in SPLITS} | {f"empathetic_dialogues/{s}_vader.csv" for s in SPLITS}
     pairs = {f"empathy_mental_health/{d}_{s}.csv" for d in ("emotion", "exploration", "interpretation") for s in ("train", "valid")}
@@ -229,8 +229,35 @@ def contents(folder):
 def test_what_is_there_is_not_overwritten_unasked(corpus, workdir):
     before = contents(workdir)
     with pytest.raises(UserError, match="already there: .*--overwrite"):
-        prepare(corpus, workdir, "--split", "grouped")
+        prepare(corpus, workdir, "--split", "paper")
     assert contents(workdir) == before
+
+
+def test_the_same_again_is_kept(corpus, workdir, capsys):
+    before = contents(workdir)
+    prepare(corpus, workdir, "--split", "grouped")
+    assert "already made from the same inputs, kept" in capsys.readouterr().out
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("all_moved", [True, False])
+def test_what_a_killed_call_set_aside_comes_back(corpus, workdir, all_moved):
+    """Killed while it wrote new outputs, or while it was still moving the old ones away."""
+    before, data = contents(workdir), Paths(workdir).data
+    (data / ".before").mkdir()
+    for path in [data / "prepared.json", data / "glove", Paths(workdir).vader("valid")]:
+        path.rename(data / ".before" / path.name)
+    if all_moved:
+        for path in (Paths(workdir).dialogues_dir / "original", Paths(workdir).pairs_dir, data / "t5-tiny", data / "bert-tiny"):
+            path.rename(data / ".before" / path.name)
+        for split in ("train", "test"):
+            Paths(workdir).vader(split).rename(data / ".before" / Paths(workdir).vader(split).name)
+        (data / ".before" / "moved").touch()
+        (data / "glove").mkdir()
+        (data / "glove" / "half").write_text("written")
+    prepare(corpus, workdir, "--split", "grouped")
+    assert contents(workdir) == before
+    assert not (data / ".before").exists()
 
 
 def test_overwrite_replaces_everything_and_leaves_nothing_of_before(corpus, prepared, workdir):

@@ -194,7 +194,7 @@ def test_processes_stop_at_one_step_and_go_on_as_one_run(tmp_path, hit):
     wait_for_step(tmp_path / "cut", 3)
     os.kill(process.pid if hit == "all by torchrun" else workers(process)[1], signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    stopped = int(re.search(r"stopped at step (\d+)", out).group(1))
+    stopped = int(re.search(r"stopped at step (\d+); .*: torchrun --standalone --nproc-per-node=2 ", out).group(1))
     newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
     assert newest.name == f"step-{stopped:07d}" and not (tmp_path / "cut" / "result.json").exists()
     torchrun(tmp_path / "cut").communicate(timeout=120)

@@ -193,7 +193,7 @@ def test_every_combination_trains_and_writes_replies(trained_copy, family, exemp
     script, flags = FAMILIES[family]
     folder = trained_copy / "saved" / family / "run"
     script.main([*short(trained_copy), *flags, "--name", "run", "--add-exemplars", exemplars, *([] if critics else NO_CRITICS)])
-    assert files_of(folder) == RUN_FILES | {"predictions.tsv", "likelihood.csv"}
+    assert files_of(folder) == RUN_FILES | {"predictions.tsv", "predictions.tsv.origin.json", "likelihood.csv"}
     examples = listener_turns(Paths(trained_copy).dialogues("test"))
     sampled = (folder / "predictions.tsv").read_text()
     assert len(sampled.splitlines()) == len(examples) + 1
@@ -410,6 +410,28 @@ def test_changed_critics_are_refused_on_resume(trained_copy):
     )
     with pytest.raises(UserError, match="critic emo: its content has changed"):
         train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
+
+
+def test_changed_words_are_refused_on_resume(trained_copy):
+    words = [*short(trained_copy), "--size", "tiny", "--no-predict", *NO_CRITICS, "--add-exemplars", "none"]
+    train_glove_t5.main(words)
+    (trained_copy / "saved" / "glove-t5" / "plain" / "result.json").unlink()
+    file = trained_copy / "data" / "glove" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["i"], vocab["you"] = vocab["you"], vocab["i"]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="tokenizer: its content has changed"):
+        train_glove_t5.main(words)
+
+
+def test_precision_is_the_flags_whatever_the_launcher_says(monkeypatch):
+    from argparse import Namespace
+
+    from session import Session
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert Session(Namespace(device="cpu", precision="fp32", seed=1)).accelerator.mixed_precision == "no"
 
 
 def test_a_dpr_folder_without_weights_is_an_error(trained_copy):

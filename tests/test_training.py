@@ -176,6 +176,90 @@ def test_a_damaged_best_checkpoint_is_said_before_more_time_is_spent(tmp_path):
         train(tmp_path / "run", save_every=2)
 
 
+def test_the_best_of_the_checkpoint_before_is_kept_too(tmp_path):
+    """The newest is the new best and damaged: the one before still has the best that it knows."""
+    better = [3.0, 2.0, 1.0]
+    train(tmp_path / "whole", save_every=2, evaluate=values_of(*better))
+    newest = interrupted(tmp_path / "cut", step=13, evaluate=values_of(*better))[-1]
+    assert newest.name == "step-0000012"
+    flip(newest / "state.pt")
+    train(tmp_path / "cut", save_every=2, evaluate=values_of(*better))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_killed_in_an_evaluation(tmp_path):
+    """No update before it is lost, though nothing asked for checkpoints in between."""
+
+    def evaluate(loop):
+        if loop.state.step == 12 and not spared:
+            raise Killed
+        return {"loss": 1.0 / loop.state.step}
+
+    spared = False
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", evaluate=evaluate)
+    assert sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1].name == "step-0000012"
+    spared = True
+    train(tmp_path / "cut", evaluate=evaluate)
+    train(tmp_path / "whole", evaluate=evaluate)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_killed_between_an_evaluation_and_its_checkpoint(tmp_path, monkeypatch):
+    """The evaluation is logged, then made again: the log has it once."""
+    real = runs.write_checkpoint
+
+    def write(folder, step, *args, **kwargs):
+        if step == 12 and (folder / "step-0000012").exists():
+            raise Killed
+        return real(folder, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs, "write_checkpoint", write)
+        train(tmp_path / "cut")
+    train(tmp_path / "cut")
+    train(tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_more_max_steps_than_there_are_end_with_the_last_update(tmp_path):
+    loop = train(tmp_path / "run", schedule="constant", max_steps=1000, eval_every=1000)
+    assert loop.state.step == 18 and loop.state.best_step == 18
+
+
+def test_another_split_of_an_update_bound_by_tokens(tmp_path):
+    """Twice the micro-batches of half the tokens are the same updates; of as many tokens they are not."""
+    settings = {"save_every": 2, "batch_size": 4, "batch_tokens": 24, "dropout": 0.0}
+    train(tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", spoil=kill_at(4), **settings)
+    with pytest.raises(UserError, match="--tokens-per-update: 24 then, 48 now"):
+        train(tmp_path / "cut", **settings | {"batch_size": 2, "accumulate": 2})
+    train(tmp_path / "cut", **settings | {"batch_size": 2, "accumulate": 2, "batch_tokens": 12})
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+def test_an_older_checkpoint_leaves_no_other_future_in_place(tmp_path):
+    train(tmp_path / "run", save_every=2)
+    older = tmp_path / "run" / "checkpoints" / "step-0000016"
+    with pytest.raises(Killed):
+        train(tmp_path / "run", save_every=2, resume=str(older), spoil=kill_at(17))
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert [p.name[:18] for p in sorted(older.parent.glob("later-*"))] == ["later-step-0000018"]
+    train(tmp_path / "run", save_every=2)
+    train(tmp_path / "whole", save_every=2)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_command_that_goes_on_neither_begins_anew_nor_goes_back(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "train_t5.py", "--overwrite", "--resume", "a b/step-1", "--name", "x y"])
+    assert runs.command_line(again=True) == "python train_t5.py --name 'x y'"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "DPR.train_dpr", "--resume=x", "--epochs", "2"])
+    assert runs.command_line(again=True) == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --epochs 2"
+    assert runs.command_line() == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --resume=x --epochs 2"
+
+
 def test_the_rest_of_a_run_is_on_record(tmp_path, capsys, monkeypatch):
     interrupted(tmp_path / "run")
     monkeypatch.setattr(runs, "package_versions", lambda: {"torch": "99"})
@@ -372,6 +456,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number, code):
     train(tmp_path / "cut", epochs=4)
     train(tmp_path / "whole", epochs=4)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_signal_saves_also_where_nobody_reads_the_output_any_more(tmp_path):
+    process = start(tmp_path / "run", epochs=4, pause=0.1)
+    wait_for_step(tmp_path / "run", 2)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
 def test_a_second_signal_exits_at_once(tmp_path):
