@@ -36,10 +36,10 @@ def parse_args(argv=None):
     parser.add_argument("--output", metavar="DIR", help="where the csvs go (default: data/empathetic_dialogues)")
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = [f"--top-k {args.top_k}: must be at least 1"] if args.top_k < 1 else []
+    problems = []
     if args.path and (args.encoder or args.pooling != "cls"):
         problems.append("--path: a trained retriever brings its own encoders and pooling; leave --encoder and --pooling out")
-    check(parser, args, problems)
+    check(parser, args, problems, top_k=1)
     return args
 
 

@@ -4,9 +4,10 @@
   python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
 
 Columns: perplexity of the gold replies per model token and per word (13a words and one end a reply; the same unit for
-every model), BLEU-1..4 on raw strings (white space, case kept: the paper's), Distinct-1/2, mean length, and the critics' mean
-scores (expected label, with two labels the probability of empathy; sentiment from -1 to 1). Matching the gold row's scores, not topping them, is the
-aim. Writes metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/.
+every model, though a GloVe model pays for an unknown word as for one known word, and not for capitals), BLEU-1..4 on raw
+strings (white space, case kept: the paper's), sacreBLEU (13a, lower-cased), Distinct-1/2 (13a, lower-cased), mean length, and
+the critics' mean scores (expected label, with two labels the probability of empathy; sentiment from -1 to 1). Matching the
+gold row's scores, not topping them, is the aim; a run that was trained against these very critics is named. Writes metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/.
 """
 
 import html
@@ -21,7 +22,7 @@ from options import CRITICS, SPLITS, Paths, UserError, add_common, add_device, c
 COLUMNS = {
     "parameters": ("#params", "{:,.0f}"), "ppl_token": ("PPL/token", "{:.2f}"), "ppl_word": ("PPL/word", "{:.2f}"),
     "bleu_1": ("BLEU-1", "{:.2f}"), "bleu_2": ("BLEU-2", "{:.2f}"), "bleu_3": ("BLEU-3", "{:.2f}"), "bleu_4": ("BLEU-4", "{:.2f}"),
-    "distinct_1": ("Distinct-1 %", "{:.2f}"), "distinct_2": ("Distinct-2 %", "{:.2f}"), "length": ("words", "{:.1f}"),
+    "sacrebleu": ("sacreBLEU", "{:.2f}"), "distinct_1": ("Distinct-1 %", "{:.2f}"), "distinct_2": ("Distinct-2 %", "{:.2f}"), "length": ("words", "{:.1f}"),
     **{f"critic_{k}": (k, "{:.3f}") for k in CRITICS},
 }  # fmt: skip
 SMALL_MODEL = (
@@ -48,9 +49,7 @@ def parse_args(argv=None):
     add_device(parser)
     args = parser.parse_args(argv)
     problems = [f"{r}: no such run folder or file" for r in args.runs if not Path(r).exists()]
-    if args.cases < 0:
-        problems.append(f"--cases {args.cases}: must be at least 0")
-    check(parser, args, problems)
+    check(parser, args, problems, cases=0)
     return args
 
 
@@ -59,6 +58,7 @@ def load_system(path: Path, examples: list, split: str) -> dict:
     import pandas as pd
     from safetensors import safe_open
 
+    import runs
     from dataloaders import read_predictions
     from inference import prediction_files
     from metrics import perplexity
@@ -72,6 +72,7 @@ def load_system(path: Path, examples: list, split: str) -> dict:
     if likelihood.exists():
         sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
         system |= {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
+    runs.require_run(path, "python train_t5.py, or train_glove_t5.py")
     with safe_open(path / "model.safetensors", framework="np") as weights:
         names = weights.keys()
         system["parameters"] = sum(math.prod(weights.get_slice(n).get_shape()) for n in names)
@@ -79,14 +80,14 @@ def load_system(path: Path, examples: list, split: str) -> dict:
 
 
 def load_judges(args, paths: Paths, session) -> dict:
-    """{kind: (critic, tokenizer)} of the family's trained critics."""
+    """{kind: (critic, tokenizer, folder)} of the family's trained critics."""
     from models import Critic, load_tokenizer
 
     folders = {k: paths.critic(k, args.family) for k in CRITICS}
     missing = [k for k, f in folders.items() if not (f / "result.json").exists()]
     if missing:
         print(f"note: no {', '.join(missing)} critic of family {args.family}; their columns stay empty")
-    return {k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f)) for k, f in folders.items() if k not in missing}
+    return {k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f), f) for k, f in folders.items() if k not in missing}
 
 
 def judge(judges: dict, examples: list, replies: list[str], session, cache: Path, title: str) -> dict[str, list[float]]:
@@ -95,11 +96,26 @@ def judge(judges: dict, examples: list, replies: list[str], session, cache: Path
     from inference import critic_scores
 
     scores = {}
-    for kind, (critic, tokenizer) in judges.items():
+    for kind, (critic, tokenizer, _) in judges.items():
         contexts = [e.history for e in examples]
         found = critic_scores(critic, critic_data(contexts, replies, None, tokenizer, critic.settings, cache), session, f"{title}: {kind}")
         scores[kind] = (found[:, 0] if kind == "sentiment" else found @ range(found.shape[1])).tolist()
     return scores
+
+
+def notes(systems: list[dict], folders: dict[str, Path]) -> str:
+    """What the table's reader must know: how sacreBLEU was computed, and which runs were judged by their own loss."""
+    import storage
+    from metrics import SACREBLEU
+
+    lines = [f"sacreBLEU: {SACREBLEU.get_signature()}. Parameters, perplexity, BLEU, Distinct: `python evaluate_responses.py --help`."]
+    judges = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
+    for system in systems:
+        inputs = storage.read_json(Path(system["folder"]) / "args.json")["inputs"] if "folder" in system else {}
+        own = [k for k, digest in judges.items() if inputs.get(f"critic {k}") == digest]
+        if own:
+            lines.append(f"{cell(system['name'])} was trained against the very critics that judge it here: {', '.join(own)}.")
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def measure(system: dict, gold: list[str]) -> dict[str, float]:
@@ -198,11 +214,12 @@ def main(argv=None):
     found = paths.exemplars(args.split, args.exemplars)
     exemplars = read_exemplars(found, examples) if found.exists() else None
 
-    storage.write_text(files["table.md"], table(rows))
+    below = notes(systems, {k: folder for k, (_, _, folder) in judges.items()})
+    storage.write_text(files["table.md"], table(rows) + below)
     storage.write_text(files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed))
     plot_learning(systems, files["learning_curves.png"])
     storage.write_json(files["metrics.json"], {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows})
-    print(table(rows))
+    print(table(rows) + below)
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")
     return json.loads(files["metrics.json"].read_text(encoding="utf-8"))
 

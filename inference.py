@@ -134,6 +134,32 @@ def split_data(
 # ----------------------------------------------------------------------------------------------------------- numbers
 
 
+def uninformed_losses(critics: CriticSet, data: Data, session: Session, examples: int = 128) -> dict[str, tuple[float, float]]:
+    """{kind: (mean loss, loss of a guess)} on replies that say nothing: each word's frequency, at every position.
+
+    The guess knows how frequent the labels are. A critic has only seen real words in training; where it is far worse
+    than guessing on a mixture of them, a generator that still writes mixtures is led by its errors.
+    """
+    numbers = list(range(0, len(data), max(1, len(data) // examples)))[:examples]
+    batches = [session.move(data.collate(numbers[i : i + 16])) for i in range(0, len(numbers), 16)]
+    words = torch.cat([b["labels"][b["labels"] != -100] for b in batches])
+    vocabulary = len(next(iter(critics.critics.values())).embeddings)  # the same for all: see check_tokenizer
+    share = torch.bincount(words, minlength=vocabulary) / len(words)  # (V,)
+    sums = dict.fromkeys(critics.critics, 0.0)
+    for batch in batches:
+        reply_mask = (batch["labels"] != -100).long()
+        with torch.inference_mode():
+            found = critics.losses(share.expand(*reply_mask.shape, -1), reply_mask, batch)  # (V,) -> (B, T, V)
+        sums = {k: v + float(found[k]) for k, v in sums.items()}
+    out = {}
+    for kind, total in sums.items():
+        targets = torch.cat([b["critic_targets"][kind] for b in batches]).double()
+        shares = targets.unique(return_counts=True)[1] / len(targets)
+        guess = targets.var(correction=0) if kind == "sentiment" else (shares * shares.log()).sum().abs()
+        out[kind] = total / len(numbers), float(guess)
+    return out
+
+
 def validate(
     data: Data, batches: list[list[int]], responses: list[str], names: list[str], terms, units, session: Session
 ) -> dict[str, float]:

@@ -129,10 +129,10 @@ def add_training(
     group.add_argument("--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)")
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = ()) -> None:
-    """Refuse impossible flag values, together with the script's own `problems`, all in one message."""
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = (), **at_least: float) -> None:
+    """Refuse impossible flag values, together with the script's own `problems` and least values, all in one message."""
     problems = list(problems)
-    at_least = {
+    at_least |= {
         "epochs": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "max_steps": 0, "batch_tokens": 0,
         "warmup_steps": 0, "weight_decay": 0, "clip": 0, "patience": 0, "eval_every": 0, "save_every": 0,
     }  # fmt: skip

@@ -45,12 +45,12 @@ def parse_args(argv=None):
     )
     parser.add_argument("--min-count", type=int, default=0, help="a word needs so many uses in training; 0: 1 for the sample, else 2")
     args = parser.parse_args(argv)
-    problems = [f"--min-count {args.min_count}: must be at least 0"] if args.min_count < 0 else []
+    problems = []
     if args.source not in ("sample", "download") and not Path(args.source).is_dir():
         problems.append(f"--source {args.source}: neither sample, download nor a folder")
     if args.glove not in ("auto", "package", "download") and not Path(args.glove).is_file():
         problems.append(f"--glove {args.glove}: neither auto, package, download nor a file")
-    check(parser, args, problems)
+    check(parser, args, problems, min_count=0)
     return args
 
 

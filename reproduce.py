@@ -57,7 +57,8 @@ def sample_recipe(args) -> list[str]:
         "dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all",
         f"train_glove_t5.py --size tiny --epochs 25 {short} {plain}",
         f"train_glove_t5.py --size tiny --epochs 25 {short} --exemplar-len 60",
-        f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60",
+        "label_dialogues.py --family t5 --output saved/labels-t5",
+        f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60 --labels saved/labels-t5",
         "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/lempex saved/t5/lempex --family glove-t5 --name sample",
     ]
 

@@ -47,12 +47,10 @@ def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, t5_lr: flo
     for name, value in (GLOVE_DEFAULTS if args.model == "glove-t5" else T5_DEFAULTS | {"lr": t5_lr}).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    problems = [f"--{n.replace('_', '-')} must be at least 1" for n in ("layers", "reply_len") if (getattr(args, n) or 1) < 1]
-    if args.layers and args.model != "glove-t5":
+    problems = []
+    if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    if args.context_len < 0:
-        problems.append(f"--context-len {args.context_len}: must be at least 0")
-    check(parser, args, problems)
+    check(parser, args, problems, reply_len=1, context_len=0, **({"layers": 1} if args.layers is not None else {}))
     return args
 
 

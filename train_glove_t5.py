@@ -1,9 +1,9 @@
 """Train the GloVe-T5 generator: a T5 from scratch over GloVe's words, with exemplars and frozen critics.
 
-  python train_glove_t5.py --epochs 50 --lr 1e-4 --add-exemplars "glove-t5"        the paper's LEMPEx, 27.6M parameters
+  python train_glove_t5.py --epochs 50 --lr 1e-4 --add-exemplars "glove-t5"        the paper's fusion (plain: 27.6M parameters, fused 43.6M)
   python train_glove_t5.py --size mini --lr 8e-4 --epochs 4 --schedule linear --warmup-steps 800 --batch-size 128 --batch-tokens 2600
   python train_glove_t5.py --size tiny --epochs 1 --workdir demo                   seconds, on the bundled sample
-  python train_glove_t5.py --inference saved/glove-t5/lempex --predict-split valid
+  python train_glove_t5.py --inference saved/glove-t5/pool-glove-critics --predict-split valid
 
 Losses, exemplars, decoding and outputs are train_t5.py's; here stand the backbone and its defaults.
 """
@@ -32,8 +32,8 @@ def parse_args(argv=None):
     add_training(parser, epochs=50, lr=1e-4, batch_size=32)
     add_device(parser)
     args = parser.parse_args(argv)
-    sizes = {n: getattr(args, n) for n in ("d_model", "d_kv", "heads", "d_ff", "layers")}
-    return settle(parser, args, [f"--{n.replace('_', '-')} {v}: must be at least 1" for n, v in sizes.items() if v is not None and v < 1])
+    sizes = ("d_model", "d_kv", "heads", "d_ff", "layers")
+    return settle(parser, args, **{n: 1 for n in sizes if getattr(args, n) is not None})
 
 
 def load_glove_t5(args, paths: Paths):

@@ -55,23 +55,23 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--predict", action=argparse.BooleanOptionalAction, default=True, help="write predictions after training")
     group.add_argument("--predict-split", choices=["valid", "test"], default="test", help="whose predictions")
     group.add_argument("--predict-batch-size", type=int, default=64, help="replies written at a time")
-    group.add_argument("--inference", metavar="RUN", help="train nothing; write predictions of this finished run")
+    group.add_argument(
+        "--inference", metavar="RUN", help="train nothing; write predictions of this finished run, with its own lengths and exemplars"
+    )
 
 
 #: flags that change what is written after training, not the training
 DECODING = {"top_k", "temperature", "beams", "max_new_tokens", "predict", "predict_split", "predict_batch_size", "inference"}
 
 
-def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = ()) -> argparse.Namespace:
-    least = {"top_exemplars": 1, "exemplar_len": 2, "exemplar_layers": 1, "main_loss_w": 0, "empathy_loss_w": 0, "sentiment_loss_w": 0, "src_len": 1,
-             "tgt_len": 2, "top_k": 1, "beams": 1, "max_new_tokens": 1, "predict_batch_size": 1}  # fmt: skip
-    problems = list(problems)
-    problems += [f"--{n.replace('_', '-')} {getattr(args, n)}: must be at least {v}" for n, v in least.items() if getattr(args, n) < v]
+def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, **at_least: float) -> argparse.Namespace:
+    problems = []
     if args.temperature <= 0:
         problems.append(f"--temperature {args.temperature}: must be above 0")
     if not args.main_loss_w + args.empathy_loss_w + args.sentiment_loss_w:
         problems.append("--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on")
-    check(parser, args, problems)
+    check(parser, args, problems, top_exemplars=1, exemplar_len=2, exemplar_layers=1, main_loss_w=0, empathy_loss_w=0, sentiment_loss_w=0, src_len=1,
+          tgt_len=2, top_k=1, beams=1, max_new_tokens=1, predict_batch_size=1, **at_least)  # fmt: skip
     return args
 
 
@@ -126,7 +126,13 @@ def choose_critics(args, family: str, paths: Paths, session, tokenizer_hash: str
                 f"--tgt-len {args.tgt_len}: the {kind} critic reads only {critics.critics[kind].settings['reply_len']} tokens of a reply"
             )
         session.say(f"critic {kind}: {folder} | {quality(folder)}")
-    return critics, {f"critic {k}": storage.sha256(f / "model.safetensors") for k, f in folders.items()}
+    checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
+    note = storage.origin_file(paths.labels("train", args.labels))
+    made_by = storage.read_json(note) if note.exists() else {}
+    for kind in made_by.keys() & checksums.keys():
+        if made_by[kind]["sha256"] != checksums[kind]:
+            session.say(f"note: the {kind} labels in {note.parent} are of {made_by[kind]['critic']}, another critic than the loss's")
+    return critics, {f"critic {k}": digest for k, digest in checksums.items()}
 
 
 def quality(folder: Path) -> str:
@@ -186,7 +192,7 @@ def build(args, family: str, load, paths: Paths, session):
 def train_generator(args, family: str, load) -> dict | None:
     """Train and predict: the one function behind both generators. `load(args, paths) -> (tokenizer, T5)`."""
     from dataloaders import plan_once
-    from inference import infer, split_data, validate, write_predictions
+    from inference import infer, split_data, uninformed_losses, validate, write_predictions
     from models import soft_response, token_nll
     from session import Session
     from training import Loop, Objective
@@ -199,6 +205,11 @@ def train_generator(args, family: str, load) -> dict | None:
     critics, checksums = choose_critics(args, family, paths, session, model.settings["tokenizer"])
     _, data = split_data(args, model.settings, "train", tokenizer, session, paths, critics, whole=False)
     held_examples, held = split_data(args, model.settings, "valid", tokenizer, session, paths, critics)
+    for kind, (loss, prior) in uninformed_losses(critics, data, session).items() if critics else ():
+        warning = (
+            " | WARNING: confidently wrong there; from scratch, a weight of 0.1 or less keeps it from leading" if loss > 2 * prior + 0.1 else ""
+        )
+        session.say(f"critic {kind} on a reply that says nothing: loss {loss:.2f}, of a guess by frequency {prior:.2f}{warning}")
     # read before the training: what would be missing after it is missed now
     predicted = split_data(args, model.settings, args.predict_split, tokenizer, session, paths) if args.predict else ()
 

@@ -34,16 +34,14 @@ def parse_args(argv=None):
     parser.set_defaults(schedule="linear")
     add_device(parser)
     args = parser.parse_args(argv)
-    names = ("hard_negatives", "other_negatives", "valid_queries")
-    problems = [f"--{n.replace('_', '-')} {getattr(args, n)}: must be at least 0" for n in names if getattr(args, n) < 0]
-    problems += [
+    problems = [
         f"--{n.replace('_', '-')} {getattr(args, n)}: must be 8 to 512"
         for n in ("max_length", "max_passage_length")
         if not 8 <= getattr(args, n) <= 512
     ]
     if args.batch_size in (1, "auto") and not args.hard_negatives + args.other_negatives:
         problems.append(f"--batch-size {args.batch_size} without negatives: there may be nothing to tell the positive from")
-    check(parser, args, problems)
+    check(parser, args, problems, hard_negatives=0, other_negatives=0, valid_queries=0)
     return args
 
 

@@ -30,7 +30,7 @@ def parse_args(argv=None):
     parser.add_argument("--full", action="store_true", help="the whole objective instead of a plain generator")
     parser.add_argument("--steps", type=int, default=400, help="updates of the run")
     args = parser.parse_args(argv)
-    check(parser, args, [f"--{n} {getattr(args, n)}: must be at least 1" for n in ("kills", "steps") if getattr(args, n) < 1])
+    check(parser, args, kills=1, steps=1)
     return args
 
 

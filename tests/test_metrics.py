@@ -142,6 +142,7 @@ def test_sacrebleu_splits_punctuation_where_bleu_4_does_not():
     scores = bleu(["a b c d , e f"], ["a b c d, e f"])
     assert scores["sacrebleu"] == pytest.approx(100)
     assert scores["bleu_4"] < 50
+    assert bleu(["A B C d"], ["a b c D"])["sacrebleu"] == pytest.approx(100)
 
 
 # ----------------------------------------------------------------------------------------------------------- distinct
@@ -153,6 +154,7 @@ def test_sacrebleu_splits_punctuation_where_bleu_4_does_not():
         (["a b a", "b c"], 1, 100 * 3 / 5),
         (["a b a", "b c"], 2, 100),
         (["a b", "A B"], 1, 50),  # lower-cased
+        (["you, you?"], 1, 75),  # words and marks apart
         (["a b", "a b"], 2, 50),  # no bigram across replies
         (["a b a b"], 2, 100 * 2 / 3),
         (["a", "b"], 2, 0),

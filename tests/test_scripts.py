@@ -4,10 +4,12 @@ import itertools
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -243,6 +245,38 @@ def test_without_critic_weights_no_critic_is_needed(prepared, tmp_path):
     assert (prepared / "saved" / "glove-t5" / tmp_path.name / "result.json").exists()
 
 
+def test_critics_are_asked_about_a_reply_that_says_nothing(trained_copy, capsys):
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
+    shown = re.findall(
+        r"critic (\w+) on a reply that says nothing: loss ([\d.]+), of a guess by frequency ([\d.]+)", capsys.readouterr().out
+    )
+    assert [kind for kind, _, _ in shown] == ["emo", "exp", "int", "sentiment"]
+    labels = pd.read_csv(Paths(trained_copy).labels("train"))
+    for kind, loss, guess in shown:
+        shares = labels[kind].value_counts(normalize=True)
+        expected = labels[kind].var(ddof=0) if kind == "sentiment" else -(shares * np.log(shares)).sum()
+        assert float(guess) == pytest.approx(expected, abs=0.006)
+        assert 0 < float(loss) < 20
+
+
+def test_labels_of_other_critics_than_the_loss_are_named(trained_copy, capsys):
+    label_dialogues.main(["--workdir", str(trained_copy), "--family", "t5", "--output", str(trained_copy / "other")])
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict", "--labels", str(trained_copy / "other")])
+    assert "note: the emo labels" in (shown := capsys.readouterr().out) and "note: the sentiment" not in shown
+    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict", "--overwrite"])
+    assert "note: the emo labels" not in capsys.readouterr().out
+
+
+def test_inference_reads_the_exemplars_that_the_run_was_trained_on(trained_copy):
+    shutil.copytree(Paths(trained_copy).dialogues_dir, trained_copy / "mine", ignore=shutil.ignore_patterns("original"))
+    words = [*short(trained_copy), "--size", "tiny", *NO_CRITICS]
+    train_glove_t5.main([*words, "--no-predict", "--exemplars", str(trained_copy / "mine")])
+    folder = trained_copy / "saved" / "glove-t5" / "exemplars"
+    train_glove_t5.main([*words, "--inference", str(folder)])
+    origin = json.loads((folder / "predictions.tsv.origin.json").read_text())
+    assert origin["exemplars"]["path"] == str(trained_copy / "mine" / "test_dpr.csv")
+
+
 def test_a_useless_critic_is_named_in_plain_words(trained_copy, capsys):
     file = Paths(trained_copy).critic("emo", "glove-t5") / "result.json"
     result = json.loads(file.read_text())
@@ -316,6 +350,10 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
     assert files_of(folder) == {"metrics.json", "table.md", "case_studies.md", "learning_curves.png"}
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
+    below = (folder / "table.md").read_text().split("\n\n", 1)[1]
+    assert (
+        "case:lc" in below and "glove-t5/lempex was trained against the very critics that judge it here: emo, exp, int, sentiment" in below
+    )
     assert (
         systems["gold"]["bleu_4"] == pytest.approx(100)
         and systems["glove-t5/lempex"]["ppl_word"] > 1
