@@ -360,6 +360,7 @@ def main(argv=None):
         print("small models with random weights")
         prepare_t5_tiny(paths, utterances, args.seed)
         prepare_bert_tiny(paths, args.seed)
+        storage.share(paths.data)
         storage.write_json(made, origin)
     print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo")
 

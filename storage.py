@@ -71,6 +71,14 @@ def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | No
         table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
 
 
+def share(folder: Path) -> None:
+    """safetensors writes for its owner alone; give its files the rights of any other new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or an error that names it."""
     try:

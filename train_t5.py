@@ -207,7 +207,9 @@ def train_generator(args, family: str, load) -> dict | None:
     held_examples, held = split_data(args, model.settings, "valid", tokenizer, session, paths, critics)
     for kind, (loss, prior) in uninformed_losses(critics, data, session).items() if critics else ():
         warning = (
-            " | WARNING: confidently wrong there; from scratch, a weight of 0.1 or less keeps it from leading" if loss > 2 * prior + 0.1 else ""
+            " | WARNING: confidently wrong there; from scratch, a weight of 0.1 or less keeps it from leading"
+            if loss > 2 * prior + 0.1
+            else ""
         )
         session.say(f"critic {kind} on a reply that says nothing: loss {loss:.2f}, of a guess by frequency {prior:.2f}{warning}")
     # read before the training: what would be missing after it is missed now

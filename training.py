@@ -29,7 +29,7 @@ from transformers import get_scheduler
 import runs
 from options import UserError
 from session import Session, Signals, largest_that_fits, memory_advice, own_random_stream, random_state, set_random_state
-from storage import read_json, sha256, sync, write_json
+from storage import read_json, sha256, share, sync, write_json
 
 #: flags that change neither the updates nor which of them is kept
 FREE = {"workdir", "overwrite", "device", "resume", "log_every", "save_every", "name", "deterministic"}
@@ -341,6 +341,7 @@ class Loop:
     def finish(self, result: dict) -> None:
         """Write the card and result.json, which marks the run as finished, and let go of its lock."""
         if self.session.main:
+            share(self.run.folder)
             for file in self.run.folder.rglob("*"):  # all of it stands before the mark does
                 if file.is_file() and self.run.checkpoints not in file.parents:
                     sync(file)

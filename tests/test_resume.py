@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from toy import __file__ as TOY
 
 import dpr_exemplar_retriever
 import label_dialogues
+import reproduce
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
@@ -168,6 +170,20 @@ def test_an_interrupted_stage_does_the_rest_only(trained_copy, monkeypatch, stag
     main([*common, *words])
     assert len(chunks) == in_all > 2
     assert output.read_bytes() == expected.read_bytes()
+
+
+def test_a_recipe_that_is_stopped_lets_its_stage_save(tmp_path):
+    def stop():
+        wait_for_step(tmp_path / "run", 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(SystemExit) as end:
+        reproduce.run_stage([TOY, str(tmp_path / "run"), "epochs=4", "pause=0.2"], tmp_path / "log")
+    assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert "stopped at step" in (tmp_path / "log").read_text()
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
 # ----------------------------------------------------------------------------------------------------- several processes

@@ -56,6 +56,7 @@ def test_a_critic_run_is_complete_and_stands_beside_its_baselines(trained, model
     folder = Paths(trained).critic(kind, model)
     assert files_of(folder) == RUN_FILES
     assert (folder / "checkpoints" / "step-0000002").is_dir()
+    assert len({p.stat().st_mode for p in folder.rglob("*") if p.is_file()}) == 1  # who may read one file may read all
     result = json.loads((folder / "result.json").read_text())
     if kind == "sentiment":
         assert result["valid"].keys() == result["baselines"]["mean"].keys() == {"mse", "pearson"}
