@@ -40,6 +40,7 @@ def split_words() -> Tokenizer:
             decoders.Replace(Regex("^"), " "),
             decoders.Fuse(),
             decoders.Replace(Regex(rf" (?={closing}|{endings})"), ""),
+            decoders.Replace(Regex(r"(?<=\() "), ""),
             decoders.Strip(" ", 1, 0),
         ]
     )

@@ -91,6 +91,7 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     if sha256 and found != sha256:
         part.unlink()
         raise UserError(f"{url}: sha256 {found}, expected {sha256}; the download was discarded, run the same command again")
+    storage.sync(part)
     part.rename(target)
     return target
 

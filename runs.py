@@ -181,9 +181,11 @@ class Run:
             self.compare(checkpoint)
             # what came after it is no longer this run's future; it is kept, out of the way
             (self.folder / "result.json").unlink(missing_ok=True)
-            for later in self.checkpoints.glob("step-*"):
+            for later in sorted(self.checkpoints.glob("step-*")):
                 if later.name > checkpoint.name:
-                    later.rename(later.with_name(f"later-{later.name}-{uuid.uuid4().hex[:6]}"))
+                    aside = later.with_name(f"later-{later.name}-{uuid.uuid4().hex[:6]}")
+                    later.rename(aside)
+                    print(f"note: {later} comes after {checkpoint.name}; set aside as {aside.name}")
             return "resume", checkpoint
         if known:
             if resume == "never":

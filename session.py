@@ -164,10 +164,9 @@ def memory_advice(where: str, args):
         factor = next((n for n in range(2, size + 1) if size % n == 0 and tokens % n == 0), None)
         advice = "shorter sequences or a smaller model"
         if factor:
-            advice = f"--batch-size {size // factor} --accumulate {count * factor}" + (
-                f" --batch-tokens {tokens // factor}" if tokens else ""
-            )
-            advice += ", as many examples an update" + ("" if tokens else ", or --batch-size auto")
+            bound = f" --batch-tokens {tokens // factor}" if tokens else ""
+            other = "" if tokens else ", or --batch-size auto"
+            advice = f"--batch-size {size // factor} --accumulate {count * factor}{bound}, as many examples an update{other}"
         raise UserError(
             f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} ({str(error).splitlines()[0][:120]})"
         ) from error

@@ -55,6 +55,7 @@ def test_words_are_cut_as_glove_cuts_them(text, expected):
         ("It's 50%; I can’t believe you'd say that...", "it's 50%; i can't believe you'd say that..."),
         ("Oh no ! What happened ?", "oh no! what happened?"),
         ("Well: she'll come; I’ve heard", "well: she'll come; i've heard"),
+        ("Really (I think)? (Yes.)", "really (i think)? (yes.)"),
     ],
 )
 def test_decoding_reads_naturally_and_encodes_to_the_same_ids(text, expected):
