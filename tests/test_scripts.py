@@ -39,6 +39,10 @@ def short(workdir: Path) -> list[str]:
             "--tgt-len", "12", "--exemplar-len", "16", "--exemplar-model", "t5-tiny", "--exemplar-layers", "1"]  # fmt: skip
 
 
+def on(workdir: Path, flags: str) -> list[str]:
+    return ["--workdir", str(workdir), *flags.split()]
+
+
 def files_of(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.startswith("events.out")}
 
@@ -70,46 +74,13 @@ def test_three_levels_make_three_outputs(workdir):
         file = Paths(workdir).pairs("emo", split)
         table = pd.read_csv(file)
         table.assign(label=table["level"]).to_csv(file, index=False)
-    train_empathy_classifier.main(
-        [
-            "--workdir",
-            str(workdir),
-            "--model",
-            "glove-t5",
-            "--size",
-            "tiny",
-            "--dim",
-            "emo",
-            "--max-steps",
-            "1",
-            "--class-weights",
-            "--pooling",
-            "first",
-        ]
-    )
+    train_empathy_classifier.main(on(workdir, "--model glove-t5 --size tiny --dim emo --max-steps 1 --class-weights --pooling first"))
     assert load_file(Paths(workdir).critic("emo", "glove-t5") / "model.safetensors")["head.weight"].shape[0] == 3
 
 
 def test_a_glove_critic_learns_more_than_the_majority_class(workdir):
     """A floor, read back from result.json: questions are easy to tell."""
-    train_empathy_classifier.main(
-        [
-            "--workdir",
-            str(workdir),
-            "--model",
-            "glove-t5",
-            "--size",
-            "tiny",
-            "--dim",
-            "exp",
-            "--lr",
-            "3e-3",
-            "--epochs",
-            "20",
-            "--log-every",
-            "100",
-        ]
-    )
+    train_empathy_classifier.main(on(workdir, "--model glove-t5 --size tiny --dim exp --lr 3e-3 --epochs 20 --log-every 100"))
     result = json.loads((Paths(workdir).critic("exp", "glove-t5") / "result.json").read_text())
     assert result["valid"]["macro_f1"] > result["baselines"]["majority"]["macro_f1"] + 20
 
@@ -227,22 +198,7 @@ def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy):
 
 
 def test_without_critic_weights_no_critic_is_needed(prepared, tmp_path):
-    train_glove_t5.main(
-        [
-            "--workdir",
-            str(prepared),
-            "--size",
-            "tiny",
-            "--max-steps",
-            "1",
-            "--add-exemplars",
-            "none",
-            *NO_CRITICS,
-            "--no-predict",
-            "--name",
-            tmp_path.name,
-        ]
-    )
+    train_glove_t5.main([*on(prepared, f"--size tiny --max-steps 1 --add-exemplars none --no-predict --name {tmp_path.name}"), *NO_CRITICS])
     assert (prepared / "saved" / "glove-t5" / tmp_path.name / "result.json").exists()
 
 
@@ -288,25 +244,7 @@ def test_a_useless_critic_is_named_in_plain_words(trained_copy, capsys):
 
 
 def test_the_loss_falls_and_replies_follow_the_speakers(trained_copy):
-    train_glove_t5.main(
-        [
-            "--workdir",
-            str(trained_copy),
-            "--size",
-            "tiny",
-            "--epochs",
-            "15",
-            "--lr",
-            "3e-3",
-            "--batch-size",
-            "8",
-            "--exemplar-len",
-            "16",
-            "--no-predict",
-            "--log-every",
-            "1",
-        ]
-    )
+    train_glove_t5.main(on(trained_copy, "--size tiny --epochs 15 --lr 3e-3 --batch-size 8 --exemplar-len 16 --no-predict --log-every 1"))
     losses = [r["loss"] for r in rows_of(trained_copy / "saved" / "glove-t5" / "lempex") if r["kind"] == "train"]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -430,23 +368,7 @@ def test_a_critic_of_the_other_family_is_refused_as_a_loss(trained_copy):
 
 def test_changed_critics_are_refused_on_resume(trained_copy):
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
-    train_empathy_classifier.main(
-        [
-            "--workdir",
-            str(trained_copy),
-            "--model",
-            "glove-t5",
-            "--size",
-            "tiny",
-            "--dim",
-            "emo",
-            "--max-steps",
-            "3",
-            "--batch-size",
-            "8",
-            "--overwrite",
-        ]
-    )
+    train_empathy_classifier.main(on(trained_copy, "--model glove-t5 --size tiny --dim emo --max-steps 3 --batch-size 8 --overwrite"))
     with pytest.raises(UserError, match="critic emo: its content has changed"):
         train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
 
