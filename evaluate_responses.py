@@ -59,20 +59,22 @@ def load_system(path: Path, examples: list, split: str) -> dict:
     from safetensors import safe_open
 
     import runs
+    import storage
     from dataloaders import read_predictions
     from inference import prediction_files
     from metrics import perplexity
 
     if path.is_file():
         return {"name": path.stem, "replies": read_predictions(path, examples)}
+    runs.require_run(path, "python train_t5.py, or train_glove_t5.py; or give a predictions file")
     predictions, likelihood = prediction_files(path, split)
     if not predictions.exists():
         raise UserError(f"{predictions}: no such file; make it with: python train_t5.py --inference {path} --predict-split {split}")
+    storage.warn_if_stale(predictions, {"model": path / "model.safetensors"})
     system = {"name": f"{path.parent.name}/{path.name}", "folder": str(path), "replies": read_predictions(predictions, examples)}
     if likelihood.exists():
         sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
         system |= {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
-    runs.require_run(path, "python train_t5.py, or train_glove_t5.py")
     with safe_open(path / "model.safetensors", framework="np") as weights:
         names = weights.keys()
         system["parameters"] = sum(math.prod(weights.get_slice(n).get_shape()) for n in names)
@@ -91,7 +93,7 @@ def load_judges(args, paths: Paths, session) -> dict:
 
 
 def judge(judges: dict, examples: list, replies: list[str], session, cache: Path, title: str) -> dict[str, list[float]]:
-    """Each critic's score of each reply given its context: the expected level, or the sentiment."""
+    """Each critic's score of each reply, given as much of its context as the critic reads: the expected level, or the sentiment."""
     from dataloaders import critic_data
     from inference import critic_scores
 
@@ -111,7 +113,7 @@ def notes(systems: list[dict], folders: dict[str, Path]) -> str:
     lines = [f"sacreBLEU: {SACREBLEU.get_signature()}. Parameters, perplexity, BLEU, Distinct: `python evaluate_responses.py --help`."]
     judges = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     for system in systems:
-        inputs = storage.read_json(Path(system["folder"]) / "args.json")["inputs"] if "folder" in system else {}
+        inputs = storage.read_json(Path(system["folder"]) / "args.json").get("inputs", {}) if "folder" in system else {}
         own = [k for k, digest in judges.items() if inputs.get(f"critic {k}") == digest]
         if own:
             lines.append(f"{cell(system['name'])} was trained against the very critics that judge it here: {', '.join(own)}.")

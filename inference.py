@@ -249,7 +249,8 @@ def infer(args, folder: Path, session: Session, paths: Paths) -> dict[str, float
     """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
-    args.exemplars = args.exemplars or runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")["exemplars"]
+    trained = runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
+    args.exemplars = args.exemplars or trained.get("exemplars")
     refuse_existing(prediction_files(folder, args.predict_split), args.overwrite)
     model = Generator.from_pretrained(folder).to(session.device)
     tokenizer = load_tokenizer(folder)

@@ -155,6 +155,11 @@ def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
     return training
 
 
+def splits_file(source: Path) -> Path:
+    beside = [source / "empathy_mental_health" / "splits.json", source / "splits.json"]
+    return next((f for f in beside if f.is_file()), HERE / "data" / "splits.json")
+
+
 def valid_rows(args, source: Path, dim: str, table) -> set[int]:
     """0-based rows of the validation side."""
     import storage
@@ -165,8 +170,7 @@ def valid_rows(args, source: Path, dim: str, table) -> set[int]:
 
         splitter = GroupShuffleSplit(n_splits=1, test_size=0.2, random_state=args.seed)
         return set(next(splitter.split(table, groups=table["seeker_post"]))[1].tolist())
-    beside = [source / "empathy_mental_health" / "splits.json", source / "splits.json"]
-    file = next((f for f in beside if f.is_file()), HERE / "data" / "splits.json")
+    file = splits_file(source)
     splits = storage.read_json(file)
     rows = splits.get("valid_rows")
     rows = rows.get(name) if isinstance(rows, dict) else None
@@ -289,10 +293,12 @@ def official_files(source: Path) -> list[Path]:
 
 
 def restore(outputs: list[Path], aside: Path) -> None:
-    """Put back what `replacing` has set aside, in place of what was written since."""
-    for p in outputs:
-        if (aside / "moved").exists():  # all old ones are aside: what stands in their places is unfinished
+    """Put back what `replacing` has set aside, in place of what was written since; killed anywhere, it can be called again."""
+    if (aside / "moved").exists():  # all old ones are aside: what stands in their places is unfinished
+        for p in outputs:
             remove(p)
+        (aside / "moved").unlink()
+    for p in outputs:
         if (aside / p.name).exists():
             (aside / p.name).rename(p)
     shutil.rmtree(aside, ignore_errors=True)
@@ -312,6 +318,7 @@ def replacing(outputs: list[Path], aside: Path):
         restore(outputs, aside)
         raise
     done = aside.with_name(f"{aside.name}-done")  # under this name nothing is put back any more
+    shutil.rmtree(done, ignore_errors=True)
     aside.rename(done)
     shutil.rmtree(done, ignore_errors=True)
 
@@ -321,6 +328,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def origin_of(args, source: Path) -> dict:
+    """All that the outputs depend on."""
+    import storage
+    from glove_models import glove_package
+
+    files = [*official_files(source), *([splits_file(source)] if args.split == "paper" else [])]
+    origin = {k: getattr(args, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
+    origin |= {"source": args.source if args.source in ("sample", "download") else "folder", **{f.name: storage.sha256(f) for f in files}}
+    if args.glove == "auto":
+        origin["glove"] = "auto, package" if glove_package() is not None else "auto"
+    elif Path(args.glove).is_file():
+        origin["glove"] = storage.sha256(Path(args.glove))
+    return origin
 
 
 def main(argv=None):
@@ -338,16 +360,23 @@ def main(argv=None):
         paths.t5_tiny,
         paths.bert_tiny,
     ]
-    restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
+    paths.data.mkdir(parents=True, exist_ok=True)
+    with storage.locked(paths.data, "another prepare_data.py is at work there"):
+        restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
+        prepare(args, paths, made, outputs)
+
+
+def prepare(args, paths: Paths, made: Path, outputs: list[Path]) -> None:
+    import storage
+
     source = {"sample": SAMPLE}.get(args.source) or (
         fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)
     )
     for file in official_files(source):
         if any(old.resolve() in file.resolve().parents for old in outputs):
             raise UserError(f"--source {args.source}: {file} stands where the outputs go; move it elsewhere")
-    origin = {k: getattr(args, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
-    origin |= {file.name: storage.sha256(file) for file in official_files(source)}
-    if made.exists() and not args.overwrite and storage.read_json(made) == origin:
+    origin = origin_of(args, source)
+    if all(p.exists() for p in outputs) and not args.overwrite and storage.read_json(made) == origin:
         print(f"{paths.data}: already made from the same inputs, kept")
         return
     refuse_existing(outputs, args.overwrite)
@@ -361,7 +390,8 @@ def main(argv=None):
         print("small models with random weights")
         prepare_t5_tiny(paths, utterances, args.seed)
         prepare_bert_tiny(paths, args.seed)
-        storage.share(paths.data)
+        for folder in (paths.glove, paths.bert_tiny):
+            storage.share(folder)
         storage.write_json(made, origin)
     print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo")
 

@@ -111,8 +111,8 @@ def settle(line: str, workdir: str) -> list[str]:
     return [*placed, "--workdir", workdir]
 
 
-def run_stage(command: list[str], log: Path) -> None:
-    """Run one command, its output shown and kept in `log`; an error where it fails."""
+def run_stage(command: list[str], log: Path) -> bool:
+    """Run one command, its output shown and kept in `log`; an error where it fails. True: it finished, but a signal asks to stop."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
     errors = None if sys.stderr.isatty() else subprocess.STDOUT
@@ -124,6 +124,7 @@ def run_stage(command: list[str], log: Path) -> None:
             text=True,
             cwd=HERE,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # signals come from here alone, once
         )
         stopped: list[int] = []
 
@@ -132,17 +133,20 @@ def run_stage(command: list[str], log: Path) -> None:
             process.send_signal(number)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        for line in process.stdout:
-            print("  " + line, end="", flush=True)
-            out.write(line)
-        process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopped:
+        try:
+            for line in process.stdout:
+                print("  " + line, end="", flush=True)
+                out.write(line)
+            process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if process.returncode and stopped:
         raise SystemExit(128 + stopped[0])
     if process.returncode:
         shown, end = shlex.join(["python", *command]), "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
         raise UserError(f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call goes on from here")
+    return bool(stopped)
 
 
 def main(argv=None):
@@ -165,9 +169,11 @@ def main(argv=None):
             continue
         start = time.monotonic()
         script = command[1] if command[0] == "-m" else command[0].removesuffix(".py")
-        run_stage(command, paths.results / args.recipe / "logs" / f"{number:02d}-{script}.log")
+        stop = run_stage(command, paths.results / args.recipe / "logs" / f"{number:02d}-{script}.log")
         done[shown] = round(time.monotonic() - start, 1)
         storage.write_json(record_file, done)
+        if stop:
+            raise SystemExit("stopped between two stages; the same call goes on from here")
     if not args.dry_run:
         page = paths.results / args.recipe / "case_studies.md"
         if args.recipe == "sample":

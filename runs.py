@@ -6,7 +6,6 @@ after the new one stands. Everything in it is safetensors, plain tensors (`weigh
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from options import UserError
-from storage import read_json, sha256, sync, write_json, write_text
+from storage import locked, read_json, sha256, sync, write_json, write_text
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pandas", "scikit-learn", "faiss-gpu", "faiss-cpu")
@@ -80,13 +79,17 @@ def faults(checkpoint: Path) -> list[str]:
     return found
 
 
-def newest_good(folder: Path) -> Path | None:
-    """The newest checkpoint that passes its check, None where there never was one; damaged ones are named and set aside."""
+def sweep(folder: Path) -> None:
+    """Clear away what killed saves have left."""
     for leftover in folder.glob(".tmp-step-*"):  # a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     for old in folder.glob(".old-step-*"):  # a replacement that was killed between its two renames
         target = folder / old.name.removeprefix(".old-")
         shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The newest checkpoint that passes its check, None where there never was one; damaged ones are named and set aside."""
     for checkpoint in sorted(folder.glob("step-*"), reverse=True):
         problems = faults(checkpoint)
         if not problems:
@@ -152,11 +155,12 @@ class Run:
         self.folder, self.free, self.main = Path(folder), free, main
         self.args, self.inputs = json.loads(json.dumps(args, default=str)), inputs
         self.checkpoints = self.folder / "checkpoints"
-        self._lock = None
+        self._lock = contextlib.ExitStack()
 
     def open(self, resume: str, overwrite: bool) -> tuple[str, Path | None]:
         """("new", None), ("resume", checkpoint) or ("finished", None)."""
-        self.lock()
+        self._lock.enter_context(locked(self.folder, "another process is training there; wait for it or choose another --name"))
+        sweep(self.checkpoints)
         for part in self.folder.glob(".*.part"):  # of a write that was killed; the lock says that nobody is at it
             part.unlink()
         known = (self.folder / "args.json").exists()
@@ -164,8 +168,8 @@ class Run:
             raise UserError(f"{self.folder}: not empty and not a run folder (no args.json), so it is left alone; choose another --name")
         if overwrite and resume == "auto" and known:
             # not finished from the first deletion on, a run folder up to the last: a kill in between leaves no riddle
-            order = {"result.json": 0, "args.json": 2}
-            for old in sorted(self.folder.iterdir(), key=lambda p: order.get(p.name, 1)):
+            order = {"result.json": 0, "checkpoints": 1, "args.json": 3}
+            for old in sorted(self.folder.iterdir(), key=lambda p: order.get(p.name, 2)):
                 if old.name != ".lock":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             known = False
@@ -179,13 +183,6 @@ class Run:
             if problems:
                 raise UserError(f"--resume {resume}: {'; '.join(problems)}")
             self.compare(checkpoint)
-            # what came after it is no longer this run's future; it is kept, out of the way
-            (self.folder / "result.json").unlink(missing_ok=True)
-            for later in sorted(self.checkpoints.glob("step-*")):
-                if later.name > checkpoint.name:
-                    aside = later.with_name(f"later-{later.name}-{uuid.uuid4().hex[:6]}")
-                    later.rename(aside)
-                    print(f"note: {later} comes after {checkpoint.name}; set aside as {aside.name}")
             return "resume", checkpoint
         if known:
             if resume == "never":
@@ -206,7 +203,16 @@ class Run:
         write_text(self.folder / "metrics.jsonl", "")
 
     def go_on(self, step: int, evaluation_due: bool, device: str) -> None:
-        """Take up the log at `step`, and note where and with what the rest is made."""
+        """Take up the log at `step`, and note where and with what the rest is made.
+
+        What came after `step` (with --resume CHECKPOINT) is no longer this run's future; it is kept, out of the way.
+        """
+        (self.folder / "result.json").unlink(missing_ok=True)
+        for later in sorted(self.checkpoints.glob("step-*")):
+            if int(later.name.split("-")[1]) > step:
+                aside = later.with_name(f"later-{later.name}-{uuid.uuid4().hex[:6]}")
+                later.rename(aside)
+                print(f"note: {later} comes after the step that the run goes on from; set aside as {aside.name}")
         self.rewind(step, evaluation_due)
         file = self.folder / "environment.json"
         made = read_json(file)
@@ -235,22 +241,9 @@ class Run:
             if k in self.free:
                 print(f"note: --{k.replace('_', '-')} was {a!r}, is now {b!r}")
 
-    def lock(self) -> None:
-        """Held by the process, not by the file: it goes when the process goes, however that ends."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a")  # noqa: SIM115 (held open for as long as the run lasts)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.folder}: another process is training there; wait for it or choose another --name") from None
-
     def close(self) -> None:
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        """Let go of the folder."""
+        self._lock.close()
 
     def log(self, row: dict) -> None:
         if self.main:

@@ -165,7 +165,7 @@ def memory_advice(where: str, args):
         advice = "shorter sequences or a smaller model"
         if factor:
             bound = f" --batch-tokens {tokens // factor}" if tokens else ""
-            other = "" if tokens else ", or --batch-size auto"
+            other = "" if tokens else ", or a new run with --batch-size auto"
             advice = f"--batch-size {size // factor} --accumulate {count * factor}{bound}, as many examples an update{other}"
         raise UserError(
             f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} ({str(error).splitlines()[0][:120]})"

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -50,7 +51,8 @@ def whole_file(path: Path, origin: dict | None = None):
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); free space or rights there, then the same command again") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def write_text(path: Path, text: str, origin: dict | None = None) -> None:
@@ -69,6 +71,22 @@ def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | No
         quoting = csv.QUOTE_NONNUMERIC  # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
     with whole_file(path, origin) as part:
         table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, otherwise: str):
+    """Hold `folder` against other processes. Held by the process, not by the file: it goes when the process goes, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error})") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: {otherwise}") from None
+        yield
 
 
 def share(folder: Path) -> None:
@@ -136,7 +154,7 @@ def cached(file: Path | None, make: Callable[[], dict[str, np.ndarray]]) -> dict
         try:
             with np.load(file, allow_pickle=False) as stored:  # a zip: each part has a checksum
                 return dict(stored)
-        except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             tqdm.write(f"warning: {file}: cannot be read ({error}); it is made again")
     arrays = make()
     with whole_file(file) as part, open(part, "wb") as handle:

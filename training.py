@@ -68,7 +68,6 @@ class State:
     position: int = 0  # steps done in this epoch
     best: float | None = None
     best_step: int = 0
-    best_before: int = 0  # best_step when the checkpoint before was written
     since_best: int = 0
     evaluations: int = 0
     evaluation_due: bool = False
@@ -109,8 +108,9 @@ class Loop:
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
         self.model = model.to(session.device)
         self.state = State(evaluation_due=evaluate_first)
+        self._best_before = 0  # best_step when the checkpoint before was written
         if args.batch_size == "auto":
-            self._fit_batch_size(folder if micro_batches_matter else None)
+            self._fit_batch_size(folder)
         flags = vars(args) | {"precision": session.precision, "processes": session.world}
         if not micro_batches_matter:  # only their products do
             flags |= {"examples_per_update": args.batch_size * args.accumulate, "tokens_per_update": args.batch_tokens * args.accumulate}
@@ -126,13 +126,10 @@ class Loop:
         together = self.args.accumulate * self.session.world
         return self.data.plan(self.args.batch_size * together, self.args.batch_tokens * together, self.args.seed, epoch)
 
-    def _fit_batch_size(self, folder: Path | None) -> None:
-        """--batch-size auto: the most examples that fit at their longest; accumulation keeps the stage's usual batch an update.
-
-        `folder`: of a run whose micro-batches matter; where it is begun, it keeps what it found.
-        """
+    def _fit_batch_size(self, folder: Path) -> None:
+        """--batch-size auto: the most examples that fit at their longest; accumulation keeps the stage's usual batch an update."""
         args, session = self.args, self.session
-        if folder and (folder / "args.json").exists() and not args.overwrite:
+        if (folder / "args.json").exists() and not args.overwrite:  # a run that goes on keeps what it found, to the bit
             saved = read_json(folder / "args.json")["args"]
             args.batch_size, args.accumulate = saved["batch_size"], saved["accumulate"]
             return
@@ -196,8 +193,8 @@ class Loop:
         if self.session.main:
             sync(self.run.folder / "metrics.jsonl")
             # the checkpoint before this one is kept too, and so the best that it knows
-            runs.write_checkpoint(self.run.checkpoints, state.step, write, keep={state.best_step, state.best_before})
-        state.best_before = state.best_step
+            runs.write_checkpoint(self.run.checkpoints, state.step, write, keep={state.best_step, self._best_before})
+        self._best_before = state.best_step
         # torchrun ends all processes when one ends: none leaves before the checkpoint stands
         self.session.accelerator.wait_for_everyone()
 
@@ -210,18 +207,22 @@ class Loop:
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])
         self.state = State(**read_json(checkpoint / "state.json"))
-        self.state.best_before = self.state.best_step
-        if self.state.best is not None and (problems := runs.faults(self._best())):
-            raise UserError(
-                f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the run would end without it; "
-                f"--resume an older checkpoint, or --overwrite begins anew"
-            )
+        self._best_before = self.state.best_step
+        if self.state.best is not None:
+            self._check_best()  # now, and not after the hours that are left
         set_random_state(stored["random"][self.session.rank])
         if self.session.main:
             self.run.go_on(self.state.step, self.state.evaluation_due, str(self.session.device))
 
     def _best(self) -> Path:
         return self.run.checkpoints / f"step-{self.state.best_step:07d}"
+
+    def _check_best(self) -> None:
+        if problems := runs.faults(self._best()):
+            raise UserError(
+                f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the run would end without it; "
+                f"--overwrite begins anew, another --name leaves this as it is"
+            )
 
     def _load_weights(self, checkpoint: Path) -> None:
         try:
@@ -379,8 +380,6 @@ class Loop:
                 if state.evaluation_due:
                     self._save()  # an evaluation can be long, and run out of memory
                     self._evaluate()
-                    if session.sum([float(self._signals.number)])[0]:
-                        self._leave(save=False)  # the evaluation has just saved
                 elif args.save_every and state.step % args.save_every == 0:
                     self._save()
             bar.close()
@@ -442,6 +441,8 @@ class Loop:
         self.session.say(f"step {state.step:>6} | valid: {shown}{' | best so far' if better else ''} | {time.monotonic() - began:.0f} s")
         self._clock = time.monotonic() - state.seconds
         self._save()
+        if self.session.sum([float(self._signals.number)])[0]:
+            self._leave(save=False)
 
     def _finish(self) -> dict:
         state, run = self.state, self.run
@@ -450,10 +451,7 @@ class Loop:
                 f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so there is no best model; "
                 "try a lower --lr, or --precision fp32"
             )
-        if problems := runs.faults(self._best()):
-            raise UserError(
-                f"{self._best()}: the best checkpoint is damaged ({'; '.join(problems)}); {run.folder} holds its exported weights"
-            )
+        self._check_best()
         self._load_weights(self._best())
         self.model.eval()
         if self.session.main:

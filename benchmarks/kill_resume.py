@@ -5,7 +5,7 @@
 Trains a tiny GloVe generator twice on the prepared data of the workdir: once in peace, once under SIGKILL at random moments, every
 other time just when a checkpoint is being written. Plain, or with `--full`: exemplars, critics, Gumbel noise and accumulation, for which
 the workdir must hold GloVe critics, labels and exemplars. Prints the sha256 of the final weights of both, and writes
-results/kill_resume.json.
+results/kill_resume.json (or kill_resume_full.json).
 """
 
 import json
@@ -99,12 +99,14 @@ def main(argv=None):
         "equal": len(set(sums.values())) == 1,
         "logs_equal": logs[0] == logs[1],
     }
-    storage.write_json(paths.results / "kill_resume.json", result)
+    storage.write_json(paths.results / f"kill_resume{'_full' * args.full}.json", result)
     for name, digest in sums.items():
         print(f"{digest}  {name}")
     print(
         f"{len(hits)} kills, {result['in_saves']} of them inside a save: final weights {'equal' if result['equal'] else 'DIFFER'}, logs {'equal' if result['logs_equal'] else 'DIFFER'}"
     )
+    if not hits:
+        raise UserError("the run was never killed; give it more --steps")
     if not (result["equal"] and result["logs_equal"]):
         raise UserError("the killed run did not end as the uninterrupted one")
 

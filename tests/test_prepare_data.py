@@ -61,7 +61,7 @@ def three_levels(packed_corpus, tmp_path_factory):
 def test_exactly_the_promised_files_appear(request, made, end):
     data = Paths(request.getfixturevalue(made)).data
     folders = {"empathetic_dialogues", "empathy_mental_health", "glove", "t5-tiny", "bert-tiny"}
-    assert {p.name for p in data.iterdir()} == folders | {"prepared.json"}
+    assert {p.name for p in data.iterdir()} == folders | {"prepared.json", ".lock"}
     found = {str(p.relative_to(data)) for name in ("empathetic_dialogues", "empathy_mental_health") for p in (data / name).rglob("*.*")}
     dialogues = {f"empathetic_dialogues/original/{s}{end}" for s in SPLITS} | {f"empathetic_dialogues/{s}_vader.csv" for s in SPLITS}
     pairs = {f"empathy_mental_health/{d}_{s}.csv" for d in ("emotion", "exploration", "interpretation") for s in ("train", "valid")}
@@ -223,7 +223,7 @@ def test_a_missing_source_file_is_named_with_the_places_looked_in(corpus, tmp_pa
 
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def test_what_is_there_is_not_overwritten_unasked(corpus, workdir):

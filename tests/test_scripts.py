@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import resource
 import shutil
@@ -386,13 +387,10 @@ def test_changed_words_are_refused_on_resume(trained_copy):
         train_glove_t5.main(words)
 
 
-def test_precision_is_the_flags_whatever_the_launcher_says(monkeypatch):
-    from argparse import Namespace
-
-    from session import Session
-
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert Session(Namespace(device="cpu", precision="fp32", seed=1)).accelerator.mixed_precision == "no"
+def test_precision_is_the_flags_whatever_the_launcher_says():
+    code = "from argparse import Namespace as N; from session import Session; print(Session(N(device='cpu', precision='fp32', seed=1)).accelerator.mixed_precision)"
+    env = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout.strip() == "no"
 
 
 def test_a_dpr_folder_without_weights_is_an_error(trained_copy):

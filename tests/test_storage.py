@@ -37,17 +37,21 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
     assert done[4:] == [[3, 4, 5]] and f"{damaged}: cannot be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
-def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path, place):
+def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path):
+    """Anywhere in the file: in the numbers, in the zip's headers, in its directory."""
+
     def make():
-        return {"x": np.arange(500)}
+        return {"x": np.arange(20)}
 
     file = tmp_path / "kept.npz"
     storage.cached(file, make)
-    content = bytearray(file.read_bytes())
-    content[int(len(content) * place)] ^= 1
-    file.write_bytes(content)
-    assert storage.cached(file, make)["x"].tolist() == list(range(500))
+    sound = file.read_bytes()
+    for place in range(len(sound)):
+        for bit in (0, 3):
+            content = bytearray(sound)
+            content[place] ^= 1 << bit
+            file.write_bytes(content)
+            assert storage.cached(file, make)["x"].tolist() == list(range(20))
 
 
 def test_an_output_and_its_note_never_disagree(tmp_path, monkeypatch):

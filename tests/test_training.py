@@ -309,8 +309,12 @@ def test_killed_while_overwriting(tmp_path, monkeypatch, deletions):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(runs.shutil, "rmtree", counted(shutil.rmtree))
         patch.setattr(Path, "unlink", counted(Path.unlink))
-        train(tmp_path / "run", overwrite=True, lr=0.02)
+        train(tmp_path / "run", overwrite=True)
     assert not (tmp_path / "run" / "result.json").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    train(tmp_path / "other")  # without the flag: nothing of the old run is taken for a beginning
+    train(tmp_path / "usual")
+    assert_same_run(tmp_path / "usual", tmp_path / "other")
     train(tmp_path / "run", overwrite=True, lr=0.02)
     train(tmp_path / "fresh", lr=0.02)
     assert_same_run(tmp_path / "fresh", tmp_path / "run")
@@ -465,6 +469,7 @@ def test_a_signal_saves_also_where_nobody_reads_the_output_any_more(tmp_path):
     process.stderr.close()
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
+    assert not (tmp_path / "run" / "result.json").exists()
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
@@ -643,6 +648,7 @@ def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
         runs.write_checkpoint(folder, 5, lambda f, c=content: (f / "x").write_text(c))
     assert (folder / "step-0000005" / "x").read_text() == "second" and len(list(folder.iterdir())) == 1
     (folder / "step-0000005").rename(folder / ".old-step-0000005")
+    runs.sweep(folder)
     assert runs.newest_good(folder) == folder / "step-0000005"
 
 
