@@ -72,6 +72,13 @@ def test_loss_is_the_formula_written_out(count, extra, seed, data):
     assert loss_of(questions, contexts, positive, texts).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_the_loss_is_computed_in_fp32_under_bf16_autocast():
+    questions, contexts = 3 * torch.randn(4, 8), 3 * torch.randn(12, 8)
+    plain = loss_of(questions, contexts, [0, 3, 6, 9], range(12))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss_of(questions, contexts, [0, 3, 6, 9], range(12)).item() == plain.item()
+
+
 def test_a_copy_of_the_positive_is_no_negative_but_another_text_is():
     questions, contexts = torch.randn(2, 4), torch.randn(4, 4)
     before = loss_of(questions, contexts, [0, 2], [10, 11, 12, 13])

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,8 +71,6 @@ class Stage:
 @pytest.fixture(scope="module", params=STAGES)
 def stage(request, trained, tmp_path_factory) -> Stage:
     """With an uninterrupted run to compare with."""
-    import shutil
-
     workdir = tmp_path_factory.mktemp("resume") / request.param
     shutil.copytree(trained, workdir)
     stage = Stage(request.param, workdir)
@@ -201,6 +200,16 @@ def workers(process: subprocess.Popen) -> list[int]:
     """The training processes under torchrun, first rank first."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [pid for pid in map(int, found) if TOY in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_none_leaves_while_one_is_saving(tmp_path):
+    """Both hit, not by torchrun: it would end the one that saves as soon as the other has left."""
+    process = torchrun(tmp_path / "cut", pause=1.5, slow_save=4)
+    wait_for_step(tmp_path / "cut", 1)
+    for worker in workers(process):
+        os.kill(worker, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert list((tmp_path / "cut" / "checkpoints").glob("step-*"))
 
 
 @pytest.mark.parametrize("hit", ["all by torchrun", "the second only"])

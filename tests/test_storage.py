@@ -5,13 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Killed
 
 import storage
 from options import UserError
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the code may catch it."""
 
 
 def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):

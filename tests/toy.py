@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
+import runs
 from dataloaders import Data
 from session import Session
 from training import Loop, Objective
@@ -96,7 +97,14 @@ if __name__ == "__main__":
 
     kind = {k: type(v) for k, v in DEFAULTS.items() if v is not None}
     given = dict(a.split("=", 1) for a in sys.argv[2:])
-    pause = float(given.pop("pause", 0))
+    pause, slow_save = float(given.pop("pause", 0)), float(given.pop("slow_save", 0))
+    write_checkpoint = runs.write_checkpoint
+
+    def write_slowly(*args, **kwargs):
+        time.sleep(slow_save)
+        return write_checkpoint(*args, **kwargs)
+
+    runs.write_checkpoint = write_slowly
 
     def slow(loop, terms):
         time.sleep(pause)
