@@ -402,7 +402,8 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
                    labels: dict[str, list] | None = None, critic_context_len: int = 0) -> Data:  # fmt: skip
     """Source, speakers, target, and what the critics need, for each listener turn.
 
-    Source: `[example: exemplar ... </s>] turn </s> turn </s> ...`; exemplars carry speaker id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled(numbers)` adds the
+    Source: `[example: exemplar ... </s>] turn </s> turn </s> ...`; exemplars share `exemplar_len` tokens and carry speaker
+    id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled(numbers)` adds the
     pooled exemplars' part of a batch. `tgt_len=None` keeps replies whole.
     """
     texts = [t for e in examples for t in (*e.history, e.response)]

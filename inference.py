@@ -110,7 +110,7 @@ def split_data(
     if critics is not None:
         file = paths.labels(split, args.labels)
         found = read_labels(file, examples)
-        made_by = storage.read_json(storage.origin_file(file)) if storage.origin_file(file).exists() else {}
+        made_by = storage.read_origin(file)
         labellers = {d: Path(made_by[d]["critic"]) / "model.safetensors" for d in DIMENSIONS if isinstance(made_by.get(d), dict)}
         storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "vader": paths.vader(split), **labellers})
         for kind, critic in critics.critics.items():

@@ -77,8 +77,7 @@ def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float
 def distinct(responses: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of all responses, in percent (Li et al. 2016, corpus level).
 
-    Over lower-cased words and punctuation marks (13a): split at white space, "you" and "you?" would be two words. The
-    paper does not say how it splits; so, the gold replies score near its gold (7.94 and 42.70).
+    Over lower-cased words and punctuation marks (13a): split at white space, "you" and "you?" would be two words.
     """
     grams = [tuple(words[i : i + n]) for words in (split_words(r.lower()) for r in responses) for i in range(len(words) - n + 1)]
     return 100 * len(set(grams)) / len(grams) if grams else 0.0

@@ -333,13 +333,13 @@ def remove(path: Path) -> None:
 def origin_of(args, source: Path) -> dict:
     """All that the outputs depend on."""
     import storage
-    from glove_models import glove_package
+    from glove_models import glove_package_folder
 
     files = [*official_files(source), *([splits_file(source)] if args.split == "paper" else [])]
     origin = {k: getattr(args, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
     origin |= {"source": args.source if args.source in ("sample", "download") else "folder", **{f.name: storage.sha256(f) for f in files}}
     if args.glove == "auto":
-        origin["glove"] = "auto, package" if glove_package() is not None else "auto"
+        origin["glove"] = "auto, package" if glove_package_folder() else "auto"
     elif Path(args.glove).is_file():
         origin["glove"] = storage.sha256(Path(args.glove))
     return origin

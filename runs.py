@@ -60,6 +60,11 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], kee
     return target
 
 
+def set_aside(checkpoint: Path, why: str) -> Path:
+    """Keep a checkpoint under a name that no run goes on from."""
+    return checkpoint.rename(checkpoint.with_name(f"{why}-{checkpoint.name}-{uuid.uuid4().hex[:6]}"))
+
+
 def faults(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint: an empty list where every file is there with its sha256."""
     try:
@@ -94,8 +99,7 @@ def newest_good(folder: Path) -> Path | None:
         problems = faults(checkpoint)
         if not problems:
             return checkpoint
-        aside = checkpoint.with_name(f"damaged-{checkpoint.name}-{uuid.uuid4().hex[:6]}")
-        checkpoint.rename(aside)
+        aside = set_aside(checkpoint, "damaged")
         print(f"warning: checkpoint {checkpoint} is damaged ({'; '.join(problems)}); set aside as {aside.name}, trying the one before")
     if any(folder.glob("damaged-*")):
         raise UserError(f"{folder}: no good checkpoint is left; --overwrite begins anew, another --name leaves this as it is")
@@ -210,8 +214,7 @@ class Run:
         (self.folder / "result.json").unlink(missing_ok=True)
         for later in sorted(self.checkpoints.glob("step-*")):
             if int(later.name.split("-")[1]) > step:
-                aside = later.with_name(f"later-{later.name}-{uuid.uuid4().hex[:6]}")
-                later.rename(aside)
+                aside = set_aside(later, "later")
                 print(f"note: {later} comes after the step that the run goes on from; set aside as {aside.name}")
         self.rewind(step, evaluation_due)
         file = self.folder / "environment.json"
@@ -276,12 +279,11 @@ def write_card(folder: Path, result: dict) -> None:
     made = read_json(folder / "environment.json")
     figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
     rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures.items()]
+    resumed = f"; resumed {len(made['resumed'])} times" if "resumed" in made else ""
     inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in read_json(folder / "args.json")["inputs"].items()]
     parts = [
         f"# {folder.parent.name}/{folder.name}",
-        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}"
-        + (f"; resumed {len(made['resumed'])} times" if made.get("resumed") else "")
-        + ". "
+        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}{resumed}. "
         "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
         "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
         "## Made from\n\n" + "\n".join(inputs),

@@ -118,12 +118,18 @@ def origin_file(path: Path) -> Path:
     return Path(path).with_name(f"{Path(path).name}.origin.json")
 
 
+def read_origin(path: Path) -> dict:
+    """What the note beside `path` says; empty where there is none."""
+    note = origin_file(path)
+    return read_json(note) if note.exists() else {}
+
+
 def ready(path: Path, origin: dict, overwrite: bool) -> bool:
     """True where `path` was already made from exactly `origin`; an output of other origin is never replaced silently."""
     path, origin = Path(path), json.loads(json.dumps(origin, default=str))
     if not path.exists() or overwrite:
         return False
-    before = read_json(origin_file(path)) if origin_file(path).exists() else {}
+    before = read_origin(path)
     if before == origin:
         print(f"{path}: already made from the same inputs, kept")
         return True
@@ -133,8 +139,7 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
 
 def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
     """Say where `path` was made from an older `{name: file}` than is there now; returns those names."""
-    note = origin_file(path)
-    made_of = read_json(note) if note.exists() else {}
+    made_of = read_origin(path)
     old = []
     for name, file in sources.items():
         entry = made_of.get(name)

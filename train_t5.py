@@ -127,11 +127,11 @@ def choose_critics(args, family: str, paths: Paths, session, tokenizer_hash: str
             )
         session.say(f"critic {kind}: {folder} | {quality(folder)}")
     checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
-    note = storage.origin_file(paths.labels("train", args.labels))
-    made_by = storage.read_json(note) if note.exists() else {}
+    labels = paths.labels("train", args.labels)
+    made_by = storage.read_origin(labels)
     for kind in made_by.keys() & checksums.keys():
         if made_by[kind]["sha256"] != checksums[kind]:
-            session.say(f"note: the {kind} labels in {note.parent} are of {made_by[kind]['critic']}, another critic than the loss's")
+            session.say(f"note: the {kind} labels in {labels.parent} are of {made_by[kind]['critic']}, another critic than the loss's")
     return critics, {f"critic {k}": digest for k, digest in checksums.items()}
 
 
