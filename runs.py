@@ -25,13 +25,26 @@ from options import UserError
 from storage import locked, read_json, sha256, sync, write_json, write_text
 
 MANIFEST = "manifest.json"
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pandas", "scikit-learn", "faiss-gpu", "faiss-cpu")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "faiss-gpu",
+    "faiss-cpu",
+)
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: set[int] = frozenset(), last: int = 2) -> Path:
+def write_checkpoint(
+    folder: Path, step: int, write: Callable[[Path], None], keep: set[int] = frozenset(), last: int = 2
+) -> Path:
     """Let `write(temporary folder)` fill a checkpoint, check it in as step-N, then drop all but the `last` and `keep`."""
     target = folder / f"step-{step:07d}"
     part = folder / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
@@ -50,8 +63,15 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], kee
         part.rename(target)
         sync(folder)
         shutil.rmtree(before, ignore_errors=True)
-    except (UserError, OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError in torch.save
-        raise UserError(f"{target}: cannot be written ({error}); the checkpoints before it are untouched") from error
+    except (
+        UserError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # a full disk is a RuntimeError in torch.save
+        raise UserError(
+            f"{target}: cannot be written ({error}); the checkpoints before it are untouched"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-last]:
@@ -100,9 +120,13 @@ def newest_good(folder: Path) -> Path | None:
         if not problems:
             return checkpoint
         aside = set_aside(checkpoint, "damaged")
-        print(f"warning: checkpoint {checkpoint} is damaged ({'; '.join(problems)}); set aside as {aside.name}, trying the one before")
+        print(
+            f"warning: checkpoint {checkpoint} is damaged ({'; '.join(problems)}); set aside as {aside.name}, trying the one before"
+        )
     if any(folder.glob("damaged-*")):
-        raise UserError(f"{folder}: no good checkpoint is left; --overwrite begins anew, another --name leaves this as it is")
+        raise UserError(
+            f"{folder}: no good checkpoint is left; --overwrite begins anew, another --name leaves this as it is"
+        )
     return None
 
 
@@ -121,7 +145,11 @@ def command_line(again: bool = False) -> str:
     """This process's command as one would type it; `again`: to go on with the run, without what would begin it elsewhere or anew."""
     words = [w for w in sys.orig_argv[1:] if w != "-u"]  # torchrun's
     if again:
-        words = [w for i, w in enumerate(words) if w != "--overwrite" and not w.startswith("--resume") and words[i - 1] != "--resume"]
+        words = [
+            w
+            for i, w in enumerate(words)
+            if w != "--overwrite" and not w.startswith("--resume") and words[i - 1] != "--resume"
+        ]
     processes = os.environ.get("LOCAL_WORLD_SIZE")
     launcher = ["torchrun", "--standalone", f"--nproc-per-node={processes}"] if processes else ["python"]
     return shlex.join([*launcher, *words])
@@ -132,8 +160,12 @@ def environment(device: str) -> dict:
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10).stdout.strip()
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
         commit += " with uncommitted changes" if dirty else ""
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
@@ -155,7 +187,9 @@ class Run:
     `inputs`: sha256 of every file the run reads. Raises `UserError` where the folder belongs to something else.
     """
 
-    def __init__(self, folder: Path, args: dict, *, free: set[str], inputs: dict[str, str], main: bool = True):
+    def __init__(
+        self, folder: Path, args: dict, *, free: set[str], inputs: dict[str, str], main: bool = True
+    ):
         self.folder, self.free, self.main = Path(folder), free, main
         self.args, self.inputs = json.loads(json.dumps(args, default=str)), inputs
         self.checkpoints = self.folder / "checkpoints"
@@ -163,13 +197,19 @@ class Run:
 
     def open(self, resume: str, overwrite: bool) -> tuple[str, Path | None]:
         """("new", None), ("resume", checkpoint) or ("finished", None)."""
-        self._lock.enter_context(locked(self.folder, "another process is training there; wait for it or choose another --name"))
+        self._lock.enter_context(
+            locked(self.folder, "another process is training there; wait for it or choose another --name")
+        )
         sweep(self.checkpoints)
-        for part in self.folder.glob(".*.part"):  # of a write that was killed; the lock says that nobody is at it
+        for part in self.folder.glob(
+            ".*.part"
+        ):  # of a write that was killed; the lock says that nobody is at it
             part.unlink()
         known = (self.folder / "args.json").exists()
         if not known and any(not p.name.startswith(".") for p in self.folder.iterdir()):
-            raise UserError(f"{self.folder}: not empty and not a run folder (no args.json), so it is left alone; choose another --name")
+            raise UserError(
+                f"{self.folder}: not empty and not a run folder (no args.json), so it is left alone; choose another --name"
+            )
         if overwrite and resume == "auto" and known:
             # not finished from the first deletion on, a run folder up to the last: a kill in between leaves no riddle
             order = {"result.json": 0, "checkpoints": 1, "args.json": 3}
@@ -190,7 +230,9 @@ class Run:
             return "resume", checkpoint
         if known:
             if resume == "never":
-                raise UserError(f"{self.folder}: there already; use --resume auto to go on, --overwrite to begin anew, or another --name")
+                raise UserError(
+                    f"{self.folder}: there already; use --resume auto to go on, --overwrite to begin anew, or another --name"
+                )
             if (self.folder / "result.json").exists():
                 self.compare(None)
                 return "finished", None
@@ -202,7 +244,9 @@ class Run:
         return "new", None
 
     def begin(self, device: str) -> None:
-        write_json(self.folder / "args.json", {"args": self.args, "inputs": self.inputs})  # first: makes this a run folder
+        write_json(
+            self.folder / "args.json", {"args": self.args, "inputs": self.inputs}
+        )  # first: makes this a run folder
         write_json(self.folder / "environment.json", environment(device))
         write_text(self.folder / "metrics.jsonl", "")
 
@@ -215,13 +259,17 @@ class Run:
         for later in sorted(self.checkpoints.glob("step-*")):
             if int(later.name.split("-")[1]) > step:
                 aside = set_aside(later, "later")
-                print(f"note: {later} comes after the step that the run goes on from; set aside as {aside.name}")
+                print(
+                    f"note: {later} comes after the step that the run goes on from; set aside as {aside.name}"
+                )
         self.rewind(step, evaluation_due)
         file = self.folder / "environment.json"
         made = read_json(file)
         before, now = made.get("versions", {}), package_versions()
         for name in sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
-            print(f"note: {name} was {before.get(name)}, is now {now.get(name)}: the rest may differ in the last digits")
+            print(
+                f"note: {name} was {before.get(name)}, is now {now.get(name)}: the rest may differ in the last digits"
+            )
         resumed = {"step": step, **environment(device)}
         write_json(file, made | {"resumed": [*made.get("resumed", []), resumed]})
 
@@ -229,8 +277,16 @@ class Run:
         """Refuse a resume whose mathematics differ from the saved run's; list the other differences."""
         saved = read_json((checkpoint or self.folder) / "args.json")
         before, now = saved.get("args", {}), self.args
-        changed = {k: (before.get(k), now.get(k)) for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)}
-        refused = [f"--{k.replace('_', '-')}: {a!r} then, {b!r} now" for k, (a, b) in changed.items() if k not in self.free]
+        changed = {
+            k: (before.get(k), now.get(k))
+            for k in sorted(before.keys() | now.keys())
+            if before.get(k) != now.get(k)
+        }
+        refused = [
+            f"--{k.replace('_', '-')}: {a!r} then, {b!r} now"
+            for k, (a, b) in changed.items()
+            if k not in self.free
+        ]
         for name in sorted(saved.get("inputs", {}).keys() | self.inputs.keys()):
             if saved.get("inputs", {}).get(name) != self.inputs.get(name):
                 refused.append(f"{name}: its content has changed")
@@ -256,7 +312,11 @@ class Run:
     def logged(self, kind: str) -> list[dict]:
         """What `log` has kept of one kind (train, valid), without step and epoch."""
         rows = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        return [{k: v for k, v in row.items() if k not in ("step", "epoch", "kind")} for row in rows if row["kind"] == kind]
+        return [
+            {k: v for k, v in row.items() if k not in ("step", "epoch", "kind")}
+            for row in rows
+            if row["kind"] == kind
+        ]
 
     def rewind(self, step: int, evaluation_due: bool) -> None:
         """Drop what was logged after `step`, so that the log of a resumed run is the log of an uninterrupted one.
@@ -269,7 +329,11 @@ class Run:
         for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                if row["step"] < step or row["step"] == step and not (evaluation_due and row["kind"] == "valid"):
+                if (
+                    row["step"] < step
+                    or row["step"] == step
+                    and not (evaluation_due and row["kind"] == "valid")
+                ):
                     kept.append(line)
         write_text(file, "".join(f"{line}\n" for line in kept))
 
@@ -278,9 +342,15 @@ def write_card(folder: Path, result: dict) -> None:
     """README.md of a finished run: what it is, how it was made, what it scored, what it is not for."""
     made = read_json(folder / "environment.json")
     figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
-    rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in figures.items()]
+    rows = [
+        f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name, value in figures.items()
+    ]
     resumed = f"; resumed {len(made['resumed'])} times" if "resumed" in made else ""
-    inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in read_json(folder / "args.json")["inputs"].items()]
+    inputs = [
+        f"- `{name}` sha256 `{digest[:16]}`"
+        for name, digest in read_json(folder / "args.json")["inputs"].items()
+    ]
     parts = [
         f"# {folder.parent.name}/{folder.name}",
         f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}{resumed}. "
@@ -298,5 +368,7 @@ def require_run(folder: Path, made_by: str) -> dict:
     if not (Path(folder) / "args.json").exists():
         raise UserError(f"{folder}: not a run folder (no args.json); make it with: {made_by}")
     if not (Path(folder) / "result.json").exists():
-        raise UserError(f"{folder}: this run is not finished; the command that began it goes on with it: {made_by}")
+        raise UserError(
+            f"{folder}: this run is not finished; the command that began it goes on with it: {made_by}"
+        )
     return read_json(Path(folder) / "args.json")["args"]

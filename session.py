@@ -26,7 +26,9 @@ class Session:
         disable_progress_bar()  # of loading and saving weights; ours stay
         set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
         if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu")
+            raise UserError(
+                "--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu"
+            )
         if getattr(args, "deterministic", False):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
             torch.use_deterministic_algorithms(True)
@@ -39,7 +41,11 @@ class Session:
         self.main = self.rank == 0
         precision = args.precision
         if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+            precision = (
+                "bf16"
+                if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+                else "fp32"
+            )
         self.precision = precision
         set_seed(args.seed)
 
@@ -59,7 +65,9 @@ class Session:
         """The items of all processes, one process after the other."""
         return gather_object(items) if self.world > 1 else items
 
-    def gather_rows(self, vectors: Tensor, numbers: Tensor, counted: bool = True) -> tuple[Tensor, Tensor, int]:
+    def gather_rows(
+        self, vectors: Tensor, numbers: Tensor, counted: bool = True
+    ) -> tuple[Tensor, Tensor, int]:
         """Rows (N, E) with gradient, and a number for each, of all processes that count; and how many stand before one's own."""
         from torch.distributed.nn.functional import all_gather
 
@@ -74,7 +82,11 @@ class Session:
 
     def over(self, batches: list, title: str) -> Iterator:
         """This process's share of `batches`, with a progress bar."""
-        return iter(tqdm(batches[self.rank :: self.world], desc=title, disable=None if self.main else True, leave=False))
+        return iter(
+            tqdm(
+                batches[self.rank :: self.world], desc=title, disable=None if self.main else True, leave=False
+            )
+        )
 
     def say(self, text: str) -> None:
         if self.main:
@@ -103,7 +115,11 @@ class Signals:
             return
         self.number, self._since = number, time.monotonic()
         with contextlib.suppress(OSError):
-            print("\nsignal received: finishing this step, then saving (again to exit at once)", file=sys.stderr, flush=True)
+            print(
+                "\nsignal received: finishing this step, then saving (again to exit at once)",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __exit__(self, *exc):
         for number, handler in self._old.items():
@@ -148,7 +164,9 @@ def largest_that_fits(most: int, try_out: Callable[[int], int]) -> int:
 
     def smaller():
         yield from (n for n in range(most - 1, 0, -1) if most % n == 0)
-        raise UserError("--batch-size auto: not even one example fits; shorter sequences or a smaller model are needed")
+        raise UserError(
+            "--batch-size auto: not even one example fits; shorter sequences or a smaller model are needed"
+        )
 
     sizes = smaller()
     return find_executable_batch_size(try_out, most, reduce_batch_size_fn=lambda: next(sizes))()

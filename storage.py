@@ -49,7 +49,9 @@ def whole_file(path: Path, origin: dict | None = None):
         part.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); free space or rights there, then the same command again") from error
+        raise UserError(
+            f"{path}: cannot be written ({error}); free space or rights there, then the same command again"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -68,7 +70,9 @@ def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | No
     """A csv with a header, whole or not at all; with sep="\\t" nothing is quoted (the predictions' format)."""
     quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
     if sep != "\t" and any(isinstance(v, str) and "\r" in v for c in table for v in table[c]):
-        quoting = csv.QUOTE_NONNUMERIC  # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
+        quoting = (
+            csv.QUOTE_NONNUMERIC
+        )  # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
     with whole_file(path, origin) as part:
         table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
 
@@ -134,7 +138,9 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
         print(f"{path}: already made from the same inputs, kept")
         return True
     changed = sorted(k for k in before.keys() | origin.keys() if before.get(k) != origin.get(k))
-    raise UserError(f"{path}: already there, made with another {', '.join(changed)}; add --overwrite to replace it")
+    raise UserError(
+        f"{path}: already there, made with another {', '.join(changed)}; add --overwrite to replace it"
+    )
 
 
 def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
@@ -147,7 +153,9 @@ def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
         if recorded and file.exists() and sha256(file) != recorded:
             old.append(name)
     if old:
-        print(f"warning: {path} was made from another {', '.join(old)} than is there now; make it again (--overwrite) to be sure")
+        print(
+            f"warning: {path} was made from another {', '.join(old)} than is there now; make it again (--overwrite) to be sure"
+        )
     return old
 
 

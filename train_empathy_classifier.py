@@ -15,16 +15,38 @@ import options
 from options import DIMENSIONS, Paths, UserError, add_common, add_device, add_training, check, make_parser
 
 #: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
-GLOVE_DEFAULTS = {"pooling": "reply", "layers": 1, "context_len": 0, "word_dropout": 0.1, "head_dropout": 0.4, "lr": 5e-4}
-T5_DEFAULTS = {"pooling": "first", "layers": None, "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1, "lr": 1e-5}
+GLOVE_DEFAULTS = {
+    "pooling": "reply",
+    "layers": 1,
+    "context_len": 0,
+    "word_dropout": 0.1,
+    "head_dropout": 0.4,
+    "lr": 5e-4,
+}
+T5_DEFAULTS = {
+    "pooling": "first",
+    "layers": None,
+    "context_len": 100,
+    "word_dropout": 0.0,
+    "head_dropout": 0.1,
+    "lr": 1e-5,
+}
 
 
 def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that all four critics share."""
     group = parser.add_argument_group("critic")
-    group.add_argument("--model", default="t5", help="t5, glove-t5, or a hub name or folder of any encoder (T5, BERT, RoBERTa ...)")
-    group.add_argument("--size", choices=["tiny", "small", "base", "large"], default="base",
-                       help="of --model t5: t5-base and so on, tiny is random weights made by prepare_data.py; of glove-t5: tiny, else width 300")  # fmt: skip
+    group.add_argument(
+        "--model",
+        default="t5",
+        help="t5, glove-t5, or a hub name or folder of any encoder (T5, BERT, RoBERTa ...)",
+    )
+    group.add_argument(
+        "--size",
+        choices=["tiny", "small", "base", "large"],
+        default="base",
+        help="of --model t5: t5-base and so on, tiny is random weights made by prepare_data.py; of glove-t5: tiny, else width 300",
+    )
     group.add_argument(
         "--pooling",
         choices=["first", "reply"],
@@ -38,11 +60,19 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--reply-len", type=int, default=64, help="first tokens of the reply that are read")
     group.add_argument("--dropout", type=float, default=0.1, help="inside the encoder")
-    group.add_argument("--word-dropout", type=float, help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)")
-    group.add_argument("--head-dropout", type=float, help="before the linear head (default 0.1, glove-t5 0.4)")
+    group.add_argument(
+        "--word-dropout",
+        type=float,
+        help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)",
+    )
+    group.add_argument(
+        "--head-dropout", type=float, help="before the linear head (default 0.1, glove-t5 0.4)"
+    )
 
 
-def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, t5_lr: float = T5_DEFAULTS["lr"]) -> argparse.Namespace:
+def settle(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, t5_lr: float = T5_DEFAULTS["lr"]
+) -> argparse.Namespace:
     """Fill in what depends on the model, then check."""
     for name, value in (GLOVE_DEFAULTS if args.model == "glove-t5" else T5_DEFAULTS | {"lr": t5_lr}).items():
         if getattr(args, name) is None:
@@ -50,7 +80,14 @@ def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, t5_lr: flo
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    check(parser, args, problems, reply_len=1, context_len=0, **({"layers": 1} if args.layers is not None else {}))
+    check(
+        parser,
+        args,
+        problems,
+        reply_len=1,
+        context_len=0,
+        **({"layers": 1} if args.layers is not None else {}),
+    )
     return args
 
 
@@ -58,8 +95,18 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     add_critic_flags(parser)
-    parser.add_argument("--dim", choices=list(DIMENSIONS), required=True, help="emotional reaction, exploration or interpretation")
-    parser.add_argument("--class-weights", action=argparse.BooleanOptionalAction, default=False, help="weight classes by inverse frequency")
+    parser.add_argument(
+        "--dim",
+        choices=list(DIMENSIONS),
+        required=True,
+        help="emotional reaction, exploration or interpretation",
+    )
+    parser.add_argument(
+        "--class-weights",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="weight classes by inverse frequency",
+    )
     add_training(parser, epochs=12, lr=None, batch_size=16)
     add_device(parser)
     return settle(parser, parser.parse_args(argv))
@@ -115,8 +162,15 @@ def train_critic(
     session = Session(args)
     paths = Paths(args.workdir)
     tokenizer, encoder = load_backbone(args, paths)
-    settings = {"kind": kind, "outputs": outputs, "backbone": encoder.config.to_dict(), "tokenizer": tokenizer_hash(tokenizer)}
-    settings |= {k: getattr(args, k) for k in ("pooling", "context_len", "reply_len", "head_dropout", "word_dropout")}
+    settings = {
+        "kind": kind,
+        "outputs": outputs,
+        "backbone": encoder.config.to_dict(),
+        "tokenizer": tokenizer_hash(tokenizer),
+    }
+    settings |= {
+        k: getattr(args, k) for k in ("pooling", "context_len", "reply_len", "head_dropout", "word_dropout")
+    }
     critic = Critic(settings, encoder)
     data, held = (critic_data(*side, tokenizer, settings, paths.cache) for side in (train, valid))
     weights = None if class_weights is None else torch.tensor(class_weights, device=session.device)
@@ -129,7 +183,11 @@ def train_critic(
         return {kind: critic.loss_sum(scores_of(model, batch), batch["targets"], weights)}
 
     def units(batch):
-        count = len(batch["targets"]) if weights is None else float(torch.tensor(class_weights)[batch["targets"]].sum())
+        count = (
+            len(batch["targets"])
+            if weights is None
+            else float(torch.tensor(class_weights)[batch["targets"]].sum())
+        )
         return {kind: count}
 
     def evaluate():
@@ -145,7 +203,11 @@ def train_critic(
         critic.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
 
-    folder = paths.saved / ("sentiment" if kind == "sentiment" else "empathy") / (args.name or paths.critic(kind, family_name(args)).name)
+    folder = (
+        paths.saved
+        / ("sentiment" if kind == "sentiment" else "empathy")
+        / (args.name or paths.critic(kind, family_name(args)).name)
+    )
     objective = Objective({kind: 1.0}, units, terms)
     loop = Loop(
         args,
@@ -173,7 +235,9 @@ def train_critic(
 def report(result: dict, session) -> None:
     """The critic beside its baselines, one row each."""
     names = list(result["valid"])
-    session.say(f"{result['kind']}: on the validation side, whose best epoch was chosen there too (a little flattering)")
+    session.say(
+        f"{result['kind']}: on the validation side, whose best epoch was chosen there too (a little flattering)"
+    )
     session.say("  " + " ".join(f"{n:>12}" for n in ["", *names]))
     for row, values in {**result["baselines"], "this critic": result["valid"]}.items():
         session.say("  " + " ".join([f"{row:>12}", *(f"{values[n]:12.3f}" for n in names)]))
@@ -191,12 +255,21 @@ def main(argv=None):
     if train["label"].nunique() < 2:
         raise UserError(f"{files[0]}: every label is {train['label'].iloc[0]}; there is nothing to learn")
     counts = train["label"].value_counts()
-    weights = [len(train) / (labels * max(int(counts.get(i, 0)), 1)) for i in range(labels)] if args.class_weights else None
-    sides = [([(post,) for post in t["seeker_post"]], t["response_post"].tolist(), t["label"].tolist()) for t in (train, valid)]
+    weights = (
+        [len(train) / (labels * max(int(counts.get(i, 0)), 1)) for i in range(labels)]
+        if args.class_weights
+        else None
+    )
+    sides = [
+        ([(post,) for post in t["seeker_post"]], t["response_post"].tolist(), t["label"].tolist())
+        for t in (train, valid)
+    ]
     baselines = metrics.classification_baselines(sides[0][1:], sides[1][1:], labels)
 
     def measure(gold, scores):
-        return metrics.classification(gold, [max(range(labels), key=row.__getitem__) for row in scores], labels)
+        return metrics.classification(
+            gold, [max(range(labels), key=row.__getitem__) for row in scores], labels
+        )
 
     train_critic(args, args.dim, *sides, labels, files, measure, "macro_f1", "max", baselines, weights)
 

@@ -23,62 +23,139 @@ PARAPHRASER = "Vamsi/T5_Paraphrase_Paws"
 def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     """What both generators share."""
     group = parser.add_argument_group("exemplars")
-    group.add_argument("--add-exemplars", choices=["none", "prepend", "t5", "glove-t5"], default="prepend",
-                       help="prepend their text to the source; or the paper's pooled vector, by a frozen T5 or by a GloVe encoder trained along")  # fmt: skip
+    group.add_argument(
+        "--add-exemplars",
+        choices=["none", "prepend", "t5", "glove-t5"],
+        default="prepend",
+        help="prepend their text to the source; or the paper's pooled vector, by a frozen T5 or by a GloVe encoder trained along",
+    )
     group.add_argument("--top-exemplars", type=int, default=10, help="exemplars for each example")
     group.add_argument(
-        "--exemplar-len", type=int, default=150, help="source tokens that prepended exemplars share; or tokens of one pooled exemplar"
+        "--exemplar-len",
+        type=int,
+        default=150,
+        help="source tokens that prepended exemplars share; or tokens of one pooled exemplar",
     )
-    group.add_argument("--exemplar-model", default=PARAPHRASER, help="of --add-exemplars t5: hub name or folder (t5-tiny: offline)")
-    group.add_argument("--exemplar-layers", type=int, default=6, help="of --add-exemplars glove-t5: depth of its encoder")
-    group.add_argument("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    group.add_argument(
+        "--exemplar-model",
+        default=PARAPHRASER,
+        help="of --add-exemplars t5: hub name or folder (t5-tiny: offline)",
+    )
+    group.add_argument(
+        "--exemplar-layers", type=int, default=6, help="of --add-exemplars glove-t5: depth of its encoder"
+    )
+    group.add_argument(
+        "--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)"
+    )
     group = parser.add_argument_group("losses")
-    group.add_argument("--main-loss-w", type=float, default=1.0, help="weight of the reply's negative log-likelihood")
     group.add_argument(
-        "--empathy-loss-w", type=float, default=1.0, help="weight of the three empathy critics' losses; 0 loads none of them"
+        "--main-loss-w", type=float, default=1.0, help="weight of the reply's negative log-likelihood"
     )
-    group.add_argument("--sentiment-loss-w", type=float, default=1.0, help="weight of the sentiment critic's loss; 0 does not load it")
     group.add_argument(
-        "--strategy", type=int, choices=[0, 1, 2], default=0, help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel"
+        "--empathy-loss-w",
+        type=float,
+        default=1.0,
+        help="weight of the three empathy critics' losses; 0 loads none of them",
+    )
+    group.add_argument(
+        "--sentiment-loss-w",
+        type=float,
+        default=1.0,
+        help="weight of the sentiment critic's loss; 0 does not load it",
+    )
+    group.add_argument(
+        "--strategy",
+        type=int,
+        choices=[0, 1, 2],
+        default=0,
+        help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel",
     )
     for kind in options.CRITICS:
-        group.add_argument(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
-    group.add_argument("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
+        group.add_argument(
+            f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)"
+        )
+    group.add_argument(
+        "--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)"
+    )
     group = parser.add_argument_group("lengths and decoding")
     group.add_argument("--src-len", type=int, default=200, help="latest tokens of the dialogue")
     group.add_argument("--tgt-len", type=int, default=50, help="tokens of a reply in training")
     group.add_argument("--dropout", type=float, default=0.1, help="inside the generator")
     group.add_argument("--top-k", type=int, default=20, help="sample among so many most likely tokens")
     group.add_argument("--temperature", type=float, default=0.9, help="of sampling")
-    group.add_argument("--beams", type=int, default=1, help="above 1: beam search in place of sampling (the paper: 8)")
-    group.add_argument("--max-new-tokens", type=int, default=100, help="a reply that has not ended by then is cut")
-    group.add_argument("--predict", action=argparse.BooleanOptionalAction, default=True, help="write predictions after training")
+    group.add_argument(
+        "--beams", type=int, default=1, help="above 1: beam search in place of sampling (the paper: 8)"
+    )
+    group.add_argument(
+        "--max-new-tokens", type=int, default=100, help="a reply that has not ended by then is cut"
+    )
+    group.add_argument(
+        "--predict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write predictions after training",
+    )
     group.add_argument("--predict-split", choices=["valid", "test"], default="test", help="whose predictions")
     group.add_argument("--predict-batch-size", type=int, default=64, help="replies written at a time")
     group.add_argument(
-        "--inference", metavar="RUN", help="train nothing; write predictions of this finished run, with its own lengths and exemplars"
+        "--inference",
+        metavar="RUN",
+        help="train nothing; write predictions of this finished run, with its own lengths and exemplars",
     )
 
 
 #: flags that change what is written after training, not the training
-DECODING = {"top_k", "temperature", "beams", "max_new_tokens", "predict", "predict_split", "predict_batch_size", "inference"}
+DECODING = {
+    "top_k",
+    "temperature",
+    "beams",
+    "max_new_tokens",
+    "predict",
+    "predict_split",
+    "predict_batch_size",
+    "inference",
+}
 
 
-def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, **at_least: float) -> argparse.Namespace:
+def settle(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, **at_least: float
+) -> argparse.Namespace:
     problems = []
     if args.temperature <= 0:
         problems.append(f"--temperature {args.temperature}: must be above 0")
     if not args.main_loss_w + args.empathy_loss_w + args.sentiment_loss_w:
-        problems.append("--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on")
-    check(parser, args, problems, top_exemplars=1, exemplar_len=2, exemplar_layers=1, main_loss_w=0, empathy_loss_w=0, sentiment_loss_w=0, src_len=1,
-          tgt_len=2, top_k=1, beams=1, max_new_tokens=1, predict_batch_size=1, **at_least)  # fmt: skip
+        problems.append(
+            "--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on"
+        )
+    check(
+        parser,
+        args,
+        problems,
+        top_exemplars=1,
+        exemplar_len=2,
+        exemplar_layers=1,
+        main_loss_w=0,
+        empathy_loss_w=0,
+        sentiment_loss_w=0,
+        src_len=1,
+        tgt_len=2,
+        top_k=1,
+        beams=1,
+        max_new_tokens=1,
+        predict_batch_size=1,
+        **at_least,
+    )
     return args
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
-    parser.add_argument("--model", default="t5-small", help="hub name or folder of a T5; t5-tiny: random weights, made by prepare_data.py")
+    parser.add_argument(
+        "--model",
+        default="t5-small",
+        help="hub name or folder of a T5; t5-tiny: random weights, made by prepare_data.py",
+    )
     parser.add_argument("--from-scratch", action="store_true", help="the model's config with random weights")
     add_generator_flags(parser)
     add_training(parser, epochs=15, lr=1e-4, batch_size=8)
@@ -114,7 +191,8 @@ def choose_critics(args, family: str, paths: Paths, session, tokenizer_hash: str
     from models import CriticSet, critic_names
 
     folders = {
-        k: Path(getattr(args, k) or paths.critic(k, family)) for k in critic_names(args.empathy_loss_w > 0, args.sentiment_loss_w > 0)
+        k: Path(getattr(args, k) or paths.critic(k, family))
+        for k in critic_names(args.empathy_loss_w > 0, args.sentiment_loss_w > 0)
     }
     if not folders:
         return None, {}
@@ -131,7 +209,9 @@ def choose_critics(args, family: str, paths: Paths, session, tokenizer_hash: str
     made_by = storage.read_origin(labels)
     for kind in made_by.keys() & checksums.keys():
         if made_by[kind]["sha256"] != checksums[kind]:
-            session.say(f"note: the {kind} labels in {labels.parent} are of {made_by[kind]['critic']}, another critic than the loss's")
+            session.say(
+                f"note: the {kind} labels in {labels.parent} are of {made_by[kind]['critic']}, another critic than the loss's"
+            )
     return critics, {f"critic {k}": digest for k, digest in checksums.items()}
 
 
@@ -142,14 +222,22 @@ def quality(folder: Path) -> str:
     result = storage.read_json(folder / "result.json")
     valid, baselines = result["valid"], result["baselines"]
     if "mse" in valid:
-        text, useless = f"mse {valid['mse']:.4f} (the mean's {baselines['mean']['mse']:.4f})", not valid["mse"] < baselines["mean"]["mse"]
+        text, useless = (
+            f"mse {valid['mse']:.4f} (the mean's {baselines['mean']['mse']:.4f})",
+            not valid["mse"] < baselines["mean"]["mse"],
+        )
     else:
         rows = [valid, baselines["majority"], baselines["tfidf"]]
         text = "macro-F1 {:.1f} (majority class {:.1f}, TF-IDF {:.1f})".format(*(r["macro_f1"] for r in rows))
         useless = (
-            not valid["accuracy"] > baselines["majority"]["accuracy"] and not valid["macro_f1"] > baselines["majority"]["macro_f1"] + 5
+            not valid["accuracy"] > baselines["majority"]["accuracy"]
+            and not valid["macro_f1"] > baselines["majority"]["macro_f1"] + 5
         )
-    return text + (" | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0" if useless else "")
+    return text + (
+        " | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0"
+        if useless
+        else ""
+    )
 
 
 def build(args, family: str, load, paths: Paths, session):
@@ -168,7 +256,9 @@ def build(args, family: str, load, paths: Paths, session):
         "exemplar_tokenizer": None,
         "tokenizer": tokenizer_hash(tokenizer),
     }
-    settings |= {k: getattr(args, k) for k in ("src_len", "tgt_len", "exemplar_len", "top_exemplars", "exemplar_model")}
+    settings |= {
+        k: getattr(args, k) for k in ("src_len", "tgt_len", "exemplar_len", "top_exemplars", "exemplar_model")
+    }
     settings["backbone"] = t5.config.to_dict()
     if args.add_exemplars == "t5":
         from transformers import AutoConfig
@@ -176,9 +266,17 @@ def build(args, family: str, load, paths: Paths, session):
         name = require(paths.t5_tiny) if args.exemplar_model == "t5-tiny" else args.exemplar_model
         settings["exemplar_width"] = from_hub(AutoConfig.from_pretrained, name).d_model
     if args.add_exemplars == "glove-t5":
-        size = getattr(args, "size", "paper") if family == "glove-t5" else "tiny" if args.model == "t5-tiny" else "paper"
+        size = (
+            getattr(args, "size", "paper")
+            if family == "glove-t5"
+            else "tiny"
+            if args.model == "t5-tiny"
+            else "paper"
+        )
         words = load_tokenizer(require(paths.glove))
-        settings["exemplar_backbone"] = glove_config(words, size, args.dropout, num_layers=args.exemplar_layers).to_dict()
+        settings["exemplar_backbone"] = glove_config(
+            words, size, args.dropout, num_layers=args.exemplar_layers
+        ).to_dict()
         settings["exemplar_tokenizer"] = tokenizer_hash(words)
     model = Generator(settings, t5)
     if args.add_exemplars == "glove-t5":
@@ -211,9 +309,15 @@ def train_generator(args, family: str, load) -> dict | None:
             if loss > 2 * prior + 0.1
             else ""
         )
-        session.say(f"critic {kind} on a reply that says nothing: loss {loss:.2f}, of a guess by frequency {prior:.2f}{warning}")
+        session.say(
+            f"critic {kind} on a reply that says nothing: loss {loss:.2f}, of a guess by frequency {prior:.2f}{warning}"
+        )
     # read before the training: what would be missing after it is missed now
-    predicted = split_data(args, model.settings, args.predict_split, tokenizer, session, paths) if args.predict else ()
+    predicted = (
+        split_data(args, model.settings, args.predict_split, tokenizer, session, paths)
+        if args.predict
+        else ()
+    )
 
     weights = {"nll": args.main_loss_w}
     for kind in critics.critics if critics else ():
@@ -227,12 +331,22 @@ def train_generator(args, family: str, load) -> dict | None:
         return out
 
     def units(batch):
-        return {k: int((batch["labels"] != -100).sum()) if k == "nll" else len(batch["labels"]) for k in weights}
+        return {
+            k: int((batch["labels"] != -100).sum()) if k == "nll" else len(batch["labels"]) for k in weights
+        }
 
     def evaluate():
         batches = plan_once(held.lengths, 2 * args.batch_size, 2 * args.batch_tokens)
         responses = [e.response for e in held_examples]
-        return validate(held, batches, responses, list(weights), lambda batch: terms(model, batch, strategy=0), units, session)
+        return validate(
+            held,
+            batches,
+            responses,
+            list(weights),
+            lambda batch: terms(model, batch, strategy=0),
+            units,
+            session,
+        )
 
     def export(folder):
         model.save_pretrained(folder)
@@ -243,14 +357,29 @@ def train_generator(args, family: str, load) -> dict | None:
     files += [paths.exemplars(s, args.exemplars) for s in ("train", "valid") if args.add_exemplars != "none"]
     files += [paths.labels(s, args.labels) for s in ("train", "valid") if critics]
     inputs = checksums | {k: v for k in ("tokenizer", "exemplar_tokenizer") if (v := model.settings[k])}
-    loop = Loop(args, session, model, Objective(weights, units, terms), data, evaluate, export, folder, files=files, inputs=inputs,
-                free=DECODING, metric="nll", mode="min")  # fmt: skip
+    loop = Loop(
+        args,
+        session,
+        model,
+        Objective(weights, units, terms),
+        data,
+        evaluate,
+        export,
+        folder,
+        files=files,
+        inputs=inputs,
+        free=DECODING,
+        metric="nll",
+        mode="min",
+    )
     result = loop.train()
     if result.get("already_finished"):
         return result
     result |= {"valid": loop.measure()}
     if args.predict and session.main:
-        result[args.predict_split] = write_predictions(args, folder, model, tokenizer, *predicted, session, paths)
+        result[args.predict_split] = write_predictions(
+            args, folder, model, tokenizer, *predicted, session, paths
+        )
     loop.finish(result)
     session.say(f"next: python evaluate_responses.py {folder}")
     return result
@@ -258,11 +387,17 @@ def train_generator(args, family: str, load) -> dict | None:
 
 def default_name(args) -> str:
     """lempex, or what the ablation leaves of it."""
-    name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[args.add_exemplars]
+    name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[
+        args.add_exemplars
+    ]
     full = args.empathy_loss_w > 0 and args.sentiment_loss_w > 0
     if full:
         return {"exemplars": "lempex"}.get(name, f"{name}-critics")
-    return name + ("-empathy" if args.empathy_loss_w > 0 else "") + ("-sentiment" if args.sentiment_loss_w > 0 else "")
+    return (
+        name
+        + ("-empathy" if args.empathy_loss_w > 0 else "")
+        + ("-sentiment" if args.sentiment_loss_w > 0 else "")
+    )
 
 
 def main(argv=None):

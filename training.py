@@ -28,7 +28,15 @@ from transformers import get_scheduler
 
 import runs
 from options import UserError
-from session import Session, Signals, largest_that_fits, memory_advice, own_random_stream, random_state, set_random_state
+from session import (
+    Session,
+    Signals,
+    largest_that_fits,
+    memory_advice,
+    own_random_stream,
+    random_state,
+    set_random_state,
+)
 from storage import read_json, sha256, share, sync, write_json
 
 #: flags that change neither the updates nor which of them is kept
@@ -113,7 +121,10 @@ class Loop:
             self._fit_batch_size(folder)
         flags = vars(args) | {"precision": session.precision, "processes": session.world}
         if not micro_batches_matter:  # only their products do
-            flags |= {"examples_per_update": args.batch_size * args.accumulate, "tokens_per_update": args.batch_tokens * args.accumulate}
+            flags |= {
+                "examples_per_update": args.batch_size * args.accumulate,
+                "tokens_per_update": args.batch_tokens * args.accumulate,
+            }
             free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
         # by place in the workdir: a moved or differently spelled workdir is the same run
         inputs = {os.path.relpath(f, args.workdir): sha256(f) for f in files} | (inputs or {})
@@ -124,24 +135,36 @@ class Loop:
     def plan(self, epoch: int) -> list[list[int]]:
         """The steps of an epoch: what all micro-batches and processes of a step hold together."""
         together = self.args.accumulate * self.session.world
-        return self.data.plan(self.args.batch_size * together, self.args.batch_tokens * together, self.args.seed, epoch)
+        return self.data.plan(
+            self.args.batch_size * together, self.args.batch_tokens * together, self.args.seed, epoch
+        )
 
     def _fit_batch_size(self, folder: Path) -> None:
         """--batch-size auto: the most examples that fit at their longest; accumulation keeps the stage's usual batch an update."""
         args, session = self.args, self.session
-        if (folder / "args.json").exists() and not args.overwrite:  # a run that goes on keeps what it found, to the bit
+        if (
+            folder / "args.json"
+        ).exists() and not args.overwrite:  # a run that goes on keeps what it found, to the bit
             saved = read_json(folder / "args.json")["args"]
             args.batch_size, args.accumulate = saved["batch_size"], saved["accumulate"]
             return
         if session.world > 1:
-            raise UserError("--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun")
+            raise UserError(
+                "--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun"
+            )
         numbers = range(len(self.data))
-        longest = [sorted(numbers, key=lambda i: -of[i]) for of in (self.data.lengths, self.data.targets) if of]
+        longest = [
+            sorted(numbers, key=lambda i: -of[i]) for of in (self.data.lengths, self.data.targets) if of
+        ]
 
         def try_out(size: int) -> int:
             self.model.train().zero_grad(set_to_none=True)
-            states = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]  # AdamW's
-            for chosen in [order[:size] for order in longest] * 2:  # the second time beside gradients, as in accumulation
+            states = [
+                torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)
+            ]  # AdamW's
+            for chosen in [
+                order[:size] for order in longest
+            ] * 2:  # the second time beside gradients, as in accumulation
                 with session.autocast():
                     terms = self.objective.terms(self.model, session.move(self.data.collate(chosen)))
                 sum(t.float() for t in terms.values()).backward()
@@ -167,8 +190,10 @@ class Loop:
         self.total_steps = self._count_steps()
         self.scheduler = get_scheduler(
             "constant_with_warmup" if args.schedule == "constant" else args.schedule,
-            self.optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=self.total_steps,
-        )  # fmt: skip
+            self.optimizer,
+            num_warmup_steps=args.warmup_steps,
+            num_training_steps=self.total_steps,
+        )
         set_seed((args.seed * 1009 + self.session.rank + 1) % 2**31)  # every process its own dropout
 
     def _count_steps(self) -> int:
@@ -185,7 +210,11 @@ class Loop:
 
         def write(folder: Path) -> None:
             save_model(self.model, str(folder / "model.safetensors"))
-            parts = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "random": random_states}
+            parts = {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "random": random_states,
+            }
             torch.save(parts, folder / "state.pt")
             write_json(folder / "state.json", vars(state))
             write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
@@ -193,7 +222,9 @@ class Loop:
         if self.session.main:
             sync(self.run.folder / "metrics.jsonl")
             # the checkpoint before this one is kept too, and so the best that it knows
-            runs.write_checkpoint(self.run.checkpoints, state.step, write, keep={state.best_step, self._best_before})
+            runs.write_checkpoint(
+                self.run.checkpoints, state.step, write, keep={state.best_step, self._best_before}
+            )
         self._best_before = state.best_step
         # torchrun ends all processes when one ends: none leaves before the checkpoint stands
         self.session.accelerator.wait_for_everyone()
@@ -203,7 +234,9 @@ class Loop:
         try:
             stored = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # whatever it is: not what this loop writes
-            raise UserError(f"{checkpoint / 'state.pt'}: not plain tensors and values, so it is not loaded ({str(error)[:200]})") from error
+            raise UserError(
+                f"{checkpoint / 'state.pt'}: not plain tensors and values, so it is not loaded ({str(error)[:200]})"
+            ) from error
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])
         self.state = State(**read_json(checkpoint / "state.json"))
@@ -245,9 +278,14 @@ class Loop:
     def _step(self, numbers: list[int]) -> dict[str, float]:
         """One update. Raises before it where the loss or the gradient is not finite."""
         weights, session = self.objective.weights, self.session
-        parts = [(self.data.collate(chosen) | {"stand_in": not weight}, weight) for chosen, weight in self._parts(numbers)]
+        parts = [
+            (self.data.collate(chosen) | {"stand_in": not weight}, weight)
+            for chosen, weight in self._parts(numbers)
+        ]
         counted = [self.objective.units(batch) for batch, _ in parts]
-        units = session.sum([sum(c[k] * w for c, (_, w) in zip(counted, parts, strict=True)) for k in weights])
+        units = session.sum(
+            [sum(c[k] * w for c, (_, w) in zip(counted, parts, strict=True)) for k in weights]
+        )
         units = dict(zip(weights, units, strict=True))
         self.wrapped.train()
         sums = torch.zeros(len(parts), len(weights), device=session.device)
@@ -257,7 +295,9 @@ class Loop:
                 with session.autocast():
                     terms = self.objective.terms(self.wrapped, session.move(batch))
                 # DDP averages over processes, the formula sums: hence the factor `world`
-                loss = sum(weights[k] * weight * session.world * terms[k].float() / (units[k] or 1) for k in weights)
+                loss = sum(
+                    weights[k] * weight * session.world * terms[k].float() / (units[k] or 1) for k in weights
+                )
                 loss.backward()
             sums[i] = torch.stack([terms[k].detach().float() * weight for k in weights])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip or math.inf)
@@ -274,7 +314,10 @@ class Loop:
         if not self.session.sum([bad])[0]:
             return
         names = list(self.objective.weights)
-        found = [f"{names[k]} on {', '.join(parts[i][0].get('ids', []))[:300]}" for i, k in (~torch.isfinite(sums)).nonzero().tolist()]
+        found = [
+            f"{names[k]} on {', '.join(parts[i][0].get('ids', []))[:300]}"
+            for i, k in (~torch.isfinite(sums)).nonzero().tolist()
+        ]
         here = ", ".join(n for b, _ in parts for n in b.get("ids", []))
         found, everywhere = self.session.gather(found), self.session.gather([here])
         where = "; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(everywhere)[:300]}"
@@ -307,7 +350,9 @@ class Loop:
             self.run.close()
             if isinstance(error, OSError | SafetensorError):
                 where = f"the last checkpoint in {self.run.checkpoints} is good"
-                raise UserError(f"{self.run.folder}: stopped by a failed write or read ({error}); {where}") from error
+                raise UserError(
+                    f"{self.run.folder}: stopped by a failed write or read ({error}); {where}"
+                ) from error
             raise
 
     def _train(self) -> dict:
@@ -316,7 +361,9 @@ class Loop:
         if status == "finished":
             run.close()
             result = read_json(run.folder / "result.json")
-            session.say(f"{run.folder}: this run is already finished ({self.metric} {result.get(self.metric)}); --overwrite makes it anew")
+            session.say(
+                f"{run.folder}: this run is already finished ({self.metric} {result.get(self.metric)}); --overwrite makes it anew"
+            )
             return {**result, "already_finished": True}
         self._prepare()
         if checkpoint:
@@ -364,7 +411,9 @@ class Loop:
                 disable=None if session.main else True,
                 leave=False,
             )
-            while state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience():
+            while (
+                state.position < len(steps) and state.step < self.total_steps and not self._out_of_patience()
+            ):
                 with memory_advice(f"step {state.step + 1}", args):
                     values = self._step(steps[state.position])
                 state.step += 1
@@ -373,7 +422,11 @@ class Loop:
                 bar.update()
                 self._log(values)
                 at_end = state.position == len(steps) or state.step == self.total_steps
-                if (state.step % args.eval_every == 0 or state.step == self.total_steps) if args.eval_every else at_end:
+                if (
+                    (state.step % args.eval_every == 0 or state.step == self.total_steps)
+                    if args.eval_every
+                    else at_end
+                ):
                     state.evaluation_due = True
                 if self._stop:
                     self._leave()
@@ -393,7 +446,9 @@ class Loop:
         """Save at this step's end and go, by the shell's convention 128 + signal."""
         if save:
             self._save()
-        self.session.say(f"stopped at step {self.state.step}; this goes on from here: {runs.command_line(again=True)}")
+        self.session.say(
+            f"stopped at step {self.state.step}; this goes on from here: {runs.command_line(again=True)}"
+        )
         raise SystemExit(128 + (self._signals.number or signal.SIGTERM))
 
     def _log(self, values: dict[str, float]) -> None:
@@ -409,7 +464,9 @@ class Loop:
         self._record("train", {**means, "lr": rate})
         eta = state.seconds / state.step * (self.total_steps - state.step)
         terms = " | ".join(f"{k} {v:.4f}" for k, v in means.items())
-        self.session.say(f"step {state.step:>6}/{self.total_steps} | {terms} | lr {rate:.2e} | {state.seconds:.0f} s, {eta:.0f} s to go")
+        self.session.say(
+            f"step {state.step:>6}/{self.total_steps} | {terms} | lr {rate:.2e} | {state.seconds:.0f} s, {eta:.0f} s to go"
+        )
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
         self.run.log({"step": self.state.step, "epoch": self.state.epoch, "kind": kind, **values})
@@ -438,7 +495,9 @@ class Loop:
             state.since_best += 1
         self._record("valid", values)
         shown = " | ".join(f"{k} {v:.4f}" for k, v in values.items())
-        self.session.say(f"step {state.step:>6} | valid: {shown}{' | best so far' if better else ''} | {time.monotonic() - began:.0f} s")
+        self.session.say(
+            f"step {state.step:>6} | valid: {shown}{' | best so far' if better else ''} | {time.monotonic() - began:.0f} s"
+        )
         self._clock = time.monotonic() - state.seconds
         self._save()
         if self.session.sum([float(self._signals.number)])[0]:
@@ -456,8 +515,13 @@ class Loop:
         self.model.eval()
         if self.session.main:
             self.export(run.folder)
-        result = {self.metric: state.best, "best_step": state.best_step, "steps": state.step, "evaluations": state.evaluations,
-                  "seconds": round(state.seconds, 1)}  # fmt: skip
+        result = {
+            self.metric: state.best,
+            "best_step": state.best_step,
+            "steps": state.step,
+            "evaluations": state.evaluations,
+            "seconds": round(state.seconds, 1),
+        }
         if self.session.device.type == "cuda":
             result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self.session.say(

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+)
 
 from dataloaders import fingerprint, pad, plan_once
 from options import UserError
@@ -35,7 +42,9 @@ def resolve(name: str | Path) -> str:
         return MINILM_HUB
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
-        raise UserError(f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall requirements-offline.txt")
+        raise UserError(
+            f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall requirements-offline.txt"
+        )
     return str(folder)
 
 
@@ -45,18 +54,32 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Mod
     try:
         config = AutoConfig.from_pretrained(str(name))
         if config.model_type == "dpr":
-            model, info = SIDES[side].from_pretrained(str(name), dtype=torch.float32, output_loading_info=True)
+            model, info = SIDES[side].from_pretrained(
+                str(name), dtype=torch.float32, output_loading_info=True
+            )
             if info["missing_keys"]:
-                raise UserError(f"{name}: is no {side} encoder; it lacks {', '.join(sorted(info['missing_keys'])[:3])} ...")
+                raise UserError(
+                    f"{name}: is no {side} encoder; it lacks {', '.join(sorted(info['missing_keys'])[:3])} ..."
+                )
         elif config.model_type == "bert":
-            bert, info = AutoModel.from_pretrained(str(name), dtype=torch.float32, add_pooling_layer=False, output_loading_info=True)
+            bert, info = AutoModel.from_pretrained(
+                str(name), dtype=torch.float32, add_pooling_layer=False, output_loading_info=True
+            )
             if info["missing_keys"]:
                 raise UserError(f"{name}: its weights lack {', '.join(sorted(info['missing_keys'])[:3])} ...")
-            shared = {k: v for k, v in config.to_dict().items() if k in DPRConfig().to_dict() and k not in ("model_type", "architectures")}
+            shared = {
+                k: v
+                for k, v in config.to_dict().items()
+                if k in DPRConfig().to_dict() and k not in ("model_type", "architectures")
+            }
             model = SIDES[side](DPRConfig(**shared))
-            getattr(model, "question_encoder" if side == "question" else "ctx_encoder").bert_model.load_state_dict(bert.state_dict())
+            getattr(
+                model, "question_encoder" if side == "question" else "ctx_encoder"
+            ).bert_model.load_state_dict(bert.state_dict())
         else:
-            raise UserError(f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT")
+            raise UserError(
+                f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT"
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
@@ -82,7 +105,9 @@ def load_saved(path: Path) -> dict[str, tuple[nn.Module, object]]:
     for side in SIDES:
         folder = Path(path) / f"{side}_encoder"
         if not (folder / "model.safetensors").exists():
-            raise UserError(f"--path {path}: no {folder.name}/model.safetensors there; make it with: python -m DPR.train_dpr")
+            raise UserError(
+                f"--path {path}: no {folder.name}/model.safetensors there; make it with: python -m DPR.train_dpr"
+            )
         out[side] = (load_side(folder, side), load_tokenizer(folder))
     return out
 
@@ -91,7 +116,9 @@ def vectors(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
     """(N, L) -> (N, E)."""
     if getattr(encoder.config, "pooling", "cls") == "cls":
         return encoder(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-    hidden = encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states[-1]
+    hidden = encoder(
+        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+    ).hidden_states[-1]
     mask = attention_mask[..., None].to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1)
 
@@ -132,8 +159,16 @@ def tokenize(tokenizer, texts: list[str], max_length: int, keep_latest: bool) ->
 
 
 def embed(
-    encoder: nn.Module, tokenizer, texts: list[str], session, max_length: int, keep_latest: bool, title: str, batch_size: int = 128, keep: Path | None = None
-) -> np.ndarray:  # fmt: skip
+    encoder: nn.Module,
+    tokenizer,
+    texts: list[str],
+    session,
+    max_length: int,
+    keep_latest: bool,
+    title: str,
+    batch_size: int = 128,
+    keep: Path | None = None,
+) -> np.ndarray:
     """(N, E) float32, each distinct text once, in batches of like length. `keep`: see `storage.in_chunks`."""
     distinct = list(dict.fromkeys(texts))
     rows = tokenize(tokenizer, distinct, max_length, keep_latest)
@@ -144,7 +179,11 @@ def embed(
         for numbers in group[session.rank :: session.world]:
             ids, mask = pad([rows[i] for i in numbers], tokenizer.pad_token_id)
             with torch.inference_mode(), session.autocast():
-                found += zip(numbers, vectors(encoder, session.move(ids), session.move(mask)).float().cpu().numpy(), strict=True)
+                found += zip(
+                    numbers,
+                    vectors(encoder, session.move(ids), session.move(mask)).float().cpu().numpy(),
+                    strict=True,
+                )
         numbers, out = zip(*session.gather(found), strict=True)
         return {"numbers": np.array(numbers), "vectors": np.stack(out)}
 

@@ -20,7 +20,12 @@ from options import Paths, add_common, check, make_parser
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
-    parser.add_argument("--dataset", choices=["empd", "reddit", "empd-reddit"], default="empd", help="where the questions come from")
+    parser.add_argument(
+        "--dataset",
+        choices=["empd", "reddit", "empd-reddit"],
+        default="empd",
+        help="where the questions come from",
+    )
     args = parser.parse_args(argv)
     check(parser, args)
     return args
@@ -89,12 +94,20 @@ def main(argv=None):
         target = paths.dpr_data(args.dataset, split)
         sources = {"empd": paths.dialogues(split), "reddit": paths.pairs("emo", split)}
         used = {k: v for k, v in sources.items() if k in args.dataset.split("-")}
-        entries = [e for k, v in used.items() for e in (from_dialogues if k == "empd" else from_pairs)(v, args.seed)]
-        origin = {"dataset": args.dataset, "seed": args.seed, **{k: storage.sha256(v) for k, v in used.items()}}
+        entries = [
+            e for k, v in used.items() for e in (from_dialogues if k == "empd" else from_pairs)(v, args.seed)
+        ]
+        origin = {
+            "dataset": args.dataset,
+            "seed": args.seed,
+            **{k: storage.sha256(v) for k, v in used.items()},
+        }
         if storage.ready(target, origin, args.overwrite):
             continue
         storage.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n", origin)
-        print(f"{target}: {len(entries):,} questions, {sum(bool(e['hard_negative_ctxs']) for e in entries):,} with a hard negative")
+        print(
+            f"{target}: {len(entries):,} questions, {sum(bool(e['hard_negative_ctxs']) for e in entries):,} with a hard negative"
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
-    parser.add_argument("--full", action="store_true", help="the whole objective instead of a plain generator")
+    parser.add_argument(
+        "--full", action="store_true", help="the whole objective instead of a plain generator"
+    )
     parser.add_argument("--steps", type=int, default=400, help="updates of the run")
     args = parser.parse_args(argv)
     check(parser, args, kills=1, steps=1)
@@ -39,8 +41,25 @@ def command(args, name: str) -> list[str]:
     if not args.full:
         objective = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
     flags = f"--size tiny --no-predict --device cpu --lr 1e-3 --epochs 1000 {objective}"
-    return [sys.executable, str(ROOT / "train_glove_t5.py"), *flags.split(), "--name", name, "--workdir", args.workdir, "--max-steps", str(args.steps),
-            "--save-every", "5", "--eval-every", str(args.steps // 2 or 1), "--log-every", "1", "--seed", str(args.seed)]  # fmt: skip
+    return [
+        sys.executable,
+        str(ROOT / "train_glove_t5.py"),
+        *flags.split(),
+        "--name",
+        name,
+        "--workdir",
+        args.workdir,
+        "--max-steps",
+        str(args.steps),
+        "--save-every",
+        "5",
+        "--eval-every",
+        str(args.steps // 2 or 1),
+        "--log-every",
+        "1",
+        "--seed",
+        str(args.seed),
+    ]
 
 
 def last_step(folder: Path) -> int:
@@ -53,7 +72,9 @@ def last_step(folder: Path) -> int:
 def kill_once(args, folder: Path, rng: random.Random, in_save: bool) -> tuple[str, int] | None:
     """Start, wait until it trains, kill. (what was hit, step), or None where it finished first."""
     before = last_step(folder)
-    process = subprocess.Popen(command(args, folder.name), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(args, folder.name), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None and last_step(folder) <= before:
         time.sleep(0.05)
     time.sleep(rng.uniform(0, 1.5))

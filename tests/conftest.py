@@ -48,7 +48,9 @@ def corpus(tmp_path_factory) -> Path:
         head_of_dialogues(SAMPLE / "empathetic_dialogues" / f"{split}.csv", folder / f"{split}.csv", count)
     for name in ("emotional-reactions", "explorations", "interpretations"):
         with open(SAMPLE / "empathy_mental_health" / f"{name}-reddit.csv", encoding="utf-8") as handle:
-            (folder / f"{name}-reddit.csv").write_text("".join(itertools.islice(handle, 81)), encoding="utf-8")
+            (folder / f"{name}-reddit.csv").write_text(
+                "".join(itertools.islice(handle, 81)), encoding="utf-8"
+            )
     return folder
 
 
@@ -102,7 +104,9 @@ def trained(prepared, tmp_path_factory) -> Path:
         train_sentiment_regressor.main(short)
     label_dialogues.main([*common, "--family", "glove-t5"])
     prepare_dpr_data.main(["--workdir", str(folder)])
-    train_dpr.main([*common, "--encoder", str(folder / "data" / "bert-tiny"), "--max-steps", "2", "--batch-size", "4"])
+    train_dpr.main(
+        [*common, "--encoder", str(folder / "data" / "bert-tiny"), "--max-steps", "2", "--batch-size", "4"]
+    )
     dpr_exemplar_retriever.main([*common, "--path", str(folder / "saved" / "dpr" / "empd"), "--top-k", "3"])
     return folder
 
@@ -153,7 +157,9 @@ class Killed(BaseException):
 
 def wait_for_step(folder: Path, step: int) -> None:
     for _ in range(1200):
-        if (folder / "metrics.jsonl").exists() and f'"step": {step},' in (folder / "metrics.jsonl").read_text():
+        if (folder / "metrics.jsonl").exists() and f'"step": {step},' in (
+            folder / "metrics.jsonl"
+        ).read_text():
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")

@@ -54,7 +54,12 @@ def example(*turns, conv="c1"):
 
 
 def test_a_stray_quote_swallows_no_row(tmp_path):
-    rows = [turn("c1", 1, '"so he said'), turn("c1", 2, 'what" now'), turn("c2", 1, "fine"), turn("c2", 2, '"')]
+    rows = [
+        turn("c1", 1, '"so he said'),
+        turn("c1", 2, 'what" now'),
+        turn("c2", 1, "fine"),
+        turn("c2", 2, '"'),
+    ]
     table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
     assert table["utterance"].tolist() == ['"so he said', 'what" now', "fine", '"']
     assert table["line"].tolist() == [2, 3, 4, 5]
@@ -80,14 +85,24 @@ def test_extra_trailing_columns_and_missing_optional_ones_are_tolerated(tmp_path
 
 
 def test_columns_are_found_by_name_not_by_place(tmp_path):
-    path = write_dialogues(tmp_path / "d.csv", "hi,1,0,c1,p,sad", header="utterance,utterance_idx,speaker_idx,conv_id,prompt,context")
-    assert dataloaders.read_dialogues(path).loc[0, ["conv_id", "context", "utterance"]].tolist() == ["c1", "sad", "hi"]
+    path = write_dialogues(
+        tmp_path / "d.csv",
+        "hi,1,0,c1,p,sad",
+        header="utterance,utterance_idx,speaker_idx,conv_id,prompt,context",
+    )
+    assert dataloaders.read_dialogues(path).loc[0, ["conv_id", "context", "utterance"]].tolist() == [
+        "c1",
+        "sad",
+        "hi",
+    ]
 
 
 def test_gz_reads_the_same_as_plain(corpus, tmp_path):
     packed = tmp_path / "train.csv.gz"
     packed.write_bytes(gzip.compress((corpus / "train.csv").read_bytes()))
-    pd.testing.assert_frame_equal(dataloaders.read_dialogues(packed), dataloaders.read_dialogues(corpus / "train.csv"))
+    pd.testing.assert_frame_equal(
+        dataloaders.read_dialogues(packed), dataloaders.read_dialogues(corpus / "train.csv")
+    )
 
 
 def test_listener_turns_are_the_even_ones_with_all_that_was_said_before(tmp_path):
@@ -115,19 +130,29 @@ FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
         pytest.param("", None, "empty", id="empty file"),
         pytest.param(HEADER + "\n", None, "no rows", id="header only"),
         pytest.param("\n".join([HEADER.replace(",prompt", ""), *FIRST]), 1, "prompt", id="missing column"),
-        pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1, emotion="hungry")]), 4, "hungry", id="unknown emotion"),
+        pytest.param(
+            "\n".join([HEADER, *FIRST, turn("c2", 1, emotion="hungry")]), 4, "hungry", id="unknown emotion"
+        ),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", 4)]), 4, "expected 3", id="gap"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", 2)]), 4, "expected 3", id="repeat"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c2", 2)]), 4, "expected 1", id="begins in the middle"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 3)]), 5, "c1", id="goes on later"),
-        pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 1)]), 5, "c1", id="begins again later"),
-        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 3, "  ")]), 4, "empty utterance", id="empty utterance"),
+        pytest.param(
+            "\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 1)]), 5, "c1", id="begins again later"
+        ),
+        pytest.param(
+            "\n".join([HEADER, *FIRST, turn("c1", 3, "  ")]), 4, "empty utterance", id="empty utterance"
+        ),
         pytest.param("\n".join([HEADER, *FIRST, "c1,3,sad,p,1"]), 4, "5 columns", id="short row"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", "three")]), 4, "three", id="index not a number"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", "3.0")]), 4, "3.0", id="index not whole"),
         pytest.param("\n".join([HEADER, turn("c1", 0)]), 2, "'0'", id="index below 1"),
-        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 3, "x" * 200_000)]), 4, "field", id="field without end"),
-        pytest.param("\n".join([HEADER, *FIRST]).encode() + b"\nc1,3,sad,p,1,caf\xe9,,", 4, "utf-8", id="not utf-8"),
+        pytest.param(
+            "\n".join([HEADER, *FIRST, turn("c1", 3, "x" * 200_000)]), 4, "field", id="field without end"
+        ),
+        pytest.param(
+            "\n".join([HEADER, *FIRST]).encode() + b"\nc1,3,sad,p,1,caf\xe9,,", 4, "utf-8", id="not utf-8"
+        ),
     ],
 )
 def test_a_bad_dialogue_file_is_named_with_its_line(tmp_path, content, line, what):
@@ -151,11 +176,16 @@ def test_a_bad_byte_in_a_large_file_is_named_with_its_line(tmp_path, line):
         dataloaders.read_dialogues(path)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5], lambda b: b[:-8] + b"\0" * 8, lambda b: b"not gzip"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[: len(b) // 2], lambda b: b[:5], lambda b: b[:-8] + b"\0" * 8, lambda b: b"not gzip"],
+)
 def test_a_damaged_gzip_is_named_with_the_command_that_makes_it(tmp_path, damage):
     path = tmp_path / "train.csv.gz"
     texts = np.random.default_rng(0).integers(0, 10**9, (200, 10)).astype(str)
-    packed = gzip.compress("\n".join([HEADER, *(turn(f"c{n}", 1, " ".join(row)) for n, row in enumerate(texts))]).encode())
+    packed = gzip.compress(
+        "\n".join([HEADER, *(turn(f"c{n}", 1, " ".join(row)) for n, row in enumerate(texts))]).encode()
+    )
     path.write_bytes(damage(packed))
     with pytest.raises(UserError, match=r"train\.csv\.gz, line \d+: cannot be read .*prepare_data\.py"):
         dataloaders.read_dialogues(path)
@@ -178,7 +208,9 @@ def test_a_level_or_label_that_is_not_0_to_2_is_named(tmp_path, level, column):
 
 def test_pairs_keep_quotes_commas_line_breaks_and_missing_looking_words(tmp_path):
     posts = ['say "hi", twice', "two\nlines", "NA", "null", ""]
-    path = write_table(tmp_path / "pairs.csv", dataloaders.RAW_PAIR_COLUMNS, [("s", "r", p, f" {p} ", "2") for p in posts])
+    path = write_table(
+        tmp_path / "pairs.csv", dataloaders.RAW_PAIR_COLUMNS, [("s", "r", p, f" {p} ", "2") for p in posts]
+    )
     table = dataloaders.read_pairs(path, raw=True)
     assert table["seeker_post"].tolist() == posts
     assert table["response_post"].tolist() == posts
@@ -214,7 +246,13 @@ def labels_rows(keys):
 
 
 READERS = {
-    "labels": (dataloaders.read_labels, dataloaders.LABEL_COLUMNS[:-1], labels_rows, ",", "label_dialogues.py"),
+    "labels": (
+        dataloaders.read_labels,
+        dataloaders.LABEL_COLUMNS[:-1],
+        labels_rows,
+        ",",
+        "label_dialogues.py",
+    ),
     "exemplars": (
         dataloaders.read_exemplars,
         ("conv_id", "utterance_idx", "exemplars"),
@@ -229,7 +267,13 @@ READERS = {
         "\t",
         "--inference",
     ),
-    "vader": (dataloaders.read_vader, dataloaders.VADER_COLUMNS, lambda keys: [(*k, "text", -0.5) for k in keys], ",", "prepare_data.py"),
+    "vader": (
+        dataloaders.read_vader,
+        dataloaders.VADER_COLUMNS,
+        lambda keys: [(*k, "text", -0.5) for k in keys],
+        ",",
+        "prepare_data.py",
+    ),
 }
 
 
@@ -261,16 +305,25 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path, kind):
 
 def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
     shuffled = [KEYS[2], ("other", 2), KEYS[0], KEYS[1]]
-    labels = dataloaders.read_labels(write_table(tmp_path / "l.csv", dataloaders.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES)
+    labels = dataloaders.read_labels(
+        write_table(tmp_path / "l.csv", dataloaders.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES
+    )
     assert labels == {"emo": [2, 0, 0], "exp": [1] * 3, "int": [2] * 3, "sentiment": [0.2, 0.3, 0.0]}
-    replies = write_table(tmp_path / "p.tsv", dataloaders.PREDICTION_COLUMNS, [(*k, f"{k[0]} {k[1]}") for k in shuffled], "\t")
+    replies = write_table(
+        tmp_path / "p.tsv", dataloaders.PREDICTION_COLUMNS, [(*k, f"{k[0]} {k[1]}") for k in shuffled], "\t"
+    )
     assert dataloaders.read_predictions(replies, EXAMPLES) == ["c1 2", "c1 4", "NA 2"]
-    scores = write_table(tmp_path / "v.csv", dataloaders.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)])
+    scores = write_table(
+        tmp_path / "v.csv", dataloaders.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)]
+    )
     assert dataloaders.read_vader(scores, EXAMPLES) == [0.5, 0.75, 0.0]
     assert dataloaders.read_vader(scores)["sentiment"].tolist() == [0.0, 0.25, 0.5, 0.75]
 
 
-@pytest.mark.parametrize(("column", "value"), [("emo", "3"), ("exp", "x"), ("int", "1.5"), ("sentiment", "1.01"), ("sentiment", "nan")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("emo", "3"), ("exp", "x"), ("int", "1.5"), ("sentiment", "1.01"), ("sentiment", "nan")],
+)
 def test_a_label_out_of_range_is_named_with_its_line(tmp_path, column, value):
     table = pd.DataFrame(labels_rows(KEYS), columns=dataloaders.LABEL_COLUMNS[:-1]).astype(object)
     table.loc[1, column] = value
@@ -287,7 +340,19 @@ def test_exemplars_keep_their_order_up_to_the_top(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cell", ["", "hello", '"text"', '{"a": 1}', "[1]", '["a", null]', '["a"', "[" * 50_000, f"[{'1' * 5000}]", r'["\ud800"]']
+    "cell",
+    [
+        "",
+        "hello",
+        '"text"',
+        '{"a": 1}',
+        "[1]",
+        '["a", null]',
+        '["a"',
+        "[" * 50_000,
+        f"[{'1' * 5000}]",
+        r'["\ud800"]',
+    ],
 )
 def test_a_cell_that_is_no_json_list_of_texts_is_named_with_its_line(tmp_path, cell):
     rows = [(*KEYS[0], "[]"), (*KEYS[1], cell), (*KEYS[2], "[]")]
@@ -361,7 +426,9 @@ def test_one_vocabulary_read_in_two_ways_does_not_hit_the_cache(tmp_path):
 @pytest.mark.parametrize("texts", [[], [""]])
 def test_nothing_to_encode_is_no_error_fresh_or_cached(tokenizer, tmp_path, texts):
     for _ in range(2):
-        assert {t: len(r) for t, r in dataloaders.encode(tokenizer, texts, tmp_path).items()} == dict.fromkeys(texts, 0)
+        assert {
+            t: len(r) for t, r in dataloaders.encode(tokenizer, texts, tmp_path).items()
+        } == dict.fromkeys(texts, 0)
 
 
 def test_two_processes_may_fill_the_cache_at_once(tokenizer, tmp_path, monkeypatch):
@@ -380,9 +447,11 @@ def test_two_processes_may_fill_the_cache_at_once(tokenizer, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("left", "expected", "mask"),
-    [(False, [[5, 6, 7], [8, 9, 9], [9, 9, 9]], [[1, 1, 1], [1, 0, 0], [0, 0, 0]]),
-     (True, [[5, 6, 7], [9, 9, 8], [9, 9, 9]], [[1, 1, 1], [0, 0, 1], [0, 0, 0]])],
-)  # fmt: skip
+    [
+        (False, [[5, 6, 7], [8, 9, 9], [9, 9, 9]], [[1, 1, 1], [1, 0, 0], [0, 0, 0]]),
+        (True, [[5, 6, 7], [9, 9, 8], [9, 9, 9]], [[1, 1, 1], [0, 0, 1], [0, 0, 0]]),
+    ],
+)
 def test_padding_stands_on_the_side_asked_for(left, expected, mask):
     rows = [np.array([5, 6, 7]), np.array([8]), np.array([], dtype=np.int32)]
     found, found_mask = dataloaders.pad(rows, 9, left=left)
@@ -401,7 +470,9 @@ LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 60, 777)]
 
 
 def plan(epoch=0, seed=1, lengths=LENGTHS, batch_size=4, batch_tokens=0):
-    return dataloaders.plan_epoch(lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
+    return dataloaders.plan_epoch(
+        lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch
+    )
 
 
 @pytest.mark.parametrize("planner", ["epoch", "once"])
@@ -504,16 +575,23 @@ def test_exemplars_stand_marked_before_the_dialogue_and_have_no_speaker(tokenize
     block = [*ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k {dataloaders.EXEMPLAR_MARKER} j"), EOS]
     assert 3 not in block
     assert real(batch, "source_ids", "source_mask", 0) == block + real(plain, "source_ids", "source_mask", 0)
-    assert real(batch, "speaker_ids", "source_mask", 0) == [0] * len(block) + real(plain, "speaker_ids", "source_mask", 0)
+    assert real(batch, "speaker_ids", "source_mask", 0) == [0] * len(block) + real(
+        plain, "speaker_ids", "source_mask", 0
+    )
     assert real(batch, "source_ids", "source_mask", 1) == real(plain, "source_ids", "source_mask", 1)
 
 
 def test_exemplars_have_a_budget_of_their_own(tokenizer):
-    batch = generator(tokenizer, src_len=5, exemplars=[["l k j i h g"] * 3, ["a"]], exemplar_len=6).collate([0])
+    batch = generator(tokenizer, src_len=5, exemplars=[["l k j i h g"] * 3, ["a"]], exemplar_len=6).collate(
+        [0]
+    )
     plain = generator(tokenizer, src_len=5).collate([0])
     assert batch["source_ids"].shape[1] == 11
     assert batch["source_ids"][0, 6:].tolist() == plain["source_ids"][0].tolist()
-    assert batch["source_ids"][0, :6].tolist() == [*ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k j"), EOS]
+    assert batch["source_ids"][0, :6].tolist() == [
+        *ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k j"),
+        EOS,
+    ]
 
 
 @pytest.mark.parametrize(("most", "whole"), [(4, 1), (5, 1), (7, 1), (8, 2), (13, 2), (14, 3), (99, 3)])
@@ -526,7 +604,9 @@ def test_only_whole_exemplars_stand_beside_the_first(tokenizer, most, whole):
 
 
 @pytest.mark.parametrize(("tgt_len", "reply"), [(None, "i j"), (8, "i j"), (3, "i j"), (2, "i"), (1, "")])
-def test_a_target_ends_with_eos_within_its_length_and_is_padded_with_the_ignored_id(tokenizer, tgt_len, reply):
+def test_a_target_ends_with_eos_within_its_length_and_is_padded_with_the_ignored_id(
+    tokenizer, tgt_len, reply
+):
     labels = generator(tokenizer, tgt_len=tgt_len).collate([1, 0])["labels"]
     assert labels[1].tolist() == [*ids(tokenizer, reply), EOS]
     short = [*ids(tokenizer, "l"), EOS] if tgt_len != 1 else [EOS]
@@ -571,9 +651,13 @@ def test_targets_follow_the_examples_chosen(tokenizer):
 def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_len, reply_len):
     settings = {"context_len": context_len, "reply_len": reply_len}
     examples = [LONG, SHORT]
-    critic = dataloaders.critic_data([e.history for e in examples], [e.response for e in examples], None, tokenizer, settings)
+    critic = dataloaders.critic_data(
+        [e.history for e in examples], [e.response for e in examples], None, tokenizer, settings
+    )
     trained = critic.collate([0, 1])
-    used = generator(tokenizer, examples, tgt_len=reply_len + 1, labels=LABELS, critic_context_len=context_len).collate([0, 1])
+    used = generator(
+        tokenizer, examples, tgt_len=reply_len + 1, labels=LABELS, critic_context_len=context_len
+    ).collate([0, 1])
     for row, e in enumerate(examples):
         context = real(used, "context_ids", "context_mask", row)
         reply = [i for i in used["labels"][row].tolist() if i != -100]
@@ -597,7 +681,9 @@ def test_a_critic_of_another_family_begins_with_its_own_start_token(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
     bert = BertTokenizer.from_pretrained(str(tmp_path))
-    batch = dataloaders.critic_data([["a"]], ["b"], None, bert, {"context_len": 4, "reply_len": 4}).collate([0])
+    batch = dataloaders.critic_data([["a"]], ["b"], None, bert, {"context_len": 4, "reply_len": 4}).collate(
+        [0]
+    )
     assert bert.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
     assert batch["reply_mask"].tolist() == [[0, 0, 0, 1, 1]]
 
@@ -609,7 +695,10 @@ EXEMPLARS = [["a b", "c"], [], ["c", "c", "d e f g"], ["h"]]
 
 def test_pooled_tokens_hold_each_distinct_exemplar_once_with_shares_of_one(tokenizer):
     part = dataloaders.pooled_tokens(EXEMPLARS, tokenizer, max_len=4)([2, 0, 1])
-    rows = [part["exemplar_ids"][u][part["exemplar_mask"][u].bool()].tolist() for u in range(len(part["exemplar_ids"]))]
+    rows = [
+        part["exemplar_ids"][u][part["exemplar_mask"][u].bool()].tolist()
+        for u in range(len(part["exemplar_ids"]))
+    ]
     c, d, a = ([*ids(tokenizer, t), EOS] for t in ("c", "d e f", "a b"))
     assert sorted(rows) == sorted([c, d, a])
     share = {tuple(row): part["exemplar_share"][:, u].tolist() for u, row in enumerate(rows)}

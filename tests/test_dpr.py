@@ -21,7 +21,13 @@ from DPR.train_dpr import parse_args, passages_of, rank_report, read_entries, tr
 from options import Paths, UserError
 from session import Session
 
-TEXTS = ["i am sad", "what happened to your old dog ?", "oh", "i am sad", "my friend is happy and i am so proud of it"]
+TEXTS = [
+    "i am sad",
+    "what happened to your old dog ?",
+    "oh",
+    "i am sad",
+    "my friend is happy and i am so proud of it",
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +64,22 @@ def loss_written_out(questions, contexts, positive, texts):
 
 def loss_of(questions, contexts, positive, texts):
     positive, texts = torch.tensor(positive), torch.tensor(texts)
-    return dpr_loss(torch.as_tensor(questions), torch.as_tensor(contexts), positive, texts[positive][:, None] == texts[None])
+    return dpr_loss(
+        torch.as_tensor(questions),
+        torch.as_tensor(contexts),
+        positive,
+        texts[positive][:, None] == texts[None],
+    )
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 6), st.integers(0, 10_000), st.data())
 def test_loss_is_the_formula_written_out(count, extra, seed, data):
     generator = torch.Generator().manual_seed(seed)
-    questions, contexts = torch.randn(count, 4, generator=generator), torch.randn(count + extra, 4, generator=generator)
+    questions, contexts = (
+        torch.randn(count, 4, generator=generator),
+        torch.randn(count + extra, 4, generator=generator),
+    )
     positive = data.draw(st.lists(st.integers(0, count + extra - 1), min_size=count, max_size=count))
     texts = data.draw(st.lists(st.integers(0, 4), min_size=count + extra, max_size=count + extra))
     expected = loss_written_out(questions.tolist(), contexts.tolist(), positive, texts)
@@ -85,9 +99,13 @@ def test_a_copy_of_the_positive_is_no_negative_but_another_text_is():
     with_copy = torch.cat([contexts, contexts[:1]])
     # for the second question the copy is one more negative, so only the first is asked
     first = loss_of(questions[:1], contexts, [0], [10, 11, 12, 13])
-    assert loss_of(questions[:1], with_copy, [0], [10, 11, 12, 13, 10]).item() == pytest.approx(first.item(), rel=1e-6)
+    assert loss_of(questions[:1], with_copy, [0], [10, 11, 12, 13, 10]).item() == pytest.approx(
+        first.item(), rel=1e-6
+    )
     assert loss_of(questions[:1], with_copy, [0], [10, 11, 12, 13, 99]) > first + 1e-3
-    assert loss_of(questions, with_copy, [0, 2], [10, 11, 12, 13, 10]) > before  # a passage of one question is a negative of the other
+    assert (
+        loss_of(questions, with_copy, [0, 2], [10, 11, 12, 13, 10]) > before
+    )  # a passage of one question is a negative of the other
 
 
 def test_gradient_pulls_the_positive_and_pushes_its_rivals():
@@ -102,7 +120,10 @@ def test_gradient_pulls_the_positive_and_pushes_its_rivals():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.text("xyz", min_size=1, max_size=3)), max_size=12), st.integers(0, 1000))
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.text("xyz", min_size=1, max_size=3)), max_size=12),
+    st.integers(0, 1000),
+)
 def test_draw_never_returns_ones_own_conversation(pool, seed):
     drawn = draw(random.Random(seed), pool, own="a")
     allowed = [text for owner, text in pool if owner != "a"]
@@ -205,7 +226,9 @@ def test_missing_entries_name_the_command_that_makes_them(tmp_path):
 
 def test_published_data_without_optional_keys_is_read(tmp_path):
     file = tmp_path / "train.json"
-    file.write_text(json.dumps([{"question": "q", "positive_ctxs": [{"title": "t", "text": "p", "score": 1}]}]))
+    file.write_text(
+        json.dumps([{"question": "q", "positive_ctxs": [{"title": "t", "text": "p", "score": 1}]}])
+    )
     assert passages_of(read_entries(file)[0], 1, 1) == ["p"]
 
 
@@ -216,7 +239,11 @@ def entry(question, positive, hard=(), other=()):
 
 def test_a_batch_knows_each_positive_and_every_copy_of_it(bert):
     tokenizers = dict.fromkeys(SIDES, load_tokenizer(bert))
-    entries = [entry("i", "so sad", ["oh no"], ["my dog"]), entry("you", "oh no"), entry("we", "so sad", ["my dog"])]
+    entries = [
+        entry("i", "so sad", ["oh no"], ["my dog"]),
+        entry("you", "oh no"),
+        entry("we", "so sad", ["my dog"]),
+    ]
     args = Namespace(max_length=16, max_passage_length=16, hard_negatives=1, other_negatives=1)
     batch = training_data(entries, args, tokenizers).collate([2, 0, 1])
     texts = tokenizers["context"].batch_decode(batch["context_ids"], skip_special_tokens=True)
@@ -231,7 +258,10 @@ def test_long_questions_keep_their_end_and_long_passages_their_beginning(bert):
     text = "i am so sad that my dog is not happy with you"
     args = Namespace(max_length=6, max_passage_length=6, hard_negatives=1, other_negatives=1)
     batch = training_data([entry(text, text)], args, tokenizers).collate([0])
-    kept = [tokenizers["context"].decode(batch[k][0], skip_special_tokens=True) for k in ("question_ids", "context_ids")]
+    kept = [
+        tokenizers["context"].decode(batch[k][0], skip_special_tokens=True)
+        for k in ("question_ids", "context_ids")
+    ]
     assert kept == ["not happy with you", "i am so sad"]
 
 
@@ -277,7 +307,9 @@ def test_embedding_in_bulk_equals_one_by_one(encoder, bert, session, batch_size)
 
 def test_each_distinct_text_is_embedded_once(bert, session):
     encoder, rows = load_side(bert, "context"), []
-    encoder.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     embed(encoder, load_tokenizer(bert), TEXTS * 5, session, 32, False, "texts", 2)
     assert sum(rows) == len(set(TEXTS))
 
@@ -287,7 +319,9 @@ def test_an_interrupted_embedding_goes_on_where_it_stopped(bert, session, tmp_pa
     texts = [" ".join(["sad", "dog", "you", "oh"][: 1 + i % 4]) + " ." * (i // 4) for i in range(20)]
     whole = embed(encoder, tokenizer, texts, session, 32, False, "texts", 1)
     arguments = (encoder, tokenizer, texts, session, 32, False, "texts", 1, tmp_path)
-    hook = encoder.register_forward_pre_hook(lambda module, args: 1 / 0 if len(rows) == 12 else rows.append(1))
+    hook = encoder.register_forward_pre_hook(
+        lambda module, args: 1 / 0 if len(rows) == 12 else rows.append(1)
+    )
     with pytest.raises(ZeroDivisionError):
         embed(*arguments)
     hook.remove()
@@ -386,8 +420,16 @@ def test_biencoder_gives_each_side_its_own_texts(run_folder):
     saved = load_saved(run_folder)
     model = BiEncoder(saved["question"][0], saved["context"][0]).eval()
     tokenizer = saved["question"][1]
-    (question_ids, question_mask), (context_ids, context_mask) = ids_of(tokenizer, TEXTS[:2]), ids_of(tokenizer, TEXTS)
-    batch = {"question_ids": question_ids, "question_mask": question_mask, "context_ids": context_ids, "context_mask": context_mask}
+    (question_ids, question_mask), (context_ids, context_mask) = (
+        ids_of(tokenizer, TEXTS[:2]),
+        ids_of(tokenizer, TEXTS),
+    )
+    batch = {
+        "question_ids": question_ids,
+        "question_mask": question_mask,
+        "context_ids": context_ids,
+        "context_mask": context_mask,
+    }
     questions, contexts = model(batch)
     torch.testing.assert_close(questions, vectors(saved["question"][0], question_ids, question_mask))
     torch.testing.assert_close(contexts, vectors(saved["context"][0], context_ids, context_mask))

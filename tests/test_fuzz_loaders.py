@@ -104,7 +104,13 @@ def csv_bytes(columns, rows, delimiter=","):
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     return (
         pd.DataFrame(rows, columns=columns)
-        .to_csv(index=False, sep=delimiter, quoting=quoting, quotechar=None if delimiter == "\t" else '"', lineterminator="\n")
+        .to_csv(
+            index=False,
+            sep=delimiter,
+            quoting=quoting,
+            quotechar=None if delimiter == "\t" else '"',
+            lineterminator="\n",
+        )
         .encode("utf-8")
     )
 
@@ -115,14 +121,23 @@ def dialogue_bytes(examples=EXAMPLES):
         for n, text in enumerate((*e.history, e.response), start=1):
             if (e.conv_id, n) not in seen:
                 seen.add((e.conv_id, n))
-                lines.append(f"{e.conv_id},{n},{e.emotion},a prompt,{n},{text.replace(',', '_comma_')},5|5|5_2|2|5,")
+                lines.append(
+                    f"{e.conv_id},{n},{e.emotion},a prompt,{n},{text.replace(',', '_comma_')},5|5|5_2|2|5,"
+                )
     return ("\n".join(lines) + "\n").encode("utf-8")
 
 
 KEYS = [e.key for e in EXAMPLES]
-PAIRS = [("s1", "r1", 'say "hi", all', "two\nlines", 0), ("s2", "r2", "NA", "ok", 2), ("s3", "r3", "é", "a, b", 1)]
+PAIRS = [
+    ("s1", "r1", 'say "hi", all', "two\nlines", 0),
+    ("s2", "r2", "NA", "ok", 2),
+    ("s3", "r3", "é", "a, b", 1),
+]
 PASSAGE = {"title": "", "text": 'so "é"'}
-ENTRIES = [{"question": f"q {n}", "positive_ctxs": [PASSAGE], "hard_negative_ctxs": [PASSAGE], "negative_ctxs": []} for n in range(2)]
+ENTRIES = [
+    {"question": f"q {n}", "positive_ctxs": [PASSAGE], "hard_negative_ctxs": [PASSAGE], "negative_ctxs": []}
+    for n in range(2)
+]
 
 
 @dataclass(frozen=True)
@@ -136,13 +151,26 @@ class Loader:
 LOADERS = {
     "dialogues": Loader("train.csv", dialogue_bytes(), dataloaders.read_dialogues, valid_dialogues),
     "turns": Loader("train.csv", dialogue_bytes(), dataloaders.listener_turns, valid_turns),
-    "turns gz": Loader("train.csv.gz", gzip.compress(dialogue_bytes(), mtime=0), dataloaders.listener_turns, valid_turns),
-    "raw pairs": Loader(
-        "reddit.csv", csv_bytes(dataloaders.RAW_PAIR_COLUMNS, PAIRS), lambda p: dataloaders.read_pairs(p, raw=True), valid_pairs
+    "turns gz": Loader(
+        "train.csv.gz", gzip.compress(dialogue_bytes(), mtime=0), dataloaders.listener_turns, valid_turns
     ),
-    "pairs": Loader("pairs.csv", csv_bytes(dataloaders.PAIR_COLUMNS, [(*p, 1) for p in PAIRS]), dataloaders.read_pairs, valid_pairs),
+    "raw pairs": Loader(
+        "reddit.csv",
+        csv_bytes(dataloaders.RAW_PAIR_COLUMNS, PAIRS),
+        lambda p: dataloaders.read_pairs(p, raw=True),
+        valid_pairs,
+    ),
+    "pairs": Loader(
+        "pairs.csv",
+        csv_bytes(dataloaders.PAIR_COLUMNS, [(*p, 1) for p in PAIRS]),
+        dataloaders.read_pairs,
+        valid_pairs,
+    ),
     "vader": Loader(
-        "train_vader.csv", csv_bytes(dataloaders.VADER_COLUMNS, [(*k, "NA", 0.5) for k in KEYS]), dataloaders.read_vader, valid_score_table
+        "train_vader.csv",
+        csv_bytes(dataloaders.VADER_COLUMNS, [(*k, "NA", 0.5) for k in KEYS]),
+        dataloaders.read_vader,
+        valid_score_table,
     ),
     "vader of turns": Loader(
         "train_vader.csv",
@@ -158,7 +186,10 @@ LOADERS = {
     ),
     "exemplars": Loader(
         "train_dpr.csv",
-        csv_bytes(("conv_id", "utterance_idx", "exemplars"), [(*k, json.dumps(["a, b", 'say "é"', "c"])) for k in KEYS]),
+        csv_bytes(
+            ("conv_id", "utterance_idx", "exemplars"),
+            [(*k, json.dumps(["a, b", 'say "é"', "c"])) for k in KEYS],
+        ),
         lambda p: dataloaders.read_exemplars(p, EXAMPLES, top=2),
         valid_exemplars,
     ),
@@ -169,7 +200,12 @@ LOADERS = {
         valid_replies,
     ),
     "entries": Loader("empd_train.json", json.dumps(ENTRIES).encode(), read_entries, valid_entries),
-    "json": Loader("args.json", json.dumps({"args": {"lr": 1e-4, "name": "é", "x": [1, None]}}).encode(), storage.read_json, valid_object),
+    "json": Loader(
+        "args.json",
+        json.dumps({"args": {"lr": 1e-4, "name": "é", "x": [1, None]}}).encode(),
+        storage.read_json,
+        valid_object,
+    ),
 }
 
 
@@ -184,9 +220,44 @@ def test_the_sound_file_loads(folder, kind):
 # ----------------------------------------------------------------------------------------------------------- damage
 
 SNIPPETS = [
-    *(b'"', b",", b"\n", b"\r", b"\t", b"\0", b"\xff", b"\xc3", b"\\", b"[", b"{", b"]", b"}", b"'", b"_comma_", b"\xef\xbb\xbf", b"\xe2\x80\xa8"),
-    *(b"NA", b"nan", b"inf", b"-1", b"0", b"3", b"1.5", b"1e400", b"1_0", b"null", b"NaN", b"true", b"9" * 5000, b"\\ud800", b'"\\udfff', b"[" * 5000),
-]  # fmt: skip
+    *(
+        b'"',
+        b",",
+        b"\n",
+        b"\r",
+        b"\t",
+        b"\0",
+        b"\xff",
+        b"\xc3",
+        b"\\",
+        b"[",
+        b"{",
+        b"]",
+        b"}",
+        b"'",
+        b"_comma_",
+        b"\xef\xbb\xbf",
+        b"\xe2\x80\xa8",
+    ),
+    *(
+        b"NA",
+        b"nan",
+        b"inf",
+        b"-1",
+        b"0",
+        b"3",
+        b"1.5",
+        b"1e400",
+        b"1_0",
+        b"null",
+        b"NaN",
+        b"true",
+        b"9" * 5000,
+        b"\\ud800",
+        b'"\\udfff',
+        b"[" * 5000,
+    ),
+]
 PLACE = st.floats(0, 1, allow_nan=False)
 DAMAGE = st.one_of(
     st.tuples(st.just("replace"), PLACE, st.sampled_from(SNIPPETS)),
@@ -235,7 +306,17 @@ def test_a_damaged_file_gives_valid_rows_or_an_error_that_names_it(folder, kind,
 
 @pytest.mark.parametrize("kind", ["entries", "json"])
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"null", b'"text"', b"[" * 100_000, b"[" + b"9" * 5000 + b"]", b'{"a": \xff}', b"\xff\xfe{\0}\0"]
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"[" * 100_000,
+        b"[" + b"9" * 5000 + b"]",
+        b'{"a": \xff}',
+        b"\xff\xfe{\0}\0",
+    ],
 )
 def test_json_of_another_shape_is_an_error_that_names_it(folder, kind, content):
     path = folder / LOADERS[kind].name
@@ -276,7 +357,27 @@ def test_half_a_character_in_a_question_is_refused_before_a_tokenizer_breaks_on_
 
 # -------------------------------------------------------------------------------------------------- no row is lost
 
-ODD = ["NA", "null", "None", "nan", '"', '""', "a, b", "_comma_", "'", "\\", "#", "-", "0", "é", "\u2028x", "\x85x", "🙂", "\ufeffa", "\0"]
+ODD = [
+    "NA",
+    "null",
+    "None",
+    "nan",
+    '"',
+    '""',
+    "a, b",
+    "_comma_",
+    "'",
+    "\\",
+    "#",
+    "-",
+    "0",
+    "é",
+    "\u2028x",
+    "\x85x",
+    "🙂",
+    "\ufeffa",
+    "\0",
+]
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\r\n")
 TEXT = st.one_of(st.sampled_from(ODD), st.text(CHARACTERS, max_size=12), st.text('",\\ \tab', max_size=8))
 UTTERANCE = TEXT.filter(lambda t: t.replace("_comma_", ",").strip())
@@ -284,9 +385,14 @@ POST = st.one_of(TEXT, st.text(st.sampled_from('",\r\n \ta'), max_size=8))
 
 
 @SETTINGS
-@given(conversations=st.lists(st.lists(UTTERANCE, min_size=2, max_size=5), min_size=1, max_size=5), end=st.sampled_from(["\n", "\r\n"]))
+@given(
+    conversations=st.lists(st.lists(UTTERANCE, min_size=2, max_size=5), min_size=1, max_size=5),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
 def test_no_turn_of_a_sound_dialogue_file_is_lost(folder, conversations, end):
-    rows = [(f"c{c}", n, text) for c, turns in enumerate(conversations) for n, text in enumerate(turns, start=1)]
+    rows = [
+        (f"c{c}", n, text) for c, turns in enumerate(conversations) for n, text in enumerate(turns, start=1)
+    ]
     lines = ["conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"]
     lines += [f'{conv},{n},sad,"p,0,{text.replace(",", "_comma_")},5|5|5_"2,' for conv, n, text in rows]
     path = folder / "sound.csv"
@@ -297,16 +403,25 @@ def test_no_turn_of_a_sound_dialogue_file_is_lost(folder, conversations, end):
     assert table["line"].tolist() == list(range(2, len(rows) + 2))
     turns = {e.key: (e.history, e.response) for e in dataloaders.listener_turns(path)}
     whole = [[text for conv, _, text in expected if conv == f"c{c}"] for c in range(len(conversations))]
-    assert turns == {(f"c{c}", n): (tuple(t[: n - 1]), t[n - 1]) for c, t in enumerate(whole) for n in range(2, len(t) + 1, 2)}
+    assert turns == {
+        (f"c{c}", n): (tuple(t[: n - 1]), t[n - 1])
+        for c, t in enumerate(whole)
+        for n in range(2, len(t) + 1, 2)
+    }
 
 
 @SETTINGS
-@given(pairs=st.lists(st.tuples(POST, POST, st.integers(0, 2)), min_size=1, max_size=6), end=st.sampled_from(["\n", "\r\n"]))
+@given(
+    pairs=st.lists(st.tuples(POST, POST, st.integers(0, 2)), min_size=1, max_size=6),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
 def test_no_pair_is_lost_when_read_nor_when_written_and_read_again(folder, pairs, end):
     path = folder / "sound-reddit.csv"
     with open(path, "w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, quoting=csv.QUOTE_ALL, lineterminator=end)
-        writer.writerows([dataloaders.RAW_PAIR_COLUMNS, *((f"s{n}", f"r{n}", *pair) for n, pair in enumerate(pairs))])
+        writer.writerows(
+            [dataloaders.RAW_PAIR_COLUMNS, *((f"s{n}", f"r{n}", *pair) for n, pair in enumerate(pairs))]
+        )
     expected = [(post.strip(), reply.strip(), level) for post, reply, level in pairs]
 
     def rows(table):
@@ -314,7 +429,9 @@ def test_no_pair_is_lost_when_read_nor_when_written_and_read_again(folder, pairs
 
     raw = dataloaders.read_pairs(path, raw=True)
     assert rows(raw) == expected
-    storage.write_csv(folder / "sound-pairs.csv", raw.assign(label=raw["level"])[list(dataloaders.PAIR_COLUMNS)])
+    storage.write_csv(
+        folder / "sound-pairs.csv", raw.assign(label=raw["level"])[list(dataloaders.PAIR_COLUMNS)]
+    )
     assert rows(dataloaders.read_pairs(folder / "sound-pairs.csv")) == expected
 
 
@@ -326,8 +443,12 @@ def test_our_own_files_give_back_what_was_written(folder, texts):
     replies = [e.response.replace("\t", " ") for e in examples]
     exemplars = [row for _, row in texts]
     storage.write_csv(folder / "p.tsv", keys.assign(response=replies), sep="\t")
-    storage.write_csv(folder / "e.csv", keys.assign(exemplars=[json.dumps(row, ensure_ascii=False) for row in exemplars]))
-    storage.write_csv(folder / "v.csv", keys.assign(utterance=replies, sentiment=[n / 7 for n in range(len(keys))]))
+    storage.write_csv(
+        folder / "e.csv", keys.assign(exemplars=[json.dumps(row, ensure_ascii=False) for row in exemplars])
+    )
+    storage.write_csv(
+        folder / "v.csv", keys.assign(utterance=replies, sentiment=[n / 7 for n in range(len(keys))])
+    )
     assert dataloaders.read_predictions(folder / "p.tsv", examples) == replies
     assert dataloaders.read_exemplars(folder / "e.csv", examples) == exemplars
     assert dataloaders.read_vader(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]

@@ -8,7 +8,16 @@ import torch
 from transformers import AutoTokenizer
 
 from dataloaders import tokenizer_hash
-from glove_models import SIZES, count_words, glove_config, load_vectors, read_glove, save_glove, set_word_vectors, word_tokenizer
+from glove_models import (
+    SIZES,
+    count_words,
+    glove_config,
+    load_vectors,
+    read_glove,
+    save_glove,
+    set_word_vectors,
+    word_tokenizer,
+)
 from options import UserError
 
 SENTENCE = "I don't know, you're right!"
@@ -99,7 +108,12 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path):
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
     assert loaded.encode(SENTENCE) == tokenizer.encode(SENTENCE)
     assert loaded.decode(loaded.encode(SENTENCE)) == "i don't know, you're right!"
-    assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (0, 1, 2, 3)
+    assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
 
 
 def test_another_vocabulary_has_another_hash():
@@ -142,7 +156,11 @@ def test_saved_vectors_belong_to_the_tokenizers_ids(tmp_path):
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
     save_glove(tmp_path, ["b", "a", "c"], vectors)
     tokenizer, loaded = AutoTokenizer.from_pretrained(str(tmp_path)), load_vectors(tmp_path)
-    assert {w: loaded[i - 4].tolist() for w, i in tokenizer.get_vocab().items() if i >= 4} == {"b": [0, 1], "a": [2, 3], "c": [4, 5]}
+    assert {w: loaded[i - 4].tolist() for w, i in tokenizer.get_vocab().items() if i >= 4} == {
+        "b": [0, 1],
+        "a": [2, 3],
+        "c": [4, 5],
+    }
 
 
 def test_missing_vectors_name_the_command_that_makes_them(tmp_path):
@@ -161,9 +179,13 @@ def glove_file(tmp_path, text: str):
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_a_glove_file_is_read_whole(tmp_path, ending):
-    rows = list(read_glove(glove_file(tmp_path, ending.join(["the 1 -2.5 3e-1", "café 0 0 1", ", 4 5 6"]) + ending)))
+    rows = list(
+        read_glove(glove_file(tmp_path, ending.join(["the 1 -2.5 3e-1", "café 0 0 1", ", 4 5 6"]) + ending))
+    )
     assert [w for w, _ in rows] == ["the", "café", ","]
-    np.testing.assert_array_equal(np.stack([v for _, v in rows]), np.array([[1, -2.5, 0.3], [0, 0, 1], [4, 5, 6]], dtype=np.float32))
+    np.testing.assert_array_equal(
+        np.stack([v for _, v in rows]), np.array([[1, -2.5, 0.3], [0, 0, 1], [4, 5, 6]], dtype=np.float32)
+    )
 
 
 @pytest.mark.parametrize(

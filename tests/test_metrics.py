@@ -61,7 +61,9 @@ def test_baselines_majority_by_hand_and_tfidf_beats_it_on_separable_text():
 
 
 def test_baselines_are_fitted_on_the_training_side():
-    found = classification_baselines((["yes we", "yes you", "no"], [0, 0, 1]), (["never", "no", "no"], [1, 1, 1]), 2)
+    found = classification_baselines(
+        (["yes we", "yes you", "no"], [0, 0, 1]), (["never", "no", "no"], [1, 1, 1]), 2
+    )
     assert found["majority"]["accuracy"] == 0
 
 
@@ -75,7 +77,9 @@ def test_regression_by_hand():
     assert regression([1.0, 2.0, 3.0], [-2.0, -4.0, -6.0])["pearson"] == pytest.approx(-1)
 
 
-@pytest.mark.parametrize(("gold", "predicted"), [([1.0, 2.0], [0.5, 0.5]), ([0.5, 0.5], [1.0, 2.0]), ([1.0], [2.0])])
+@pytest.mark.parametrize(
+    ("gold", "predicted"), [([1.0, 2.0], [0.5, 0.5]), ([0.5, 0.5], [1.0, 2.0]), ([1.0], [2.0])]
+)
 def test_correlation_with_a_constant_is_nan_without_a_warning(gold, predicted):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -91,7 +95,9 @@ def test_perplexity_is_exp_of_sum_over_sum():
     nll, tokens = [2.0, 30.0], [1, 10]
     assert perplexity(sum(nll), sum(tokens)) == pytest.approx(math.exp(32 / 11))
     mean_of_means = math.exp(np.mean([n / t for n, t in zip(nll, tokens, strict=True)]))
-    assert perplexity(sum(nll), sum(tokens)) != pytest.approx(mean_of_means)  # the published fault would be seen
+    assert perplexity(sum(nll), sum(tokens)) != pytest.approx(
+        mean_of_means
+    )  # the published fault would be seen
 
 
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary():
@@ -105,7 +111,16 @@ def test_perplexity_neither_overflows_nor_divides_by_zero():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("hello there", 2), ("Hello, there!", 4), ("3.14 is pi.", 4), ("a - b", 3), ("well...", 4), ("", 0), ("  ", 0), ("don't", 1)],
+    [
+        ("hello there", 2),
+        ("Hello, there!", 4),
+        ("3.14 is pi.", 4),
+        ("a - b", 3),
+        ("well...", 4),
+        ("", 0),
+        ("  ", 0),
+        ("don't", 1),
+    ],
 )
 def test_words_are_counted_with_punctuation_marks(text, count):
     assert count_words(text) == count

@@ -26,17 +26,34 @@ NONE = np.zeros(0, dtype=np.int64)
 
 def t5_config(vocab=VOCAB, **changes) -> T5Config:
     return T5Config(
-        vocab_size=vocab, d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, decoder_start_token_id=0, dropout_rate=0.1, **changes
+        vocab_size=vocab,
+        d_model=32,
+        d_kv=8,
+        num_heads=4,
+        d_ff=64,
+        num_layers=2,
+        decoder_start_token_id=0,
+        dropout_rate=0.1,
+        **changes,
     )
 
 
 def bert_config() -> BertConfig:
-    return BertConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    return BertConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
 
 
-def make_critic(kind="emo", pooling="first", backbone=None, vocab=VOCAB, context_len=12, outputs=None, **changes) -> Critic:
+def make_critic(
+    kind="emo", pooling="first", backbone=None, vocab=VOCAB, context_len=12, outputs=None, **changes
+) -> Critic:
     """A critic in eval mode whose word embeddings differ by position and word."""
-    options = {"kind": kind, "outputs": outputs or (1 if kind == "sentiment" else 3), "pooling": pooling, "tokenizer": "words"}
+    options = {
+        "kind": kind,
+        "outputs": outputs or (1 if kind == "sentiment" else 3),
+        "pooling": pooling,
+        "tokenizer": "words",
+    }
     options |= {"context_len": context_len, "reply_len": 12, "head_dropout": 0.1, "word_dropout": 0.1}
     options |= {"backbone": (backbone or t5_config(vocab)).to_dict()}
     return Critic(options | changes).eval()
@@ -44,7 +61,10 @@ def make_critic(kind="emo", pooling="first", backbone=None, vocab=VOCAB, context
 
 def critic_ids(examples, context_len=12) -> tuple:
     """(context, reply) rows in the critics' layout, padded on the right: what `Critic.forward` takes."""
-    rows = [reply_layout(np.array(c, dtype=int), np.array(r, dtype=int), EOS, None, context_len, 12) for c, r in examples]
+    rows = [
+        reply_layout(np.array(c, dtype=int), np.array(r, dtype=int), EOS, None, context_len, 12)
+        for c, r in examples
+    ]
     ids, mask = pad([r for r, _ in rows], 0)
     begins = torch.tensor([b for _, b in rows])[:, None]
     return ids, mask, mask * (torch.arange(ids.shape[1]) >= begins)
@@ -52,7 +72,11 @@ def critic_ids(examples, context_len=12) -> tuple:
 
 def critic_soft(examples, context_len=12, vocab=VOCAB) -> tuple:
     """The same rows with the reply as a one-hot distribution: what `Critic.forward_soft` takes."""
-    context_ids, context_mask = pad([np.append(np.array(c, dtype=int)[-context_len:] if context_len else NONE, EOS) for c, _ in examples], 0, left=True)  # fmt: skip
+    context_ids, context_mask = pad(
+        [np.append(np.array(c, dtype=int)[-context_len:] if context_len else NONE, EOS) for c, _ in examples],
+        0,
+        left=True,
+    )
     reply_ids, reply_mask = pad([np.append(r, EOS) for _, r in examples], 0)
     return context_ids, context_mask, F.one_hot(reply_ids, vocab).float(), reply_mask
 
@@ -60,8 +84,15 @@ def critic_soft(examples, context_len=12, vocab=VOCAB) -> tuple:
 def make_generator(exemplars="none", seed=3, **changes) -> Generator:
     """A generator in eval mode with speaker weights that are not zero."""
     torch.manual_seed(seed)
-    options = {"exemplars": exemplars, "exemplar_width": 16 if exemplars == "t5" else 0, "backbone": t5_config().to_dict()}
-    options |= {"exemplar_backbone": t5_config(VOCAB).to_dict() if exemplars == "glove-t5" else None, "tokenizer": "words"}
+    options = {
+        "exemplars": exemplars,
+        "exemplar_width": 16 if exemplars == "t5" else 0,
+        "backbone": t5_config().to_dict(),
+    }
+    options |= {
+        "exemplar_backbone": t5_config(VOCAB).to_dict() if exemplars == "glove-t5" else None,
+        "tokenizer": "words",
+    }
     model = Generator(options | changes).eval()
     with torch.no_grad():
         model.speakers.weight[1:].normal_()
@@ -84,7 +115,9 @@ def make_batch(examples, exemplars="none", critics=False) -> dict:
     if critics:
         batch["context_ids"], batch["context_mask"] = pad([np.append(s, EOS) for s in sources], 0, left=True)
         count = len(examples)
-        batch["critic_targets"] = {k: torch.arange(count) % 3 for k in ("emo", "exp", "int")} | {"sentiment": torch.linspace(-1, 1, count)}
+        batch["critic_targets"] = {k: torch.arange(count) % 3 for k in ("emo", "exp", "int")} | {
+            "sentiment": torch.linspace(-1, 1, count)
+        }
     return batch
 
 
@@ -115,7 +148,9 @@ def test_straight_through_is_one_hot_forward_and_soft_backward():
     assert ((soft.detach() - 0).abs().lt(1e-5) | (soft.detach() - 1).abs().lt(1e-5)).all()
     (soft * torch.randn(VOCAB)).sum().backward()
     assert (logits.grad.abs().sum(-1) > 1e-4).all()  # every position learns
-    torch.testing.assert_close(logits.grad.sum(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)  # the gradient of a softmax
+    torch.testing.assert_close(
+        logits.grad.sum(-1), torch.zeros(2, 5), atol=1e-5, rtol=0
+    )  # the gradient of a softmax
 
 
 def test_only_the_gumbel_strategies_are_random():
@@ -134,7 +169,9 @@ def test_soft_embedding_of_confident_logits_is_the_true_tokens(strategy):
         return F.cosine_similarity(soft @ embeddings, embeddings[ids], dim=-1)
 
     assert cosine(soft_response(logits, strategy)).min() > 0.99
-    assert cosine(logits.softmax(dim=1)).mean() < 0.5  # the published fault, over positions, would be seen here
+    assert (
+        cosine(logits.softmax(dim=1)).mean() < 0.5
+    )  # the published fault, over positions, would be seen here
 
 
 # ------------------------------------------------------------------------------------------------------------ critics
@@ -163,7 +200,10 @@ def test_one_hot_reply_scores_like_its_token_ids(pooling, context_len):
     @few
     @given(batches)
     def check(examples):
-        hard, soft = critic(*critic_ids(examples, context_len)), critic.forward_soft(*critic_soft(examples, context_len))
+        hard, soft = (
+            critic(*critic_ids(examples, context_len)),
+            critic.forward_soft(*critic_soft(examples, context_len)),
+        )
         torch.testing.assert_close(soft, hard, atol=1e-5, rtol=1e-4)
 
     check()
@@ -189,15 +229,21 @@ def test_pooling_written_out(pooling):
     context, reply = [4, 5, 6], [7, 8]
     ids = torch.tensor([[*context, EOS, *reply, EOS]])
     hidden, words = critic.encoder(input_ids=ids).last_hidden_state[0], critic.embeddings[ids[0]]
-    parts = [f(v[len(context) + 1 :]) for v in (hidden, words) for f in (lambda x: x.mean(0), lambda x: x.amax(0))]
+    parts = [
+        f(v[len(context) + 1 :]) for v in (hidden, words) for f in (lambda x: x.mean(0), lambda x: x.amax(0))
+    ]
     pooled = hidden[0] if pooling == "first" else torch.cat(parts)
-    torch.testing.assert_close(critic(*critic_ids([(context, reply)]))[0], critic.head(pooled), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        critic(*critic_ids([(context, reply)]))[0], critic.head(pooled), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("pooling", ["first", "reply"])
 def test_critic_reads_the_reply_and_its_context(pooling):
     critic = make_critic(pooling=pooling)
-    base, other_reply, other_context = critic(*critic_ids([([5, 6], [7, 8]), ([5, 6], [9, 8]), ([4, 6], [7, 8])]))
+    base, other_reply, other_context = critic(
+        *critic_ids([([5, 6], [7, 8]), ([5, 6], [9, 8]), ([4, 6], [7, 8])])
+    )
     assert not torch.allclose(base, other_reply, atol=1e-4)
     assert not torch.allclose(base, other_context, atol=1e-4)
 
@@ -216,7 +262,10 @@ def test_sentiment_scores_stay_between_minus_one_and_one():
 def test_critic_losses_are_sums_over_the_batch():
     scores = torch.randn(4, 3)
     targets = torch.tensor([0, 2, 1, 1])
-    by_hand = sum(math.log(sum(math.exp(s) for s in row)) - row[t] for row, t in zip(scores.tolist(), targets.tolist(), strict=True))
+    by_hand = sum(
+        math.log(sum(math.exp(s) for s in row)) - row[t]
+        for row, t in zip(scores.tolist(), targets.tolist(), strict=True)
+    )
     assert make_critic("emo").loss_sum(scores, targets).item() == pytest.approx(by_hand, rel=1e-5)
     squares = make_critic("sentiment").loss_sum(torch.tensor([[0.5], [-1.0]]), torch.tensor([0.0, 1.0]))
     assert squares.item() == pytest.approx(0.25 + 4.0)
@@ -248,7 +297,9 @@ def states(critics: CriticSet) -> dict:
 
 
 def unchanged(before: dict, critics: CriticSet) -> bool:
-    return all(torch.equal(before[k][n], w) for k, c in critics.critics.items() for n, w in c.state_dict().items())
+    return all(
+        torch.equal(before[k][n], w) for k, c in critics.critics.items() for n, w in c.state_dict().items()
+    )
 
 
 def steps_on_empathy_alone(generator: Generator, critics: CriticSet, strategy=0, steps=3) -> None:
@@ -259,7 +310,9 @@ def steps_on_empathy_alone(generator: Generator, critics: CriticSet, strategy=0,
     batch = make_batch(EXAMPLES, critics=True)
     for _ in range(steps):
         optimizer.zero_grad()
-        losses = critics.losses(soft_response(generator(batch), strategy), (batch["labels"] != -100).long(), batch)
+        losses = critics.losses(
+            soft_response(generator(batch), strategy), (batch["labels"] != -100).long(), batch
+        )
         sum(losses[k] for k in ("emo", "exp", "int")).backward()
         optimizer.step()
 
@@ -271,7 +324,9 @@ def test_critics_teach_the_generator_and_stay_as_they_are(strategy):
     steps_on_empathy_alone(generator, critics, strategy)
     assert unchanged(before, critics)
     assert not any(c.training for c in critics.critics.values())
-    assert all(p.grad is None and not p.requires_grad for c in critics.critics.values() for p in c.parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for c in critics.critics.values() for p in c.parameters()
+    )
     learned = {n: p.grad.abs().max() for n, p in generator.named_parameters() if p.grad is not None}
     assert learned["t5.shared.weight"] > 0
     assert learned["t5.encoder.block.0.layer.0.SelfAttention.q.weight"] > 0
@@ -301,12 +356,17 @@ def test_critic_losses_of_a_one_hot_reply_are_those_of_its_ids():
     losses = critics.losses(soft, (labels != -100).long(), batch)
     ids = critic_ids([(s, r) for s, r, _ in EXAMPLES])
     for kind, critic in critics.critics.items():
-        torch.testing.assert_close(losses[kind], critic.loss_sum(critic(*ids), batch["critic_targets"][kind]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            losses[kind], critic.loss_sum(critic(*ids), batch["critic_targets"][kind]), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_each_critic_sees_its_own_length_of_context():
     """One batch serves critics of different context_len; the longest decides what the batch holds."""
-    critics = CriticSet({"emo": make_critic("emo", context_len=0), "exp": make_critic("exp", context_len=3)}, torch.device("cpu"))
+    critics = CriticSet(
+        {"emo": make_critic("emo", context_len=0), "exp": make_critic("exp", context_len=3)},
+        torch.device("cpu"),
+    )
     assert critics.context_len == 3
     batch = make_batch(EXAMPLES, critics=True)
     soft = F.one_hot(batch["labels"].clamp(min=0), VOCAB).float()
@@ -322,7 +382,9 @@ def test_critics_of_another_tokenizer_or_encoder_are_refused():
     with pytest.raises(UserError, match="emo critic.*another tokenizer"):
         make_critics().check_tokenizer("other words")
     with pytest.raises(UserError, match="int critic"):
-        CriticSet({"int": make_critic("int", backbone=bert_config())}, torch.device("cpu")).check_tokenizer("words")
+        CriticSet({"int": make_critic("int", backbone=bert_config())}, torch.device("cpu")).check_tokenizer(
+            "words"
+        )
 
 
 @pytest.mark.parametrize(
@@ -392,9 +454,22 @@ def damage(folder, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["no folder", "no config", "no weights", "cut weights", "empty weights", "config is no json", "config is binary", "config is a list",
-     "config lacks settings", "unknown backbone", "other width", "other class", "a transformers folder"],
-)  # fmt: skip
+    [
+        "no folder",
+        "no config",
+        "no weights",
+        "cut weights",
+        "empty weights",
+        "config is no json",
+        "config is binary",
+        "config is a list",
+        "config lacks settings",
+        "unknown backbone",
+        "other width",
+        "other class",
+        "a transformers folder",
+    ],
+)
 def test_a_folder_without_a_whole_critic_is_a_plain_error(tmp_path, how):
     folder = tmp_path / "critic"
     make_critic().save_pretrained(folder)
@@ -408,7 +483,9 @@ def test_encoders_are_loaded_in_fp32_whatever_was_saved(tmp_path):
     bert.save_pretrained(tmp_path)
     loaded = load_encoder(tmp_path)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    torch.testing.assert_close(loaded.get_input_embeddings().weight, bert.get_input_embeddings().weight.float())
+    torch.testing.assert_close(
+        loaded.get_input_embeddings().weight, bert.get_input_embeddings().weight.float()
+    )
 
 
 def test_head_beside_a_loaded_encoder_begins_at_torchs_scale(tmp_path):
@@ -431,7 +508,9 @@ def test_encoders_that_cannot_be_loaded_are_plain_errors(prepared, tmp_path):
         load_encoder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="t5-tiny"):
         load_encoder(prepared / "data" / "t5-tiny")  # a config without weights must not become random weights
-    assert load_encoder(prepared / "data" / "t5-tiny", from_scratch=True, dropout=0.3).config.dropout_rate == 0.3
+    assert (
+        load_encoder(prepared / "data" / "t5-tiny", from_scratch=True, dropout=0.3).config.dropout_rate == 0.3
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- generator
@@ -439,16 +518,25 @@ def test_encoders_that_cannot_be_loaded_are_plain_errors(prepared, tmp_path):
 
 def test_generator_begins_as_the_plain_t5():
     t5 = T5ForConditionalGeneration(t5_config()).eval()
-    options = {"exemplars": "none", "exemplar_width": 0, "backbone": t5.config.to_dict(), "exemplar_backbone": None}
+    options = {
+        "exemplars": "none",
+        "exemplar_width": 0,
+        "backbone": t5.config.to_dict(),
+        "exemplar_backbone": None,
+    }
     batch = make_batch(EXAMPLES)
-    plain = t5(input_ids=batch["source_ids"], attention_mask=batch["source_mask"], labels=batch["labels"]).logits
+    plain = t5(
+        input_ids=batch["source_ids"], attention_mask=batch["source_mask"], labels=batch["labels"]
+    ).logits
     torch.testing.assert_close(Generator(options, t5).eval()(batch), plain)
 
 
 @pytest.mark.parametrize("exemplars", ["t5", "glove-t5"])
 def test_fusion_begins_as_the_identity(exemplars):
     with_exemplars, without = make_generator(exemplars), make_generator("none")
-    without.load_state_dict({k: v for k, v in with_exemplars.state_dict().items() if k.startswith(("t5.", "speakers."))})
+    without.load_state_dict(
+        {k: v for k, v in with_exemplars.state_dict().items() if k.startswith(("t5.", "speakers."))}
+    )
     with torch.no_grad():
         with_exemplars.fusion.bias.zero_()
     batch = make_batch(EXAMPLES, exemplars)
@@ -475,15 +563,21 @@ def test_pooled_exemplars_are_the_mean_over_exemplars_of_the_mean_over_tokens():
         model.fusion.bias.zero_()
     found = model.encode(make_batch(EXAMPLES, "glove-t5"))
     for positions, (_, _, texts) in zip(found, EXAMPLES, strict=True):
-        means = [model.exemplar_encoder(input_ids=torch.tensor([t])).last_hidden_state[0].mean(0) for t in texts]
-        torch.testing.assert_close(positions, torch.stack(means).mean(0).expand_as(positions), atol=1e-5, rtol=1e-4)
+        means = [
+            model.exemplar_encoder(input_ids=torch.tensor([t])).last_hidden_state[0].mean(0) for t in texts
+        ]
+        torch.testing.assert_close(
+            positions, torch.stack(means).mean(0).expand_as(positions), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("exemplars", ["none", "t5", "glove-t5"])
 def test_generation_starts_from_the_logits_of_teacher_forcing(exemplars):
     """So speakers and exemplars reach generate's encoder too; logits are compared, for tokens may hide it."""
     model, batch = make_generator(exemplars), make_batch(EXAMPLES, exemplars)
-    out = model.generate(batch, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    out = model.generate(
+        batch, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     torch.testing.assert_close(out.logits[0], model(batch)[:, 0], atol=1e-5, rtol=1e-5)
 
 
@@ -492,7 +586,12 @@ def test_speakers_change_what_is_encoded_and_generated():
     swapped = batch | {"speaker_ids": (3 - batch["speaker_ids"]) * batch["source_mask"]}
     real = batch["source_mask"].bool()
     assert ((model.encode(batch) - model.encode(swapped))[real].abs().amax(-1) > 1e-3).all()
-    first = [model.generate(b, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True).logits[0] for b in (batch, swapped)]  # fmt: skip
+    first = [
+        model.generate(
+            b, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        ).logits[0]
+        for b in (batch, swapped)
+    ]
     assert ((first[0] - first[1]).abs().amax(-1) > 1e-3).all()
 
 

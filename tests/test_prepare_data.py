@@ -22,7 +22,19 @@ VALID_ROWS = list(range(0, 80, 4))
 
 
 def prepare(source, workdir, *flags):
-    prepare_data.main(["--source", str(source), "--workdir", str(workdir), "--glove", str(GLOVE), "--min-count", "1", *flags])
+    prepare_data.main(
+        [
+            "--source",
+            str(source),
+            "--workdir",
+            str(workdir),
+            "--glove",
+            str(GLOVE),
+            "--min-count",
+            "1",
+            *flags,
+        ]
+    )
 
 
 def as_read(path):
@@ -36,7 +48,9 @@ def packed_corpus(corpus, tmp_path_factory):
     for name in ("empathetic_dialogues", "empathy_mental_health"):
         (folder / name).mkdir()
     for split in SPLITS:
-        (folder / "empathetic_dialogues" / f"{split}.csv.gz").write_bytes(gzip.compress((corpus / f"{split}.csv").read_bytes()))
+        (folder / "empathetic_dialogues" / f"{split}.csv.gz").write_bytes(
+            gzip.compress((corpus / f"{split}.csv").read_bytes())
+        )
     for _, official in DIMENSIONS.values():
         table = as_read(corpus / f"{official}-reddit.csv")
         table.loc[1, "response_post"] = "  "
@@ -62,9 +76,19 @@ def test_exactly_the_promised_files_appear(request, made, end):
     data = Paths(request.getfixturevalue(made)).data
     folders = {"empathetic_dialogues", "empathy_mental_health", "glove", "t5-tiny", "bert-tiny"}
     assert {p.name for p in data.iterdir()} == folders | {"prepared.json", ".lock"}
-    found = {str(p.relative_to(data)) for name in ("empathetic_dialogues", "empathy_mental_health") for p in (data / name).rglob("*.*")}
-    dialogues = {f"empathetic_dialogues/original/{s}{end}" for s in SPLITS} | {f"empathetic_dialogues/{s}_vader.csv" for s in SPLITS}
-    pairs = {f"empathy_mental_health/{d}_{s}.csv" for d in ("emotion", "exploration", "interpretation") for s in ("train", "valid")}
+    found = {
+        str(p.relative_to(data))
+        for name in ("empathetic_dialogues", "empathy_mental_health")
+        for p in (data / name).rglob("*.*")
+    }
+    dialogues = {f"empathetic_dialogues/original/{s}{end}" for s in SPLITS} | {
+        f"empathetic_dialogues/{s}_vader.csv" for s in SPLITS
+    }
+    pairs = {
+        f"empathy_mental_health/{d}_{s}.csv"
+        for d in ("emotion", "exploration", "interpretation")
+        for s in ("train", "valid")
+    }
     assert found == dialogues | pairs
 
 
@@ -87,12 +111,19 @@ def test_every_utterance_has_its_vader_score(prepared):
     for split in SPLITS:
         dialogues = dataloaders.read_dialogues(Paths(prepared).dialogues(split))
         table = dataloaders.read_vader(Paths(prepared).vader(split))
-        assert table[["conv_id", "utterance_idx"]].astype(str).equals(dialogues[["conv_id", "utterance_idx"]].astype(str))
+        assert (
+            table[["conv_id", "utterance_idx"]]
+            .astype(str)
+            .equals(dialogues[["conv_id", "utterance_idx"]].astype(str))
+        )
         assert table["utterance"].tolist() == dialogues["utterance"].tolist()
         assert table["sentiment"].between(-1, 1).all()
         assert table["sentiment"].nunique() > 5
         for row in (0, len(table) - 1):
-            assert table["sentiment"][row] == SentimentIntensityAnalyzer().polarity_scores(table["utterance"][row])["compound"]
+            assert (
+                table["sentiment"][row]
+                == SentimentIntensityAnalyzer().polarity_scores(table["utterance"][row])["compound"]
+            )
 
 
 def pairs_of(workdir, dim):
@@ -128,7 +159,9 @@ def test_the_papers_split_takes_the_listed_rows_less_the_empty_one(packed_corpus
     raw = as_read(packed_corpus / "empathy_mental_health" / f"{DIMENSIONS[dim][1]}-reddit.csv.gz")
     pairs = pairs_of(three_levels, dim)
     assert pairs["valid"]["rp_id"].tolist() == raw["rp_id"][VALID_ROWS].tolist()
-    assert pairs["train"]["rp_id"].tolist() == [r for n, r in enumerate(raw["rp_id"]) if n not in VALID_ROWS and n != 1]
+    assert pairs["train"]["rp_id"].tolist() == [
+        r for n, r in enumerate(raw["rp_id"]) if n not in VALID_ROWS and n != 1
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +170,17 @@ def posts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("posts")
     for _, official in DIMENSIONS.values():
         rows = [(f"s{n}", f"r{n}", f"post {n % 7}", f"reply {n}", n % 3) for n in range(10)]
-        pd.DataFrame(rows, columns=dataloaders.RAW_PAIR_COLUMNS).to_csv(folder / f"{official}-reddit.csv", index=False)
+        pd.DataFrame(rows, columns=dataloaders.RAW_PAIR_COLUMNS).to_csv(
+            folder / f"{official}-reddit.csv", index=False
+        )
     return folder
 
 
 def test_a_split_is_a_function_of_the_seed_and_keeps_a_post_on_one_side(posts, tmp_path):
     def held(seed):
-        args = prepare_data.parse_args(["--split", "grouped", "--workdir", str(tmp_path), "--seed", str(seed)])
+        args = prepare_data.parse_args(
+            ["--split", "grouped", "--workdir", str(tmp_path), "--seed", str(seed)]
+        )
         prepare_data.prepare_pairs(args, posts, Paths(tmp_path))
         sides = pairs_of(tmp_path, "emo")
         assert not set(sides["train"]["seeker_post"]) & set(sides["valid"]["seeker_post"])
@@ -155,14 +192,26 @@ def test_a_split_is_a_function_of_the_seed_and_keeps_a_post_on_one_side(posts, t
 
 
 @pytest.mark.parametrize(
-    "valid_rows", [{}, {"emotion": [0, 99]}, {"emotion": [-1]}, {"emotion": []}, {"emotion": "0"}, {"emotion": ["0"]}, [], None]
+    "valid_rows",
+    [
+        {},
+        {"emotion": [0, 99]},
+        {"emotion": [-1]},
+        {"emotion": []},
+        {"emotion": "0"},
+        {"emotion": ["0"]},
+        [],
+        None,
+    ],
 )
 def test_a_split_that_does_not_fit_the_file_is_refused(posts, tmp_path, valid_rows):
     source = tmp_path / "source"
     shutil.copytree(posts, source)
     (source / "splits.json").write_text(json.dumps({"valid_rows": valid_rows}))
     args = prepare_data.parse_args(["--split", "paper", "--workdir", str(tmp_path)])
-    with pytest.raises(UserError, match=r"splits\.json: valid_rows of emotion does not fit .* --split grouped"):
+    with pytest.raises(
+        UserError, match=r"splits\.json: valid_rows of emotion does not fit .* --split grouped"
+    ):
         prepare_data.prepare_pairs(args, source, Paths(tmp_path))
 
 
@@ -175,14 +224,23 @@ def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
     prepare_data.prepare_pairs(args, packed_corpus, Paths(tmp_path))
     said = capsys.readouterr().out.splitlines()
     for split in SPLITS:
-        rows = len(gzip.decompress((packed_corpus / "empathetic_dialogues" / f"{split}.csv.gz").read_bytes()).splitlines()) - 1
+        rows = (
+            len(
+                gzip.decompress(
+                    (packed_corpus / "empathetic_dialogues" / f"{split}.csv.gz").read_bytes()
+                ).splitlines()
+            )
+            - 1
+        )
         (line,) = [text for text in said if f"{split}.csv.gz" in text]
         turns = len(dataloaders.listener_turns(Paths(tmp_path).dialogues(split)))
         assert f"{rows} rows, {rows} kept, 0 refused" in line
         assert f"({20 if split == 'train' else 6} conversations, {turns} listener turns)" in line
     for name, official in DIMENSIONS.values():
         (line,) = [text for text in said if f"{official}-reddit" in text]
-        levels = as_read(packed_corpus / "empathy_mental_health" / f"{official}-reddit.csv.gz")["level"].value_counts()
+        levels = as_read(packed_corpus / "empathy_mental_health" / f"{official}-reddit.csv.gz")[
+            "level"
+        ].value_counts()
         assert "80 rows, 79 kept, 1 refused" in line
         assert "train 59, valid 20" in line
         assert f"{name} labels {levels.sort_index().to_dict()}" in line
@@ -200,7 +258,9 @@ def test_all_flag_errors_are_reported_together(capsys):
         prepare_data.main(["--source", "nowhere", "--glove", "nothing.txt", "--workdir", "no/such"])
     said = capsys.readouterr().err
     assert stop.value.code == 2
-    assert [flag in said for flag in ("--source nowhere", "--glove nothing.txt", "--workdir no/such")] == [True] * 3
+    assert [flag in said for flag in ("--source nowhere", "--glove nothing.txt", "--workdir no/such")] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize("flag", [["--sour", "sample"], ["--levels", "5"], ["--split", "random"]])
@@ -215,7 +275,9 @@ def test_a_missing_source_file_is_named_with_the_places_looked_in(corpus, tmp_pa
     source = tmp_path / "source"
     shutil.copytree(corpus, source)
     (source / missing).unlink()
-    with pytest.raises(UserError, match=f"no {re.escape(missing)} there; looked for .*{re.escape(missing)}.gz"):
+    with pytest.raises(
+        UserError, match=f"no {re.escape(missing)} there; looked for .*{re.escape(missing)}.gz"
+    ):
         prepare(source, tmp_path, "--split", "grouped")
 
 
@@ -223,7 +285,9 @@ def test_a_missing_source_file_is_named_with_the_places_looked_in(corpus, tmp_pa
 
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"
+    }
 
 
 def test_what_is_there_is_not_overwritten_unasked(corpus, workdir):
@@ -248,7 +312,12 @@ def test_what_a_killed_call_set_aside_comes_back(corpus, workdir, all_moved):
     for path in [data / "prepared.json", data / "glove", Paths(workdir).vader("valid")]:
         path.rename(data / ".before" / path.name)
     if all_moved:
-        for path in (Paths(workdir).dialogues_dir / "original", Paths(workdir).pairs_dir, data / "t5-tiny", data / "bert-tiny"):
+        for path in (
+            Paths(workdir).dialogues_dir / "original",
+            Paths(workdir).pairs_dir,
+            data / "t5-tiny",
+            data / "bert-tiny",
+        ):
             path.rename(data / ".before" / path.name)
         for split in ("train", "test"):
             Paths(workdir).vader(split).rename(data / ".before" / Paths(workdir).vader(split).name)
@@ -266,11 +335,15 @@ def test_overwrite_replaces_everything_and_leaves_nothing_of_before(corpus, prep
         file.write_bytes(b"old")
     prepare(corpus, workdir, "--split", "grouped", "--overwrite")
     assert not stale.exists()
-    assert labels.read_bytes() == b"old"  # another stage's file; its reader warns that it is older than its sources
+    assert (
+        labels.read_bytes() == b"old"
+    )  # another stage's file; its reader warns that it is older than its sources
     labels.unlink()
     made, expected = contents(workdir), contents(prepared)
     assert made.keys() == expected.keys()
-    assert {name.name for name in made if made[name] != expected[name]} <= {"spiece.model"}  # it records its own path
+    assert {name.name for name in made if made[name] != expected[name]} <= {
+        "spiece.model"
+    }  # it records its own path
 
 
 @pytest.mark.parametrize("fault", ["missing", "damaged"])
@@ -309,9 +382,9 @@ def test_small_models_load_with_auto_tokenizer_and_know_their_corpus(prepared, n
     found = tokenizer(f"{dataloaders.EXEMPLAR_MARKER} {text}", add_special_tokens=False)["input_ids"]
     assert len(found) >= len(text.split())
     assert found.count(tokenizer.unk_token_id) <= 1
-    assert tokenizer.decode(tokenizer(text.lower(), add_special_tokens=False)["input_ids"]).replace(" ", "") == text.lower().replace(
+    assert tokenizer.decode(tokenizer(text.lower(), add_special_tokens=False)["input_ids"]).replace(
         " ", ""
-    )
+    ) == text.lower().replace(" ", "")
 
 
 @pytest.mark.parametrize("name", ["t5-tiny", "bert-tiny"])
@@ -323,7 +396,10 @@ def test_configs_agree_with_their_tokenizers(prepared, name):
     assert config.vocab_size == len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
     assert config.pad_token_id == tokenizer.pad_token_id
     if name == "t5-tiny":
-        assert (config.eos_token_id, config.decoder_start_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        assert (config.eos_token_id, config.decoder_start_token_id) == (
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+        )
 
 
 def test_special_ids_of_the_glove_model_are_its_tokenizers(prepared):
@@ -333,7 +409,9 @@ def test_special_ids_of_the_glove_model_are_its_tokenizers(prepared):
 
     tokenizer = AutoTokenizer.from_pretrained(str(Paths(prepared).glove))
     config = glove_config(tokenizer, "tiny")
-    named = tokenizer.convert_ids_to_tokens([config.pad_token_id, config.decoder_start_token_id, config.eos_token_id])
+    named = tokenizer.convert_ids_to_tokens(
+        [config.pad_token_id, config.decoder_start_token_id, config.eos_token_id]
+    )
     assert named == ["<pad>", "<s>", "</s>"]
     assert config.vocab_size == len(tokenizer)
 

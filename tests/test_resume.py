@@ -25,15 +25,45 @@ import train_sentiment_regressor
 import train_t5
 from DPR import train_dpr
 
-GENERATOR = ["--src-len", "40", "--tgt-len", "12", "--exemplar-len", "16", "--exemplar-model", "t5-tiny", "--no-predict"]
+GENERATOR = [
+    "--src-len",
+    "40",
+    "--tgt-len",
+    "12",
+    "--exemplar-len",
+    "16",
+    "--exemplar-model",
+    "t5-tiny",
+    "--no-predict",
+]
 #: name: (module, how it is started, its flags, where its runs are)
 STAGES = {
-    "classifier": (train_empathy_classifier, ["train_empathy_classifier.py"], ["--model", "glove-t5", "--size", "tiny", "--dim", "emo"], "empathy"),
-    "regressor": (train_sentiment_regressor, ["train_sentiment_regressor.py"], ["--model", "t5", "--size", "tiny"], "sentiment"),
-    "t5": (train_t5, ["train_t5.py"], ["--model", "t5-tiny", "--add-exemplars", "t5", "--strategy", "1", *GENERATOR], "t5"),
-    "glove-t5": (train_glove_t5, ["train_glove_t5.py"], ["--size", "tiny", "--strategy", "2", *GENERATOR], "glove-t5"),
+    "classifier": (
+        train_empathy_classifier,
+        ["train_empathy_classifier.py"],
+        ["--model", "glove-t5", "--size", "tiny", "--dim", "emo"],
+        "empathy",
+    ),
+    "regressor": (
+        train_sentiment_regressor,
+        ["train_sentiment_regressor.py"],
+        ["--model", "t5", "--size", "tiny"],
+        "sentiment",
+    ),
+    "t5": (
+        train_t5,
+        ["train_t5.py"],
+        ["--model", "t5-tiny", "--add-exemplars", "t5", "--strategy", "1", *GENERATOR],
+        "t5",
+    ),
+    "glove-t5": (
+        train_glove_t5,
+        ["train_glove_t5.py"],
+        ["--size", "tiny", "--strategy", "2", *GENERATOR],
+        "glove-t5",
+    ),
     "dpr": (train_dpr, ["-m", "DPR.train_dpr"], ["--encoder", "{workdir}/data/bert-tiny"], "dpr"),
-}  # fmt: skip
+}
 
 
 class Stage:
@@ -79,7 +109,9 @@ def stage(request, trained, tmp_path_factory) -> Stage:
 
 
 def updates(folder: Path) -> int:
-    return torch.load(sorted((folder / "checkpoints").glob("step-*"))[-1] / "state.pt", weights_only=True)["scheduler"]["last_epoch"]
+    return torch.load(sorted((folder / "checkpoints").glob("step-*"))[-1] / "state.pt", weights_only=True)[
+        "scheduler"
+    ]["last_epoch"]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8], ids=["in the first epoch", "at its end", "in the second"])
@@ -112,7 +144,12 @@ def test_stopped_by_the_scheduler_then_killed(stage):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     step, shown = re.search(r"stopped at step (\d+); this goes on from here: (.*)", out).groups()
-    process = subprocess.Popen([sys.executable, *shlex.split(shown)[1:]], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *shlex.split(shown)[1:]],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     wait_for_step(stage.saved / "stopped", int(step) + 1)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -123,21 +160,58 @@ def test_stopped_by_the_scheduler_then_killed(stage):
 
 
 def labelling(workdir: Path, name: str) -> tuple:
-    words = ["--family", "glove-t5", "--batch-size", "2", "--splits", "train", "--output", str(workdir / name)]
+    words = [
+        "--family",
+        "glove-t5",
+        "--batch-size",
+        "2",
+        "--splits",
+        "train",
+        "--output",
+        str(workdir / name),
+    ]
     return label_dialogues.main, words, workdir / name / "train_labels.csv"
 
 
 def retrieving(workdir: Path, name: str) -> tuple:
-    words = ["--path", str(workdir / "saved" / "dpr" / "empd"), "--batch-size", "2", "--splits", "train", "--output", str(workdir / name)]
+    words = [
+        "--path",
+        str(workdir / "saved" / "dpr" / "empd"),
+        "--batch-size",
+        "2",
+        "--splits",
+        "train",
+        "--output",
+        str(workdir / name),
+    ]
     return dpr_exemplar_retriever.main, words, workdir / name / "train_dpr.csv"
 
 
 def replying(workdir: Path, name: str) -> tuple:
     folder = workdir / "saved" / "glove-t5" / name
     if not folder.exists():
-        plain = ["--add-exemplars", "none", "--empathy-loss-w", "0", "--sentiment-loss-w", "0", "--no-predict"]
-        train_glove_t5.main(["--workdir", str(workdir), "--size", "tiny", "--max-steps", "1", "--name", name, *plain])
-    words = ["--inference", str(folder), "--predict-split", "test", "--predict-batch-size", "1", "--max-new-tokens", "4"]
+        plain = [
+            "--add-exemplars",
+            "none",
+            "--empathy-loss-w",
+            "0",
+            "--sentiment-loss-w",
+            "0",
+            "--no-predict",
+        ]
+        train_glove_t5.main(
+            ["--workdir", str(workdir), "--size", "tiny", "--max-steps", "1", "--name", name, *plain]
+        )
+    words = [
+        "--inference",
+        str(folder),
+        "--predict-split",
+        "test",
+        "--predict-batch-size",
+        "1",
+        "--max-new-tokens",
+        "4",
+    ]
     return train_glove_t5.main, words, folder / "predictions.tsv"
 
 
@@ -189,10 +263,22 @@ def test_a_recipe_that_is_stopped_lets_its_stage_save(tmp_path):
 
 
 def torchrun(folder: Path, **settings) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOY, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        TOY,
+        str(folder),
+    ]
     command += [f"{k}={v}" for k, v in {"epochs": 4, "batch_size": 2, **settings}.items()]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -219,7 +305,9 @@ def test_processes_stop_at_one_step_and_go_on_as_one_run(tmp_path, hit):
     wait_for_step(tmp_path / "cut", 3)
     os.kill(process.pid if hit == "all by torchrun" else workers(process)[1], signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    stopped = int(re.search(r"stopped at step (\d+); .*: torchrun --standalone --nproc-per-node=2 ", out).group(1))
+    stopped = int(
+        re.search(r"stopped at step (\d+); .*: torchrun --standalone --nproc-per-node=2 ", out).group(1)
+    )
     newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
     assert newest.name == f"step-{stopped:07d}" and not (tmp_path / "cut" / "result.json").exists()
     torchrun(tmp_path / "cut").communicate(timeout=120)

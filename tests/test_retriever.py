@@ -31,7 +31,10 @@ def integers(rng, rows: int, width: int, spread: int) -> np.ndarray:
 def turns(rng, count: int, conversations: int, emotions: int, bias: float = 0.0) -> list[Example]:
     """With `bias`, so large a share of the turns belongs to conversation 0."""
     convs = np.where(rng.random(count) < bias, 0, rng.integers(0, conversations, size=count))
-    return [Example(f"conv{c}", 2 * i + 2, f"emotion{c % emotions}", ("hi",), f"reply {i}") for i, c in enumerate(convs)]
+    return [
+        Example(f"conv{c}", 2 * i + 2, f"emotion{c % emotions}", ("hi",), f"reply {i}")
+        for i, c in enumerate(convs)
+    ]
 
 
 worlds = st.fixed_dictionaries(
@@ -49,10 +52,50 @@ worlds = st.fixed_dictionaries(
 )
 #: everything ties; nearly all candidates are one's own; one candidate; many more than are fetched at first
 CORNERS = [
-    {"queries": 5, "candidates": 60, "width": 2, "spread": 0, "conversations": 8, "emotions": 1, "bias": 0.0, "k": 3, "seed": 1},
-    {"queries": 9, "candidates": 50, "width": 3, "spread": 1, "conversations": 4, "emotions": 1, "bias": 0.9, "k": 10, "seed": 2},
-    {"queries": 3, "candidates": 1, "width": 1, "spread": 1, "conversations": 2, "emotions": 1, "bias": 0.0, "k": 10, "seed": 3},
-    {"queries": 40, "candidates": 800, "width": 3, "spread": 1, "conversations": 200, "emotions": 2, "bias": 0.0, "k": 10, "seed": 4},
+    {
+        "queries": 5,
+        "candidates": 60,
+        "width": 2,
+        "spread": 0,
+        "conversations": 8,
+        "emotions": 1,
+        "bias": 0.0,
+        "k": 3,
+        "seed": 1,
+    },
+    {
+        "queries": 9,
+        "candidates": 50,
+        "width": 3,
+        "spread": 1,
+        "conversations": 4,
+        "emotions": 1,
+        "bias": 0.9,
+        "k": 10,
+        "seed": 2,
+    },
+    {
+        "queries": 3,
+        "candidates": 1,
+        "width": 1,
+        "spread": 1,
+        "conversations": 2,
+        "emotions": 1,
+        "bias": 0.0,
+        "k": 10,
+        "seed": 3,
+    },
+    {
+        "queries": 40,
+        "candidates": 800,
+        "width": 3,
+        "spread": 1,
+        "conversations": 200,
+        "emotions": 2,
+        "bias": 0.0,
+        "k": 10,
+        "seed": 4,
+    },
 ]
 
 
@@ -64,9 +107,17 @@ def with_corners(test):
 
 def make(world):
     rng = np.random.default_rng(world["seed"])
-    queries, candidates = (integers(rng, world[n], world["width"], world["spread"]) for n in ("queries", "candidates"))
+    queries, candidates = (
+        integers(rng, world[n], world["width"], world["spread"]) for n in ("queries", "candidates")
+    )
     asked = turns(rng, len(queries), world["conversations"], world["emotions"], world["bias"])
-    return queries, candidates, asked, turns(rng, len(candidates), world["conversations"], world["emotions"], world["bias"]), world["k"]
+    return (
+        queries,
+        candidates,
+        asked,
+        turns(rng, len(candidates), world["conversations"], world["emotions"], world["bias"]),
+        world["k"],
+    )
 
 
 @with_corners
@@ -75,7 +126,9 @@ def test_nearest_equals_sorting_everything(world):
     found = nearest(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
     assert len(found) == len(queries)
     for query, e, row in zip(queries, asked, found, strict=True):
-        assert row == oracle(query, candidates, [i for i, c in enumerate(corpus) if c.conv_id != e.conv_id], k)
+        assert row == oracle(
+            query, candidates, [i for i, c in enumerate(corpus) if c.conv_id != e.conv_id], k
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -84,7 +137,11 @@ def test_retrieval_equals_sorting_what_the_rule_allows(rule, world):
     queries, candidates, asked, corpus, k = make(world)
     found = retrieve(queries, candidates, asked, corpus, rule, k)
     for query, e, row in zip(queries, asked, found, strict=True):
-        allowed = [i for i, c in enumerate(corpus) if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)]
+        allowed = [
+            i
+            for i, c in enumerate(corpus)
+            if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)
+        ]
         assert len(row) == min(k, len(allowed))  # never fewer (PAPER.md, fault 13)
         assert row == oracle(query, candidates, allowed, k)
 
@@ -95,7 +152,9 @@ def test_filtering_a_fixed_number_afterwards_would_be_noticed():
     queries, candidates = integers(rng, 4, 5, 3), integers(rng, 300, 5, 3)
     asked, corpus = turns(rng, 4, 5, 1, bias=1.0), turns(rng, 300, 5, 1, bias=0.9)
     top = [np.argsort(-(candidates @ q), kind="stable")[:50] for q in queries]
-    filtered = [[p for p in row if corpus[p].conv_id != e.conv_id][:10] for row, e in zip(top, asked, strict=True)]
+    filtered = [
+        [p for p in row if corpus[p].conv_id != e.conv_id][:10] for row, e in zip(top, asked, strict=True)
+    ]
     assert min(map(len, filtered)) < 10
     assert {len(row) for row in retrieve(queries, candidates, asked, corpus, "all", 10)} == {10}
 
@@ -129,7 +188,11 @@ def test_the_written_exemplars_obey_the_rule_and_are_read_back(prepared, tmp_pat
         for e, (_, row), exemplars in zip(examples, table.iterrows(), texts, strict=True):
             assert (row["conv_id"], int(row["utterance_idx"]), row["utterance"]) == (*e.key, e.response)
             chosen = [corpus[tuple(key)] for key in json.loads(row["exemplars_index"])]
-            allowed = [c for c in corpus.values() if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)]
+            allowed = [
+                c
+                for c in corpus.values()
+                if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)
+            ]
             assert [c.response for c in chosen] == exemplars
             assert len(chosen) == min(3, len(allowed)) and len({c.key for c in chosen}) == len(chosen)
             assert all(c in allowed for c in chosen)
@@ -163,10 +226,14 @@ def test_an_interrupted_stage_never_goes_on_with_vectors_of_other_dialogues(work
     run(workdir, "--splits", "test")
     shutil.rmtree(Paths(workdir).cache, ignore_errors=True)
     run(workdir, "--splits", "test", "--output", str(tmp_path))
-    assert Paths(workdir).exemplars("test").read_text() == Paths(workdir).exemplars("test", tmp_path).read_text()
+    assert (
+        Paths(workdir).exemplars("test").read_text() == Paths(workdir).exemplars("test", tmp_path).read_text()
+    )
 
 
-@pytest.mark.parametrize(("flags", "named"), [(["--top-k", "0"], "--top-k 0"), (["--path", "x", "--pooling", "mean"], "--path")])
+@pytest.mark.parametrize(
+    ("flags", "named"), [(["--top-k", "0"], "--top-k 0"), (["--path", "x", "--pooling", "mean"], "--path")]
+)
 def test_impossible_flags_are_refused(flags, named, capsys):
     with pytest.raises(SystemExit):
         parse_args(flags)

@@ -29,15 +29,46 @@ from dataloaders import listener_turns, read_exemplars, read_labels
 from DPR import prepare_dpr_data, train_dpr
 from options import Paths, UserError
 
-RUN_FILES = {"args.json", "config.json", "environment.json", "metrics.jsonl", "model.safetensors", "README.md", "result.json", "tokenizer.json",
-             "tokenizer_config.json", "checkpoints", ".lock"}  # fmt: skip
+RUN_FILES = {
+    "args.json",
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "README.md",
+    "result.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "checkpoints",
+    ".lock",
+}
 FAMILIES = {"t5": (train_t5, ["--model", "t5-tiny"]), "glove-t5": (train_glove_t5, ["--size", "tiny"])}
 NO_CRITICS = ["--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
 
 
 def short(workdir: Path) -> list[str]:
-    return ["--workdir", str(workdir), "--device", "cpu", "--max-steps", "2", "--batch-size", "4", "--max-new-tokens", "5", "--src-len", "40",
-            "--tgt-len", "12", "--exemplar-len", "16", "--exemplar-model", "t5-tiny", "--exemplar-layers", "1"]  # fmt: skip
+    return [
+        "--workdir",
+        str(workdir),
+        "--device",
+        "cpu",
+        "--max-steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--max-new-tokens",
+        "5",
+        "--src-len",
+        "40",
+        "--tgt-len",
+        "12",
+        "--exemplar-len",
+        "16",
+        "--exemplar-model",
+        "t5-tiny",
+        "--exemplar-layers",
+        "1",
+    ]
 
 
 def on(workdir: Path, flags: str) -> list[str]:
@@ -61,7 +92,9 @@ def test_a_critic_run_is_complete_and_stands_beside_its_baselines(trained, model
     folder = Paths(trained).critic(kind, model)
     assert files_of(folder) == RUN_FILES
     assert (folder / "checkpoints" / "step-0000002").is_dir()
-    assert len({p.stat().st_mode for p in folder.rglob("*") if p.is_file()}) == 1  # who may read one file may read all
+    assert (
+        len({p.stat().st_mode for p in folder.rglob("*") if p.is_file()}) == 1
+    )  # who may read one file may read all
     result = json.loads((folder / "result.json").read_text())
     if kind == "sentiment":
         assert result["valid"].keys() == result["baselines"]["mean"].keys() == {"mse", "pearson"}
@@ -75,13 +108,19 @@ def test_three_levels_make_three_outputs(workdir):
         file = Paths(workdir).pairs("emo", split)
         table = pd.read_csv(file)
         table.assign(label=table["level"]).to_csv(file, index=False)
-    train_empathy_classifier.main(on(workdir, "--model glove-t5 --size tiny --dim emo --max-steps 1 --class-weights --pooling first"))
-    assert load_file(Paths(workdir).critic("emo", "glove-t5") / "model.safetensors")["head.weight"].shape[0] == 3
+    train_empathy_classifier.main(
+        on(workdir, "--model glove-t5 --size tiny --dim emo --max-steps 1 --class-weights --pooling first")
+    )
+    assert (
+        load_file(Paths(workdir).critic("emo", "glove-t5") / "model.safetensors")["head.weight"].shape[0] == 3
+    )
 
 
 def test_a_glove_critic_learns_more_than_the_majority_class(workdir):
     """A floor, read back from result.json: questions are easy to tell."""
-    train_empathy_classifier.main(on(workdir, "--model glove-t5 --size tiny --dim exp --lr 3e-3 --epochs 20 --log-every 100"))
+    train_empathy_classifier.main(
+        on(workdir, "--model glove-t5 --size tiny --dim exp --lr 3e-3 --epochs 20 --log-every 100")
+    )
     result = json.loads((Paths(workdir).critic("exp", "glove-t5") / "result.json").read_text())
     assert result["valid"]["macro_f1"] > result["baselines"]["majority"]["macro_f1"] + 20
 
@@ -119,12 +158,21 @@ def test_labelling_again_keeps_what_is_there_and_refuses_other_critics(trained_c
 
 def test_the_retriever_is_saved_as_two_folders_and_reports_before_and_after(trained):
     folder = trained / "saved" / "dpr" / "empd"
-    assert files_of(folder) == RUN_FILES - {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | {
+    assert files_of(folder) == RUN_FILES - {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    } | {
         "question_encoder",
         "context_encoder",
     }
     result = json.loads((folder / "result.json").read_text())
-    assert result["before"].keys() == result["after"].keys() == {"average_rank", "recall_1", "recall_10", "recall_50"}
+    assert (
+        result["before"].keys()
+        == result["after"].keys()
+        == {"average_rank", "recall_1", "recall_10", "recall_50"}
+    )
 
 
 @pytest.mark.parametrize("dataset", ["reddit", "empd-reddit"])
@@ -132,7 +180,17 @@ def test_the_other_dpr_datasets_train(trained_copy, dataset):
     common = ["--workdir", str(trained_copy), "--dataset", dataset]
     prepare_dpr_data.main(common)
     train_dpr.main(
-        [*common, "--encoder", str(trained_copy / "data" / "bert-tiny"), "--max-steps", "1", "--batch-size", "3", "--pooling", "mean"]
+        [
+            *common,
+            "--encoder",
+            str(trained_copy / "data" / "bert-tiny"),
+            "--max-steps",
+            "1",
+            "--batch-size",
+            "3",
+            "--pooling",
+            "mean",
+        ]
     )
     assert (trained_copy / "saved" / "dpr" / dataset / "context_encoder" / "model.safetensors").exists()
 
@@ -143,15 +201,33 @@ def test_exemplars_come_from_other_training_conversations(trained):
     for split in ("train", "test"):
         table = pd.read_csv(paths.exemplars(split), keep_default_na=False)
         for row in table.itertuples():
-            for (conv, index), text in zip(json.loads(row.exemplars_index), json.loads(row.exemplars), strict=True):
-                assert conv != row.conv_id and corpus[conv, index].response == text and corpus[conv, index].emotion == row.emotion
+            for (conv, index), text in zip(
+                json.loads(row.exemplars_index), json.loads(row.exemplars), strict=True
+            ):
+                assert (
+                    conv != row.conv_id
+                    and corpus[conv, index].response == text
+                    and corpus[conv, index].emotion == row.emotion
+                )
 
 
 def test_retrieval_without_the_gold_emotion_and_without_fine_tuning(trained_copy):
     dpr_exemplar_retriever.main(
-        ["--workdir", str(trained_copy), "--encoder", str(trained_copy / "data" / "bert-tiny"), "--candidates", "all", "--top-k", "4",
-         "--splits", "test", "--output", str(trained_copy / "all")]
-    )  # fmt: skip
+        [
+            "--workdir",
+            str(trained_copy),
+            "--encoder",
+            str(trained_copy / "data" / "bert-tiny"),
+            "--candidates",
+            "all",
+            "--top-k",
+            "4",
+            "--splits",
+            "test",
+            "--output",
+            str(trained_copy / "all"),
+        ]
+    )
     examples = listener_turns(Paths(trained_copy).dialogues("test"))
     found = read_exemplars(trained_copy / "all" / "test_dpr.csv", examples)
     assert all(len(row) == 4 for row in found)
@@ -167,8 +243,22 @@ def test_every_combination_trains_and_writes_replies(trained_copy, family, exemp
     """x both decodings: sampling after training, beams by --inference."""
     script, flags = FAMILIES[family]
     folder = trained_copy / "saved" / family / "run"
-    script.main([*short(trained_copy), *flags, "--name", "run", "--add-exemplars", exemplars, *([] if critics else NO_CRITICS)])
-    assert files_of(folder) == RUN_FILES | {"predictions.tsv", "predictions.tsv.origin.json", "likelihood.csv"}
+    script.main(
+        [
+            *short(trained_copy),
+            *flags,
+            "--name",
+            "run",
+            "--add-exemplars",
+            exemplars,
+            *([] if critics else NO_CRITICS),
+        ]
+    )
+    assert files_of(folder) == RUN_FILES | {
+        "predictions.tsv",
+        "predictions.tsv.origin.json",
+        "likelihood.csv",
+    }
     examples = listener_turns(Paths(trained_copy).dialogues("test"))
     sampled = (folder / "predictions.tsv").read_text()
     assert len(sampled.splitlines()) == len(examples) + 1
@@ -184,7 +274,18 @@ def test_every_combination_trains_and_writes_replies(trained_copy, family, exemp
 
 @pytest.mark.parametrize("strategy", ["1", "2"])
 def test_both_gumbel_strategies_run(trained_copy, strategy):
-    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--strategy", strategy, "--no-predict", "--main-loss-w", "0.5"])
+    train_glove_t5.main(
+        [
+            *short(trained_copy),
+            "--size",
+            "tiny",
+            "--strategy",
+            strategy,
+            "--no-predict",
+            "--main-loss-w",
+            "0.5",
+        ]
+    )
     assert not (trained_copy / "saved" / "glove-t5" / "lempex" / "predictions.tsv").exists()
 
 
@@ -195,18 +296,31 @@ def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy):
     for kind, weights in before.items():
         after = load_file(paths.critic(kind, "glove-t5") / "model.safetensors")
         assert all(torch.equal(v, after[k]) for k, v in weights.items())
-    assert not [k for k in load_file(paths.saved / "glove-t5" / "lempex" / "model.safetensors") if "critic" in k or "head" in k]
+    assert not [
+        k
+        for k in load_file(paths.saved / "glove-t5" / "lempex" / "model.safetensors")
+        if "critic" in k or "head" in k
+    ]
 
 
 def test_without_critic_weights_no_critic_is_needed(prepared, tmp_path):
-    train_glove_t5.main([*on(prepared, f"--size tiny --max-steps 1 --add-exemplars none --no-predict --name {tmp_path.name}"), *NO_CRITICS])
+    train_glove_t5.main(
+        [
+            *on(
+                prepared,
+                f"--size tiny --max-steps 1 --add-exemplars none --no-predict --name {tmp_path.name}",
+            ),
+            *NO_CRITICS,
+        ]
+    )
     assert (prepared / "saved" / "glove-t5" / tmp_path.name / "result.json").exists()
 
 
 def test_critics_are_asked_about_a_reply_that_says_nothing(trained_copy, capsys):
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
     shown = re.findall(
-        r"critic (\w+) on a reply that says nothing: loss ([\d.]+), of a guess by frequency ([\d.]+)", capsys.readouterr().out
+        r"critic (\w+) on a reply that says nothing: loss ([\d.]+), of a guess by frequency ([\d.]+)",
+        capsys.readouterr().out,
     )
     assert [kind for kind, _, _ in shown] == ["emo", "exp", "int", "sentiment"]
     labels = pd.read_csv(Paths(trained_copy).labels("train"))
@@ -218,15 +332,21 @@ def test_critics_are_asked_about_a_reply_that_says_nothing(trained_copy, capsys)
 
 
 def test_labels_of_other_critics_than_the_loss_are_named(trained_copy, capsys):
-    label_dialogues.main(["--workdir", str(trained_copy), "--family", "t5", "--output", str(trained_copy / "other")])
-    train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict", "--labels", str(trained_copy / "other")])
+    label_dialogues.main(
+        ["--workdir", str(trained_copy), "--family", "t5", "--output", str(trained_copy / "other")]
+    )
+    train_glove_t5.main(
+        [*short(trained_copy), "--size", "tiny", "--no-predict", "--labels", str(trained_copy / "other")]
+    )
     assert "note: the emo labels" in (shown := capsys.readouterr().out) and "note: the sentiment" not in shown
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict", "--overwrite"])
     assert "note: the emo labels" not in capsys.readouterr().out
 
 
 def test_inference_reads_the_exemplars_that_the_run_was_trained_on(trained_copy):
-    shutil.copytree(Paths(trained_copy).dialogues_dir, trained_copy / "mine", ignore=shutil.ignore_patterns("original"))
+    shutil.copytree(
+        Paths(trained_copy).dialogues_dir, trained_copy / "mine", ignore=shutil.ignore_patterns("original")
+    )
     words = [*short(trained_copy), "--size", "tiny", *NO_CRITICS]
     train_glove_t5.main([*words, "--no-predict", "--exemplars", str(trained_copy / "mine")])
     folder = trained_copy / "saved" / "glove-t5" / "exemplars"
@@ -245,8 +365,15 @@ def test_a_useless_critic_is_named_in_plain_words(trained_copy, capsys):
 
 
 def test_the_loss_falls_and_replies_follow_the_speakers(trained_copy):
-    train_glove_t5.main(on(trained_copy, "--size tiny --epochs 15 --lr 3e-3 --batch-size 8 --exemplar-len 16 --no-predict --log-every 1"))
-    losses = [r["loss"] for r in rows_of(trained_copy / "saved" / "glove-t5" / "lempex") if r["kind"] == "train"]
+    train_glove_t5.main(
+        on(
+            trained_copy,
+            "--size tiny --epochs 15 --lr 3e-3 --batch-size 8 --exemplar-len 16 --no-predict --log-every 1",
+        )
+    )
+    losses = [
+        r["loss"] for r in rows_of(trained_copy / "saved" / "glove-t5" / "lempex") if r["kind"] == "train"
+    ]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -254,7 +381,18 @@ def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
     found = []
     for precision in ("fp32", "bf16"):
         train_glove_t5.main(
-            [*short(trained_copy), "--size", "tiny", "--precision", precision, "--name", precision, "--no-predict", "--dropout", "0"]
+            [
+                *short(trained_copy),
+                "--size",
+                "tiny",
+                "--precision",
+                precision,
+                "--name",
+                precision,
+                "--no-predict",
+                "--dropout",
+                "0",
+            ]
         )
         found.append(rows_of(trained_copy / "saved" / "glove-t5" / precision)[-1]["nll"])
     assert found[0] == pytest.approx(found[1], rel=0.02)
@@ -266,14 +404,46 @@ def test_dpr_in_two_processes_takes_in_batch_negatives_from_both(trained_copy):
     file.write_text(json.dumps(json.loads(file.read_text())[:13]))
     bert = trained_copy / "data" / "bert-tiny"
     config = json.loads((bert / "config.json").read_text())
-    (bert / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
-    common = ["--workdir", str(trained_copy), "--encoder", str(bert), "--epochs", "1", "--log-every", "1", "--device", "cpu"]
+    (bert / "config.json").write_text(
+        json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
+    common = [
+        "--workdir",
+        str(trained_copy),
+        "--encoder",
+        str(bert),
+        "--epochs",
+        "1",
+        "--log-every",
+        "1",
+        "--device",
+        "cpu",
+    ]
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "DPR.train_dpr", *common, "--batch-size", "3", "--name", "two"],
-        cwd=ROOT, check=False, capture_output=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "DPR.train_dpr",
+            *common,
+            "--batch-size",
+            "3",
+            "--name",
+            "two",
+        ],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        timeout=300,
+    )
     train_dpr.main([*common, "--batch-size", "6", "--name", "one"])
-    losses = [[r["nll"] for r in rows_of(trained_copy / "saved" / "dpr" / name) if r["kind"] == "train"] for name in ("one", "two")]
+    losses = [
+        [r["nll"] for r in rows_of(trained_copy / "saved" / "dpr" / name) if r["kind"] == "train"]
+        for name in ("one", "two")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -284,15 +454,33 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
     train_glove_t5.main([*short(trained_copy), "--size", "tiny"])
     run_folder = trained_copy / "saved" / "glove-t5" / "lempex"
     foreign = trained_copy / "theirs.tsv"
-    foreign.write_text((run_folder / "predictions.tsv").read_text().replace("\n", " <b>|</b>\n").replace("response <b>|</b>", "response"))
-    evaluate_responses.main(["--workdir", str(trained_copy), str(run_folder), str(foreign), "--family", "glove-t5", "--cases", "99"])
+    foreign.write_text(
+        (run_folder / "predictions.tsv")
+        .read_text()
+        .replace("\n", " <b>|</b>\n")
+        .replace("response <b>|</b>", "response")
+    )
+    evaluate_responses.main(
+        [
+            "--workdir",
+            str(trained_copy),
+            str(run_folder),
+            str(foreign),
+            "--family",
+            "glove-t5",
+            "--cases",
+            "99",
+        ]
+    )
     folder = trained_copy / "results" / "evaluation"
     assert files_of(folder) == {"metrics.json", "table.md", "case_studies.md", "learning_curves.png"}
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
     below = (folder / "table.md").read_text().split("\n\n", 1)[1]
     assert (
-        "case:lc" in below and "glove-t5/lempex was trained against the very critics that judge it here: emo, exp, int, sentiment" in below
+        "case:lc" in below
+        and "glove-t5/lempex was trained against the very critics that judge it here: emo, exp, int, sentiment"
+        in below
     )
     assert (
         systems["gold"]["bleu_4"] == pytest.approx(100)
@@ -319,7 +507,20 @@ def test_perplexity_of_the_table_is_the_sum_of_the_likelihood_file(trained_copy)
 @pytest.mark.parametrize("script", [train_t5, train_glove_t5])
 def test_all_flag_errors_are_reported_together(script, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        script.main(["--workdir", str(tmp_path / "nowhere"), "--lr", "-1", "--top-k", "0", "--temperature", "0", "--batch-size", "0"])
+        script.main(
+            [
+                "--workdir",
+                str(tmp_path / "nowhere"),
+                "--lr",
+                "-1",
+                "--top-k",
+                "0",
+                "--temperature",
+                "0",
+                "--batch-size",
+                "0",
+            ]
+        )
     shown = capsys.readouterr().err
     assert stop.value.code == 2
     assert all(flag in shown for flag in ("--workdir", "--lr", "--top-k", "--temperature", "--batch-size"))
@@ -364,12 +565,16 @@ def test_a_generator_without_critics_or_exemplars_says_what_makes_them(workdir):
 
 def test_a_critic_of_the_other_family_is_refused_as_a_loss(trained_copy):
     with pytest.raises(UserError, match="another tokenizer"):
-        train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--emo", str(Paths(trained_copy).critic("emo", "t5"))])
+        train_glove_t5.main(
+            [*short(trained_copy), "--size", "tiny", "--emo", str(Paths(trained_copy).critic("emo", "t5"))]
+        )
 
 
 def test_changed_critics_are_refused_on_resume(trained_copy):
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
-    train_empathy_classifier.main(on(trained_copy, "--model glove-t5 --size tiny --dim emo --max-steps 3 --batch-size 8 --overwrite"))
+    train_empathy_classifier.main(
+        on(trained_copy, "--model glove-t5 --size tiny --dim emo --max-steps 3 --batch-size 8 --overwrite")
+    )
     with pytest.raises(UserError, match="critic emo: its content has changed"):
         train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
 
@@ -390,19 +595,29 @@ def test_changed_words_are_refused_on_resume(trained_copy):
 def test_precision_is_the_flags_whatever_the_launcher_says():
     code = "from argparse import Namespace as N; from session import Session; print(Session(N(device='cpu', precision='fp32', seed=1)).accelerator.mixed_precision)"
     env = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout.strip() == "no"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+        ).stdout.strip()
+        == "no"
+    )
 
 
 def test_a_dpr_folder_without_weights_is_an_error(trained_copy):
     with pytest.raises(UserError, match="train_dpr"):
-        dpr_exemplar_retriever.main(["--workdir", str(trained_copy), "--path", str(trained_copy / "data"), "--overwrite"])
+        dpr_exemplar_retriever.main(
+            ["--workdir", str(trained_copy), "--path", str(trained_copy / "data"), "--overwrite"]
+        )
 
 
-@pytest.mark.parametrize(("place", "main", "words"), [
-    ("empathy/glove-t5-emo", label_dialogues.main, []),
-    ("empathy/glove-t5-emo", train_glove_t5.main, ["--size", "tiny"]),
-    ("dpr/empd", dpr_exemplar_retriever.main, ["--path", "saved/dpr/empd", "--overwrite"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "main", "words"),
+    [
+        ("empathy/glove-t5-emo", label_dialogues.main, []),
+        ("empathy/glove-t5-emo", train_glove_t5.main, ["--size", "tiny"]),
+        ("dpr/empd", dpr_exemplar_retriever.main, ["--path", "saved/dpr/empd", "--overwrite"]),
+    ],
+)
 def test_a_run_that_is_not_finished_is_not_built_upon(trained_copy, monkeypatch, place, main, words):
     (trained_copy / "saved" / place / "result.json").unlink()
     words = [str(trained_copy / w) if w.startswith("saved") else w for w in words]
@@ -415,16 +630,30 @@ def test_a_run_that_is_not_finished_is_not_built_upon(trained_copy, monkeypatch,
 def test_predictions_are_not_overwritten_silently(trained_copy):
     train_glove_t5.main([*short(trained_copy), "--size", "tiny"])
     with pytest.raises(UserError, match="--overwrite"):
-        train_glove_t5.main([*short(trained_copy), "--inference", str(trained_copy / "saved" / "glove-t5" / "lempex")])
+        train_glove_t5.main(
+            [*short(trained_copy), "--inference", str(trained_copy / "saved" / "glove-t5" / "lempex")]
+        )
 
 
 # ----------------------------------------------------------------------------------------------- commands as documented
 
 PARSERS = {
-    **{m.__name__ + ".py": m.parse_args for m in (train_t5, train_glove_t5, train_empathy_classifier, train_sentiment_regressor, label_dialogues,
-                                                   dpr_exemplar_retriever, evaluate_responses, reproduce)},
-    "DPR.prepare_dpr_data": prepare_dpr_data.parse_args, "DPR.train_dpr": train_dpr.parse_args,
-}  # fmt: skip
+    **{
+        m.__name__ + ".py": m.parse_args
+        for m in (
+            train_t5,
+            train_glove_t5,
+            train_empathy_classifier,
+            train_sentiment_regressor,
+            label_dialogues,
+            dpr_exemplar_retriever,
+            evaluate_responses,
+            reproduce,
+        )
+    },
+    "DPR.prepare_dpr_data": prepare_dpr_data.parse_args,
+    "DPR.train_dpr": train_dpr.parse_args,
+}
 
 
 def documented() -> list[str]:
@@ -432,10 +661,19 @@ def documented() -> list[str]:
     import prepare_data
 
     PARSERS["prepare_data.py"] = prepare_data.parse_args
-    texts = [p.read_text(encoding="utf-8") for p in (ROOT / "README.md", ROOT / "DPR" / "README.md", ROOT / "data" / "README.md")]
+    texts = [
+        p.read_text(encoding="utf-8")
+        for p in (ROOT / "README.md", ROOT / "DPR" / "README.md", ROOT / "data" / "README.md")
+    ]
     texts += [sys.modules[f.__module__].__doc__ for f in PARSERS.values()]
-    starts = r"(?:python|torchrun \S+ \S+) (?:-m )?((?:" + "|".join(re.escape(n) for n in PARSERS) + r")(?: [^\n`#·]*)?)"
-    found = [re.split(r"\s{3,}| \.\.\.", line)[0].strip() for text in texts for line in re.findall(starts, text)]
+    starts = (
+        r"(?:python|torchrun \S+ \S+) (?:-m )?((?:"
+        + "|".join(re.escape(n) for n in PARSERS)
+        + r")(?: [^\n`#·]*)?)"
+    )
+    found = [
+        re.split(r"\s{3,}| \.\.\.", line)[0].strip() for text in texts for line in re.findall(starts, text)
+    ]
     args = type("Args", (), {"workdir": "demo", "source": "download"})
     found += [line.removeprefix("-m ") for recipe in reproduce.RECIPES.values() for line in recipe(args)]
     return sorted(set(found))
@@ -466,7 +704,9 @@ def test_help_answers_within_a_second():
     for name in PARSERS:
         script = ["-m", name] if name.startswith("DPR") else [str(ROOT / name)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        shown = subprocess.run([sys.executable, *script, "--help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        shown = subprocess.run(
+            [sys.executable, *script, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = (
             after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -477,9 +717,16 @@ def test_help_answers_within_a_second():
 
 def test_a_recipe_stops_with_the_failing_command_and_goes_on_from_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(reproduce.RECIPES, "sample", lambda args: ["-m platform", "label_dialogues.py"])
-    monkeypatch.setattr(reproduce, "settle", lambda line, workdir: line.split() + (["--workdir", workdir] if "label" in line else []))
+    monkeypatch.setattr(
+        reproduce,
+        "settle",
+        lambda line, workdir: line.split() + (["--workdir", workdir] if "label" in line else []),
+    )
     for _ in range(2):
-        with pytest.raises(UserError, match=r"failed \(exit code 2\)(?s:.*)train_empathy_classifier(?s:.*)02-label_dialogues.log"):
+        with pytest.raises(
+            UserError,
+            match=r"failed \(exit code 2\)(?s:.*)train_empathy_classifier(?s:.*)02-label_dialogues.log",
+        ):
             reproduce.main(["--recipe", "sample", "--workdir", str(tmp_path)])
     shown = capsys.readouterr().out
     assert shown.count("[1/2] python -m platform") == 2 and shown.count("finished before") == 1

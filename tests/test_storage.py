@@ -26,11 +26,15 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
         storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)
     again = True
     for _ in range(2):
-        assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [n * n for n in range(10)]
+        assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
+            n * n for n in range(10)
+        ]
     assert done == [[9, 1, 2], [3, 4, 5], [6, 7, 8], [0]]
     damaged = tmp_path / "keep" / "00001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [n * n for n in range(10)]
+    assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
+        n * n for n in range(10)
+    ]
     assert done[4:] == [[3, 4, 5]] and f"{damaged}: cannot be read" in capsys.readouterr().out
 
 
@@ -69,7 +73,11 @@ def test_an_output_and_its_note_never_disagree(tmp_path, monkeypatch):
             patch.setattr(storage.Path, "replace", replace)
             with pytest.raises(Killed):
                 storage.write_csv(output, pd.DataFrame({"x": [2]}), origin={"from": "two"})
-        assert not output.exists() or "1" in output.read_text() and json.loads(storage.origin_file(output).read_text()) == {"from": "one"}
+        assert (
+            not output.exists()
+            or "1" in output.read_text()
+            and json.loads(storage.origin_file(output).read_text()) == {"from": "one"}
+        )
         assert not storage.ready(output, {"from": "two"}, overwrite=False)
     storage.write_csv(output, pd.DataFrame({"x": [2]}), origin={"from": "two"})
     assert storage.ready(output, {"from": "two"}, overwrite=False)
@@ -95,6 +103,9 @@ def test_a_write_that_fails_names_the_file_and_leaves_what_was_there(tmp_path):
         part.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"out\.txt: cannot be written .*No space left"), storage.whole_file(target) as part:
+    with (
+        pytest.raises(UserError, match=r"out\.txt: cannot be written .*No space left"),
+        storage.whole_file(target) as part,
+    ):
         full(part)
     assert target.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["out.txt"]

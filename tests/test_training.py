@@ -46,7 +46,9 @@ def kill_at(step: int):
 def test_splitting_a_step_changes_neither_loss_nor_weights(tmp_path, size, accumulate):
     data = toy_data(count=9 if size == 3 else 8)
     whole = train(tmp_path / "whole", data=data, batch_size=len(data), dropout=0.0, epochs=3)
-    split = train(tmp_path / "split", data=data, batch_size=size, accumulate=accumulate, dropout=0.0, epochs=3)
+    split = train(
+        tmp_path / "split", data=data, batch_size=size, accumulate=accumulate, dropout=0.0, epochs=3
+    )
     assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
     for a, b in zip(whole.model.parameters(), split.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -55,9 +57,22 @@ def test_splitting_a_step_changes_neither_loss_nor_weights(tmp_path, size, accum
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     common = ["dropout=0.0", "epochs=2"]
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(TOY), str(tmp_path / "two"), "batch_size=3", *common],
-        check=False, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            str(TOY),
+            str(tmp_path / "two"),
+            "batch_size=3",
+            *common,
+        ],
+        check=False,
+        capture_output=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     train(tmp_path / "one", batch_size=6, dropout=0.0, epochs=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert losses(tmp_path / "two", "valid") == pytest.approx(losses(tmp_path / "one", "valid"), rel=1e-5)
@@ -92,7 +107,9 @@ def test_weight_decay_leaves_vectors_alone(tmp_path):
     loop = toy_loop(tmp_path / "run")
     loop._prepare()
     decayed, free = loop.optimizer.param_groups
-    assert {p.ndim for p in free["params"]} == {1} and free["weight_decay"] == 0 and decayed["weight_decay"] > 0
+    assert (
+        {p.ndim for p in free["params"]} == {1} and free["weight_decay"] == 0 and decayed["weight_decay"] > 0
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- resume
@@ -101,7 +118,13 @@ def test_weight_decay_leaves_vectors_alone(tmp_path):
 @pytest.mark.parametrize("step", [2, 4, 6, 9, 12])  # six steps an epoch: inside and at the end of epochs
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, step, accumulate):
-    settings = {"save_every": 1, "accumulate": accumulate, "batch_size": 4 // accumulate, "log_every": 4, "patience": 9}
+    settings = {
+        "save_every": 1,
+        "accumulate": accumulate,
+        "batch_size": 4 // accumulate,
+        "log_every": 4,
+        "patience": 9,
+    }
     train(tmp_path / "whole", **settings)
     with pytest.raises(Killed):
         train(tmp_path / "cut", spoil=kill_at(step), **settings)
@@ -129,7 +152,9 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "state.pt", "state.json", "args.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "part", ["model.safetensors", "state.pt", "state.json", "args.json", "manifest.json"]
+)
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, part, how):
     train(tmp_path / "whole", save_every=2)
@@ -252,12 +277,24 @@ def test_an_older_checkpoint_leaves_no_other_future_in_place(tmp_path):
 
 
 def test_the_command_that_goes_on_neither_begins_anew_nor_goes_back(monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "train_t5.py", "--overwrite", "--resume", "a b/step-1", "--name", "x y"])
+    monkeypatch.setattr(
+        sys,
+        "orig_argv",
+        ["python", "-u", "train_t5.py", "--overwrite", "--resume", "a b/step-1", "--name", "x y"],
+    )
     assert runs.command_line(again=True) == "python train_t5.py --name 'x y'"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "DPR.train_dpr", "--resume=x", "--epochs", "2"])
-    assert runs.command_line(again=True) == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --epochs 2"
-    assert runs.command_line() == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --resume=x --epochs 2"
+    monkeypatch.setattr(
+        sys, "orig_argv", ["python", "-u", "-m", "DPR.train_dpr", "--resume=x", "--epochs", "2"]
+    )
+    assert (
+        runs.command_line(again=True)
+        == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --epochs 2"
+    )
+    assert (
+        runs.command_line()
+        == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --resume=x --epochs 2"
+    )
 
 
 def test_the_rest_of_a_run_is_on_record(tmp_path, capsys, monkeypatch):
@@ -265,7 +302,9 @@ def test_the_rest_of_a_run_is_on_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runs, "package_versions", lambda: {"torch": "99"})
     train(tmp_path / "run", save_every=2)
     made = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert [r["step"] for r in made["resumed"]] == [10] and made["resumed"][0]["versions"] == {"torch": "99"} != made["versions"]
+    assert [r["step"] for r in made["resumed"]] == [10] and made["resumed"][0]["versions"] == {
+        "torch": "99"
+    } != made["versions"]
     assert re.search(r"note: torch was \S+, is now 99", capsys.readouterr().out)
     assert "resumed 1 times" in (tmp_path / "run" / "README.md").read_text()
 
@@ -284,7 +323,9 @@ def test_killed_before_the_first_checkpoint(tmp_path, monkeypatch, point):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Path, "replace", replace)
         train(tmp_path / "run")
-    (tmp_path / "run" / ".args.json.0a1b2c3d.part").write_text("{")  # what a kill leaves, where an exception cleans up
+    (tmp_path / "run" / ".args.json.0a1b2c3d.part").write_text(
+        "{"
+    )  # what a kill leaves, where an exception cleans up
     train(tmp_path / "run")
     train(tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -369,7 +410,10 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path):
     newest = interrupted(tmp_path / "run")[-1]
     torch.save({"optimizer": Touch()}, newest / "state.pt")
     listing = json.loads((newest / "manifest.json").read_text())
-    listing["files"]["state.pt"] = {"bytes": (newest / "state.pt").stat().st_size, "sha256": runs.sha256(newest / "state.pt")}
+    listing["files"]["state.pt"] = {
+        "bytes": (newest / "state.pt").stat().st_size,
+        "sha256": runs.sha256(newest / "state.pt"),
+    }
     (newest / "manifest.json").write_text(json.dumps(listing))
     with pytest.raises(UserError, match="state.pt: not plain tensors"):
         train(tmp_path / "run", save_every=2)
@@ -402,7 +446,11 @@ def test_the_best_and_the_last_two_checkpoints_are_kept_and_the_best_is_loaded(t
         return {"loss": [3.0, 1.0, 2.0, 2.0, 2.0, 2.0][loop.state.evaluations]}
 
     loop = train(tmp_path / "run", epochs=6, evaluate=evaluate)
-    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-0000012", "step-0000030", "step-0000036"]
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
+        "step-0000012",
+        "step-0000030",
+        "step-0000036",
+    ]
     assert all(torch.equal(v, seen[12][k]) for k, v in loop.model.state_dict().items())
     assert (tmp_path / "run" / "exported").read_text() == "12"
 
@@ -447,7 +495,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
 
 def start(folder: Path, **settings) -> subprocess.Popen:
     words = [f"{k}={v}" for k, v in settings.items()]
-    return subprocess.Popen([sys.executable, str(TOY), str(folder), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(TOY), str(folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -547,7 +600,9 @@ def test_a_kill_at_any_write_point_of_a_save_loses_nothing(tmp_path):
     folders = [tmp_path / f"cut-{point}" for point in range(24)]
     for folder in folders:
         shutil.copytree(tmp_path / "start", folder)
-    subprocess.run([sys.executable, str(script), *map(str, folders)], capture_output=True, timeout=300, check=True)
+    subprocess.run(
+        [sys.executable, str(script), *map(str, folders)], capture_output=True, timeout=300, check=True
+    )
     for point, folder in enumerate(folders):
         good = [c for c in (folder / "checkpoints").glob("step-*") if not runs.faults(c)]
         assert len(good) >= 2
@@ -565,7 +620,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runs, "write_json", full)
         with pytest.raises(UserError, match="No space left"):
-            runs.write_checkpoint(tmp_path / "run" / "checkpoints", 99, lambda folder: (folder / "x").write_text("y"))
+            runs.write_checkpoint(
+                tmp_path / "run" / "checkpoints", 99, lambda folder: (folder / "x").write_text("y")
+            )
     assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == checkpoints
     assert all(not runs.faults(c) for c in checkpoints)
 

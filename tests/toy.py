@@ -18,10 +18,31 @@ from session import Session
 from training import Loop, Objective
 
 DEFAULTS = {
-    "device": "cpu", "precision": "fp32", "seed": 3, "deterministic": False, "epochs": 3, "max_steps": 0, "lr": 0.01, "batch_size": 4,
-    "batch_tokens": 0, "accumulate": 1, "schedule": "linear", "warmup_steps": 2, "weight_decay": 0.01, "clip": 1.0, "patience": 0, "eval_every": 0,
-    "save_every": 0, "log_every": 1, "resume": "auto", "overwrite": False, "effective_batch": 4, "workdir": ".", "name": None, "dropout": 0.1,
-}  # fmt: skip
+    "device": "cpu",
+    "precision": "fp32",
+    "seed": 3,
+    "deterministic": False,
+    "epochs": 3,
+    "max_steps": 0,
+    "lr": 0.01,
+    "batch_size": 4,
+    "batch_tokens": 0,
+    "accumulate": 1,
+    "schedule": "linear",
+    "warmup_steps": 2,
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "patience": 0,
+    "eval_every": 0,
+    "save_every": 0,
+    "log_every": 1,
+    "resume": "auto",
+    "overwrite": False,
+    "effective_batch": 4,
+    "workdir": ".",
+    "name": None,
+    "dropout": 0.1,
+}
 
 
 class Net(nn.Module):
@@ -39,17 +60,28 @@ class Net(nn.Module):
 
 def toy_data(count: int = 22, seed: int = 0) -> Data:
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(1, 30, (int(n),), generator=generator) for n in torch.randint(2, 9, (count,), generator=generator)]
+    rows = [
+        torch.randint(1, 30, (int(n),), generator=generator)
+        for n in torch.randint(2, 9, (count,), generator=generator)
+    ]
 
     def collate(numbers):
         width = max(len(rows[i]) for i in numbers)
-        ids = torch.stack([torch.cat([rows[i], torch.zeros(width - len(rows[i]), dtype=torch.long)]) for i in numbers])
-        return {"ids": [f"row {i}" for i in numbers], "input": ids, "kind": torch.tensor([len(rows[i]) % 2 for i in numbers])}
+        ids = torch.stack(
+            [torch.cat([rows[i], torch.zeros(width - len(rows[i]), dtype=torch.long)]) for i in numbers]
+        )
+        return {
+            "ids": [f"row {i}" for i in numbers],
+            "input": ids,
+            "kind": torch.tensor([len(rows[i]) % 2 for i in numbers]),
+        }
 
     return Data([len(r) for r in rows], collate)
 
 
-def toy_loop(folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Data | None = None, **changes) -> Loop:
+def toy_loop(
+    folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Data | None = None, **changes
+) -> Loop:
     """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real evaluation; `memory`: the most examples that fit."""
     args = Namespace(**DEFAULTS | changes)
     session = Session(args)
@@ -81,8 +113,20 @@ def toy_loop(folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Dat
     def export(target):
         (Path(target) / "exported").write_text(str(loop.state.best_step))
 
-    loop = Loop(args, session, model, Objective({"word": 1.0, "class": 0.5}, units, terms), data, measure, export, Path(folder),
-                metric="loss", mode="min", files=[], inputs={"data": "fixed"})  # fmt: skip
+    loop = Loop(
+        args,
+        session,
+        model,
+        Objective({"word": 1.0, "class": 0.5}, units, terms),
+        data,
+        measure,
+        export,
+        Path(folder),
+        metric="loss",
+        mode="min",
+        files=[],
+        inputs={"data": "fixed"},
+    )
     return loop
 
 
@@ -110,5 +154,9 @@ if __name__ == "__main__":
         time.sleep(pause)
         return terms
 
-    train(Path(sys.argv[1]), spoil=slow, **{k: kind[k](v) if kind[k] is not bool else v == "True" for k, v in given.items()})
+    train(
+        Path(sys.argv[1]),
+        spoil=slow,
+        **{k: kind[k](v) if kind[k] is not bool else v == "True" for k, v in given.items()},
+    )
     print("finished")
