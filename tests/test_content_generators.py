@@ -1,0 +1,392 @@
+"""What the generators' stages compute, made again by hand from the files they leave: likelihoods, the table, losses, replies."""
+
+import csv
+import html
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+import evaluate_responses
+import train_glove_t5
+import train_t5
+from dataloaders import Example, listener_turns, read_exemplars
+from metrics import bleu, count_words, reply_statistics
+from models import Critic, Generator
+from options import CRITICS, Paths
+
+FAMILIES = {"t5": (train_t5, ["--model", "t5-tiny"]), "glove-t5": (train_glove_t5, ["--size", "tiny"])}
+NO_CRITICS = ["--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
+SRC_LEN, TGT_LEN = 40, 9
+
+
+def train(workdir: Path, family: str, *flags: str) -> Path:
+    """A short run without exemplars, named "run"; its folder."""
+    script, model = FAMILIES[family]
+    common = ["--workdir", str(workdir), "--device", "cpu", "--name", "run", "--add-exemplars", "none"]
+    lengths = ["--src-len", str(SRC_LEN), "--tgt-len", str(TGT_LEN)]
+    script.main([*common, *model, *lengths, *flags])
+    return Paths(workdir).saved / family / "run"
+
+
+def predict(workdir: Path, folder: Path, *flags: str) -> list[str]:
+    """--inference RUN; the replies that it writes for the test split."""
+    common = ["--workdir", str(workdir), "--device", "cpu", "--inference", str(folder), "--overwrite"]
+    train_t5.main([*common, "--max-new-tokens", "8", *flags])
+    file = folder / "predictions.tsv"
+    return list(replies_in(file).values()) if file.exists() else []
+
+
+def replies_in(file: Path) -> dict[tuple[str, int], str]:
+    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+    return {(conv, int(index)): reply for conv, index, reply in rows}
+
+
+def logged(folder: Path, kind: str) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in rows if r["kind"] == kind]
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def alone(tokenizer, example: Example, tgt_len: int | None = None) -> dict[str, torch.Tensor]:
+    """The batch of one example by itself: `turn </s> turn </s>` with speakers 1 and 2 in turn, and the reply with its end."""
+    ids, speakers = [], []
+    for n, turn in enumerate(example.history):
+        words = [*ids_of(tokenizer, turn), tokenizer.eos_token_id]
+        ids += words
+        speakers += [1 + n % 2] * len(words)
+    reply = ids_of(tokenizer, example.response)
+    if tgt_len is not None:
+        reply = reply[: tgt_len - 1]
+    source = torch.tensor([ids[-SRC_LEN:]])
+    return {
+        "source_ids": source,
+        "source_mask": torch.ones_like(source),
+        "speaker_ids": torch.tensor([speakers[-SRC_LEN:]]),
+        "labels": torch.tensor([[*reply, tokenizer.eos_token_id]]),
+    }
+
+
+@torch.no_grad()
+def logits_of(model: Generator, batch: dict) -> torch.Tensor:
+    """(T, V)"""
+    return model(batch)[0]
+
+
+def nll_of(logits: torch.Tensor, batch: dict) -> float:
+    """The summed negative log-likelihood of the reply, its end included."""
+    return -float(logits.log_softmax(-1).gather(1, batch["labels"][0][:, None]).sum())
+
+
+def give_critics_other_heads(workdir: Path, family: str) -> None:
+    """After two steps the tiny critics say almost the same of everything; with these heads a mix-up shows."""
+    for seed, kind in enumerate(CRITICS):
+        file = Paths(workdir).critic(kind, family) / "model.safetensors"
+        weights = load_file(file)
+        generator = torch.Generator().manual_seed(seed)
+        weights["head.weight"] = torch.randn(weights["head.weight"].shape, generator=generator) * 0.2
+        save_file(weights, file)
+
+
+# --------------------------------------------------------------------------------------------------------- perplexity
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family):
+    """--tgt-len cuts replies in training, and nowhere else."""
+    steps = ["--max-steps", "3", "--lr", "3e-3", "--batch-size", "8"]
+    folder = train(workdir, family, *NO_CRITICS, *steps, "--no-predict")
+    predict(workdir, folder, "--predict-split", "valid")
+    model, tokenizer = Generator.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    examples = listener_turns(Paths(workdir).dialogues("valid"))
+    table = pd.read_csv(folder / "likelihood_valid.csv")
+    assert list(zip(table["conv_id"], table["utterance_idx"], strict=True)) == [e.key for e in examples]
+    for example, row in zip(examples, table.itertuples(), strict=True):
+        batch = alone(tokenizer, example)
+        assert row.tokens == len(ids_of(tokenizer, example.response)) + 1
+        assert row.words == count_words(example.response) + 1
+        assert row.nll == pytest.approx(nll_of(logits_of(model, batch), batch), rel=1e-4)
+    assert table["tokens"].max() > TGT_LEN  # else nothing was there to cut
+
+    nll, tokens, words = (table[column].sum() for column in ("nll", "tokens", "words"))
+    expected = {"ppl_token": math.exp(nll / tokens), "ppl_word": math.exp(nll / words)}
+    result = json.loads((folder / "result.json").read_text())
+    common = ["--workdir", str(workdir), "--device", "cpu", "--split", "valid", "--cases", "1"]
+    evaluate_responses.main([*common, str(folder)])
+    scored = json.loads((Paths(workdir).results / "evaluation" / "metrics.json").read_text())
+    for name, found in {
+        "validation": logged(folder, "valid")[-1],
+        "result": result["valid"],
+        "table": scored["systems"][f"{family}/run"],
+    }.items():
+        assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4), name
+    assert result["valid"]["nll"] == result["nll"] == pytest.approx(nll / tokens, rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+#: column title of table.md -> name in metrics.json
+TITLES = {
+    "#params": "parameters",
+    "PPL/token": "ppl_token",
+    "PPL/word": "ppl_word",
+    "BLEU-1": "bleu_1",
+    "BLEU-2": "bleu_2",
+    "BLEU-3": "bleu_3",
+    "BLEU-4": "bleu_4",
+    "sacreBLEU": "sacrebleu",
+    "Distinct-1 %": "distinct_1",
+    "Distinct-2 %": "distinct_2",
+    "words": "length",
+    **{kind: f"critic_{kind}" for kind in CRITICS},
+}
+
+
+@torch.no_grad()
+def score(critic: Critic, tokenizer, history: tuple[str, ...], reply: str) -> float:
+    """Expected level, or sentiment, of one reply after its history: `context </s> reply </s>`."""
+    end, settings = tokenizer.eos_token_id, critic.settings
+    turns = [i for turn in history for i in ids_of(tokenizer, turn)]
+    context = [*turns[len(turns) - min(len(turns), settings["context_len"]) :], end]
+    words = [*ids_of(tokenizer, reply)[: settings["reply_len"]], end]
+    ids = torch.tensor([context + words])
+    of_reply = torch.tensor([[0] * len(context) + [1] * len(words)])
+    found = critic(ids, torch.ones_like(ids), of_reply)[0]
+    if settings["kind"] == "sentiment":
+        return float(found[0])
+    return sum(level * float(p) for level, p in enumerate(found.softmax(-1)))
+
+
+def cells(line: str) -> list[str]:
+    return [html.unescape(c.strip()) for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_each_figure_of_the_table_is_of_its_own_replies_under_its_own_title(trained_copy):
+    """The judges read the context; theirs.tsv is in no order, and shares half of each reply with the gold one."""
+    give_critics_other_heads(trained_copy, "t5")
+    paths = Paths(trained_copy)
+    steps = ["--max-steps", "2", "--lr", "3e-3", "--batch-size", "8", "--max-new-tokens", "6"]
+    folder = train(trained_copy, "glove-t5", *NO_CRITICS, *steps)
+    examples = listener_turns(paths.dialogues("test"))
+    theirs = {}
+    for example in examples:
+        words = example.response.split()
+        theirs[example.key] = " ".join([*words[: 1 + len(words) // 2], "I", "see", "<it>"])
+    rows = [f"{conv}\t{index}\t{reply}\n" for (conv, index), reply in theirs.items()]
+    random.Random(0).shuffle(rows)
+    (trained_copy / "theirs.tsv").write_text(
+        "conv_id\tutterance_idx\tresponse\n" + "".join(rows), encoding="utf-8"
+    )
+    common = ["--workdir", str(trained_copy), "--device", "cpu", "--family", "t5", "--cases", "99"]
+    evaluate_responses.main([*common, str(folder), str(trained_copy / "theirs.tsv")])
+
+    gold = {e.key: e.response for e in examples}
+    systems = {"gold": gold, "glove-t5/run": replies_in(folder / "predictions.tsv"), "theirs": theirs}
+    scored = json.loads((paths.results / "evaluation" / "metrics.json").read_text())["systems"]
+    judges = {kind: Critic.from_pretrained(paths.critic(kind, "t5")) for kind in CRITICS}
+    tokenizer = AutoTokenizer.from_pretrained(paths.critic("emo", "t5"))
+    scores = {}  # (system, kind, key) -> the critic's score
+    for name, replies in systems.items():
+        assert list(replies) == list(gold)
+        expected = bleu(list(replies.values()), list(gold.values()))
+        expected |= reply_statistics(list(replies.values()))
+        for kind, critic in judges.items():
+            for example in examples:
+                reply = replies[example.key]
+                scores[name, kind, example.key] = score(critic, tokenizer, example.history, reply)
+            expected[f"critic_{kind}"] = sum(scores[name, kind, key] for key in gold) / len(gold)
+        assert {k: scored[name][k] for k in expected} == pytest.approx(expected, rel=1e-4)
+    assert scored["glove-t5/run"]["parameters"] == sum(
+        p.numel() for p in Generator.from_pretrained(folder).parameters()
+    )
+
+    header, _, *lines = (paths.results / "evaluation" / "table.md").read_text().split("\n\n")[0].splitlines()
+    assert set(cells(header)[1:]) == set(TITLES)
+    assert [cells(line)[0] for line in lines] == list(systems)
+    for line in lines:
+        name, *values = cells(line)
+        for title, shown in zip(cells(header)[1:], values, strict=True):
+            value = scored[name].get(TITLES[title])
+            if value is None:
+                assert shown == "-"
+            else:
+                digits = len(shown.partition(".")[2])
+                assert float(shown.replace(",", "")) == pytest.approx(value, abs=0.51 * 10**-digits), title
+
+    page = (paths.results / "evaluation" / "case_studies.md").read_text()
+    exemplars = dict(zip(gold, read_exemplars(paths.exemplars("test"), examples), strict=True))
+    of_key = {e.key: e for e in examples}
+    cases = page.split("\n## ")[1:]
+    assert len(cases) == len(examples)
+    for case in cases:
+        conv, index = re.search(r"\((\S+), utterance (\d+)\)", case).groups()
+        key = conv, int(index)
+        turns = [html.unescape(t) for t in re.findall(r"^- \*\*\w+:\*\* (.*)$", case, re.MULTILINE)]
+        assert turns == [" ".join(turn.split()) for turn in of_key[key].history]
+        shown = [html.unescape(t) for t in re.findall(r"^> exemplar \d+: (.*?)\s*$", case, re.MULTILINE)]
+        assert shown == [" ".join(text.split()) for text in exemplars[key][:3]]
+        header, _, *lines = [line for line in case.splitlines() if line.startswith("|")]
+        kinds = cells(header)[2:]
+        assert [cells(line)[0] for line in lines] == list(systems)
+        for line in lines:
+            name, reply, *values = cells(line)
+            assert reply == " ".join(systems[name][key].split())
+            for kind, value in zip(kinds, values, strict=True):
+                assert float(value) == pytest.approx(scores[name, kind, key], abs=0.0051)
+
+
+# ---------------------------------------------------------------------------------------------------------- objective
+
+WEIGHTS = {"nll": 0.7, "emo": 0.3, "exp": 0.3, "int": 0.3, "sentiment": 1.9}
+
+
+def write_labels(folder: Path, split: str, examples: list[Example]) -> dict[tuple[str, int], dict]:
+    """Labels in which no two kinds agree, in no order; {key: {kind: label}}."""
+    labels = {}
+    for n, example in enumerate(examples):
+        labels[example.key] = {
+            "emo": n % 2,
+            "exp": int(n % 3 == 0),
+            "int": int(n % 5 < 3),
+            "sentiment": round(math.sin(n), 3),
+        }
+    order = list(labels)
+    random.Random(1).shuffle(order)
+    folder.mkdir(exist_ok=True)
+    with open(folder / f"{split}_labels.csv", "w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["conv_id", "utterance_idx", *CRITICS, "utterance"])
+        for key in order:
+            writer.writerow([*key, *(labels[key][kind] for kind in CRITICS), "not read"])
+    return labels
+
+
+@torch.no_grad()
+def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor, target: float) -> float:
+    """Of one soft reply (T, V) after its context: cross-entropy, or squared error of the sentiment."""
+    turns = [i for turn in example.history for i in ids_of(tokenizer, turn)]
+    cut = len(turns) - min(len(turns), critic.settings["context_len"])
+    context = torch.tensor([[*turns[cut:], tokenizer.eos_token_id]])
+    soft = soft[None, : critic.settings["reply_len"] + 1]
+    mask = torch.ones(soft.shape[:2], dtype=torch.long)
+    found = critic.forward_soft(context, torch.ones_like(context), soft, mask)[0]
+    if critic.settings["kind"] == "sentiment":
+        return (float(found[0]) - target) ** 2
+    return -float(found.log_softmax(-1)[target])
+
+
+class Recorder:
+    """torch's Gumbel-softmax, which keeps what it was given and what it drew: its noise can be had in no other way."""
+
+    def __init__(self, original):
+        self.original, self.calls = original, []
+
+    def __call__(self, logits, *args, **kwargs):
+        soft = self.original(logits, *args, **kwargs)
+        self.calls.append((logits.detach(), soft.detach()))
+        return soft
+
+
+@pytest.mark.parametrize(("family", "strategy"), [("t5", 0), ("glove-t5", 1), ("t5", 2)])
+def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
+    trained_copy, monkeypatch, family, strategy
+):
+    """One update over all training examples at a rate that moves nothing: the saved model is the one that was asked."""
+    give_critics_other_heads(trained_copy, family)
+    paths = Paths(trained_copy)
+    splits = {split: listener_turns(paths.dialogues(split)) for split in ("train", "valid")}
+    labels = {split: write_labels(trained_copy / "mine", split, found) for split, found in splits.items()}
+    gumbel = Recorder(torch.nn.functional.gumbel_softmax)
+    monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", gumbel)
+    flags = ["--labels", str(trained_copy / "mine"), "--dropout", "0", "--strategy", str(strategy)]
+    flags += ["--main-loss-w", "0.7", "--empathy-loss-w", "0.3", "--sentiment-loss-w", "1.9"]
+    flags += ["--batch-size", str(len(splits["train"])), "--max-steps", "1", "--log-every", "1"]
+    folder = train(trained_copy, family, *flags, "--lr", "1e-12", "--no-predict")
+
+    model, tokenizer = Generator.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    critics = {kind: Critic.from_pretrained(paths.critic(kind, family)) for kind in CRITICS}
+
+    def by_hand(split: str, tgt_len: int | None, soft_reply) -> dict[str, float]:
+        sums, tokens = dict.fromkeys(WEIGHTS, 0.0), 0
+        for example in splits[split]:
+            batch = alone(tokenizer, example, tgt_len)
+            logits = logits_of(model, batch)
+            sums["nll"] += nll_of(logits, batch)
+            tokens += len(logits)
+            soft = soft_reply(logits)
+            for kind, critic in critics.items():
+                target = labels[split][example.key][kind]
+                sums[kind] += critic_loss(critic, tokenizer, example, soft, target)
+        units = {kind: tokens if kind == "nll" else len(splits[split]) for kind in sums}
+        return {kind: total / units[kind] for kind, total in sums.items()}
+
+    def softmax(logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(-1)
+
+    def drawn(logits: torch.Tensor) -> torch.Tensor:
+        """What was drawn for the row of the one batch that had these logits."""
+        given, soft = gumbel.calls[0]
+        distance = (given[:, : len(logits)] - logits).abs().amax((1, 2))
+        assert distance.min() < 1e-4
+        return soft[distance.argmin(), : len(logits)]
+
+    expected = by_hand("train", TGT_LEN, drawn if strategy else softmax)
+    row = logged(folder, "train")[0]
+    assert {kind: row[kind] for kind in WEIGHTS} == pytest.approx(expected, rel=1e-4)
+    assert row["loss"] == pytest.approx(sum(WEIGHTS[k] * v for k, v in expected.items()), rel=1e-4)
+
+    # an evaluation is of whole replies and without noise, whatever the strategy
+    row = logged(folder, "valid")[0]
+    assert {kind: row[kind] for kind in WEIGHTS} == pytest.approx(by_hand("valid", None, softmax), rel=1e-4)
+    assert len(gumbel.calls) == (1 if strategy else 0)
+    if strategy == 1:  # the noise of a Gumbel distribution, at temperature 1
+        given, soft = gumbel.calls[0]
+        noise = soft.clamp(min=1e-38).log() - given
+        assert float((noise - noise.mean(-1, keepdim=True)).std()) == pytest.approx(
+            math.pi / 6**0.5, rel=0.02
+        )
+    if strategy == 2:  # one word at each position, and not always the likeliest
+        given, soft = gumbel.calls[0]
+        assert soft.amax(-1).min() > 0.999 and torch.allclose(soft.sum(-1), torch.ones(soft.shape[:2]))
+        assert not torch.equal(soft.argmax(-1), given.argmax(-1))
+
+
+# ----------------------------------------------------------------------------------------------------------- decoding
+
+
+def test_decoding_flags_arrive_in_decoding(workdir):
+    """Replies made again by hand: with beams; and greedily, which sampling among one word, or at no temperature, must equal."""
+    folder = train(workdir, "glove-t5", *NO_CRITICS, "--max-steps", "1", "--no-predict")
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "block" in name and weight.ndim > 1:
+            weight *= 4  # random weights of the usual size say one word over and over, however they decode
+    save_file(weights, folder / "model.safetensors")
+    model, tokenizer = Generator.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    examples = listener_turns(Paths(workdir).dialogues("test"))
+
+    def by_hand(**decoding) -> list[str]:
+        banned = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+        found = []
+        for example in examples:
+            batch = alone(tokenizer, example)
+            ids = model.generate(batch, max_new_tokens=8, suppress_tokens=banned, **decoding)
+            found.append(" ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split()))
+        return found
+
+    greedy, beams = by_hand(do_sample=False), by_hand(num_beams=4)
+    assert predict(workdir, folder, "--beams", "4") == beams
+    assert predict(workdir, folder, "--top-k", "1") == greedy
+    assert predict(workdir, folder, "--temperature", "1e-6") == greedy
+    sampled = predict(workdir, folder)
+    assert sampled != greedy and greedy != beams and beams != sampled
