@@ -1,0 +1,57 @@
+"""The pages under docs/ say what the code does."""
+
+import json
+import re
+from pathlib import Path
+
+from conftest import ROOT
+
+import evaluate_responses
+import train_glove_t5
+from options import Paths
+
+
+def glossary() -> set[str]:
+    """The keys that docs/glossary.md explains: what stands in backticks in the first column of its tables."""
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    firsts = re.findall(r"^\| ([^|]*)\|", page, flags=re.MULTILINE)
+    return {key for cell in firsts for key in re.findall(r"`([^`]+)`", cell)}
+
+
+def keys_of(content: dict) -> set[str]:
+    """All keys of a JSON object, those of the objects in it included."""
+    keys = set(content)
+    for value in content.values():
+        if isinstance(value, dict):
+            keys |= keys_of(value)
+    return keys
+
+
+def logged_keys(run: Path) -> set[str]:
+    """Every key in a run's metrics.jsonl and result.json."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    keys = keys_of(json.loads((run / "result.json").read_text(encoding="utf-8")))
+    for line in lines:
+        keys |= keys_of(json.loads(line))
+    return keys
+
+
+def test_every_key_that_critics_and_the_retriever_log_is_in_the_glossary(trained):
+    runs = [file.parent for file in (trained / "saved").rglob("result.json")]
+    assert len(runs) == 9  # eight critics and the retriever
+    for run in runs:
+        assert logged_keys(run) <= glossary(), run
+
+
+def test_every_key_of_a_generator_and_of_its_table_is_in_the_glossary(trained_copy):
+    common = ["--workdir", str(trained_copy), "--device", "cpu"]
+    lengths = "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-new-tokens 5"
+    short = f"--size tiny --max-steps 2 --batch-size 4 --log-every 1 {lengths}"
+    train_glove_t5.main([*common, *short.split()])
+    run = Paths(trained_copy).saved / "glove-t5" / "lempex"
+    assert logged_keys(run) <= glossary()
+
+    evaluate_responses.main([*common, str(run), "--family", "glove-t5"])
+    table = json.loads((Paths(trained_copy).results / "evaluation" / "metrics.json").read_text())
+    names = set(table["systems"])  # rows are named by their runs, not by keys
+    assert keys_of(table) - names <= glossary()
