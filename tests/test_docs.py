@@ -55,3 +55,12 @@ def test_every_key_of_a_generator_and_of_its_table_is_in_the_glossary(trained_co
     table = json.loads((Paths(trained_copy).results / "evaluation" / "metrics.json").read_text())
     names = set(table["systems"])  # rows are named by their runs, not by keys
     assert keys_of(table) - names <= glossary()
+
+
+def test_every_link_between_the_pages_leads_to_a_file():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    assert len(pages) >= 6
+    for page in pages:
+        targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+        assert not missing, page.name
