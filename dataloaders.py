@@ -6,7 +6,6 @@ with labels and exemplars on (conv_id, utterance_idx), so an ablation swaps one 
 
 import csv
 import gzip
-import hashlib
 import json
 import math
 import zlib
@@ -19,7 +18,7 @@ import pandas as pd
 import torch
 
 from options import DIMENSIONS, UserError
-from storage import cached
+from storage import cached, fingerprint
 
 EMOTIONS = (
     "afraid angry annoyed anticipating anxious apprehensive ashamed caring confident content devastated disappointed "
@@ -275,15 +274,6 @@ def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- tokens
 
 
-def fingerprint(*parts: object) -> str:
-    """sha256 over the text of `parts`, for cache names and notes of origin."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for piece in part if isinstance(part, list | tuple) else [part]:
-            digest.update(str(piece).encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
-
-
 def tokenizer_hash(tokenizer) -> str:
     """sha256 of the whole vocabulary with its ids: two tokenizers with one hash give the same ids to the same words."""
     return fingerprint(sorted(f"{i} {w}" for w, i in tokenizer.get_vocab().items()))
@@ -381,14 +371,15 @@ def hash_seed(*parts: object) -> int:
 
 @dataclass
 class Data:
-    """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its cost.
+    """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its
+    cost.
 
-    `targets`: the lengths of the replies to be written, whose logits take most of the memory.
+    `reply_lengths`: of the replies to be written, whose logits take most of the memory.
     """
 
     lengths: list[int]
     collate: Callable[[list[int]], dict]
-    targets: list[int] = field(default_factory=list)
+    reply_lengths: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -404,6 +395,11 @@ def join(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int32)
 
 
+def latest(row: np.ndarray, most: int) -> np.ndarray:
+    """The last `most` ids: what is too long loses its oldest part."""
+    return row[-most:] if most else row[:0]
+
+
 def reply_layout(
     context: np.ndarray, reply: np.ndarray, sep: int, bos: int | None, context_len: int, reply_len: int
 ) -> tuple[np.ndarray, int]:
@@ -412,7 +408,7 @@ def reply_layout(
     The context keeps its latest `context_len` tokens, the reply its first `reply_len`.
     """
     head = [] if bos is None else [bos]
-    context = context[-context_len:] if context_len else context[:0]
+    context = latest(context, context_len)
     row = np.concatenate([head, context, [sep], reply[:reply_len], [sep]]).astype(np.int64)
     return row, len(head) + len(context) + 1
 
@@ -422,37 +418,30 @@ def critic_data(
     replies: Sequence[str],
     targets: Sequence[float] | None,
     tokenizer,
-    settings: dict,
+    settings,
     cache: Path | None = None,
 ) -> Data:
     """Context (its turns, oldest first) and reply of each example in the critics' layout.
 
-    `settings`: context_len and reply_len of the critic.
+    `settings` (models.CriticSettings): `context_len` and `reply_len` say how much the critic reads.
     """
     encoded = encode(tokenizer, [t for c in contexts for t in c] + list(replies), cache)
     sep = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     bos = tokenizer.cls_token_id
-    rows = [
-        reply_layout(
-            join([encoded[t] for t in c]),
-            encoded[r],
-            sep,
-            bos,
-            settings["context_len"],
-            settings["reply_len"],
-        )
-        for c, r in zip(contexts, replies, strict=True)
-    ]
+    rows = []
+    for context, reply in zip(contexts, replies, strict=True):
+        said = join([encoded[turn] for turn in context])
+        rows.append(reply_layout(said, encoded[reply], sep, bos, settings.context_len, settings.reply_len))
 
     def collate(numbers: list[int]) -> dict:
         input_ids, mask = pad([rows[i][0] for i in numbers], tokenizer.pad_token_id)  # (B, L)
         begins = torch.tensor([rows[i][1] for i in numbers])[:, None]
-        reply_mask = mask * (torch.arange(input_ids.shape[1])[None] >= begins)  # reply and its final </s>
         batch = {
-            "ids": [f"row {i}" for i in numbers],
+            "names": [f"row {i}" for i in numbers],
             "input_ids": input_ids,
             "attention_mask": mask,
-            "reply_mask": reply_mask,
+            # the reply and its final </s>
+            "reply_mask": mask * (torch.arange(input_ids.shape[1])[None] >= begins),
         }
         if targets is not None:
             batch["targets"] = torch.tensor([targets[i] for i in numbers])
@@ -461,15 +450,26 @@ def critic_data(
     return Data([len(r[0]) for r in rows], collate)
 
 
-def exemplar_block(pieces: Sequence[np.ndarray], most: int, eos: int) -> np.ndarray:
-    """As many whole exemplars, best first, as fit in `most` tokens with the </s> after them; the first is cut if it must be."""
-    total, kept = 1, []
-    for piece in pieces:
-        total += len(piece)
-        if kept and total > most:
-            break
-        kept.append(piece)
-    return np.append(join(kept)[: most - 1], eos) if kept else join([])
+class NoExemplars:
+    """How exemplars enter a batch: not at all. The other ways (exemplars.py) give the same two answers."""
+
+    def before(self, number: int) -> np.ndarray:
+        """Token ids that stand before the dialogue of example `number`."""
+        return join([])
+
+    def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        """What a batch of these examples holds besides."""
+        return {}
+
+
+@dataclass(frozen=True)
+class GeneratorRow:
+    """One example as token ids."""
+
+    source: np.ndarray
+    speakers: np.ndarray  # of each source token: 0 exemplar, 1 speaker, 2 listener
+    reply: np.ndarray
+    context: np.ndarray  # what stands before the soft reply in a critic's input: the latest turns, then </s>
 
 
 def generator_data(
@@ -479,88 +479,54 @@ def generator_data(
     src_len: int,
     tgt_len: int | None,
     cache: Path | None = None,
-    exemplars: Sequence[Sequence[str]] | None = None,
-    exemplar_len: int = 0,
-    pooled: Callable[[list[int]], dict] | None = None,
+    exemplars: NoExemplars | None = None,
     labels: dict[str, list] | None = None,
     critic_context_len: int = 0,
 ) -> Data:
     """Source, speakers, target, and what the critics need, for each listener turn.
 
-    Source: `[example: exemplar ... </s>] turn </s> turn </s> ...`; exemplars share `exemplar_len` tokens and carry speaker
-    id 0; the dialogue keeps its latest `src_len` tokens, speaker 1 and listener 2 in turn. `pooled(numbers)` adds the
-    pooled exemplars' part of a batch. `tgt_len=None` keeps replies whole.
+    Source: `[exemplars] turn </s> turn </s> ...`; exemplars carry speaker id 0; the dialogue keeps its latest
+    `src_len` tokens, speaker 1 and listener 2 in turn. `tgt_len=None` keeps replies whole. `labels`: {critic:
+    one target an example}, of the critics that the loss asks.
     """
-    texts = [t for e in examples for t in (*e.history, e.response)]
-    encoded = encode(
-        tokenizer, texts + [t for row in exemplars or () for t in row] + [EXEMPLAR_MARKER], cache
-    )
-    eos, marker = tokenizer.eos_token_id, encoded[EXEMPLAR_MARKER]
+    entering = exemplars or NoExemplars()
+    encoded = encode(tokenizer, [t for e in examples for t in (*e.history, e.response)], cache)
+    eos = tokenizer.eos_token_id
     rows = []
     for n, example in enumerate(examples):
         turns = [encoded[t] for t in example.history]
-        ids = np.concatenate([np.append(t, eos) for t in turns])[-src_len:]
-        speakers = np.concatenate([np.full(len(t) + 1, 1 + i % 2) for i, t in enumerate(turns)])[-src_len:]
-        if exemplars is not None:
-            block = exemplar_block([np.append(marker, encoded[t]) for t in exemplars[n]], exemplar_len, eos)
-            ids = np.concatenate([block, ids])
-            speakers = np.concatenate([np.zeros(len(block), dtype=np.int64), speakers])
+        dialogue = join([np.append(t, eos) for t in turns])
+        speakers = join([np.full(len(t) + 1, 1 + i % 2) for i, t in enumerate(turns)])
+        before = entering.before(n)
+        # whole exemplars, then as much of the dialogue's end as fits
+        source = np.concatenate([before, latest(dialogue, src_len)])
+        speakers = np.concatenate([np.zeros(len(before), dtype=np.int64), latest(speakers, src_len)])
         reply = encoded[example.response]
         target = np.append(reply if tgt_len is None else reply[: tgt_len - 1], eos)
-        # context </s>: what stands before the soft reply in a critic's input
-        context = np.append(join(turns)[-critic_context_len:] if critic_context_len else turns[0][:0], eos)
-        rows.append((ids, speakers, target, context))
+        context = np.append(latest(join(turns), critic_context_len), eos)
+        rows.append(GeneratorRow(source, speakers, target, context))
     names = [f"{e.conv_id} utterance {e.utterance_idx}" for e in examples]
 
     def collate(numbers: list[int]) -> dict:
         chosen = [rows[i] for i in numbers]
-        source_ids, source_mask = pad([r[0] for r in chosen], tokenizer.pad_token_id)
+        source_ids, source_mask = pad([r.source for r in chosen], tokenizer.pad_token_id)
+        # (B, T), T the longest reply of this batch
+        reply_ids, reply_mask = pad([r.reply for r in chosen], -100)
         batch = {
-            "ids": [names[i] for i in numbers],
+            "names": [names[i] for i in numbers],
             "source_ids": source_ids,  # (B, S)
             "source_mask": source_mask,
-            "speaker_ids": pad([r[1] for r in chosen], 0)[0],
-            "labels": pad([r[2] for r in chosen], -100)[0],  # (B, T), T the longest reply of this batch
+            "speaker_ids": pad([r.speakers for r in chosen], 0)[0],
+            "labels": reply_ids,
+            "reply_mask": reply_mask,
         }
-        if pooled is not None:
-            batch |= pooled(numbers)
-        if labels is not None:
-            # padded on the left, so that a soft reply follows its context directly whatever else is in the batch
-            batch["context_ids"], batch["context_mask"] = pad(
-                [r[3] for r in chosen], tokenizer.pad_token_id, left=True
-            )
+        batch |= entering.part(numbers)
+        if labels:
+            # padded on the left, so that a soft reply follows its context directly whatever else is in the
+            # batch
+            contexts = [r.context for r in chosen]
+            batch["context_ids"], batch["context_mask"] = pad(contexts, tokenizer.pad_token_id, left=True)
             batch["critic_targets"] = {k: torch.tensor([v[i] for i in numbers]) for k, v in labels.items()}
         return batch
 
-    return Data([len(r[0]) + len(r[2]) for r in rows], collate, [len(r[2]) for r in rows])
-
-
-def pooled_vectors(
-    exemplars: Sequence[Sequence[str]], vectors: dict[str, np.ndarray], width: int
-) -> Callable[[list[int]], dict]:
-    """Batches of the mean of each example's frozen exemplar vectors, (B, E); zeros where there is no exemplar."""
-    means = np.stack(
-        [np.mean([vectors[t] for t in row], axis=0) if row else np.zeros(width) for row in exemplars]
-    )
-    table = torch.from_numpy(means.astype(np.float32))
-    return lambda numbers: {"exemplar_vectors": table[numbers]}
-
-
-def pooled_tokens(
-    exemplars: Sequence[Sequence[str]], tokenizer, max_len: int, cache: Path | None = None
-) -> Callable[[list[int]], dict]:
-    """Batches for an exemplar encoder that is trained along: each distinct text once (U, L), and (B, U) shares."""
-    encoded = encode(tokenizer, [t for row in exemplars for t in row], cache)
-
-    def part(numbers: list[int]) -> dict:
-        distinct = list(dict.fromkeys(t for i in numbers for t in exemplars[i]))
-        place = {t: n for n, t in enumerate(distinct)}
-        share = torch.zeros(len(numbers), max(1, len(distinct)))
-        for b, i in enumerate(numbers):
-            for t in exemplars[i]:
-                share[b, place[t]] += 1 / len(exemplars[i])
-        rows = [np.append(encoded[t][: max_len - 1], tokenizer.eos_token_id) for t in distinct]
-        ids, mask = pad(rows or [np.array([tokenizer.eos_token_id])], tokenizer.pad_token_id)
-        return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": share}
-
-    return part
+    return Data([len(r.source) + len(r.reply) for r in rows], collate, [len(r.reply) for r in rows])

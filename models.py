@@ -1,11 +1,16 @@
-"""Critics, soft responses, the frozen critic set, and the generator. Knows tensors: reads no csv, parses no arguments.
+"""Critics, soft responses, the frozen critic set, and the generator. Knows tensors: reads no csv, parses no
+arguments.
 
-Letters in shapes: B examples, S source tokens, C context tokens, T reply tokens, L tokens, V words, D model width,
-E exemplar width, U distinct exemplars in a batch.
+Letters in shapes: B examples, S source tokens, C context tokens, T reply tokens, L tokens, V words, D model
+width, E exemplar width, U distinct exemplars in a batch.
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,45 +20,62 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from options import DIMENSIONS, UserError
+from options import SENTIMENT, UserError
 
 EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
 
 
-# ----------------------------------------------------------------------------------------------------------- loading
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+class Settings:
+    """Base of the frozen dataclasses that say what a saved model is: they read and write its
+    `config.json`."""
+
+    @classmethod
+    def of(cls, stored: "Self | Mapping[str, Any]") -> Self:
+        """From a mapping; what it does not name keeps its default, what is not known here is left out."""
+        if isinstance(stored, cls):
+            return stored
+        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{k: v for k, v in stored.items() if k in names})  # type: ignore[union-attr]
 
 
 class SavedModule(nn.Module):
     """A plain module that is saved as `config.json` + `model.safetensors` and loaded with one call.
 
-    Not a `PreTrainedModel`: a new layer in one is initialised with T5's factor (std 1.0), torch's own is 0.036 here.
+    Not a `PreTrainedModel`: a new layer in one is initialised with T5's factor (std 1.0), torch's own is
+    0.036 here.
     """
 
-    def __init__(self, settings: dict):
+    kind_of_settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Settings | Mapping[str, Any]):
         super().__init__()
-        self.settings = settings
+        self.settings: Any = self.kind_of_settings.of(settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self, str(Path(folder) / "model.safetensors"))
-        config = {"model": type(self).__name__, **self.settings}
+        config = {"model": type(self).__name__, **dataclasses.asdict(self.settings)}
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "SavedModule":
+    def from_pretrained(cls, folder: str | Path) -> Self:
         """The saved model in eval mode, fp32. Raises `UserError` where the folder holds no such model."""
         folder = Path(folder)
+        name = cls.__name__.lower()
         config, weights = folder / "config.json", folder / "model.safetensors"
         if not config.exists() or not weights.exists():
             raise UserError(
-                f"{folder}: no trained {cls.__name__.lower()} (config.json, model.safetensors); finish its training first"
+                f"{folder}: no trained {name} (config.json, model.safetensors); finish its training first"
             )
         try:
             settings = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{config}: not readable as JSON ({error})") from error
         if not isinstance(settings, dict) or settings.pop("model", None) != cls.__name__:
-            raise UserError(f"{folder}: holds no {cls.__name__.lower()} (config.json says otherwise)")
+            raise UserError(f"{folder}: holds no {name} (config.json says otherwise)")
         try:
             model = cls(settings)
             load_model(model, str(weights), strict=True)
@@ -78,67 +100,102 @@ def from_hub(load, name: str | Path, **kwargs):
         ) from error
 
 
-def load_pretrained(auto, name: str | Path, config, **kwargs) -> nn.Module:
-    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in silence."""
-    model, info = from_hub(
-        auto.from_pretrained, name, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
-    )
+def load_pretrained(auto, name: str | Path, config, **kwargs) -> Any:
+    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in
+    silence."""
+    kwargs |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    model, info = from_hub(auto.from_pretrained, name, **kwargs)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(
-            f"{name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); is it a {config.model_type}?"
+            f"{name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); "
+            f"is it a {config.model_type}?"
         )
     return model
 
 
-def load_tokenizer(folder: str | Path):
-    return from_hub(AutoTokenizer.from_pretrained, folder)
+def load_config(name: str | Path) -> Any:
+    return from_hub(AutoConfig.from_pretrained, name)
 
 
-def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> nn.Module:
+def load_tokenizer(name: str | Path) -> Any:
+    return from_hub(AutoTokenizer.from_pretrained, name)
+
+
+def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> Any:
     """The encoder of a hub name or folder: T5's encoder half, or whatever `AutoModel` makes of it. fp32."""
-    config = from_hub(AutoConfig.from_pretrained, name)
-    for field in (
+    config = load_config(name)
+    for option in (
         "dropout_rate",
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
     ):  # T5's name, BERT's names
-        if dropout is not None and hasattr(config, field):
-            setattr(config, field, dropout)
+        if dropout is not None and hasattr(config, option):
+            setattr(config, option, dropout)
     if from_scratch:
         return new_encoder(config)
     if config.model_type == "t5":
         return load_pretrained(T5EncoderModel, name, config)
-    pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return load_pretrained(AutoModel, name, config, **pooler)
+    return load_pretrained(AutoModel, name, config, **without_pooler(config))
 
 
-def new_encoder(config) -> nn.Module:
+def new_encoder(config) -> Any:
     """An encoder with random weights."""
     if config.model_type == "t5":
         return T5EncoderModel(config)
-    pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return AutoModel.from_config(config, **pooler)
+    return AutoModel.from_config(config, **without_pooler(config))
 
 
-# ----------------------------------------------------------------------------------------------------------- critics
+def without_pooler(config) -> dict[str, bool]:
+    """What keeps BERT's relatives from adding a layer that nothing here reads."""
+    return {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
+
+
+# ---------------------------------------------------------------------------------------------------- critics
+
+
+@dataclass(frozen=True)
+class CriticSettings(Settings):
+    """What a critic is.
+
+    pooling "first": the first position (the paper's). "reply": mean and max over the reply's positions, of
+    the encoder's output and of the word embeddings beside it; from scratch this learns where "first" stays at
+    chance.
+    """
+
+    kind: str  # emo, exp, int, sentiment
+    outputs: int  # labels; 1 for the regressor, squashed by tanh
+    pooling: str
+    context_len: int  # latest tokens of the context that are read
+    reply_len: int  # first tokens of the reply that are read
+    head_dropout: float
+    word_dropout: float
+    backbone: dict  # transformers config
+    tokenizer: str  # sha256
+
+    @property
+    def is_regressor(self) -> bool:
+        return self.kind == SENTIMENT
 
 
 class Critic(SavedModule):
-    """An encoder and a linear head over `context </s> reply </s>` (paper, section III-C: empathy and sentiment).
+    """An encoder and a linear head over `context </s> reply </s>` (paper, section III-C: empathy and
+    sentiment).
 
-    `settings`: kind (emo, exp, int, sentiment), outputs (labels; 1 for the regressor, squashed by tanh), pooling,
-    context_len, reply_len, head_dropout, word_dropout, backbone (transformers config), tokenizer (sha256).
-    pooling "first": the first position (the paper's). "reply": mean and max over the reply's positions, of the
-    encoder's output and of the word embeddings beside it; from scratch this learns where "first" stays at chance.
+    `settings` is a `CriticSettings` or a mapping with its fields.
     """
 
-    def __init__(self, settings: dict, encoder: nn.Module | None = None):
+    kind_of_settings = CriticSettings
+    settings: CriticSettings
+
+    def __init__(self, settings: CriticSettings | Mapping[str, Any], encoder: nn.Module | None = None):
         super().__init__(settings)
-        self.encoder = encoder if encoder is not None else new_encoder(backbone_config(settings["backbone"]))
-        width = self.encoder.config.hidden_size * (4 if settings["pooling"] == "reply" else 1)
-        self.dropout = nn.Dropout(settings["head_dropout"])
-        self.head = nn.Linear(width, settings["outputs"])
+        self.encoder = (
+            encoder if encoder is not None else new_encoder(backbone_config(self.settings.backbone))
+        )
+        width = self.encoder.config.hidden_size * (4 if self.settings.pooling == "reply" else 1)
+        self.dropout = nn.Dropout(self.settings.head_dropout)
+        self.head = nn.Linear(width, self.settings.outputs)
 
     @property
     def embeddings(self) -> Tensor:
@@ -152,7 +209,8 @@ class Critic(SavedModule):
     def forward_soft(
         self, context_ids: Tensor, context_mask: Tensor, soft: Tensor, reply_mask: Tensor
     ) -> Tensor:
-        """Left-padded context (B, C) ending in </s>, then a soft reply (B, T, V): the same layout, the same result."""
+        """Left-padded context (B, C) ending in </s>, then a soft reply (B, T, V): the same layout, the same
+        result."""
         context = F.embedding(context_ids, self.embeddings)
         reply = soft @ self.embeddings.to(soft.dtype)  # (B, T, V) @ (V, D) -> (B, T, D)
         words = torch.cat([context, reply.to(context.dtype)], dim=1)  # (B, C + T, D)
@@ -160,24 +218,24 @@ class Critic(SavedModule):
         return self._score(words, mask, torch.cat([torch.zeros_like(context_mask), reply_mask], dim=1))
 
     def _score(self, words: Tensor, mask: Tensor, reply_mask: Tensor) -> Tensor:
-        if self.training and self.settings["word_dropout"]:
-            kept = torch.rand(words.shape[:2], device=words.device) >= self.settings["word_dropout"]
+        """(B, L, D) embeddings and their masks -> (B, outputs)."""
+        if self.training and self.settings.word_dropout:
+            kept = torch.rand(words.shape[:2], device=words.device) >= self.settings.word_dropout
             words = words * kept[..., None]
         hidden = self.encoder(inputs_embeds=words, attention_mask=mask).last_hidden_state  # (B, L, D)
-        if self.settings["pooling"] == "first":
-            pooled = hidden[
-                torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)
-            ]  # first real position
+        if self.settings.pooling == "first":
+            first = mask.argmax(dim=1)  # a left-padded context begins somewhere in the row
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), first]  # (B, D)
         else:
-            pooled = torch.cat(
-                [*_mean_max(hidden, reply_mask), *_mean_max(words, reply_mask)], dim=-1
-            )  # (B, 4 D)
+            # from scratch the encoder learns little: the word embeddings reach the head directly too
+            both = [*_mean_max(hidden, reply_mask), *_mean_max(words, reply_mask)]
+            pooled = torch.cat(both, dim=-1)  # (B, 4 D)
         scores = self.head(self.dropout(pooled)).float()
-        return scores.tanh() if self.settings["kind"] == "sentiment" else scores
+        return scores.tanh() if self.settings.is_regressor else scores
 
     def loss_sum(self, scores: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Cross-entropy, or squared error for the regressor, summed over the batch."""
-        if self.settings["kind"] == "sentiment":
+        if self.settings.is_regressor:
             return (scores[:, 0] - targets.float()).square().sum()
         return F.cross_entropy(scores, targets, weight=class_weights, reduction="sum")
 
@@ -190,7 +248,8 @@ def _mean_max(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_response(logits: Tensor, strategy: int) -> Tensor:
-    """(B, T, V) logits -> a distribution over the **vocabulary** at each position, same shape (paper, eq. 11-13).
+    """(B, T, V) logits -> a distribution over the **vocabulary** at each position, same shape (paper, eq.
+    11-13).
 
     0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel: one-hot forward, the soft gradient backward.
     """
@@ -201,38 +260,42 @@ def soft_response(logits: Tensor, strategy: int) -> Tensor:
 
 
 class CriticSet:
-    """The frozen critics of a generator's loss: part of the objective, never of its weights.
+    """The frozen critics of a generator's loss, none of them where no weight asks for one.
 
-    Deliberately no `nn.Module`: it cannot be put in training mode, moved into a checkpoint or an optimizer.
+    Part of the objective, never of the generator's weights. Deliberately no `nn.Module`: it cannot be put in
+    training mode, moved into a checkpoint or an optimizer.
     """
 
     def __init__(self, critics: dict[str, Critic], device: torch.device):
         self.critics = {k: c.to(device).eval().requires_grad_(False) for k, c in critics.items()}
 
+    def __len__(self) -> int:
+        return len(self.critics)
+
     def check_tokenizer(self, tokenizer_hash: str) -> None:
-        """A soft reply is a distribution over the generator's words, so every critic must know the same words."""
+        """A soft reply is a distribution over the generator's words, so every critic must know the same
+        words."""
         for kind, critic in self.critics.items():
-            if (
-                critic.settings["tokenizer"] != tokenizer_hash
-                or critic.settings["backbone"]["model_type"] != "t5"
-            ):
+            same_words = critic.settings.tokenizer == tokenizer_hash
+            if not same_words or critic.settings.backbone["model_type"] != "t5":
                 raise UserError(
-                    f"the {kind} critic was trained with another tokenizer or encoder than the generator's; it can label and judge, but not "
-                    "serve as a loss: train one on the generator's family, or set --empathy-loss-w 0 --sentiment-loss-w 0"
+                    f"the {kind} critic was trained with another tokenizer or encoder than the generator's; it can "
+                    "label and judge, but not serve as a loss: train one on the generator's family, or set "
+                    "--empathy-loss-w 0 --sentiment-loss-w 0"
                 )
 
     @property
     def context_len(self) -> int:
-        return max(c.settings["context_len"] for c in self.critics.values())
+        """The longest context, in tokens, that any of them reads."""
+        return max((c.settings.context_len for c in self.critics.values()), default=0)
 
     def losses(self, soft: Tensor, reply_mask: Tensor, batch: dict) -> dict[str, Tensor]:
-        """Each critic's loss against the labels of the gold replies, summed over the batch."""
+        """Each critic's loss on soft replies (B, T, V) against the labels of the gold replies, summed over
+        the batch."""
         out = {}
         for kind, critic in self.critics.items():
-            context, reply = (
-                critic.settings["context_len"] + 1,
-                critic.settings["reply_len"] + 1,
-            )  # with their </s>
+            # each reads as much as in its training; + 1 for the </s> that ends context and reply
+            context, reply = critic.settings.context_len + 1, critic.settings.reply_len + 1
             scores = critic.forward_soft(
                 batch["context_ids"][:, -context:],
                 batch["context_mask"][:, -context:],
@@ -243,43 +306,68 @@ class CriticSet:
         return out
 
 
-# --------------------------------------------------------------------------------------------------------- generator
+# -------------------------------------------------------------------------------------------------- generator
+
+
+@dataclass(frozen=True)
+class GeneratorSettings(Settings):
+    """What a generator is, and how its input is cut."""
+
+    backbone: dict  # transformers config
+    exemplars: str  # none, prepend, t5 (frozen, pooled), glove-t5 (trained along, pooled)
+    tokenizer: str  # sha256
+    src_len: int = 200
+    tgt_len: int = 50
+    exemplar_len: int = 150
+    top_exemplars: int = 10
+    family: str = ""
+    exemplar_model: str | None = None  # of t5: the hub name or folder that its vectors come from
+    exemplar_width: int = 0  # of t5: E of its vectors
+    exemplar_backbone: dict | None = None  # of glove-t5: its encoder's config
+    exemplar_tokenizer: str | None = None  # of glove-t5: sha256
+
+    @property
+    def pooled_width(self) -> int:
+        """E, the width of the vector that is fused with every source position; 0 where exemplars are not
+        pooled."""
+        if self.exemplar_backbone:
+            return self.exemplar_backbone["d_model"]
+        return self.exemplar_width
 
 
 class Generator(SavedModule):
-    """T5 (pretrained or GloVe) with speaker embeddings and, as an option, the paper's pooled exemplars (eq. 2-6).
+    """T5 (pretrained or GloVe) with speaker embeddings and, as an option, the paper's pooled exemplars (eq.
+    2-6).
 
-    `settings`: backbone (transformers config), exemplars (none, prepend, t5, glove-t5), exemplar_width (E of the
-    frozen table, 0 without one), exemplar_backbone (config of an encoder trained with the generator, or None),
-    tokenizer (sha256), src_len, tgt_len, exemplar_len, top_exemplars.
+    `settings` is a `GeneratorSettings` or a mapping with its fields.
     """
 
-    def __init__(self, settings: dict, t5: T5ForConditionalGeneration | None = None):
+    kind_of_settings = GeneratorSettings
+    settings: GeneratorSettings
+
+    def __init__(
+        self, settings: GeneratorSettings | Mapping[str, Any], t5: T5ForConditionalGeneration | None = None
+    ):
         super().__init__(settings)
-        self.t5 = t5 if t5 is not None else T5ForConditionalGeneration(backbone_config(settings["backbone"]))
+        self.t5 = (
+            t5 if t5 is not None else T5ForConditionalGeneration(backbone_config(self.settings.backbone))
+        )
         width = self.t5.config.d_model
         self.speakers = nn.Embedding(3, width, padding_idx=0)  # 0 exemplar or padding, 1 speaker, 2 listener
         nn.init.zeros_(self.speakers.weight)  # training starts from the pretrained function
-        if settings["exemplar_backbone"]:
-            self.exemplar_encoder = T5EncoderModel(backbone_config(settings["exemplar_backbone"]))
-        extra = (
-            settings["exemplar_backbone"]["d_model"]
-            if settings["exemplar_backbone"]
-            else settings["exemplar_width"]
-        )
-        if extra:
-            self.fusion = nn.Linear(width + extra, width)
-            with (
-                torch.no_grad()
-            ):  # likewise: the identity on the encoder's output, plus a small share of the exemplars
+        if self.settings.exemplar_backbone:
+            self.exemplar_encoder = T5EncoderModel(backbone_config(self.settings.exemplar_backbone))
+        if self.settings.pooled_width:
+            self.fusion = nn.Linear(width + self.settings.pooled_width, width)
+            # likewise: the identity on the encoder's output, plus a small share of the exemplars
+            with torch.no_grad():
                 self.fusion.weight[:, :width] = torch.eye(width)
 
     def encode(self, batch: dict) -> Tensor:
         """The source with speakers and pooled exemplars -> (B, S, D)."""
         words = self.t5.get_input_embeddings()(batch["source_ids"]) + self.speakers(batch["speaker_ids"])
-        hidden = self.t5.get_encoder()(
-            inputs_embeds=words, attention_mask=batch["source_mask"]
-        ).last_hidden_state
+        encoder = self.t5.get_encoder()
+        hidden = encoder(inputs_embeds=words, attention_mask=batch["source_mask"]).last_hidden_state
         vector = self._exemplar_vector(batch)
         if vector is None:
             return hidden
@@ -288,13 +376,14 @@ class Generator(SavedModule):
 
     def _exemplar_vector(self, batch: dict) -> Tensor | None:
         """(B, E): the mean over an example's exemplars of the mean over their tokens."""
-        if self.settings["exemplar_backbone"]:
-            hidden = self.exemplar_encoder(
+        if self.settings.exemplar_backbone:
+            found = self.exemplar_encoder(
                 input_ids=batch["exemplar_ids"], attention_mask=batch["exemplar_mask"]
-            ).last_hidden_state
+            )
+            hidden = found.last_hidden_state  # (U, L, E), each distinct exemplar of the batch once
             each = _mean_max(hidden, batch["exemplar_mask"])[0]  # (U, L, E) -> (U, E)
             return batch["exemplar_share"].to(each.dtype) @ each  # (B, U) @ (U, E) -> (B, E)
-        return batch["exemplar_vectors"] if self.settings["exemplar_width"] else None
+        return batch["exemplar_vectors"] if self.settings.exemplar_width else None
 
     def forward(self, batch: dict) -> Tensor:
         """Teacher forcing: (B, T, V) logits, T the longest reply of this batch."""
@@ -317,13 +406,9 @@ class Generator(SavedModule):
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, T, V), (B, T) with -100 -> the negative log-likelihood of each token, (B, T), 0 where there is none."""
+    """(B, T, V), (B, T) with -100 -> the negative log-likelihood of each token, (B, T), 0 where there is
+    none."""
     flat = F.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
     )
     return flat.view_as(labels)
-
-
-def critic_names(empathy: bool, sentiment: bool) -> list[str]:
-    """The critics a loss needs: none where both weights are 0."""
-    return [*(DIMENSIONS if empathy else ()), *(("sentiment",) if sentiment else ())]

@@ -4,8 +4,14 @@ Nothing heavy is imported, so `--help` answers at once; torch and transformers c
 """
 
 import argparse
+import difflib
+import math
+import re
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 SPLITS = ("train", "valid", "test")
 #: flag value -> (name in our csv files, name of the official Empathy Mental Health file)
@@ -14,17 +20,43 @@ DIMENSIONS = {
     "exp": ("exploration", "explorations"),
     "int": ("interpretation", "interpretations"),
 }
-CRITICS = (*DIMENSIONS, "sentiment")
+SENTIMENT = "sentiment"
+CRITICS = (*DIMENSIONS, SENTIMENT)
+
+#: what users of transformers' example scripts type, and what it is called here
+OTHER_NAMES = {
+    "--learning-rate": "--lr",
+    "--num-train-epochs": "--epochs",
+    "--per-device-train-batch-size": "--batch-size",
+    "--gradient-accumulation-steps": "--accumulate",
+    "--output-dir": "--name (and --workdir)",
+    "--model-name-or-path": "--model",
+    "--lr-scheduler-type": "--schedule",
+    "--num-warmup-steps": "--warmup-steps",
+    "--max-train-steps": "--max-steps",
+    "--resume-from-checkpoint": "--resume",
+    "--max-grad-norm": "--clip",
+}
 
 
 class UserError(Exception):
     """Something the user can mend; the message names file, line or flag, and the remedy."""
 
 
-class Paths:
-    """Every default path, hanging off one folder (`--workdir`)."""
+# ------------------------------------------------------------------------------------------------------ paths
 
-    def __init__(self, workdir: str | Path = "."):
+
+class Paths:
+    """Every default path, hanging off one folder (`--workdir`); `labels` and `exemplars` are folders that
+    flags move."""
+
+    def __init__(
+        self,
+        workdir: str | Path = ".",
+        *,
+        labels: str | Path | None = None,
+        exemplars: str | Path | None = None,
+    ):
         self.root = Path(workdir)
         self.data = self.root / "data"
         self.saved = self.root / "saved"
@@ -35,6 +67,12 @@ class Paths:
         self.t5_tiny = self.data / "t5-tiny"
         self.bert_tiny = self.data / "bert-tiny"
         self.cache = self.data / "cache"
+        self.labels_dir = Path(labels or self.dialogues_dir)
+        self.exemplars_dir = Path(exemplars or self.dialogues_dir)
+
+    def with_exemplars(self, folder: str | Path) -> "Paths":
+        """The same places, but other exemplars."""
+        return Paths(self.root, labels=self.labels_dir, exemplars=folder)
 
     def dialogues(self, split: str) -> Path:
         plain = self.dialogues_dir / "original" / f"{split}.csv"
@@ -44,11 +82,11 @@ class Paths:
     def vader(self, split: str) -> Path:
         return self.dialogues_dir / f"{split}_vader.csv"
 
-    def labels(self, split: str, folder: str | None = None) -> Path:
-        return Path(folder or self.dialogues_dir) / f"{split}_labels.csv"
+    def labels(self, split: str) -> Path:
+        return self.labels_dir / f"{split}_labels.csv"
 
-    def exemplars(self, split: str, folder: str | None = None) -> Path:
-        return Path(folder or self.dialogues_dir) / f"{split}_dpr.csv"
+    def exemplars(self, split: str) -> Path:
+        return self.exemplars_dir / f"{split}_dpr.csv"
 
     def pairs(self, dim: str, split: str) -> Path:
         return self.pairs_dir / f"{DIMENSIONS[dim][0]}_{split}.csv"
@@ -57,24 +95,98 @@ class Paths:
         return self.data / "dpr" / f"{dataset}_{split}.json"
 
     def critic(self, kind: str, family: str) -> Path:
-        if kind == "sentiment":
-            return self.saved / "sentiment" / family
+        if kind == SENTIMENT:
+            return self.saved / SENTIMENT / family
         return self.saved / "empathy" / f"{family}-{kind}"
 
 
-def make_parser(doc: str) -> argparse.ArgumentParser:
+# ----------------------------------------------------------------------------------------------------- parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A strict parser: one line of error that names the nearest flag, and help that shows every real
+    default."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n(all flags: {self.prog} --help)\n")
+
+    def format_help(self) -> str:
+        return re.sub(r"\s*\(default:\s+(None|==SUPPRESS==)\)", "", super().format_help())
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [word for word in unknown if word.startswith("-")] or unknown
+            self.error("; ".join(map(self.no_such_flag, flags)))
+        return found
+
+    def no_such_flag(self, word: str) -> str:
+        flag = word.split("=")[0]
+        known = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", self.format_help())))
+        ours = OTHER_NAMES.get(flag.replace("_", "-"))
+        if ours is None:
+            ours = next(iter(difflib.get_close_matches(flag.replace("_", "-"), known, n=1, cutoff=0.6)), None)
+        return f"unrecognized argument {word}" + (f"; did you mean {ours}?" if ours else "")
+
+
+def make_parser(doc: str | None) -> Parser:
     """A strict parser whose help begins with the script's docstring and shows every default."""
 
     class Format(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
-    return argparse.ArgumentParser(description=doc, formatter_class=Format, allow_abbrev=False)
+    return Parser(description=doc, formatter_class=Format, allow_abbrev=False)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A flag's value that cannot be: `check` reports all of them together, where argparse stops at the
+    first."""
+
+    problem: str
+
+
+def number(
+    kind: type = int,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> Callable[[str], Any]:
+    """A flag's type: a finite number within its range, or what is `Wrong` with it."""
+    limits = [f"at least {least}"] * math.isfinite(least) + [f"above {above}"] * math.isfinite(above)
+    limits += [f"at most {most}"] * math.isfinite(most) + [f"below {below}"] * math.isfinite(below)
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            return Wrong(f"{text}: must be a {'whole ' if kind is int else ''}number")
+        if math.isfinite(value) and least <= value <= most and above < value < below:
+            return value
+        return Wrong(f"{text}: must be {' and '.join(limits) or 'a finite number'}")
+
+    return convert
+
+
+COUNT = number(int, least=0)  # 0: none, or no limit
+NATURAL = number(int, least=1)
+WEIGHT = number(float, least=0)
+POSITIVE = number(float, above=0)
+SHARE = number(float, least=0, below=1)
+
+
+def batch_count(text: str) -> Any:
+    return text if text == "auto" else NATURAL(text)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default=".", help="folder that holds data/ saved/ results/")
     parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote before")
-    parser.add_argument("--seed", type=int, default=42, help="seed of every random choice")
+    parser.add_argument(
+        "--seed", type=number(int, least=0, below=2**32), default=42, help="seed of every random choice"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -89,120 +201,32 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def batch_count(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+def run_name(text: str) -> Any:
+    """The name of one folder, not a way to other places."""
+    if text in ("", ".", "..") or "/" in text or "\\" in text or "\0" in text:
+        return Wrong(f"{text}: must be the name of one folder, without slashes (--workdir moves all folders)")
+    return text
 
 
-def add_training(
-    parser: argparse.ArgumentParser,
-    *,
-    epochs: int,
-    lr: float | None,
-    batch_size: int,
-    clip: float = 1.0,
-    patience: int = 0,
-) -> None:
-    """The flags of the training loop; the keyword arguments are the stage's own defaults."""
-    group = parser.add_argument_group("training loop")
-    group.add_argument("--name", help="name of the run's folder (default: from the stage and the model)")
-    group.add_argument("--epochs", type=int, default=epochs, help="passes over the training data")
-    group.add_argument("--max-steps", type=int, default=0, help="stop after so many updates; 0: no limit")
-    group.add_argument(
-        "--lr",
-        type=float,
-        default=lr,
-        help="peak learning rate (AdamW)" + ("" if lr else "; default: by model"),
-    )
-    group.add_argument(
-        "--batch-size",
-        type=batch_count,
-        default=batch_size,
-        metavar="{N,auto}",
-        help=f"examples in one forward pass and process; auto: the most that fits, {batch_size} an update by --accumulate",
-    )
-    parser.set_defaults(effective_batch=batch_size)
-    group.add_argument(
-        "--batch-tokens",
-        type=int,
-        default=0,
-        help="also close a batch at so many padded tokens; 0: no such limit",
-    )
-    group.add_argument("--accumulate", type=int, default=1, help="forward passes per update")
-    group.add_argument(
-        "--schedule",
-        choices=["constant", "linear", "cosine"],
-        default="constant",
-        help="course of the learning rate after warm-up (constant: the paper's)",
-    )
-    group.add_argument("--warmup-steps", type=int, default=0, help="updates over which the rate rises from 0")
-    group.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's, not on norms and biases")
-    group.add_argument("--clip", type=float, default=clip, help="largest gradient norm; 0: no clipping")
-    group.add_argument(
-        "--patience",
-        type=int,
-        default=patience,
-        help="stop after so many evaluations without a better one; 0: never",
-    )
-    group.add_argument(
-        "--eval-every", type=int, default=0, help="updates between evaluations; 0: at the end of every epoch"
-    )
-    group.add_argument(
-        "--save-every",
-        type=int,
-        default=0,
-        help="also save a checkpoint every so many updates; 0: only after evaluations",
-    )
-    group.add_argument("--log-every", type=int, default=20, help="updates between log lines")
-    group.add_argument(
-        "--resume",
-        default="auto",
-        metavar="{auto,never,CHECKPOINT}",
-        help="auto: go on from the newest good checkpoint; never: refuse a folder that has one; or the checkpoint to go on from",
-    )
-    group.add_argument(
-        "--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)"
-    )
+# ----------------------------------------------------------------------------------------------------- checks
 
 
-def check(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, problems: list[str] = (), **at_least: float
-) -> None:
-    """Refuse impossible flag values, together with the script's own `problems` and least values, all in one message."""
-    problems = list(problems)
-    at_least |= {
-        "epochs": 1,
-        "batch_size": 1,
-        "accumulate": 1,
-        "log_every": 1,
-        "max_steps": 0,
-        "batch_tokens": 0,
-        "warmup_steps": 0,
-        "weight_decay": 0,
-        "clip": 0,
-        "patience": 0,
-        "eval_every": 0,
-        "save_every": 0,
-    }
-    for name, least in at_least.items():
-        value = getattr(args, name, None)
-        if isinstance(value, int | float) and value < least:
-            problems.append(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-    if getattr(args, "lr", 1.0) <= 0:
-        problems.append(f"--lr {args.lr}: must be above 0")
-    for name in ("dropout", "head_dropout", "word_dropout"):
-        value = getattr(args, name, None)
-        if value is not None and not 0 <= value < 1:
-            problems.append(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
-    if not 0 <= getattr(args, "seed", 0) < 2**32:
-        problems.append(f"--seed {args.seed}: must be from 0 to 4294967295")
-    if not Path(args.workdir).is_dir():
-        problems.append(f"--workdir {args.workdir}: no such folder")
-    if getattr(args, "batch_size", None) == "auto" and args.accumulate != 1:
-        problems.append("--batch-size auto sets --accumulate itself; leave it out")
-    if getattr(args, "batch_size", None) == "auto" and args.batch_tokens:
-        problems.append("--batch-size auto and --batch-tokens both bound a batch; give one of them")
-    if problems:
-        parser.error("\n  " + "\n  ".join(problems))
+def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()) -> None:
+    """Refuse impossible flag values, together with the script's own `problems`, all in one message."""
+    flags = vars(args)
+    found = [f"--{k.replace('_', '-')} {v.problem}" for k, v in flags.items() if isinstance(v, Wrong)]
+    found += problems
+    if not Path(flags.get("workdir", ".")).is_dir():
+        found.append(f"--workdir {args.workdir}: no such folder")
+    if flags.get("batch_size") == "auto" and "accumulate" in flags:
+        if args.accumulate != 1:
+            found.append("--batch-size auto sets --accumulate itself; leave it out")
+        if args.batch_tokens:
+            found.append("--batch-size auto and --batch-tokens both bound a batch; give one of them")
+    if len(found) == 1:
+        parser.error(found[0])
+    if found:
+        parser.error("\n  " + "\n  ".join(found))
 
 
 def refuse_existing(paths: list[Path], overwrite: bool) -> None:
@@ -214,13 +238,15 @@ def refuse_existing(paths: list[Path], overwrite: bool) -> None:
         )
 
 
-def run(main) -> None:
-    """Entry point of a script: a `UserError` becomes one plain message and exit code 2, Ctrl-C outside of training exit code 130."""
+def run(main: Callable[[], object]) -> None:
+    """Entry point of a script: a `UserError` becomes one plain message and exit code 2, Ctrl-C outside of
+    training 130."""
+    name = Path(sys.argv[0]).name
     try:
         main()
     except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"\n{name}: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)

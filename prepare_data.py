@@ -13,7 +13,18 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from options import DIMENSIONS, SPLITS, Paths, UserError, add_common, check, make_parser, refuse_existing, run
+from options import (
+    COUNT,
+    DIMENSIONS,
+    SPLITS,
+    Paths,
+    UserError,
+    add_common,
+    check,
+    make_parser,
+    refuse_existing,
+    run,
+)
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "data" / "sample"
@@ -61,7 +72,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         "--min-count",
-        type=int,
+        type=COUNT,
         default=0,
         help="a word needs so many uses in training; 0: 1 for the sample, else 2",
     )
@@ -71,7 +82,7 @@ def parse_args(argv=None):
         problems.append(f"--source {args.source}: neither sample, download nor a folder")
     if args.glove not in ("auto", "package", "download") and not Path(args.glove).is_file():
         problems.append(f"--glove {args.glove}: neither auto, package, download nor a file")
-    check(parser, args, problems, min_count=0)
+    check(parser, args, problems)
     return args
 
 

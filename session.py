@@ -1,4 +1,5 @@
-"""Where the numbers are computed: device, precision, processes, memory, random streams, and the signals that end a run."""
+"""Where the numbers are computed: device, precision, processes, memory, random streams, and the signals that
+end a run."""
 
 import contextlib
 import os
@@ -20,26 +21,30 @@ from options import UserError
 
 
 class Session:
-    """Where the numbers are computed: device, precision, and the processes that share the work (`torchrun`)."""
+    """Where the numbers are computed: device, precision, and the processes that share the work
+    (`torchrun`)."""
 
-    def __init__(self, args):
+    def __init__(
+        self, device: str = "auto", precision: str = "auto", seed: int = 42, deterministic: bool = False
+    ):
+        """`device` auto, cpu or cuda; `precision` auto, bf16 or fp32. Raises `UserError` for a CUDA that is
+        not there."""
         disable_progress_bar()  # of loading and saving weights; ours stay
         set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
-        if args.device == "cuda" and not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "--device cuda: this machine has no CUDA device that torch can use; use --device auto or cpu"
             )
-        if getattr(args, "deterministic", False):
+        if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
             torch.use_deterministic_algorithms(True)
         self.accelerator = Accelerator(
-            cpu=args.device == "cpu" or not torch.cuda.is_available(),
+            cpu=device == "cpu" or not torch.cuda.is_available(),
             mixed_precision="no",  # autocast below decides, not `accelerate launch`
         )
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
-        precision = args.precision
         if precision == "auto":
             precision = (
                 "bf16"
@@ -47,7 +52,7 @@ class Session:
                 else "fp32"
             )
         self.precision = precision
-        set_seed(args.seed)
+        set_seed(seed)
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -68,7 +73,8 @@ class Session:
     def gather_rows(
         self, vectors: Tensor, numbers: Tensor, counted: bool = True
     ) -> tuple[Tensor, Tensor, int]:
-        """Rows (N, E) with gradient, and a number for each, of all processes that count; and how many stand before one's own."""
+        """Rows (N, E) with gradient, and a number for each, of all processes that count; and how many stand
+        before one's own."""
         from torch.distributed.nn.functional import all_gather
 
         if not counted:
@@ -97,7 +103,8 @@ class Session:
 class Signals:
     """SIGTERM and SIGINT set a flag that the loop reads at a step's end; a second signal exits at once.
 
-    Ctrl-C under torchrun, and some cluster schedulers, deliver one wish twice: what comes within a second is not a second.
+    Ctrl-C under torchrun, and some cluster schedulers, deliver one wish twice: what comes within a second is
+    not a second.
     """
 
     def __enter__(self):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import nn
 from tqdm import tqdm
 
 from options import UserError
@@ -115,6 +116,42 @@ def read_json(path: Path) -> dict:
 def sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fingerprint(*parts: object) -> str:
+    """sha256 over the text of `parts`, for cache names and notes of origin."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for piece in part if isinstance(part, list | tuple) else [part]:
+            digest.update(str(piece).encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def identity(name: str | Path) -> str:
+    """What a model's hub name or folder stands for: the name itself, or the sha256 of the folder's model files."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(name)
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
+    )
+    return fingerprint(*(f"{p.name} {sha256(p)}" for p in files))
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over a module's tensors by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def require(folder: Path) -> Path:
+    """A folder that prepare_data.py makes."""
+    if not folder.is_dir():
+        workdir = folder.parent.parent
+        raise UserError(f"{folder}: no such folder; make it with: python prepare_data.py --workdir {workdir}")
+    return folder
 
 
 def origin_file(path: Path) -> Path:

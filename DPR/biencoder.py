@@ -6,25 +6,19 @@ Similarity is the inner product of question and passage vectors; the vector is t
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    DPRConfig,
-    DPRContextEncoder,
-    DPRQuestionEncoder,
-)
+from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-from dataloaders import fingerprint, pad, plan_once
+from dataloaders import pad, plan_once
+from models import load_config, load_pretrained, load_tokenizer
 from options import UserError
 from runs import require_run
-from storage import in_chunks, sha256
+from storage import fingerprint, in_chunks, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -48,56 +42,34 @@ def resolve(name: str | Path) -> str:
     return str(folder)
 
 
-def load_side(name: str | Path, side: str, pooling: str | None = None) -> nn.Module:
+def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
     """One encoder from a DPR checkpoint, or begun from any BERT; a missing checkpoint is an error, never raw weights."""
-    name = resolve(name)
-    try:
-        config = AutoConfig.from_pretrained(str(name))
-        if config.model_type == "dpr":
-            model, info = SIDES[side].from_pretrained(
-                str(name), dtype=torch.float32, output_loading_info=True
-            )
-            if info["missing_keys"]:
-                raise UserError(
-                    f"{name}: is no {side} encoder; it lacks {', '.join(sorted(info['missing_keys'])[:3])} ..."
-                )
-        elif config.model_type == "bert":
-            bert, info = AutoModel.from_pretrained(
-                str(name), dtype=torch.float32, add_pooling_layer=False, output_loading_info=True
-            )
-            if info["missing_keys"]:
-                raise UserError(f"{name}: its weights lack {', '.join(sorted(info['missing_keys'])[:3])} ...")
-            shared = {
-                k: v
-                for k, v in config.to_dict().items()
-                if k in DPRConfig().to_dict() and k not in ("model_type", "architectures")
-            }
-            model = SIDES[side](DPRConfig(**shared))
-            getattr(
-                model, "question_encoder" if side == "question" else "ctx_encoder"
-            ).bert_model.load_state_dict(bert.state_dict())
-        else:
-            raise UserError(
-                f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT"
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    place = resolve(name)
+    config = load_config(place)
+    if config.model_type == "dpr":
+        model = load_pretrained(SIDES[side], place, config)
+    elif config.model_type == "bert":
+        model = begun_from_bert(place, side, config)
+    else:
         raise UserError(
-            f"{name}: no {side} encoder can be loaded from the hub or this folder ({reason}); offline, give a folder"
-        ) from error
+            f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT"
+        )
     if pooling:
         model.config.pooling = pooling
     return model
 
 
-def load_tokenizer(name: str | Path):
-    try:
-        return AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no tokenizer there ({str(error).splitlines()[0][:200]})") from error
+def begun_from_bert(place: str, side: str, config) -> nn.Module:
+    """A DPR encoder whose BERT is the one of a hub name or folder."""
+    bert = load_pretrained(AutoModel, place, config, add_pooling_layer=False)
+    known = DPRConfig().to_dict().keys() - {"model_type", "architectures"}
+    model = SIDES[side](DPRConfig(**{k: v for k, v in config.to_dict().items() if k in known}))
+    inner = model.question_encoder if side == "question" else model.ctx_encoder
+    inner.bert_model.load_state_dict(bert.state_dict())
+    return model
 
 
-def load_saved(path: Path) -> dict[str, tuple[nn.Module, object]]:
+def load_saved(path: Path) -> dict[str, tuple[Any, Any]]:
     """{question, context: (encoder, tokenizer)} of a train_dpr run."""
     out = {}
     if (Path(path) / "args.json").exists():
@@ -132,7 +104,7 @@ class BiEncoder(nn.Module):
         """Vectors of the batch's questions (B, E) and of its passages (N, E)."""
         return (
             vectors(self.question, batch["question_ids"], batch["question_mask"]),
-            vectors(self.context, batch["context_ids"], batch["context_mask"]),
+            vectors(self.context, batch["passage_ids"], batch["passage_mask"]),
         )
 
 

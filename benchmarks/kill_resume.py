@@ -20,19 +20,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from options import Paths, UserError, add_common, check, make_parser, run  # noqa: E402
+from options import NATURAL, Paths, UserError, add_common, check, make_parser, run  # noqa: E402
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
-    parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--kills", type=NATURAL, default=20, help="how often the run is killed")
     parser.add_argument(
         "--full", action="store_true", help="the whole objective instead of a plain generator"
     )
-    parser.add_argument("--steps", type=int, default=400, help="updates of the run")
+    parser.add_argument("--steps", type=NATURAL, default=400, help="updates of the run")
     args = parser.parse_args(argv)
-    check(parser, args, kills=1, steps=1)
+    check(parser, args)
     return args
 
 

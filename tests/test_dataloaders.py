@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from tokenizers import normalizers
 import dataloaders
 import storage
 from dataloaders import Example
+from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import word_tokenizer
 from options import UserError
 
@@ -539,6 +541,10 @@ def real(batch, name, mask, row):
     return batch[name][row][batch[mask][row].bool()].tolist()
 
 
+def prepended(tokenizer, texts, most):
+    return Prepended(SimpleNamespace(exemplar_len=most), tokenizer, None).split(texts)
+
+
 def generator(tokenizer, examples=(LONG, SHORT), src_len=64, tgt_len=8, **options):
     return dataloaders.generator_data(list(examples), tokenizer, src_len=src_len, tgt_len=tgt_len, **options)
 
@@ -548,7 +554,7 @@ def test_a_source_is_its_turns_each_ended_by_eos(tokenizer):
     expected = [*ids(tokenizer, "a b c"), EOS, *ids(tokenizer, "d e"), EOS, *ids(tokenizer, "f g h"), EOS]
     assert real(batch, "source_ids", "source_mask", 0) == expected
     assert real(batch, "source_ids", "source_mask", 1) == [*ids(tokenizer, "k"), EOS]
-    assert batch["ids"] == ["c1 utterance 4", "c2 utterance 2"]
+    assert batch["names"] == ["c1 utterance 4", "c2 utterance 2"]
 
 
 @pytest.mark.parametrize("src_len", range(1, 12))
@@ -569,7 +575,7 @@ def test_speakers_alternate_whatever_else_is_in_the_batch(tokenizer, mates):
 
 
 def test_exemplars_stand_marked_before_the_dialogue_and_have_no_speaker(tokenizer):
-    data = generator(tokenizer, exemplars=[["l k", "j"], []], exemplar_len=20)
+    data = generator(tokenizer, exemplars=prepended(tokenizer, [["l k", "j"], []], 20))
     batch = data.collate([0, 1])
     plain = generator(tokenizer).collate([0, 1])
     block = [*ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} l k {dataloaders.EXEMPLAR_MARKER} j"), EOS]
@@ -582,9 +588,9 @@ def test_exemplars_stand_marked_before_the_dialogue_and_have_no_speaker(tokenize
 
 
 def test_exemplars_have_a_budget_of_their_own(tokenizer):
-    batch = generator(tokenizer, src_len=5, exemplars=[["l k j i h g"] * 3, ["a"]], exemplar_len=6).collate(
-        [0]
-    )
+    batch = generator(
+        tokenizer, src_len=5, exemplars=prepended(tokenizer, [["l k j i h g"] * 3, ["a"]], 6)
+    ).collate([0])
     plain = generator(tokenizer, src_len=5).collate([0])
     assert batch["source_ids"].shape[1] == 11
     assert batch["source_ids"][0, 6:].tolist() == plain["source_ids"][0].tolist()
@@ -597,7 +603,7 @@ def test_exemplars_have_a_budget_of_their_own(tokenizer):
 @pytest.mark.parametrize(("most", "whole"), [(4, 1), (5, 1), (7, 1), (8, 2), (13, 2), (14, 3), (99, 3)])
 def test_only_whole_exemplars_stand_beside_the_first(tokenizer, most, whole):
     texts = ["l k", "j", "a b c d"]
-    batch = generator(tokenizer, exemplars=[texts, []], exemplar_len=most).collate([0])
+    batch = generator(tokenizer, exemplars=prepended(tokenizer, [texts, []], most)).collate([0])
     plain = generator(tokenizer).collate([0])
     block = [i for t in texts[:whole] for i in ids(tokenizer, f"{dataloaders.EXEMPLAR_MARKER} {t}")]
     assert batch["source_ids"][0].tolist() == [*block[: most - 1], EOS, *plain["source_ids"][0].tolist()]
@@ -620,7 +626,7 @@ def test_without_a_limit_replies_stay_whole(tokenizer):
 
 
 def test_lengths_are_what_a_batch_holds(tokenizer):
-    data = generator(tokenizer, exemplars=[["a b"], ["c"]], exemplar_len=4, src_len=6)
+    data = generator(tokenizer, exemplars=prepended(tokenizer, [["a b"], ["c"]], 4), src_len=6)
     for n in range(len(data)):
         batch = data.collate([n])
         assert data.lengths[n] == batch["source_ids"].shape[1] + batch["labels"].shape[1]
@@ -649,7 +655,7 @@ def test_targets_follow_the_examples_chosen(tokenizer):
 @pytest.mark.parametrize("context_len", [0, 1, 3, 50])
 @pytest.mark.parametrize("reply_len", [1, 2, 7])
 def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_len, reply_len):
-    settings = {"context_len": context_len, "reply_len": reply_len}
+    settings = SimpleNamespace(context_len=context_len, reply_len=reply_len)
     examples = [LONG, SHORT]
     critic = dataloaders.critic_data(
         [e.history for e in examples], [e.response for e in examples], None, tokenizer, settings
@@ -669,10 +675,10 @@ def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_l
 
 
 def test_critic_batches_carry_names_and_targets_of_the_rows_chosen(tokenizer):
-    settings = {"context_len": 4, "reply_len": 4}
+    settings = SimpleNamespace(context_len=4, reply_len=4)
     data = dataloaders.critic_data([["a"], ["b"], ["c"]], ["d", "e", "f"], [0, 1, 2], tokenizer, settings)
     batch = data.collate([2, 0])
-    assert (batch["ids"], batch["targets"].tolist()) == (["row 2", "row 0"], [2, 0])
+    assert (batch["names"], batch["targets"].tolist()) == (["row 2", "row 0"], [2, 0])
     assert batch["input_ids"][:, 0].tolist() == ids(tokenizer, "c a")
 
 
@@ -681,9 +687,9 @@ def test_a_critic_of_another_family_begins_with_its_own_start_token(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
     bert = BertTokenizer.from_pretrained(str(tmp_path))
-    batch = dataloaders.critic_data([["a"]], ["b"], None, bert, {"context_len": 4, "reply_len": 4}).collate(
-        [0]
-    )
+    batch = dataloaders.critic_data(
+        [["a"]], ["b"], None, bert, SimpleNamespace(context_len=4, reply_len=4)
+    ).collate([0])
     assert bert.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
     assert batch["reply_mask"].tolist() == [[0, 0, 0, 1, 1]]
 
@@ -694,7 +700,7 @@ EXEMPLARS = [["a b", "c"], [], ["c", "c", "d e f g"], ["h"]]
 
 
 def test_pooled_tokens_hold_each_distinct_exemplar_once_with_shares_of_one(tokenizer):
-    part = dataloaders.pooled_tokens(EXEMPLARS, tokenizer, max_len=4)([2, 0, 1])
+    part = PooledTokens(EXEMPLARS, tokenizer, max_len=4).part([2, 0, 1])
     rows = [
         part["exemplar_ids"][u][part["exemplar_mask"][u].bool()].tolist()
         for u in range(len(part["exemplar_ids"]))
@@ -709,19 +715,19 @@ def test_pooled_tokens_hold_each_distinct_exemplar_once_with_shares_of_one(token
 
 
 def test_pooled_tokens_of_a_batch_without_exemplars_weigh_nothing(tokenizer):
-    part = dataloaders.pooled_tokens(EXEMPLARS, tokenizer, max_len=4)([1, 1])
+    part = PooledTokens(EXEMPLARS, tokenizer, max_len=4).part([1, 1])
     assert part["exemplar_mask"].sum() == 1
     assert part["exemplar_share"].tolist() == [[0.0], [0.0]]
 
 
 def test_pooled_vectors_are_the_mean_of_an_examples_exemplars():
     vectors = {t: np.array([n, 10.0 * n]) for n, t in enumerate(("a b", "c", "d e f g", "h"))}
-    part = dataloaders.pooled_vectors(EXEMPLARS, vectors, 2)([2, 1, 0])["exemplar_vectors"]
+    part = PooledVectors(EXEMPLARS, vectors, 2).part([2, 1, 0])["exemplar_vectors"]
     assert part.dtype == torch.float32
     assert part.tolist() == [pytest.approx([4 / 3, 40 / 3]), [0.0, 0.0], [0.5, 5.0]]
 
 
 def test_a_batch_of_the_generator_carries_its_pooled_part(tokenizer):
-    pooled = dataloaders.pooled_vectors([["a"], ["b"]], {"a": np.ones(3), "b": np.zeros(3)}, 3)
-    batch = generator(tokenizer, pooled=pooled).collate([1, 0])
+    pooled = PooledVectors([["a"], ["b"]], {"a": np.ones(3), "b": np.zeros(3)}, 3)
+    batch = generator(tokenizer, exemplars=pooled).collate([1, 0])
     assert batch["exemplar_vectors"].tolist() == [[0.0] * 3, [1.0] * 3]

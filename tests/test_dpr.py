@@ -4,7 +4,7 @@ import json
 import math
 import random
 import shutil
-from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +15,11 @@ from transformers import BertModel, DPRContextEncoder, DPRQuestionEncoder, T5Con
 
 from dataloaders import listener_turns, read_pairs
 from DPR import prepare_dpr_data
-from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, load_tokenizer, vectors
+from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, vectors
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
-from DPR.train_dpr import parse_args, passages_of, rank_report, read_entries, training_data
+from DPR.retriever import passages_of, rank_report, read_entries, training_data
+from DPR.train_dpr import parse_args
+from models import load_tokenizer
 from options import Paths, UserError
 from session import Session
 
@@ -32,7 +34,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def session():
-    return Session(Namespace(device="cpu", precision="fp32", seed=1))
+    return Session("cpu", "fp32", 1)
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +246,9 @@ def test_a_batch_knows_each_positive_and_every_copy_of_it(bert):
         entry("you", "oh no"),
         entry("we", "so sad", ["my dog"]),
     ]
-    args = Namespace(max_length=16, max_passage_length=16, hard_negatives=1, other_negatives=1)
+    args = SimpleNamespace(max_length=16, max_passage_length=16, hard_negatives=1, other_negatives=1)
     batch = training_data(entries, args, tokenizers).collate([2, 0, 1])
-    texts = tokenizers["context"].batch_decode(batch["context_ids"], skip_special_tokens=True)
+    texts = tokenizers["context"].batch_decode(batch["passage_ids"], skip_special_tokens=True)
     assert texts == ["so sad", "my dog", "so sad", "oh no", "my dog", "oh no"]
     assert batch["positive"].tolist() == [0, 2, 5]
     numbers = batch["text_numbers"]
@@ -256,11 +258,11 @@ def test_a_batch_knows_each_positive_and_every_copy_of_it(bert):
 def test_long_questions_keep_their_end_and_long_passages_their_beginning(bert):
     tokenizers = {side: load_tokenizer(bert) for side in SIDES}
     text = "i am so sad that my dog is not happy with you"
-    args = Namespace(max_length=6, max_passage_length=6, hard_negatives=1, other_negatives=1)
+    args = SimpleNamespace(max_length=6, max_passage_length=6, hard_negatives=1, other_negatives=1)
     batch = training_data([entry(text, text)], args, tokenizers).collate([0])
     kept = [
         tokenizers["context"].decode(batch[k][0], skip_special_tokens=True)
-        for k in ("question_ids", "context_ids")
+        for k in ("question_ids", "passage_ids")
     ]
     assert kept == ["not happy with you", "i am so sad"]
 
@@ -427,8 +429,8 @@ def test_biencoder_gives_each_side_its_own_texts(run_folder):
     batch = {
         "question_ids": question_ids,
         "question_mask": question_mask,
-        "context_ids": context_ids,
-        "context_mask": context_mask,
+        "passage_ids": context_ids,
+        "passage_mask": context_mask,
     }
     questions, contexts = model(batch)
     torch.testing.assert_close(questions, vectors(saved["question"][0], question_ids, question_mask))

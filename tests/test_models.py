@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
+from commands import critic_names
 from dataloaders import pad, reply_layout
 from glove_models import glove_config, word_tokenizer
-from models import Critic, CriticSet, Generator, critic_names, load_encoder, soft_response, token_nll
+from models import Critic, CriticSet, Generator, load_encoder, soft_response, token_nll
 from options import UserError
 
 VOCAB, EOS = 50, 1
@@ -409,7 +411,7 @@ def test_saved_critic_gives_equal_scores(tmp_path, backbone):
     critic.save_pretrained(tmp_path / "critic")
     loaded = Critic.from_pretrained(tmp_path / "critic")
     batch = critic_ids([([5, 6], [7, 8])])
-    assert loaded.settings == json.loads(json.dumps(critic.settings)) and not loaded.training
+    assert asdict(loaded.settings) == json.loads(json.dumps(asdict(critic.settings))) and not loaded.training
     assert torch.equal(loaded(*batch), critic(*batch))
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import dpr_exemplar_retriever
 from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
-from dpr_exemplar_retriever import nearest, parse_args, retrieve
+from dpr_exemplar_retriever import parse_args
+from exemplars import Index, nearest
 from options import Paths, UserError
 
 RULES = ("same-emotion", "all")
@@ -103,6 +104,12 @@ def with_corners(test):
     for corner in CORNERS:
         test = example(world=corner)(test)
     return settings(max_examples=150, deadline=None)(given(world=worlds)(test))
+
+
+def retrieve(queries, candidates, asked, corpus, rule, k):
+    groups = None if rule == "all" else [c.emotion for c in corpus]
+    index = Index(candidates, [c.conv_id for c in corpus], groups)
+    return index.search(queries, k, [e.conv_id for e in asked], [e.emotion for e in asked])
 
 
 def make(world):

@@ -106,7 +106,7 @@ def test_evaluation_in_between_changes_nothing_in_training(tmp_path):
 def test_weight_decay_leaves_vectors_alone(tmp_path):
     loop = toy_loop(tmp_path / "run")
     loop._prepare()
-    decayed, free = loop.optimizer.param_groups
+    decayed, free = loop.update.optimizer.param_groups
     assert (
         {p.ndim for p in free["params"]} == {1} and free["weight_decay"] == 0 and decayed["weight_decay"] > 0
     )
@@ -724,6 +724,6 @@ def test_the_advice_can_be_followed_on_resume(tmp_path):
 
 def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     loop = train(tmp_path / "auto", memory=3, batch_size="auto", effective_batch=8, dropout=0.0)
-    assert (loop.args.batch_size, loop.args.accumulate) == (2, 4)
+    assert (loop.options.batch_size, loop.options.accumulate) == (2, 4)
     train(tmp_path / "given", batch_size=8, dropout=0.0)
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)

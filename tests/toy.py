@@ -3,8 +3,8 @@
 As a program it is the run that the tests kill: python tests/toy.py FOLDER key=value ...
 """
 
+import dataclasses
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 import runs
+from commands import TrainingOptions
 from dataloaders import Data
 from session import Session
-from training import Loop, Objective
+from training import Loop
+from updates import Objective
 
 DEFAULTS = {
     "device": "cpu",
@@ -71,7 +73,7 @@ def toy_data(count: int = 22, seed: int = 0) -> Data:
             [torch.cat([rows[i], torch.zeros(width - len(rows[i]), dtype=torch.long)]) for i in numbers]
         )
         return {
-            "ids": [f"row {i}" for i in numbers],
+            "names": [f"row {i}" for i in numbers],
             "input": ids,
             "kind": torch.tensor([len(rows[i]) % 2 for i in numbers]),
         }
@@ -83,24 +85,28 @@ def toy_loop(
     folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Data | None = None, **changes
 ) -> Loop:
     """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real evaluation; `memory`: the most examples that fit."""
-    args = Namespace(**DEFAULTS | changes)
-    session = Session(args)
-    model = Net(args.dropout)
+    flags = DEFAULTS | changes
+    options = TrainingOptions(**{f.name: flags[f.name] for f in dataclasses.fields(TrainingOptions)})
+    session = Session(flags["device"], flags["precision"], flags["seed"], flags["deterministic"])
+    model = Net(flags["dropout"])
     data = data or toy_data()
 
-    def units(batch):
-        return {"word": int((batch["input"] > 0).sum()), "class": len(batch["kind"])}
+    class ToyObjective(Objective):
+        weights = {"word": 1.0, "class": 0.5}
 
-    def terms(net, batch):
-        if memory and len(batch["kind"]) > memory:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        words, kind = net(batch["input"])
-        real = batch["input"] > 0
-        out = {
-            "word": nn.functional.cross_entropy(words[real], batch["input"][real], reduction="sum"),
-            "class": nn.functional.cross_entropy(kind, batch["kind"], reduction="sum"),
-        }
-        return spoil(loop, out) if spoil else out
+        def units(self, batch):
+            return {"word": int((batch["input"] > 0).sum()), "class": len(batch["kind"])}
+
+        def terms(self, net, batch):
+            if memory and len(batch["kind"]) > memory:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            words, kind = net(batch["input"])
+            real = batch["input"] > 0
+            out = {
+                "word": nn.functional.cross_entropy(words[real], batch["input"][real], reduction="sum"),
+                "class": nn.functional.cross_entropy(kind, batch["kind"], reduction="sum"),
+            }
+            return spoil(loop, out) if spoil else out
 
     def measure():
         if evaluate:
@@ -114,17 +120,17 @@ def toy_loop(
         (Path(target) / "exported").write_text(str(loop.state.best_step))
 
     loop = Loop(
-        args,
+        options,
         session,
         model,
-        Objective({"word": 1.0, "class": 0.5}, units, terms),
+        ToyObjective(),
         data,
         measure,
         export,
         Path(folder),
         metric="loss",
         mode="min",
-        files=[],
+        flags=flags,
         inputs={"data": "fixed"},
     )
     return loop

@@ -1,0 +1,323 @@
+"""The retriever's stage: questions with their passages, what it learns, how it ranks, and exemplars found with it."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import storage
+from commands import DPR_HUB, RetrieverOptions, SearchOptions, TrainingOptions
+from dataloaders import EXEMPLAR_COLUMNS, Data, Example, listener_turns, pad, tokenizer_hash
+from DPR.biencoder import BiEncoder, dpr_loss, embed, load_saved, load_side, resolve, tokenize
+from exemplars import Index
+from models import load_tokenizer
+from options import Paths, UserError
+from session import Session
+from storage import fingerprint
+from training import Loop
+from updates import Objective
+
+PASSAGE_LISTS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
+
+
+# ------------------------------------------------------------------------------------------------------- data
+
+
+def read_entries(path: Path) -> list[dict]:
+    """The JSON of DPR.prepare_dpr_data (or published DPR data), checked."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make it with: python -m DPR.prepare_dpr_data")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(entries, ensure_ascii=False).encode()  # refuses lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: expected a JSON list of questions")
+    for n, entry in enumerate(entries):
+        if not well_formed(entry):
+            raise UserError(
+                f"{path}, entry {n}: needs question, and positive_ctxs (not empty), hard_negative_ctxs, "
+                "negative_ctxs with a text each"
+            )
+    return entries
+
+
+def well_formed(entry: Any) -> bool:
+    """A question, at least one positive, and a text in every passage."""
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("question"), str)
+        or not entry.get("positive_ctxs")
+    ):
+        return False
+    for name in PASSAGE_LISTS:
+        passages = entry.get(name, [])
+        if not isinstance(passages, list):
+            return False
+        if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in passages):
+            return False
+    return True
+
+
+def passages_of(entry: dict, hard: int, other: int) -> list[str]:
+    """The positive first, then the negatives of the question itself."""
+    chosen = entry["positive_ctxs"][:1]
+    chosen = chosen + entry.get("hard_negative_ctxs", [])[:hard] + entry.get("negative_ctxs", [])[:other]
+    return [p["text"] for p in chosen]
+
+
+def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: dict[str, Any]) -> Data:
+    """Batches of questions with their passages; `text_numbers` tells copies of one text apart from negatives."""
+    asked = [e["question"] for e in entries]
+    questions = tokenize(tokenizers["question"], asked, options.max_length, keep_latest=True)
+    passages = [passages_of(e, options.hard_negatives, options.other_negatives) for e in entries]
+    texts = list(dict.fromkeys(t for row in passages for t in row))
+    number = {t: i for i, t in enumerate(texts)}
+    encoded = tokenize(tokenizers["context"], texts, options.max_passage_length, keep_latest=False)
+
+    def collate(numbers: list[int]) -> dict:
+        chosen = [number[t] for i in numbers for t in passages[i]]
+        sizes = torch.tensor([len(passages[i]) for i in numbers])
+        question_ids, question_mask = pad(
+            [questions[i] for i in numbers], tokenizers["question"].pad_token_id
+        )
+        passage_ids, passage_mask = pad([encoded[n] for n in chosen], tokenizers["context"].pad_token_id)
+        return {
+            "names": [f"question {i}" for i in numbers],
+            "question_ids": question_ids,  # (B, L)
+            "question_mask": question_mask,
+            "passage_ids": passage_ids,  # (N, L)
+            "passage_mask": passage_mask,
+            "positive": sizes.cumsum(0) - sizes,  # (B,): where each question's passages begin, its positive
+            "text_numbers": torch.tensor(chosen),  # (N,)
+        }
+
+    return Data([len(q) for q in questions], collate)
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+class RetrieverObjective(Objective):
+    """Negative log-likelihood of each question's positive among the passages of all processes, over questions."""
+
+    def __init__(self, session: Session):
+        self.weights, self.session = {"nll": 1.0}, session
+
+    def units(self, batch: dict) -> dict[str, float]:
+        return {"nll": len(batch["positive"])}
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        questions, passages = model(batch)  # (B, E), (N, E)
+        numbers, positive = batch["text_numbers"], batch["positive"]
+        own = numbers[positive]  # (B,) text of each question's positive
+        if self.session.world > 1:
+            stand_in = batch["stand_in"]
+            passages, numbers, before = self.session.gather_rows(passages, numbers, counted=not stand_in)
+            positive = positive * 0 if stand_in else positive + before
+        return {"nll": dpr_loss(questions, passages, positive, own[:, None] == numbers[None])}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Questions, all their passages, and the place of each question's positive among these."""
+
+    questions: list[str]
+    passages: list[str]
+    positive: np.ndarray  # (Q,)
+
+    @classmethod
+    def draw(cls, entries: list[dict], most: int, seed: int) -> "HeldOut":
+        """`most` of the entries (0: all), the same for one seed."""
+        numbers = np.random.default_rng(seed).permutation(len(entries))[: most or None]
+        held = [entries[i] for i in sorted(numbers)]
+        pool = list(dict.fromkeys(t for e in held for t in passages_of(e, 1, 1)))
+        place = {t: i for i, t in enumerate(pool)}
+        positive = np.array([place[e["positive_ctxs"][0]["text"]] for e in held])
+        return cls([e["question"] for e in held], pool, positive)
+
+
+def rank_report(questions: np.ndarray, passages: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Average rank (0 is best) of each question's positive among all passages, and recall@k in percent.
+
+    questions (Q, E), passages (P, E), positive (Q,). Ties count half, so that constant vectors rank in the middle.
+    """
+    scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
+    own = scores[np.arange(len(positive)), positive][:, None]
+    ranks = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
+    recalls = {f"recall_{k}": 100 * float((ranks < k).mean()) for k in (1, 10, 50)}
+    return {"average_rank": float(ranks.mean()), **recalls}
+
+
+def train(
+    options: RetrieverOptions,
+    training: TrainingOptions,
+    session: Session,
+    paths: Paths,
+    name: str,
+    flags: dict,
+) -> dict | None:
+    """Fine-tune both encoders; the run's folder holds them as question_encoder/ and context_encoder/."""
+    files = {f"questions {split}": paths.dpr_data(options.dataset, split) for split in ("train", "valid")}
+    entries, held_entries = (read_entries(f) for f in files.values())
+    begin = options.begin
+    tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
+    encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
+    model = BiEncoder(*encoders).to(session.device)
+    data = training_data(entries, options, tokenizers)
+    held = HeldOut.draw(held_entries, options.valid_queries, options.seed)
+
+    def evaluate() -> dict[str, float]:
+        questions = embed(
+            model.question,
+            tokenizers["question"],
+            held.questions,
+            session,
+            options.max_length,
+            True,
+            "valid questions",
+        )
+        passages = embed(
+            model.context, tokenizers["context"], held.passages, session, options.max_passage_length, False,
+            "valid passages",
+        )  # fmt: skip
+        return rank_report(questions, passages, held.positive)
+
+    def export(folder: Path) -> None:
+        for side, encoder in (("question", model.question), ("context", model.context)):
+            encoder.save_pretrained(str(folder / f"{side}_encoder"))
+            tokenizers[side].save_pretrained(str(folder / f"{side}_encoder"))
+
+    inputs = {k: storage.sha256(f) for k, f in files.items()}
+    for side, place in begin.items():
+        inputs[f"{side} tokenizer"] = tokenizer_hash(tokenizers[side])
+        inputs[f"{side} encoder"] = storage.identity(resolve(place))
+    loop = Loop(
+        training,
+        session,
+        model,
+        RetrieverObjective(session),
+        data,
+        evaluate,
+        export,
+        paths.saved / "dpr" / name,
+        flags=flags,
+        inputs=inputs,
+        metric="average_rank",
+        mode="min",
+        micro_batches_matter=True,
+        evaluate_first=True,
+    )
+    session.say(f"held out: {len(held.questions):,} questions, {len(held.passages):,} passages")
+    result = loop.train()
+    if result.get("already_finished"):
+        return None
+    result |= {"questions": len(held.questions), "passages": len(held.passages)}
+    result |= {"before": loop.run.logged("valid")[0], "after": loop.measure()}
+    for when in ("before", "after"):
+        session.say(f"{when}: {result[when]}")
+    loop.finish(result)
+    return result
+
+
+# -------------------------------------------------------------------------------------------------- exemplars
+
+
+class Encoders:
+    """Both encoders of a retriever, as trained or as pretrained, with what identifies them."""
+
+    def __init__(self, options: SearchOptions):
+        self.options = options
+        if options.path:
+            folder = Path(options.path)
+            self.sides = load_saved(folder)
+            weights = {side: folder / f"{side}_encoder" / "model.safetensors" for side in DPR_HUB}
+            self.origin = {side: storage.sha256(file) for side, file in weights.items()}
+            return
+        self.sides, self.origin = {}, {"pooling": options.pooling}
+        for side in DPR_HUB:
+            name = options.encoder or DPR_HUB[side]
+            place = resolve(name)
+            self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(place))
+            self.origin[side] = storage.identity(place)
+
+    def embed(self, side: str, texts: list[str], session: Session, title: str, keep: Path) -> np.ndarray:
+        """(N, E); of too long a question the latest tokens are kept, of a candidate the first."""
+        asking = side == "question"
+        most = self.options.max_length if asking else self.options.max_passage_length
+        return embed(
+            *self.sides[side], texts, session, most, asking, title, self.options.batch_size, keep / title
+        )
+
+
+def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool) -> None:
+    """{split}_dpr.csv: the exemplars of every listener turn, out of the training split's replies."""
+    encoders = Encoders(options)
+    shared: dict[str, Any] = encoders.origin | {"candidates": options.candidates, "top_k": options.top_k}
+    shared |= {"corpus": storage.sha256(paths.dialogues("train"))}
+    shared |= {"max_length": options.max_length, "max_passage_length": options.max_passage_length}
+    todo = {}
+    for split in options.splits:
+        origin = {**shared, "dialogues": storage.sha256(paths.dialogues(split))}
+        if not storage.ready(paths.exemplars(split), origin, overwrite):
+            todo[split] = origin
+    if not todo:
+        return
+    for model, _ in encoders.sides.values():
+        model.to(session.device)
+    corpus = listener_turns(paths.dialogues("train"))
+    # an interrupted stage goes on there; outputs of all splits share the candidates' vectors
+    keep = paths.cache / f"vectors-{fingerprint(str(shared), session.precision, options.batch_size)[:16]}"
+    replies = [c.response for c in corpus]
+    candidates = encoders.embed("context", replies, session, "candidates", keep)
+    # the paper's rule: replies of the same (gold) emotion only
+    same_emotion = options.candidates == "same-emotion"
+    groups = [c.emotion for c in corpus] if same_emotion else None
+    index = Index(candidates, [c.conv_id for c in corpus], groups)
+    for split, origin in todo.items():
+        examples = listener_turns(paths.dialogues(split))
+        asked = [" ".join(e.history) for e in examples]
+        queries = encoders.embed("question", asked, session, split, keep)
+        hits = index.search(
+            queries, options.top_k, [e.conv_id for e in examples], [e.emotion for e in examples]
+        )
+        write_exemplars(paths.exemplars(split), examples, corpus, hits, origin)
+    shutil.rmtree(keep, ignore_errors=True)
+
+
+def write_exemplars(
+    file: Path,
+    examples: Sequence[Example],
+    corpus: Sequence[Example],
+    hits: list[list[tuple[int, float]]],
+    origin: dict,
+) -> None:
+    """One row a listener turn, its exemplars' texts, keys and scores as JSON lists, best first."""
+    rows = []
+    for example, row in zip(examples, hits, strict=True):
+        found = [corpus[place] for place, _ in row]
+        rows.append((
+            example.conv_id,
+            example.utterance_idx,
+            example.emotion,
+            json.dumps(example.history, ensure_ascii=False),
+            example.response,
+            json.dumps([c.response for c in found], ensure_ascii=False),
+            json.dumps([c.key for c in found]),
+            json.dumps([round(score, 4) for _, score in row]),
+        ))  # fmt: skip
+    storage.write_csv(file, pd.DataFrame(rows, columns=list(EXEMPLAR_COLUMNS)), origin=origin)
+    counts = [len(row) for row in hits]
+    first = [row[0][1] for row in hits if row]
+    print(
+        f"{file}: {len(rows):,} listener turns, {min(counts)} to {max(counts)} exemplars each, "
+        f"mean score of the first {sum(first) / max(len(first), 1):.3f}"
+    )

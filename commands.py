@@ -1,0 +1,485 @@
+"""What the training commands can be asked for: their flags, and the settings in which their `args` end.
+
+As light as options.py, so that `--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from options import (
+    COUNT,
+    CRITICS,
+    DIMENSIONS,
+    NATURAL,
+    POSITIVE,
+    SENTIMENT,
+    SHARE,
+    WEIGHT,
+    Parser,
+    Paths,
+    batch_count,
+    check,
+    number,
+    run_name,
+)
+
+EXEMPLAR_WAYS = ("none", "prepend", "t5", "glove-t5")
+PARAPHRASER = "Vamsi/T5_Paraphrase_Paws"
+#: the sides of a retriever, and where each begins by default
+DPR_HUB = {
+    "question": "facebook/dpr-question_encoder-single-nq-base",
+    "context": "facebook/dpr-ctx_encoder-single-nq-base",
+}
+
+# --------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The flags of the training loop (`add_training` says what each one means)."""
+
+    epochs: int
+    max_steps: int
+    lr: float
+    batch_size: int | str  # "auto" until the loop has tried out what fits
+    effective_batch: int  # examples in an update where batch_size is "auto"
+    batch_tokens: int
+    accumulate: int
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    clip: float
+    patience: int
+    eval_every: int
+    save_every: int
+    log_every: int
+    resume: str
+    overwrite: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are written: sampling among the `top_k` most likely tokens, or beam search where `beams` >
+    1."""
+
+    top_k: int
+    temperature: float
+    beams: int
+    max_new_tokens: int
+    predict_batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """What a generator is and learns from (`add_generator_flags` says what each flag means)."""
+
+    add_exemplars: str
+    top_exemplars: int
+    exemplar_len: int
+    exemplar_model: str
+    exemplar_layers: int
+    main_loss_w: float
+    empathy_loss_w: float
+    sentiment_loss_w: float
+    strategy: int
+    src_len: int
+    tgt_len: int
+    dropout: float
+    seed: int
+
+    @property
+    def critics(self) -> list[str]:
+        """The critics that the loss needs: none where both weights are 0."""
+        return critic_names(self.empathy_loss_w > 0, self.sentiment_loss_w > 0)
+
+    def weight(self, term: str) -> float:
+        """The weight of a loss term (paper, eq. 14)."""
+        return {"nll": self.main_loss_w, SENTIMENT: self.sentiment_loss_w}.get(term, self.empathy_loss_w)
+
+    @property
+    def default_name(self) -> str:
+        """lempex, or what the ablation leaves of it."""
+        name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[
+            self.add_exemplars
+        ]
+        if self.empathy_loss_w > 0 and self.sentiment_loss_w > 0:
+            return {"exemplars": "lempex"}.get(name, f"{name}-critics")
+        empathy = "-empathy" if self.empathy_loss_w > 0 else ""
+        sentiment = "-sentiment" if self.sentiment_loss_w > 0 else ""
+        return name + empathy + sentiment
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """What a critic is (`add_critic_flags` says what each flag means)."""
+
+    model: str
+    size: str
+    pooling: str
+    layers: int | None
+    context_len: int
+    reply_len: int
+    dropout: float
+    word_dropout: float
+    head_dropout: float
+    seed: int
+
+    @property
+    def family(self) -> str:
+        """t5, glove-t5, or the last part of a name or folder: names the run, so that the commands chain."""
+        return self.model if self.model in ("t5", "glove-t5") else self.model.rstrip("/").split("/")[-1]
+
+
+@dataclass(frozen=True)
+class GeneratorCommand:
+    """All that a generator's script was asked for."""
+
+    family: str
+    options: GeneratorOptions
+    training: TrainingOptions
+    decoding: Decoding
+    paths: Paths
+    critics: dict[str, Path]  # the run folder of each critic that the loss asks for
+    name: str | None
+    predict_split: str | None  # None: no predictions after training
+    inference: str | None
+    device: dict[str, Any]  # arguments of session.Session
+    flags: dict[str, Any]  # for the record, and to compare on resume
+
+
+def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand:
+    """The door at which a generator's `args` end."""
+    options = pick(GeneratorOptions, args)
+    paths = Paths(args.workdir, labels=args.labels, exemplars=args.exemplars)
+    return GeneratorCommand(
+        family=family,
+        options=options,
+        training=pick(TrainingOptions, args),
+        decoding=pick(Decoding, args),
+        paths=paths,
+        critics={kind: Path(getattr(args, kind) or paths.critic(kind, family)) for kind in options.critics},
+        name=args.name,
+        predict_split=args.predict_split if args.predict else None,
+        inference=args.inference,
+        device=device_flags(args),
+        flags=vars(args),
+    )
+
+
+@dataclass(frozen=True)
+class CriticCommand:
+    """All that a critic's script was asked for."""
+
+    options: CriticOptions
+    training: TrainingOptions
+    paths: Paths
+    name: str | None
+    device: dict[str, Any]  # arguments of session.Session
+    flags: dict[str, Any]  # for the record, and to compare on resume
+
+
+def critic_command(args: argparse.Namespace) -> CriticCommand:
+    """The door at which a critic's `args` end."""
+    return CriticCommand(
+        options=pick(CriticOptions, args),
+        training=pick(TrainingOptions, args),
+        paths=Paths(args.workdir),
+        name=args.name,
+        device=device_flags(args),
+        flags=vars(args),
+    )
+
+
+@dataclass(frozen=True)
+class RetrieverOptions:
+    """What the retriever learns from (DPR/train_dpr.py says what each flag means)."""
+
+    dataset: str
+    encoder: str | None
+    question_encoder: str
+    context_encoder: str
+    pooling: str
+    max_length: int
+    max_passage_length: int
+    hard_negatives: int
+    other_negatives: int
+    valid_queries: int
+    seed: int
+
+    @property
+    def begin(self) -> dict[str, str]:
+        """{side: hub name or folder from which its encoder begins}."""
+        return {
+            "question": self.encoder or self.question_encoder,
+            "context": self.encoder or self.context_encoder,
+        }
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How exemplars are found (dpr_exemplar_retriever.py says what each flag means)."""
+
+    path: str | None
+    encoder: str | None
+    pooling: str
+    candidates: str
+    top_k: int
+    splits: list[str]
+    max_length: int
+    max_passage_length: int
+    batch_size: int
+
+
+def device_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that session.Session takes."""
+    names = ("device", "precision", "seed", "deterministic")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+Settings = TypeVar("Settings")
+
+
+def pick(kind: Callable[..., Settings], args: argparse.Namespace) -> Settings:
+    """A settings dataclass out of the flags of the same names: here `args` ends."""
+    # type: ignore[arg-type]
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
+def critic_names(empathy: bool, sentiment: bool) -> list[str]:
+    """The critics of the three dimensions, of sentiment, of both or of neither."""
+    return [*(DIMENSIONS if empathy else ()), *((SENTIMENT,) if sentiment else ())]
+
+
+# ------------------------------------------------------------------------------------------------------ flags
+
+
+def add_training(
+    parser: argparse.ArgumentParser,
+    *,
+    epochs: int,
+    lr: float | None,
+    batch_size: int,
+    clip: float = 1.0,
+    patience: int = 0,
+) -> None:
+    """The flags of the training loop; the keyword arguments are the stage's own defaults."""
+    group = parser.add_argument_group("training loop")
+    add = group.add_argument
+    add("--name", type=run_name, help="name of the run's folder (default: from the stage and the model)")
+    add("--epochs", type=NATURAL, default=epochs, help="passes over the training data")
+    add("--max-steps", type=COUNT, default=0, help="stop after so many updates; 0: no limit")
+    add(
+        "--lr",
+        type=POSITIVE,
+        default=lr,
+        help="peak learning rate (AdamW)" + ("" if lr else "; default: by model"),
+    )
+    add(
+        "--batch-size",
+        type=batch_count,
+        default=batch_size,
+        metavar="{N,auto}",
+        help="examples in one forward pass and process; "
+        f"auto: the most that fits, {batch_size} an update by --accumulate",
+    )
+    parser.set_defaults(effective_batch=batch_size)
+    add(
+        "--batch-tokens",
+        type=COUNT,
+        default=0,
+        help="also close a batch at so many padded tokens; 0: no such limit",
+    )
+    add("--accumulate", type=NATURAL, default=1, help="forward passes per update")
+    add(
+        "--schedule",
+        choices=["constant", "linear", "cosine"],
+        default="constant",
+        help="course of the learning rate after warm-up (constant: the paper's)",
+    )
+    add("--warmup-steps", type=COUNT, default=0, help="updates over which the rate rises from 0")
+    add("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's, not on norms and biases")
+    add("--clip", type=WEIGHT, default=clip, help="largest gradient norm; 0: no clipping")
+    add(
+        "--patience",
+        type=COUNT,
+        default=patience,
+        help="stop after so many evaluations without a better one; 0: never",
+    )
+    add(
+        "--eval-every",
+        type=COUNT,
+        default=0,
+        help="updates between evaluations; 0: at the end of every epoch",
+    )
+    add(
+        "--save-every",
+        type=COUNT,
+        default=0,
+        help="also save a checkpoint every so many updates; 0: only after evaluations",
+    )
+    add("--log-every", type=NATURAL, default=20, help="updates between log lines")
+    add(
+        "--resume",
+        default="auto",
+        metavar="{auto,never,CHECKPOINT}",
+        help="auto: go on from the newest good checkpoint; never: refuse a folder that has one; "
+        "or the checkpoint to go on from",
+    )
+    add("--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)")
+
+
+#: flags that change what is written after training, not the training
+DECODING = {
+    "top_k", "temperature", "beams", "max_new_tokens", "predict", "predict_split", "predict_batch_size", "inference",
+}  # fmt: skip
+
+
+def add_generator_flags(parser: argparse.ArgumentParser) -> None:
+    """What all generators share."""
+    add = parser.add_argument_group("exemplars").add_argument
+    add(
+        "--add-exemplars",
+        choices=EXEMPLAR_WAYS,
+        default="prepend",
+        help="prepend their text to the source; or the paper's pooled vector, "
+        "by a frozen T5 or by a GloVe encoder trained along",
+    )
+    add("--top-exemplars", type=NATURAL, default=10, help="exemplars for each example")
+    add(
+        "--exemplar-len",
+        type=number(int, least=2),
+        default=150,
+        help="source tokens that prepended exemplars share; or tokens of one pooled exemplar",
+    )
+    add(
+        "--exemplar-model",
+        default=PARAPHRASER,
+        help="of --add-exemplars t5: hub name or folder (t5-tiny: offline)",
+    )
+    add(
+        "--exemplar-layers", type=NATURAL, default=6, help="of --add-exemplars glove-t5: depth of its encoder"
+    )
+    add("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    add = parser.add_argument_group("losses").add_argument
+    add("--main-loss-w", type=WEIGHT, default=1.0, help="weight of the reply's negative log-likelihood")
+    add(
+        "--empathy-loss-w",
+        type=WEIGHT,
+        default=1.0,
+        help="weight of the three empathy critics; 0 loads none of them",
+    )
+    add(
+        "--sentiment-loss-w",
+        type=WEIGHT,
+        default=1.0,
+        help="weight of the sentiment critic; 0 does not load it",
+    )
+    add(
+        "--strategy",
+        type=int,
+        choices=[0, 1, 2],
+        default=0,
+        help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel",
+    )
+    for kind in CRITICS:
+        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
+    add("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
+    add = parser.add_argument_group("lengths and decoding").add_argument
+    add("--src-len", type=NATURAL, default=200, help="latest tokens of the dialogue")
+    add("--tgt-len", type=number(int, least=2), default=50, help="tokens of a reply in training")
+    add("--dropout", type=SHARE, default=0.1, help="inside the generator")
+    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add("--beams", type=NATURAL, default=1, help="above 1: beam search in place of sampling (the paper: 8)")
+    add("--max-new-tokens", type=NATURAL, default=100, help="a reply that has not ended by then is cut")
+    add(
+        "--predict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write predictions after training",
+    )
+    add("--predict-split", choices=["valid", "test"], default="test", help="whose predictions")
+    add("--predict-batch-size", type=NATURAL, default=64, help="replies written at a time")
+    add(
+        "--inference",
+        metavar="RUN",
+        help="train nothing; write predictions of this finished run, with its own lengths and exemplars",
+    )
+
+
+def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
+    problems = []
+    if args.main_loss_w == args.empathy_loss_w == args.sentiment_loss_w == 0:
+        problems.append(
+            "--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on"
+        )
+    check(parser, args, problems)
+    return args
+
+
+#: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
+GLOVE_CRITIC = {
+    "pooling": "reply",
+    "layers": 1,
+    "context_len": 0,
+    "word_dropout": 0.1,
+    "head_dropout": 0.4,
+    "lr": 5e-4,
+}
+T5_CRITIC = {"pooling": "first", "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1, "lr": 1e-5}
+
+
+def add_critic_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that all four critics share."""
+    add = parser.add_argument_group("critic").add_argument
+    add(
+        "--model",
+        default="t5",
+        help="t5, glove-t5, or a hub name or folder of any encoder (T5, BERT, RoBERTa ...)",
+    )
+    add(
+        "--size",
+        choices=["tiny", "small", "base", "large"],
+        default="base",
+        help="of --model t5: t5-base and so on, tiny is random weights made by prepare_data.py; "
+        "of glove-t5: tiny, else width 300",
+    )
+    add(
+        "--pooling",
+        choices=["first", "reply"],
+        help="first position (the paper's; default but for glove-t5), or mean and max over the reply",
+    )
+    add("--layers", type=NATURAL, help="depth of a glove-t5 encoder (default 1; the paper's 6)")
+    add(
+        "--context-len",
+        type=COUNT,
+        help="latest tokens of the context that are read (default 100, glove-t5 0: from scratch it only distracts)",
+    )
+    add("--reply-len", type=NATURAL, default=64, help="first tokens of the reply that are read")
+    add("--dropout", type=SHARE, default=0.1, help="inside the encoder")
+    add(
+        "--word-dropout",
+        type=SHARE,
+        help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)",
+    )
+    add("--head-dropout", type=SHARE, help="before the linear head (default 0.1, glove-t5 0.4)")
+
+
+def check_critic(
+    parser: Parser, args: argparse.Namespace, t5_lr: float = T5_CRITIC["lr"]
+) -> argparse.Namespace:  # type: ignore[assignment]
+    """Fill in what depends on the model, then check."""
+    problems = []
+    if args.layers is not None and args.model != "glove-t5":
+        problems.append("--layers: only a glove-t5 encoder has a choice of depth")
+    for name, value in (GLOVE_CRITIC if args.model == "glove-t5" else T5_CRITIC | {"lr": t5_lr}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    check(parser, args, problems)
+    return args

@@ -1,0 +1,457 @@
+"""Critics in use: trained, loaded, chosen for a loss, asked in bulk, and as judges. Knows nothing of
+generators.
+
+What a critic computes stands in models.Critic.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import metrics
+import runs
+import storage
+from commands import CriticCommand, CriticOptions
+from dataloaders import (
+    LABEL_COLUMNS,
+    Data,
+    Example,
+    critic_data,
+    listener_turns,
+    plan_once,
+    read_pairs,
+    read_vader,
+    tokenizer_hash,
+)
+from glove_models import glove_config, load_vectors, set_word_vectors
+from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer, new_encoder
+from options import DIMENSIONS, SENTIMENT, Paths, UserError
+from session import Session
+from storage import fingerprint, require
+from training import Loop
+from updates import Objective
+
+#: contexts (each its turns, oldest first), replies, and what is to be predicted of them
+Side = tuple[Sequence[Sequence[str]], Sequence[str], Sequence[float]]
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+class CriticObjective(Objective):
+    """Cross-entropy of the labels, or squared error of the sentiment, in examples.
+
+    With class weights an example counts as its class's weight, in the sum and in the units.
+    """
+
+    def __init__(self, critic: Critic, class_weights: Sequence[float] | None, device: torch.device):
+        self.critic, self.kind = critic, critic.settings.kind
+        self.weights = {self.kind: 1.0}
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
+        self.on_device = None if self.class_weights is None else self.class_weights.to(device)
+
+    def units(self, batch: dict) -> dict[str, float]:
+        if self.class_weights is None:
+            return {self.kind: len(batch["targets"])}
+        return {self.kind: float(self.class_weights[batch["targets"]].sum())}
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        scores = model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])  # (B, outputs)
+        return {self.kind: self.critic.loss_sum(scores, batch["targets"], self.on_device)}
+
+
+@dataclass(frozen=True)
+class CriticTask:
+    """What one of the four critics is to learn, and how it is measured: where the four differ."""
+
+    kind: str
+    outputs: int
+    train: Side
+    valid: Side
+    # (gold, raw scores (N, outputs))
+    measure: Callable[[Sequence[float], list[list[float]]], dict[str, float]]
+    metric: str  # of `measure`: what decides which evaluation is kept
+    mode: str  # max or min
+    baselines: dict[str, dict[str, float]]
+    inputs: Mapping[str, Path]  # the files that the sides were read from
+    class_weights: Sequence[float] | None = None
+
+
+def empathy_task(dim: str, paths: Paths, weigh_classes: bool) -> CriticTask:
+    """A dimension's label of a response, given the post before it. `weigh_classes`: by inverse frequency."""
+    files = {f"pairs {split}": paths.pairs(dim, split) for split in ("train", "valid")}
+    train, valid = (read_pairs(f) for f in files.values())
+    labels = int(max(train["label"].max(), valid["label"].max())) + 1
+    counts = train["label"].value_counts()
+    if len(counts) < 2:
+        file = files["pairs train"]
+        raise UserError(f"{file}: every label is {train['label'].iloc[0]}; there is nothing to learn")
+    weights = None
+    if weigh_classes:
+        weights = [len(train) / (labels * max(int(counts.get(i, 0)), 1)) for i in range(labels)]
+    sides: list[Side] = []
+    for table in (train, valid):
+        posts = [(post,) for post in table["seeker_post"]]
+        sides.append((posts, table["response_post"].tolist(), table["label"].tolist()))
+
+    def measure(gold: Sequence[float], scores: list[list[float]]) -> dict[str, float]:
+        predicted = [max(range(labels), key=row.__getitem__) for row in scores]
+        return metrics.classification(gold, predicted, labels)
+
+    return CriticTask(
+        kind=dim,
+        outputs=labels,
+        train=sides[0],
+        valid=sides[1],
+        measure=measure,
+        metric="macro_f1",
+        mode="max",
+        baselines=metrics.classification_baselines(sides[0][1:], sides[1][1:], labels),
+        inputs=files,
+        class_weights=weights,
+    )
+
+
+def sentiment_task(paths: Paths) -> CriticTask:
+    """VADER's score of every utterance, given the turns before it."""
+    files = {f"vader {split}": paths.vader(split) for split in ("train", "valid")}
+    sides: list[Side] = []
+    for file in files.values():
+        table = read_vader(file)
+        contexts: list[tuple[str, ...]] = []
+        for _, turns in table.groupby("conv_id", sort=False)["utterance"]:
+            contexts += [tuple(turns.iloc[:n]) for n in range(len(turns))]
+        sides.append((contexts, table["utterance"].tolist(), table["sentiment"].tolist()))
+    train, valid = sides
+    mean = sum(train[2]) / len(train[2])
+    return CriticTask(
+        kind=SENTIMENT,
+        outputs=1,
+        train=train,
+        valid=valid,
+        measure=lambda gold, scores: metrics.regression(gold, [row[0] for row in scores]),
+        metric="mse",
+        mode="min",
+        baselines={"mean": metrics.regression(valid[2], [mean] * len(valid[2]))},
+        inputs=files,
+    )
+
+
+def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
+    """(tokenizer, encoder) for `--model` and `--size`."""
+    if options.model == "glove-t5":
+        tokenizer = load_tokenizer(require(paths.glove))
+        size = "tiny" if options.size == "tiny" else "paper"
+        encoder = new_encoder(glove_config(tokenizer, size, options.dropout, num_layers=options.layers))
+        set_word_vectors(encoder.get_input_embeddings(), load_vectors(paths.glove), options.seed)
+        return tokenizer, encoder
+    if options.model == "t5" and options.size == "tiny":
+        place = require(paths.t5_tiny)
+        return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout)
+    name = f"t5-{options.size}" if options.model == "t5" else options.model
+    return load_tokenizer(name), load_encoder(name, dropout=options.dropout)
+
+
+def run(command: CriticCommand, task: CriticTask) -> dict:
+    """Train the critic of one task: the one function behind all four."""
+    options, paths = command.options, command.paths
+    session = Session(**command.device)
+    tokenizer, encoder = load_backbone(options, paths)
+    settings = CriticSettings(
+        kind=task.kind,
+        outputs=task.outputs,
+        pooling=options.pooling,
+        context_len=options.context_len,
+        reply_len=options.reply_len,
+        head_dropout=options.head_dropout,
+        word_dropout=options.word_dropout,
+        backbone=encoder.config.to_dict(),
+        tokenizer=tokenizer_hash(tokenizer),
+    )
+    critic = Critic(settings, encoder)
+    data = critic_data(*task.train, tokenizer, settings, paths.cache)
+    held = critic_data(*task.valid, tokenizer, settings, paths.cache)
+    objective = CriticObjective(critic, task.class_weights, session.device)
+
+    def evaluate() -> dict[str, float]:
+        found = []
+        for numbers in session.over(plan_once(held.lengths, 4 * loop.batch_size), "valid"):
+            batch = session.move(held.collate(numbers))
+            with session.autocast():
+                scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+            found += zip(numbers, scores.tolist(), strict=True)
+        by_number = dict(session.gather(found))
+        return task.measure(task.valid[2], [by_number[i] for i in range(len(held))])
+
+    def export(folder: Path) -> None:
+        critic.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
+
+    place = paths.critic(task.kind, options.family)
+    loop = Loop(
+        command.training,
+        session,
+        critic,
+        objective,
+        data,
+        evaluate,
+        export,
+        place.with_name(command.name or place.name),
+        flags=command.flags,
+        inputs={k: storage.sha256(f) for k, f in task.inputs.items()} | {"tokenizer": settings.tokenizer},
+        metric=task.metric,
+        mode=task.mode,
+    )
+    result = loop.train()
+    if result.get("already_finished"):
+        return result
+    result |= {"kind": task.kind, "valid": loop.measure(), "baselines": task.baselines}
+    report(result, session)
+    loop.finish(result)
+    return result
+
+
+def report(result: dict, session: Session) -> None:
+    """The critic beside its baselines, one row each."""
+    names = list(result["valid"])
+    kind = result["kind"]
+    session.say(
+        f"{kind}: on the validation side, whose best epoch was chosen there too (a little flattering)"
+    )
+    session.say("  " + " ".join(f"{n:>12}" for n in ["", *names]))
+    for row, values in {**result["baselines"], "this critic": result["valid"]}.items():
+        session.say("  " + " ".join([f"{row:>12}", *(f"{values[n]:12.3f}" for n in names)]))
+
+
+# ------------------------------------------------------------------------------------------ loaded and chosen
+
+
+def load_critics(folders: Mapping[str, Path], family: str, device: torch.device) -> dict[str, Critic]:
+    """The finished critic of each kind; an error names the flag, or the command that makes it."""
+    critics = {}
+    for kind, folder in folders.items():
+        script = (
+            "train_sentiment_regressor.py"
+            if kind == SENTIMENT
+            else f"train_empathy_classifier.py --dim {kind}"
+        )
+        runs.require_run(folder, f"python {script} --model {family}")
+        critic = Critic.from_pretrained(folder).to(device)
+        if critic.settings.kind != kind:
+            raise UserError(f"--{kind} {folder}: holds a critic of {critic.settings.kind}")
+        critics[kind] = critic
+    return critics
+
+
+@dataclass(frozen=True)
+class LossCritics:
+    """The frozen critics that a loss asks for, and what they were."""
+
+    critics: CriticSet
+    folders: dict[str, Path]
+    checksums: dict[str, str]  # {kind: sha256 of its weights}
+
+
+def choose_for_loss(
+    folders: Mapping[str, Path], family: str, tokenizer: str, reply_len: int, session: Session
+) -> LossCritics:
+    """The critics of `folders`, frozen; says how good each one is. `tokenizer`: the generator's hash.
+
+    Raises `UserError` where one cannot read the generator's words, or fewer than `reply_len` tokens of a
+    reply.
+    """
+    critics = CriticSet(load_critics(folders, family, session.device), session.device)
+    critics.check_tokenizer(tokenizer)
+    for kind, folder in folders.items():
+        reads = critics.critics[kind].settings.reply_len
+        if reply_len > reads + 1:
+            raise UserError(f"--tgt-len {reply_len}: the {kind} critic reads only {reads} tokens of a reply")
+        session.say(f"critic {kind}: {folder} | {quality(folder)}")
+    checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
+    return LossCritics(critics, dict(folders), checksums)
+
+
+def quality(folder: Path) -> str:
+    """A critic's own figures beside its baselines, and a plain warning where it is no better than chance."""
+    result = storage.read_json(folder / "result.json")
+    valid, baselines = result["valid"], result["baselines"]
+    if "mse" in valid:
+        mean = baselines["mean"]["mse"]
+        text = f"mse {valid['mse']:.4f} (the mean's {mean:.4f})"
+        useless = not valid["mse"] < mean
+    else:
+        majority, tfidf = baselines["majority"], baselines["tfidf"]
+        text = f"macro-F1 {valid['macro_f1']:.1f} "
+        text += f"(majority class {majority['macro_f1']:.1f}, TF-IDF {tfidf['macro_f1']:.1f})"
+        more_right = valid["accuracy"] > majority["accuracy"]
+        useless = not more_right and not valid["macro_f1"] > majority["macro_f1"] + 5
+    if useless:
+        text += " | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0"
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------ asked
+
+
+def uninformed_losses(
+    critics: CriticSet, data: Data, session: Session, examples: int = 128
+) -> dict[str, tuple[float, float]]:
+    """{kind: (mean loss, loss of a guess)} on replies that say nothing: each word's frequency, at every
+    position.
+
+    The guess knows how frequent the labels are. A critic has only seen real words in training; where it is
+    far worse than guessing on a mixture of them, a generator that still writes mixtures is led by its errors.
+    """
+    if not critics:
+        return {}
+    numbers = list(range(0, len(data), max(1, len(data) // examples)))[:examples]
+    batches = [session.move(data.collate(numbers[i : i + 16])) for i in range(0, len(numbers), 16)]
+    words = torch.cat([b["labels"][b["reply_mask"] > 0] for b in batches])
+    vocabulary = len(next(iter(critics.critics.values())).embeddings)  # the same for all: see check_tokenizer
+    share = torch.bincount(words, minlength=vocabulary) / len(words)  # (V,)
+    sums = dict.fromkeys(critics.critics, 0.0)
+    for batch in batches:
+        mask = batch["reply_mask"]
+        with torch.inference_mode():
+            found = critics.losses(share.expand(*mask.shape, -1), mask, batch)  # (V,) -> (B, T, V)
+        for kind in sums:
+            sums[kind] += float(found[kind])
+    out = {}
+    for kind, total in sums.items():
+        targets = torch.cat([b["critic_targets"][kind] for b in batches]).double()
+        out[kind] = total / len(numbers), guess_loss(targets, critics.critics[kind].settings.is_regressor)
+    return out
+
+
+def guess_loss(targets: Tensor, regression: bool) -> float:
+    """The loss of always saying the mean, or the classes' frequencies (their entropy, in nats)."""
+    if regression:
+        return float(targets.var(correction=0))
+    shares = targets.unique(return_counts=True)[1] / len(targets)
+    return float((shares * shares.log()).sum().abs())
+
+
+def say_uninformed(critics: CriticSet, data: Data, session: Session) -> None:
+    """Before a training: each critic's loss on a reply that says nothing, and a warning where it is far
+    off."""
+    for kind, (loss, prior) in uninformed_losses(critics, data, session).items():
+        line = f"critic {kind} on a reply that says nothing: loss {loss:.2f}, of a guess by frequency {prior:.2f}"
+        if loss > 2 * prior + 0.1:
+            line += " | WARNING: confidently wrong there; from scratch, a weight of 0.1 or less keeps it from leading"
+        session.say(line)
+
+
+def critic_scores(
+    critic: Critic, data: Data, session: Session, title: str, batch_size: int = 128, keep: Path | None = None
+) -> np.ndarray:
+    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor. `keep`: see
+    `storage.in_chunks`."""
+
+    def work(group: list[list[int]]) -> dict[str, np.ndarray]:
+        found = []
+        for numbers in group:
+            batch = session.move(data.collate(numbers))
+            with torch.inference_mode(), session.autocast():
+                scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+            if not critic.settings.is_regressor:
+                scores = scores.softmax(-1)
+            found.append(scores.float().cpu().numpy())
+        return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
+
+    return storage.in_chunks(plan_once(data.lengths, batch_size), work, keep, title)["scores"]
+
+
+def label(
+    folders: Mapping[str, Path],
+    family: str,
+    splits: Sequence[str],
+    batch_size: int,
+    paths: Paths,
+    overwrite: bool,
+    device: dict,
+) -> None:
+    """{split}_labels.csv: every listener turn's labels by the critics in `folders`, and its sentiment by
+    VADER."""
+    session = Session(**device)
+    labellers = load_critics(folders, family, session.device)
+    tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
+    critic_origins = {}
+    for dim, folder in folders.items():
+        critic_origins[dim] = {"critic": str(folder), "sha256": storage.sha256(folder / "model.safetensors")}
+    for split in splits:
+        target, dialogues, vader = paths.labels(split), paths.dialogues(split), paths.vader(split)
+        origin = {**critic_origins, "dialogues": storage.sha256(dialogues), "vader": storage.sha256(vader)}
+        if storage.ready(target, origin, overwrite):
+            continue
+        examples = listener_turns(dialogues)
+        contexts, replies = [e.history for e in examples], [e.response for e in examples]
+        columns: dict = {
+            "conv_id": [e.conv_id for e in examples],
+            "utterance_idx": [e.utterance_idx for e in examples],
+            SENTIMENT: read_vader(vader, examples),
+            "utterance": replies,
+        }
+        kept: list[Path] = []
+        for dim, critic in labellers.items():
+            data = critic_data(contexts, replies, None, tokenizers[dim], critic.settings, paths.cache)
+            # an interrupted stage goes on there
+            key = fingerprint(str(origin), split, dim, session.precision, batch_size)[:16]
+            kept.append(paths.cache / f"labels-{key}")
+            scores = critic_scores(critic, data, session, f"{split}, {dim}", batch_size, kept[-1])
+            columns[dim] = scores.argmax(1)
+        table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
+        storage.write_csv(target, table, origin=origin)
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{target}: {len(table):,} listener turns; {label_shares(table)}")
+
+
+def label_shares(table: pd.DataFrame) -> str:
+    """How often each label stands there."""
+    parts = []
+    for dim in DIMENSIONS:
+        shares = table[dim].value_counts(normalize=True).sort_index()
+        parts.append(f"{dim} " + ", ".join(f"{level}: {share:.1%}" for level, share in shares.items()))
+    return f"labels {' | '.join(parts)} | mean sentiment {table[SENTIMENT].mean():.3f}"
+
+
+Judges = dict[str, tuple[Critic, object]]  # {kind: (critic, tokenizer)}
+
+
+def load_judges(folders: Mapping[str, Path], session: Session) -> Judges:
+    """The finished critics among `folders`; the others are named and left out."""
+    missing = [k for k, f in folders.items() if not (f / "result.json").exists()]
+    if missing:
+        there = ", ".join(str(folders[k]) for k in missing)
+        print(f"note: no {', '.join(missing)} critic ({there}); their columns stay empty")
+    judges = {}
+    for kind, folder in folders.items():
+        if kind not in missing:
+            judges[kind] = (Critic.from_pretrained(folder).to(session.device), load_tokenizer(folder))
+    return judges
+
+
+def judge(
+    judges: Judges,
+    examples: Sequence[Example],
+    replies: Sequence[str],
+    session: Session,
+    cache: Path,
+    title: str,
+) -> dict[str, list[float]]:
+    """Each critic's score of each reply, given as much of its context as it reads: the expected level, or the
+    sentiment."""
+    contexts = [e.history for e in examples]
+    scores = {}
+    for kind, (critic, tokenizer) in judges.items():
+        data = critic_data(contexts, replies, None, tokenizer, critic.settings, cache)
+        found = critic_scores(critic, data, session, f"{title}: {kind}")  # (N, labels)
+        levels = found[:, 0] if critic.settings.is_regressor else found @ range(found.shape[1])
+        scores[kind] = levels.tolist()
+    return scores

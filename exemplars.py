@@ -1,0 +1,313 @@
+"""Exemplars: the index that finds them, and the ways in which they enter a generator.
+
+A way is one class: what it adds to a model's settings, the ids it puts before a source, and its part of a
+batch. The layers that a way needs inside the model stand in models.Generator.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import storage
+from commands import GeneratorOptions
+from dataloaders import (
+    EXEMPLAR_MARKER,
+    NoExemplars,
+    encode,
+    join,
+    listener_turns,
+    pad,
+    plan_once,
+    tokenizer_hash,
+)
+from glove_models import glove_config, load_vectors, set_word_vectors
+from models import (
+    EXEMPLAR_PREFIX,
+    Generator,
+    GeneratorSettings,
+    load_config,
+    load_encoder,
+    load_tokenizer,
+)
+from options import Paths, UserError
+from session import Session, own_random_stream
+from storage import fingerprint, require
+
+Texts = Sequence[Sequence[str]]  # each example's exemplars, best first
+
+
+# ------------------------------------------------------------------------------------------------------ index
+
+
+class Index:
+    """Candidates' vectors (P, E), built once, asked often: exact inner product, equal scores in the
+    candidates' order.
+
+    `owners`: the conversation of each candidate. `groups`: where given, a query sees only candidates of its
+    own group.
+    """
+
+    def __init__(self, vectors: np.ndarray, owners: Sequence[str], groups: Sequence[str] | None = None):
+        self.vectors, self.owners = vectors, owners
+        self.places: dict[str, list[int]] = {}
+        for place, group in enumerate(groups if groups is not None else [""] * len(vectors)):
+            self.places.setdefault(group, []).append(place)
+        self.grouped = groups is not None
+
+    def search(
+        self, queries: np.ndarray, k: int, owners: Sequence[str | None], groups: Sequence[str] | None = None
+    ) -> list[list[tuple[int, float]]]:
+        """For each query (Q, E) the places of its best `k` candidates with their scores, best first.
+
+        `owners`: the conversation whose candidates a query must not get, None where it may have all. Fewer
+        than `k` only where fewer are allowed.
+        """
+        asked = groups if self.grouped and groups is not None else [""] * len(queries)
+        out: list[list[tuple[int, float]]] = [[] for _ in range(len(queries))]
+        for group in tqdm(sorted(set(asked)), desc="searching", disable=None, leave=False):
+            places = self.places.get(group, [])
+            numbers = [i for i, g in enumerate(asked) if g == group]
+            if not places:
+                continue
+            held = [self.owners[p] for p in places]
+            hits = nearest(queries[numbers], self.vectors[places], [owners[i] for i in numbers], held, k)
+            for i, row in zip(numbers, hits, strict=True):
+                out[i] = [(places[p], score) for p, score in row]
+        return out
+
+
+def nearest(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    query_owners: Sequence[str | None],
+    candidate_owners: Sequence[str],
+    k: int,
+) -> list[list[tuple[int, float]]]:
+    """For each query (Q, E) its best k of `candidates` (P, E) of other owners: [(place, score)], best first.
+
+    Exact. Equal scores go by place. Fewer than k only where fewer are allowed.
+    """
+    import faiss  # late: most who import this module never search
+
+    index = faiss.IndexFlatIP(candidates.shape[1])
+    index.add(np.ascontiguousarray(candidates))
+    sizes: dict[str | None, int] = {}
+    for owner in candidate_owners:
+        sizes[owner] = sizes.get(owner, 0) + 1
+    out: list = [None] * len(queries)
+    todo = np.arange(len(queries))
+    # k + 1 shows whether a tie crosses the k-th place; one's own conversation may take the best places
+    # besides
+    fetch = min(len(candidates), k + 1 + max((sizes.get(c, 0) for c in query_owners), default=0))
+    while len(todo):
+        scores, places = index.search(np.ascontiguousarray(queries[todo]), fetch)
+        again = []
+        for q, row_scores, row_places in zip(todo, scores, places, strict=True):
+            allowed = []
+            for place, score in zip(row_places.tolist(), row_scores.tolist(), strict=True):
+                if place >= 0 and candidate_owners[place] != query_owners[q]:
+                    allowed.append((place, score))
+            if fetch < len(candidates) and len(allowed) > k and allowed[-1][1] == allowed[k - 1][1]:
+                again.append(q)  # a tie goes on beyond what was fetched
+                continue
+            out[q] = sorted(allowed, key=lambda hit: (-hit[1], hit[0]))[:k]
+        todo = np.array(again, dtype=int)
+        fetch = min(len(candidates), 2 * fetch)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- ways
+
+
+class Way:
+    """How exemplars enter one generator: not at all. `split(texts)` gives their part in the data of one
+    split."""
+
+    def split(self, texts: Texts) -> NoExemplars:
+        return NoExemplars()
+
+    def inputs(self) -> dict[str, str]:
+        """{name: sha256} of what this way depends on besides the exemplars' file."""
+        return {}
+
+
+class Prepended(Way):
+    """Their text stands before the dialogue (this project's default)."""
+
+    def __init__(self, settings: GeneratorSettings, tokenizer, cache: Path):
+        self.most, self.tokenizer, self.cache = settings.exemplar_len, tokenizer, cache
+
+    def split(self, texts: Texts) -> NoExemplars:
+        encoded = encode(self.tokenizer, [EXEMPLAR_MARKER, *(t for row in texts for t in row)], self.cache)
+        return PrependedIds(texts, encoded, self.most, self.tokenizer.eos_token_id)
+
+
+class PrependedIds(NoExemplars):
+    def __init__(self, texts: Texts, encoded: dict[str, np.ndarray], most: int, eos: int):
+        self.texts, self.encoded, self.most, self.eos = texts, encoded, most, eos
+
+    def before(self, number: int) -> np.ndarray:
+        marker = self.encoded[EXEMPLAR_MARKER]
+        pieces = [np.append(marker, self.encoded[t]) for t in self.texts[number]]
+        return exemplar_block(pieces, self.most, self.eos)
+
+
+def exemplar_block(pieces: Sequence[np.ndarray], most: int, eos: int) -> np.ndarray:
+    """As many whole exemplars, best first, as fit in `most` tokens with the </s> after them; the first may be
+    cut."""
+    total, kept = 1, []
+    for piece in pieces:
+        total += len(piece)
+        if kept and total > most:
+            break
+        kept.append(piece)
+    return np.append(join(kept)[: most - 1], eos) if kept else join([])
+
+
+class PooledFrozen(Way):
+    """The mean over exemplars of the mean over their tokens, by a frozen T5 encoder (paper, eq. 2-4).
+
+    Each distinct exemplar is encoded once in a run, and kept by content in the cache.
+    """
+
+    def __init__(self, settings: GeneratorSettings, session: Session, paths: Paths):
+        assert settings.exemplar_model is not None
+        self.name, self.width, self.max_len = (
+            settings.exemplar_model,
+            settings.exemplar_width,
+            settings.exemplar_len,
+        )
+        self.session, self.paths = session, paths
+        self.vectors: dict[str, np.ndarray] = {}
+        place = exemplar_model(self.name, paths)
+        with own_random_stream(0):  # t5-tiny's weights are random: draw the same ones in training and in use
+            self.tokenizer = load_tokenizer(place)
+            self.encoder = load_encoder(place, from_scratch=self.name == "t5-tiny").to(session.device).eval()
+
+    def inputs(self) -> dict[str, str]:
+        return {
+            "exemplar encoder": storage.weights_hash(self.encoder),
+            "exemplar words": tokenizer_hash(self.tokenizer),
+        }
+
+    def split(self, texts: Texts) -> NoExemplars:
+        asked = {t for row in texts for t in row}
+        if not self.vectors or not asked <= self.vectors.keys():
+            # one table for all splits: exemplars are training replies
+            replies = {e.response for e in listener_turns(self.paths.dialogues("train"))}
+            self.vectors = self.embed(sorted(asked | replies | self.vectors.keys()))
+        return PooledVectors(texts, self.vectors, self.width)
+
+    def embed(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """{text: (E,) vector}."""
+        session = self.session
+        key = fingerprint(*self.inputs().values(), self.max_len, session.precision, texts)[:32]
+
+        def make() -> dict[str, np.ndarray]:
+            marked = [EXEMPLAR_PREFIX + t for t in texts]
+            rows = self.tokenizer(marked, truncation=True, max_length=self.max_len + 8)["input_ids"]
+            table = np.zeros((len(texts), self.width), dtype=np.float32)
+            batches = plan_once([len(r) for r in rows], 128)
+            with torch.inference_mode(), session.autocast():
+                for numbers in tqdm(batches, desc="exemplars", disable=None, leave=False):
+                    padded = pad([np.array(rows[i]) for i in numbers], self.tokenizer.pad_token_id)
+                    ids, mask = session.move(padded)
+                    hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+                    real = mask[..., None]  # (B, L, E) under (B, L, 1) -> (B, E)
+                    table[numbers] = ((hidden * real).sum(1) / real.sum(1)).cpu().numpy()
+            return {"vectors": table}
+
+        table = storage.cached(self.paths.cache / f"exemplars-{key}.npz", make)["vectors"]
+        return dict(zip(texts, table, strict=True))
+
+
+class PooledVectors(NoExemplars):
+    """Batches of the mean of each example's frozen exemplar vectors, (B, E); zeros where there is no
+    exemplar."""
+
+    def __init__(self, texts: Texts, vectors: Mapping[str, np.ndarray], width: int):
+        table = np.zeros((len(texts), width), dtype=np.float32)
+        for n, row in enumerate(texts):
+            if row:
+                table[n] = np.mean([vectors[t] for t in row], axis=0)
+        self.table = torch.from_numpy(table)
+
+    def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        return {"exemplar_vectors": self.table[numbers]}
+
+
+class PooledTrained(Way):
+    """The same pooled vector by a GloVe encoder that is trained along with the generator."""
+
+    def __init__(self, settings: GeneratorSettings, paths: Paths):
+        self.max_len, self.cache = settings.exemplar_len, paths.cache
+        self.tokenizer = load_tokenizer(require(paths.glove))
+        if tokenizer_hash(self.tokenizer) != settings.exemplar_tokenizer:
+            raise UserError(
+                f"{paths.glove}: its words are others than this model's exemplar encoder was trained with"
+            )
+
+    def inputs(self) -> dict[str, str]:
+        return {"exemplar_tokenizer": tokenizer_hash(self.tokenizer)}
+
+    def split(self, texts: Texts) -> NoExemplars:
+        return PooledTokens(texts, self.tokenizer, self.max_len, self.cache)
+
+
+class PooledTokens(NoExemplars):
+    """Batches for the encoder that is trained along: each distinct text once (U, L), and each example's
+    shares (B, U)."""
+
+    def __init__(self, texts: Texts, tokenizer, max_len: int, cache: Path | None = None):
+        self.texts, self.pad, self.eos = texts, tokenizer.pad_token_id, tokenizer.eos_token_id
+        self.max_len = max_len
+        self.encoded = encode(tokenizer, [t for row in texts for t in row], cache)
+
+    def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        distinct = list(dict.fromkeys(t for i in numbers for t in self.texts[i]))
+        place = {t: n for n, t in enumerate(distinct)}
+        share = torch.zeros(len(numbers), max(1, len(distinct)))  # (B, U): a row's mean over its exemplars
+        for b, i in enumerate(numbers):
+            for t in self.texts[i]:
+                share[b, place[t]] += 1 / len(self.texts[i])
+        rows = [np.append(self.encoded[t][: self.max_len - 1], self.eos) for t in distinct]
+        ids, mask = pad(rows or [np.array([self.eos])], self.pad)
+        return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": share}
+
+
+def enter(settings: GeneratorSettings, tokenizer, session: Session, paths: Paths) -> Way:
+    """The way that a generator's settings name."""
+    if settings.exemplars == "prepend":
+        return Prepended(settings, tokenizer, paths.cache)
+    if settings.exemplars == "t5":
+        return PooledFrozen(settings, session, paths)
+    if settings.exemplars == "glove-t5":
+        return PooledTrained(settings, paths)
+    return Way()
+
+
+def exemplar_model(name: str, paths: Paths) -> str | Path:
+    return require(paths.t5_tiny) if name == "t5-tiny" else name
+
+
+def way_settings(options: GeneratorOptions, size: str, paths: Paths) -> dict:
+    """What the chosen way adds to a new generator's settings. `size` (glove_models.SIZES): of an encoder
+    trained along."""
+    if options.add_exemplars == "t5":
+        place = exemplar_model(options.exemplar_model, paths)
+        return {"exemplar_model": options.exemplar_model, "exemplar_width": load_config(place).d_model}
+    if options.add_exemplars == "glove-t5":
+        words = load_tokenizer(require(paths.glove))
+        config = glove_config(words, size, options.dropout, num_layers=options.exemplar_layers)
+        return {"exemplar_backbone": config.to_dict(), "exemplar_tokenizer": tokenizer_hash(words)}
+    return {}
+
+
+def begin(model: Generator, paths: Paths, seed: int) -> None:
+    """Where a new generator has an encoder of its own for exemplars, it begins with GloVe's vectors."""
+    if model.settings.exemplar_backbone:
+        words = model.exemplar_encoder.get_input_embeddings()
+        set_word_vectors(words, load_vectors(paths.glove), seed)

@@ -1,0 +1,440 @@
+"""Generators: built, fed with the data of a split, trained by eq. 14, decoded, and asked for a corpus's
+likelihood.
+
+What a generator computes stands in models.Generator, what critics are asked in critics.py, how exemplars
+enter in exemplars.py.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+import exemplars
+import runs
+import storage
+from commands import DECODING, Decoding, GeneratorCommand, GeneratorOptions
+from critics import LossCritics, choose_for_loss, say_uninformed
+from dataloaders import (
+    Data,
+    Example,
+    generator_data,
+    hash_seed,
+    listener_turns,
+    plan_once,
+    read_exemplars,
+    read_labels,
+    tokenizer_hash,
+)
+from glove_models import glove_config, load_vectors, set_word_vectors
+from metrics import count_words, perplexity
+from models import (
+    CriticSet,
+    Generator,
+    GeneratorSettings,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    soft_response,
+    token_nll,
+)
+from options import DIMENSIONS, Paths, UserError, refuse_existing
+from session import Session, own_random_stream
+from storage import fingerprint, require
+from training import Loop
+from updates import Objective
+
+# ------------------------------------------------------------------------------------------------------ built
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a family brings: its tokenizer, its T5, and the size of a GloVe encoder that fits beside it."""
+
+    tokenizer: Any
+    t5: T5ForConditionalGeneration
+    exemplar_size: str  # glove_models.SIZES
+
+
+def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Backbone:
+    """A pretrained T5 by hub name or folder; `t5-tiny`, or any with `from_scratch`, with random weights."""
+    tiny = model == "t5-tiny"
+    name = require(paths.t5_tiny) if tiny else model
+    config = load_config(name)
+    if config.model_type != "t5":
+        raise UserError(f"--model {model}: a {config.model_type} model; the generator needs a T5")
+    config.dropout_rate = dropout
+    tokenizer = load_tokenizer(name)
+    if tiny or from_scratch:
+        t5 = T5ForConditionalGeneration(config)
+    else:
+        t5 = load_pretrained(T5ForConditionalGeneration, name, config)
+    return Backbone(tokenizer, t5, "tiny" if tiny else "paper")
+
+
+def load_glove_t5(size: str, dropout: float, seed: int, paths: Paths, **changes: int | None) -> Backbone:
+    """A T5 from scratch over GloVe's words, which begin as GloVe's vectors. `changes`: see
+    glove_models.glove_config."""
+    tokenizer = load_tokenizer(require(paths.glove))
+    t5 = T5ForConditionalGeneration(glove_config(tokenizer, size, dropout, **changes))
+    set_word_vectors(t5.get_input_embeddings(), load_vectors(paths.glove), seed)
+    return Backbone(tokenizer, t5, size)
+
+
+def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Paths) -> Generator:
+    """A new generator around a backbone, with the layers that the chosen way of exemplars needs."""
+    settings = GeneratorSettings(
+        backbone=backbone.t5.config.to_dict(),
+        exemplars=options.add_exemplars,
+        tokenizer=tokenizer_hash(backbone.tokenizer),
+        src_len=options.src_len,
+        tgt_len=options.tgt_len,
+        exemplar_len=options.exemplar_len,
+        top_exemplars=options.top_exemplars,
+        family=family,
+        **exemplars.way_settings(options, backbone.exemplar_size, paths),
+    )
+    model = Generator(settings, backbone.t5)
+    exemplars.begin(model, paths, options.seed)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The listener turns of one split, and their batches."""
+
+    examples: list[Example]
+    data: Data
+
+
+def split_data(
+    settings: GeneratorSettings,
+    split: str,
+    tokenizer,
+    way: exemplars.Way,
+    paths: Paths,
+    critics: CriticSet | None = None,
+    whole: bool = True,
+) -> SplitData:
+    """One split; files are joined on (conv_id, utterance_idx). `critics`: whose labels a batch holds.
+
+    `whole`: replies are not cut to the model's tgt_len.
+    """
+    examples = listener_turns(paths.dialogues(split))
+    entering = None
+    if settings.exemplars != "none":
+        file = paths.exemplars(split)
+        entering = way.split(read_exemplars(file, examples, settings.top_exemplars))
+        storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
+    data = generator_data(
+        examples,
+        tokenizer,
+        src_len=settings.src_len,
+        tgt_len=None if whole else settings.tgt_len,
+        cache=paths.cache,
+        exemplars=entering,
+        labels=critic_targets(split, examples, critics, paths) if critics else None,
+        critic_context_len=critics.context_len if critics else 0,
+    )
+    return SplitData(examples, data)
+
+
+def critic_targets(split: str, examples: list[Example], critics: CriticSet, paths: Paths) -> dict[str, list]:
+    """{critic: the label of each example's gold reply}, checked against what the critics know."""
+    file = paths.labels(split)
+    found = read_labels(file, examples)
+    made_from = storage.read_origin(file)
+    sources = {"dialogues": paths.dialogues(split), "vader": paths.vader(split)}
+    for dim in DIMENSIONS:
+        if isinstance(made_from.get(dim), dict):
+            sources[dim] = Path(made_from[dim]["critic"]) / "model.safetensors"
+    storage.warn_if_stale(file, sources)
+    for kind, critic in critics.critics.items():
+        if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
+            raise UserError(
+                f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} labels; label "
+                "with critics of the same --levels, or train this one on them"
+            )
+    return {kind: found[kind] for kind in critics.critics}
+
+
+# -------------------------------------------------------------------------------------------------- objective
+
+
+class GeneratorObjective(Objective):
+    """The paper's eq. 14, every term over its own unit:
+
+        loss = main_w * nll + empathy_w * (emo + exp + int) + sentiment_w * sentiment
+
+    nll: negative log-likelihood of the gold reply, over its tokens. The others: the frozen critics'
+    cross-entropy (sentiment: squared error) on the soft reply against the labels of the gold reply, over
+    examples.
+    """
+
+    def __init__(self, critics: CriticSet, options: GeneratorOptions):
+        self.critics, self.strategy = critics, options.strategy
+        self.weights = {term: options.weight(term) for term in ("nll", *critics.critics)}
+
+    def units(self, batch: dict) -> dict[str, float]:
+        units = dict.fromkeys(self.weights, float(len(batch["labels"])))
+        return units | {"nll": float(batch["reply_mask"].sum())}
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        return self.losses(model, batch, self.strategy)
+
+    def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
+        logits = model(batch)  # (B, T, V)
+        terms = {"nll": token_nll(logits, batch["labels"]).sum()}
+        if self.critics:  # a soft reply is as large as the logits: made only where somebody reads it
+            soft = soft_response(logits, strategy)
+            terms |= self.critics.losses(soft, batch["reply_mask"], batch)
+        return terms
+
+
+def validate(
+    model: Generator,
+    objective: GeneratorObjective,
+    held: SplitData,
+    batches: list[list[int]],
+    session: Session,
+) -> dict[str, float]:
+    """Each term averaged over its own unit on a whole split; perplexity per model token and per word.
+
+    The critics see the softmax whatever the strategy of the training, so that an evaluation is no draw.
+    """
+    names = list(objective.weights)
+    totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for numbers in session.over(batches, "valid"):
+        batch = session.move(held.data.collate(numbers))
+        with session.autocast():
+            sums = objective.losses(model, batch, strategy=0)
+        for name, count in objective.units(batch).items():
+            totals[name] += float(sums[name])
+            counts[name] += count
+    summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
+    values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
+    nll, tokens = summed[names.index("nll")], summed[len(names) + names.index("nll")]
+    words = sum(count_words(e.response) + 1 for e in held.examples)  # the end of a reply counts as a word
+    return values | {"ppl_token": perplexity(nll, tokens), "ppl_word": perplexity(nll, words)}
+
+
+# ---------------------------------------------------------------------------------------------------- decoded
+
+
+def prediction_files(folder: Path, split: str) -> tuple[Path, Path]:
+    """(predictions, likelihood) of a run."""
+    ending = "" if split == "test" else f"_{split}"
+    return folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"
+
+
+def decoding_arguments(decoding: Decoding, tokenizer) -> dict[str, Any]:
+    """What transformers' `generate` is told: the decoding, and the tokens that no reply holds."""
+    banned = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+    arguments: dict[str, Any] = {"suppress_tokens": [i for i in banned if i is not None]}
+    arguments["max_new_tokens"] = decoding.max_new_tokens
+    if decoding.beams > 1:
+        return arguments | {"num_beams": decoding.beams}
+    return arguments | {"do_sample": True, "top_k": decoding.top_k, "temperature": decoding.temperature}
+
+
+def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -> list[str]:
+    """One reply, on one line, for each example of a batch."""
+    out = model.generate(batch, **arguments)  # (B, T)
+    return [" ".join(text.split()) for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+
+class Predictor:
+    """A reply, and the gold reply's likelihood, for every example of a split; an interrupted one goes on."""
+
+    def __init__(self, model: Generator, tokenizer, data: Data, decoding: Decoding, session: Session):
+        self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
+        self.decoding, self.session = decoding, session
+        self.arguments = decoding_arguments(decoding, tokenizer)
+
+    def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
+        """The rows of one batch; it draws from a stream of its own, so that any batch can be written
+        first."""
+        batch = self.session.move(self.data.collate(numbers))
+        seed = hash_seed(self.decoding.seed, number)
+        with torch.inference_mode(), self.session.autocast(), own_random_stream(seed):
+            nll = token_nll(self.model(batch), batch["labels"]).sum(1)  # (B, T) -> (B,)
+            texts = reply(self.model, self.tokenizer, batch, self.arguments)
+        return {
+            "numbers": np.array(numbers),
+            "nll": np.array(nll.tolist()),
+            "tokens": np.array(batch["reply_mask"].sum(1).tolist()),
+            "response": np.array(texts),
+        }
+
+    def chunk(self, group: list[tuple[int, list[int]]]) -> dict[str, np.ndarray]:
+        """The rows of some batches, as `storage.in_chunks` asks for them."""
+        try:
+            parts = [self.batch(number, numbers) for number, numbers in group]
+        except torch.OutOfMemoryError as error:
+            size = self.decoding.predict_batch_size
+            raise UserError(f"--predict-batch-size {size}: out of memory; try {max(1, size // 2)}") from error
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def write_predictions(
+    folder: Path, model: Generator, tokenizer, split: str, found: SplitData, decoding: Decoding, session: Session,
+    paths: Paths,
+) -> dict[str, float]:  # fmt: skip
+    """predictions.tsv and likelihood.csv of a run on one split; returns the gold replies' perplexities."""
+    predictor = Predictor(model, tokenizer, found.data, decoding, session)
+    origin: dict[str, Any] = {
+        "model": storage.sha256(folder / "model.safetensors"),
+        "dialogues": storage.sha256(paths.dialogues(split)),
+        "split": split,
+    }
+    if model.settings.exemplars != "none":
+        shown = paths.exemplars(split)
+        origin["exemplars"] = {"path": str(shown), "sha256": storage.sha256(shown)}
+    origin |= predictor.arguments | {"precision": session.precision}
+    origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
+    keep = folder / f".partial-{fingerprint(str(origin))[:16]}"
+    batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
+    rows = storage.in_chunks(batches, predictor.chunk, keep, f"replies, {split}", size=4)
+
+    predictions, likelihood = prediction_files(folder, split)
+    examples = found.examples
+    keys = pd.DataFrame({
+        "conv_id": [e.conv_id for e in examples],
+        "utterance_idx": [e.utterance_idx for e in examples],
+    })  # fmt: skip
+    words = [count_words(e.response) + 1 for e in examples]  # the end counts as a word
+    table = keys.assign(nll=rows["nll"].round(5), tokens=rows["tokens"], words=words)
+    storage.write_csv(likelihood, table)
+    storage.write_csv(predictions, keys.assign(response=rows["response"]), sep="\t", origin=origin)
+    shutil.rmtree(keep, ignore_errors=True)
+    sums = table[["nll", "tokens", "words"]].sum()
+    result = {
+        "ppl_token": perplexity(sums["nll"], sums["tokens"]),
+        "ppl_word": perplexity(sums["nll"], sums["words"]),
+    }
+    print(
+        f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a token, "
+        f"{result['ppl_word']:.2f} a word"
+    )
+    return result
+
+
+# -------------------------------------------------------------------------------------------------- the stage
+
+
+def run(command: GeneratorCommand, load: Callable[[Paths], Backbone]) -> dict | None:
+    """Train and predict, or with `--inference` only predict: the one function behind all generators'
+    scripts."""
+    session = Session(**command.device)
+    if command.inference:
+        return infer(Path(command.inference), command, session)
+    return train_generator(command, load(command.paths), session)
+
+
+def train_generator(command: GeneratorCommand, backbone: Backbone, session: Session) -> dict:
+    paths, options, family = command.paths, command.options, command.family
+    tokenizer = backbone.tokenizer
+    model = build(backbone, family, options, paths)
+    settings = model.settings
+    way = exemplars.enter(settings, tokenizer, session, paths)
+    chosen = choose_for_loss(command.critics, family, settings.tokenizer, options.tgt_len, session)
+    say_other_labellers(chosen, paths, session)
+    critics = chosen.critics
+
+    train = split_data(settings, "train", tokenizer, way, paths, critics, whole=False)
+    held = split_data(settings, "valid", tokenizer, way, paths, critics)
+    say_uninformed(critics, train.data, session)
+    # read before the training: what would be missing after it is missed now
+    split = command.predict_split
+    predicted = split_data(settings, split, tokenizer, way, paths) if split else None
+    objective = GeneratorObjective(critics, options)
+
+    def evaluate() -> dict[str, float]:
+        batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
+        return validate(model, objective, held, batches, session)
+
+    def export(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
+
+    folder = paths.saved / family / (command.name or options.default_name)
+    loop = Loop(
+        command.training,
+        session,
+        model,
+        objective,
+        train.data,
+        evaluate,
+        export,
+        folder,
+        flags=command.flags,
+        inputs=run_inputs(settings, way, chosen, paths),
+        free=DECODING,
+        metric="nll",
+        mode="min",
+    )
+    result = loop.train()
+    if result.get("already_finished"):
+        return result
+    result |= {"valid": loop.measure()}
+    if predicted and split and session.main:
+        result[split] = write_predictions(
+            folder, model, tokenizer, split, predicted, command.decoding, session, paths
+        )
+    loop.finish(result)
+    session.say(f"next: python evaluate_responses.py {folder}")
+    return result
+
+
+def run_inputs(
+    settings: GeneratorSettings, way: exemplars.Way, chosen: LossCritics, paths: Paths
+) -> dict[str, str]:
+    """{name: sha256} of everything that a generator's training depends on besides its flags."""
+    inputs = {f"critic {kind}": digest for kind, digest in chosen.checksums.items()}
+    inputs |= {"tokenizer": settings.tokenizer, **way.inputs()}
+    for split in ("train", "valid"):
+        inputs[f"dialogues {split}"] = storage.sha256(paths.dialogues(split))
+        if settings.exemplars != "none":
+            inputs[f"exemplars {split}"] = storage.sha256(paths.exemplars(split))
+        if chosen.critics:
+            inputs[f"labels {split}"] = storage.sha256(paths.labels(split))
+    return inputs
+
+
+def say_other_labellers(chosen: LossCritics, paths: Paths, session: Session) -> None:
+    """The labels may be of other critics than the loss's: allowed, and said."""
+    labels = paths.labels("train")
+    made_from = storage.read_origin(labels)
+    for kind in made_from.keys() & chosen.checksums.keys():
+        if made_from[kind]["sha256"] != chosen.checksums[kind]:
+            other = made_from[kind]["critic"]
+            session.say(
+                f"note: the {kind} labels in {labels.parent} are of {other}, another critic than the loss's"
+            )
+
+
+def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str, float]:
+    """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
+    if session.world > 1:
+        raise UserError("--inference: replies are written by one process; run it without torchrun")
+    trained = runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
+    paths = command.paths
+    if not command.flags.get("exemplars") and trained.get("exemplars"):
+        paths = paths.with_exemplars(trained["exemplars"])
+    split = command.flags["predict_split"]
+    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite)
+    model = Generator.from_pretrained(folder).to(session.device)
+    tokenizer = load_tokenizer(folder)
+    way = exemplars.enter(model.settings, tokenizer, session, paths)
+    found = split_data(model.settings, split, tokenizer, way, paths)
+    return write_predictions(folder, model, tokenizer, split, found, command.decoding, session, paths)

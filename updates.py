@@ -1,0 +1,188 @@
+"""One update of the weights: its mathematics, and the optimizer. Knows neither empathy nor exemplars, nor the
+time of a run.
+
+    loss = sum_k weight_k * (sum of term k over the update) / (units of term k in the update)
+
+Sums and units run over all micro-batches and processes of the update, so 8x1, 4x2 and 2x4 micro-batches, or
+two processes, give one and the same gradient.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from commands import TrainingOptions
+from session import Session
+
+
+class Objective:
+    """What a stage minimises: named loss terms, each a sum over its own unit (tokens or examples), and their
+    weights."""
+
+    weights: dict[str, float]
+
+    def prepare(self, model: nn.Module, batch: dict) -> dict:
+        """The batch with what must be known before units can be counted, such as replies that the model
+        samples now."""
+        return batch
+
+    def units(self, batch: dict) -> dict[str, float]:
+        """How many units each term sums over in this batch."""
+        raise NotImplementedError
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        """Each term's sum over this batch, with gradient. `model` may be wrapped for several processes."""
+        raise NotImplementedError
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient that is no finite number; the message names the term and the examples."""
+
+
+@dataclass
+class MicroBatch:
+    """One forward pass of an update."""
+
+    batch: dict
+    weight: float  # 0: a stand-in, where this process has no example left in the update but must take part
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only: norms (T5's are not nn.LayerNorm) and biases are vectors."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, frozen), shared tensors once."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters()) - trainable
+
+
+class Update:
+    """`Update(...)(numbers)` makes one update from the examples of these numbers and gives its figures."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        data,
+        options: TrainingOptions,
+        session: Session,
+        total_steps: int,
+    ):
+        """`data` has `collate(numbers)` (dataloaders.Data); `total_steps` is where the learning rate's
+        schedule ends."""
+        self.model, self.objective, self.data, self.options, self.session = (
+            model,
+            objective,
+            data,
+            options,
+            session,
+        )
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, options.weight_decay),
+            lr=options.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            fused=session.device.type == "cuda",
+        )
+        self.wrapped = session.accelerator.prepare_model(model)  # DDP under torchrun
+        self.scheduler = get_scheduler(
+            "constant_with_warmup" if options.schedule == "constant" else options.schedule,
+            self.optimizer,
+            num_warmup_steps=options.warmup_steps,
+            num_training_steps=total_steps,
+        )
+        set_seed((options.seed * 1009 + session.rank + 1) % 2**31)  # every process its own dropout
+
+    def __call__(self, numbers: list[int]) -> dict[str, float]:
+        """The loss, its terms and the gradient's norm. Raises `NotFinite` before anything is changed."""
+        micro_batches = self.deal(numbers)
+        # what the sums are divided by must be known before the first backward pass: gradients add up from
+        # there on
+        units = self.count_units(micro_batches)
+        sums = self.accumulate_gradients(micro_batches, units)  # (micro-batches, terms)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf)
+        self.assert_finite(sums, norm, micro_batches)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.figures(sums, units) | {"grad_norm": float(norm)}
+
+    def deal(self, numbers: list[int]) -> list[MicroBatch]:
+        """This process's micro-batches of an update.
+
+        The examples are dealt out one by one, so that lengths (an update is sorted by them) come out even.
+        """
+        pieces = self.options.accumulate * self.session.world
+        mine = []
+        for piece in range(self.session.rank, pieces, self.session.world):
+            dealt = numbers[piece::pieces]
+            if dealt:
+                mine.append(self.collate(dealt, stand_in=False))
+            elif self.session.world > 1:  # DDP waits for every process in every backward pass
+                mine.append(self.collate(numbers[:1], stand_in=True))
+        return mine
+
+    def collate(self, numbers: list[int], stand_in: bool) -> MicroBatch:
+        batch = self.data.collate(numbers) | {"stand_in": stand_in}
+        return MicroBatch(self.objective.prepare(self.wrapped, batch), 0.0 if stand_in else 1.0)
+
+    def count_units(self, micro_batches: list[MicroBatch]) -> dict[str, float]:
+        """Each term's units in the whole update, over all processes."""
+        counted = dict.fromkeys(self.objective.weights, 0.0)
+        for micro in micro_batches:
+            units = self.objective.units(micro.batch)
+            for term in counted:
+                counted[term] += units[term] * micro.weight
+        return dict(zip(counted, self.session.sum(list(counted.values())), strict=True))
+
+    def accumulate_gradients(self, micro_batches: list[MicroBatch], units: dict[str, float]) -> Tensor:
+        """Backward passes over all micro-batches; each term's sum in each of them, (micro-batches, terms)."""
+        weights, session = self.objective.weights, self.session
+        self.wrapped.train()
+        sums = torch.zeros(len(micro_batches), len(weights), device=session.device)
+        for i, micro in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            # gradients travel between processes once an update, with the last micro-batch
+            with contextlib.nullcontext() if last else session.accelerator.no_sync(self.wrapped):
+                with session.autocast():
+                    terms = self.objective.terms(self.wrapped, session.move(micro.batch))
+                # DDP averages over processes, the formula sums: hence the factor `world`
+                loss = sum(
+                    weights[k] * micro.weight * session.world * terms[k].float() / (units[k] or 1)
+                    for k in weights
+                )
+                loss.backward()
+            sums[i] = torch.stack([terms[k].detach().float() * micro.weight for k in weights])
+        return sums
+
+    def figures(self, sums: Tensor, units: dict[str, float]) -> dict[str, float]:
+        """The loss and its terms over the whole update, each term divided by its units."""
+        weights = self.objective.weights
+        totals = self.session.sum(sums.sum(0).tolist())
+        values = {k: total / (units[k] or 1) for k, total in zip(weights, totals, strict=True)}
+        return {"loss": sum(weights[k] * v for k, v in values.items()), **values}
+
+    def assert_finite(self, sums: Tensor, norm: Tensor, micro_batches: list[MicroBatch]) -> None:
+        """All processes raise together where a number of any of them is not finite."""
+        bad = not bool(torch.isfinite(sums).all() & torch.isfinite(norm))
+        if not self.session.sum([float(bad)])[0]:
+            return
+        terms = list(self.objective.weights)
+        names = [micro.batch.get("names", []) for micro in micro_batches]
+        found = []
+        for i, k in (~torch.isfinite(sums)).nonzero().tolist():
+            found.append(f"{terms[k]} on {', '.join(names[i])[:300]}")
+        everywhere = self.session.gather([", ".join(name for row in names for name in row)])
+        found = self.session.gather(found)
+        raise NotFinite("; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(everywhere)[:300]}")
