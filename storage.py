@@ -1,11 +1,16 @@
-"""Files that are there whole or not at all, notes of what made them, and long stages that go on where they stopped."""
+"""Files that are whole or not there, notes of what made them, long stages that go on where they stopped."""
 
 import contextlib
 import csv
+import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+import time
 import uuid
 import zipfile
 import zlib
@@ -19,29 +24,81 @@ from tqdm import tqdm
 
 from options import UserError
 
-# ------------------------------------------------------------------------------------------------------ safe writing
+# -------------------------------------------------------------------------------- what a file system cannot
+
+#: the answers of a file system that does not have a thing (NFS, FUSE, drive mounts); a full disk (ENOSPC), a
+#: broken one (EIO) and a forbidden place (EACCES) are not among them, and stay errors
+CANNOT = {
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOTTY,
+    errno.EINVAL,
+    errno.EBADF,
+    errno.ENOLCK,
+}
+#: what a place answers that may be read and not written
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_said: set[str] = set()
+
+
+def warn_once(kind: str, text: str) -> None:
+    """One warning of each kind in a process: a run asks for the same thing thousands of times."""
+    if kind not in _said:
+        _said.add(kind)
+        tqdm.write(f"warning: {text}")
+
+
+@contextlib.contextmanager
+def where_possible(path: Path, kind: str, consequence: str, answers: set[int] = frozenset(CANNOT)):
+    """Go on without what the file system cannot do, and say so once; every other error is one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in answers:
+            raise
+        warn_once(kind, f"{path}: its file system has no {kind} ({error.strerror}); {consequence}")
+
+
+# ---------------------------------------------------------------------------------------------- safe writing
 
 
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk, so that a rename that follows cannot outrun its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        what = "fsync of folders" if path.is_dir() else "fsync"
+        with where_possible(path, what, "a power cut may cost what was written last; a kill does not"):
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def abandoned(path: Path, days: float = 1) -> bool:
+    """Untouched for so long that no process can be at it: what is being written grows all the time."""
+    return time.time() - path.stat().st_mtime > days * 86400
+
+
+def sweep_parts(folder: Path, name: str = "*", everything: bool = False) -> None:
+    """Clear away what killed writes of `name` (a pattern) left in `folder`: the abandoned, or everything."""
+    for part in folder.glob(f".{name}.????????.part"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is not ours
+            if everything or abandoned(part):
+                part.unlink()
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, origin: dict | None = None):
     """Write `path` by way of a temporary file beside it: it is there whole, or as it was before.
 
-    `origin`: what it is made from, noted beside it (`ready`, `warn_if_stale`); the old output goes before the new note
-    comes, so that a note never stands beside an output it does not describe.
+    `origin`: what it is made from, noted beside it (`ready`, `warn_if_stale`); the old output goes before the
+    new note comes, so that a note never stands beside an output it does not describe.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_parts(path.parent, glob.escape(path.name))
         yield part
         sync(part)
         if origin is not None:
@@ -58,6 +115,16 @@ def whole_file(path: Path, origin: dict | None = None):
             part.unlink()
 
 
+def require_writable(folder: Path) -> None:
+    """Raise `UserError` where `folder` cannot be written, before hours of work whose result goes there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); free space or rights there") from error
+
+
 def write_text(path: Path, text: str, origin: dict | None = None) -> None:
     with whole_file(path, origin) as part:
         part.write_text(text, encoding="utf-8")
@@ -68,30 +135,38 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | None = None) -> None:
-    """A csv with a header, whole or not at all; with sep="\\t" nothing is quoted (the predictions' format)."""
+    """A csv with a header, whole or not at all; with sep="\\t" nothing is quoted (the predictions')."""
     quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
     if sep != "\t" and any(isinstance(v, str) and "\r" in v for c in table for v in table[c]):
-        quoting = (
-            csv.QUOTE_NONNUMERIC
-        )  # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
+        # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
+        quoting = csv.QUOTE_NONNUMERIC
     with whole_file(path, origin) as part:
         table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def locked(folder: Path, otherwise: str):
-    """Hold `folder` against other processes. Held by the process, not by the file: it goes when the process goes, however that ends."""
+    """Hold `folder` against other processes; `UserError` with `otherwise` where another one holds it.
+
+    Held by the process, not by the file: it goes when the process goes, however that ends. Yields False where
+    the file system has no locks, so that nobody can say whether another process is at work there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error})") from error
     with handle:
+        held = False
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with where_possible(folder, "locks", "see to it that no second process works there"):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
         except BlockingIOError:
             raise UserError(f"{folder}: {otherwise}") from None
-        yield
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be locked ({error})") from error
+        yield held
 
 
 def share(folder: Path) -> None:
@@ -99,7 +174,20 @@ def share(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.rglob("*.safetensors"):
-        file.chmod(0o666 & ~mask)
+        with where_possible(file, "chmod", "the place decides who may read it", CANNOT | {errno.EPERM}):
+            file.chmod(0o666 & ~mask)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """`target` with the content of `source`, not written again where the file system has hard links."""
+    try:
+        os.link(source, target)
+    except OSError:  # whatever the reason; a real one stops the copy too
+        shutil.copyfile(source, target)
+        sync(target)
+
+
+# ------------------------------------------------------------------------------------ notes, and long stages
 
 
 def read_json(path: Path) -> dict:
@@ -166,9 +254,13 @@ def read_origin(path: Path) -> dict:
 
 
 def ready(path: Path, origin: dict, overwrite: bool) -> bool:
-    """True where `path` was already made from exactly `origin`; an output of other origin is never replaced silently."""
+    """True where `path` was already made from exactly `origin`.
+
+    An output of other origin is never replaced silently; one that could not be written is refused at once.
+    """
     path, origin = Path(path), json.loads(json.dumps(origin, default=str))
     if not path.exists() or overwrite:
+        require_writable(path.parent)
         return False
     before = read_origin(path)
     if before == origin:
@@ -191,40 +283,67 @@ def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
             old.append(name)
     if old:
         print(
-            f"warning: {path} was made from another {', '.join(old)} than is there now; make it again (--overwrite) to be sure"
+            f"warning: {path} was made from another {', '.join(old)} than is there now; "
+            "make it again (--overwrite) to be sure"
         )
     return old
 
 
-def cached(file: Path | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """`make()`, or what it gave before, from `file`; one that cannot be read is named and made again."""
+def cached(
+    file: Path | None, make: Callable[[], dict[str, np.ndarray]], required: bool = False
+) -> dict[str, np.ndarray]:
+    """`make()`, or what it gave before, from `file`; one that cannot be read is named and made again.
+
+    In a place that may not be written nothing is kept, which is said once; `required` makes an error of that.
+    """
     if file is None:
         return make()
-    if file.exists():
-        try:
-            with np.load(file, allow_pickle=False) as stored:  # a zip: each part has a checksum
-                return dict(stored)
-        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            tqdm.write(f"warning: {file}: cannot be read ({error}); it is made again")
+    try:
+        with np.load(file, allow_pickle=False) as stored:  # a zip: each part has a checksum
+            return dict(stored)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        tqdm.write(f"warning: {file}: cannot be read ({error}); it is made again")
     arrays = make()
-    with whole_file(file) as part, open(part, "wb") as handle:
-        np.savez(handle, **arrays)
+    try:
+        with whole_file(file) as part, open(part, "wb") as handle:
+            np.savez(handle, **arrays)
+    except UserError as error:
+        if required or getattr(error.__cause__, "errno", None) not in READ_ONLY:
+            raise
+        warn_once("cache", f"{file.parent}: may not be written ({error.__cause__}), so nothing is kept there")
     return arrays
+
+
+def sweep_kept(keep: Path) -> None:
+    """Clear away what stages left beside `keep` and nobody took up again: same kind, a week old."""
+    kind = keep.name.rpartition("-")[0]
+    for other in keep.parent.glob(f"{glob.escape(kind)}-*") if kind else ():
+        with contextlib.suppress(OSError):
+            if other != keep and all(abandoned(p, days=7) for p in (other, *other.iterdir())):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def in_chunks(
     batches: list, work: Callable[[list], dict[str, np.ndarray]], keep: Path | None, title: str, size: int = 8
 ) -> dict[str, np.ndarray]:
-    """Rows for all `batches`, in the order of their numbers; with `keep`, results so far wait there for an interrupted stage to go on.
+    """Rows for all `batches`, in the order of their numbers.
 
-    `work(some batches)` gives "numbers" (N,) and any other arrays (N, ...). `keep` is named by what the results depend
-    on; the caller removes it when its output is written.
+    `work(some batches)` gives "numbers" (N,) and any other arrays (N, ...). With `keep`, results so far wait
+    there for an interrupted stage to go on; it is named by what they depend on (`kind-fingerprint`), and the
+    caller removes it when its output is written. A `keep` with a dot lies beside that output: it must be
+    writable, as the output must.
     """
+    if keep:
+        sweep_kept(keep)
+    required = bool(keep) and keep.name.startswith(".")
     parts = []
     with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
         for number, start in enumerate(range(0, len(batches), size)):
             group = batches[start : start + size]
-            parts.append(cached(keep and keep / f"{number:05d}.npz", lambda group=group: work(group)))
+            file = keep and keep / f"{number:05d}.npz"
+            parts.append(cached(file, lambda group=group: work(group), required))
             bar.update(len(group))
     order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
     return {name: np.concatenate([p[name] for p in parts])[order] for name in parts[0]}
