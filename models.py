@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from options import SENTIMENT, UserError
+from storage import load_weights, save_weights
 
 EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
 
@@ -56,7 +56,7 @@ class SavedModule(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_model(self, str(Path(folder) / "model.safetensors"))
+        save_weights(self, Path(folder) / "model.safetensors")
         config = {"model": type(self).__name__, **dataclasses.asdict(self.settings)}
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -78,7 +78,7 @@ class SavedModule(nn.Module):
             raise UserError(f"{folder}: holds no {name} (config.json says otherwise)")
         try:
             model = cls(settings)
-            load_model(model, str(weights), strict=True)
+            load_weights(model, weights)
         except Exception as error:
             raise UserError(f"{weights}: does not fit its config.json, or is damaged ({error})") from error
         return model.eval()

@@ -187,6 +187,35 @@ def link_or_copy(source: Path, target: Path) -> None:
         sync(target)
 
 
+# --------------------------------------------------------------------------------------------------- weights
+
+
+def save_weights(module, file: Path) -> None:
+    """A torch module's tensors as safetensors: the same weights give the same bytes, every time.
+
+    A tensor with several names is stored once, under the first of them in the alphabet, which is the choice
+    of safetensors' own `save_model` too. That one also notes the names left out, in an order that changes
+    from call to call; no reader needs them.
+    """
+    from safetensors.torch import save_file  # brings torch, which the stages without a model do not wait for
+
+    stored, seen = {}, set()
+    for name, tensor in sorted(module.state_dict().items()):
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        stored[name] = tensor.contiguous()
+    save_file(stored, str(file), metadata={"format": "pt"})
+
+
+def load_weights(module, file: Path) -> None:
+    """Fill a torch module from such a file; RuntimeError where names or shapes differ."""
+    from safetensors.torch import load_model
+
+    load_model(module, str(file), strict=True)
+
+
 # ------------------------------------------------------------------------------------ notes, and long stages
 
 

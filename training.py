@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from session import (
     random_state,
     set_random_state,
 )
-from storage import read_json, share, sync, write_json
+from storage import load_weights, read_json, save_weights, share, sync, write_json
 from updates import NotFinite, Objective, Update, count_parameters
 
 #: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
@@ -179,7 +178,7 @@ class Loop:
         random_states = self.session.gather([random_state()])
 
         def write(folder: Path) -> None:
-            save_model(self.model, str(folder / "model.safetensors"))
+            save_weights(self.model, folder / "model.safetensors")
             parts = {
                 "optimizer": self.update.optimizer.state_dict(),
                 "scheduler": self.update.scheduler.state_dict(),
@@ -230,7 +229,7 @@ class Loop:
 
     def _load_weights(self, checkpoint: Path) -> None:
         try:
-            load_model(self.model, str(checkpoint / "model.safetensors"), strict=True)
+            load_weights(self.model, checkpoint / "model.safetensors")
         except RuntimeError as error:
             raise UserError(f"{checkpoint}: its weights do not fit this model ({error})") from error
 
