@@ -1,7 +1,8 @@
 """The run folder: its lock, its log, and checkpoints that are written whole, checked, and never lost.
 
-A checkpoint is written beside its target, listed in a sha256 manifest, synced, and renamed once; older ones go only
-after the new one stands. Everything in it is safetensors, plain tensors (`weights_only=True`) or JSON: no pickle.
+A checkpoint is written beside its target, listed in a sha256 manifest, synced, and renamed once; older ones
+go only after the new one stands. Everything in it is safetensors, plain tensors (`weights_only=True`) or
+JSON: no pickle.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,7 +24,17 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from options import UserError
-from storage import locked, read_json, sha256, sync, write_json, write_text
+from storage import (
+    abandoned,
+    link_or_copy,
+    locked,
+    read_json,
+    sha256,
+    sweep_parts,
+    sync,
+    write_json,
+    write_text,
+)
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -39,13 +51,40 @@ PACKAGES = (
 )
 
 
-# ------------------------------------------------------------------------------------------------------- checkpoints
+# ----------------------------------------------------------------------------------------------- checkpoints
+
+
+def named(folder: Path, kind: str) -> list[Path]:
+    """The entries `<kind>step-N` or `<kind>step-N-xxxxxx` of a checkpoint folder, lowest step first.
+
+    Not `glob`: that takes a folder that may not be read for an empty one.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = {n: m for n in names if (m := re.fullmatch(rf"{re.escape(kind)}step-(\d+)(-\w+)?", n))}
+    return [folder / n for n in sorted(found, key=lambda n: (int(found[n][1]), n))]
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their step, lowest first."""
+    return {int(c.name.removeprefix("step-")): c for c in named(folder, "") if c.name.count("-") == 1}
 
 
 def write_checkpoint(
-    folder: Path, step: int, write: Callable[[Path], None], keep: set[int] = frozenset(), last: int = 2
+    folder: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: set[int] = frozenset(),
+    last: int = 2,
+    update: bool = False,
 ) -> Path:
-    """Let `write(temporary folder)` fill a checkpoint, check it in as step-N, then drop all but the `last` and `keep`."""
+    """Let `write(temporary folder)` fill a checkpoint, check it in; all but the `last` and `keep` go.
+
+    `update`: step-N stands already, and `write` gives only the files that have changed since; the others are
+    taken over, without being written again where the file system has hard links.
+    """
     target = folder / f"step-{step:07d}"
     part = folder / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -55,6 +94,8 @@ def write_checkpoint(
         for file in files:
             sync(file)
         listing = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        if update:
+            listing = take_over(target, part) | listing
         write_json(part / MANIFEST, {"step": step, "files": listing})
         sync(part)
         before = target.with_name(f".old-{target.name}")
@@ -63,21 +104,49 @@ def write_checkpoint(
         part.rename(target)
         sync(folder)
         shutil.rmtree(before, ignore_errors=True)
-    except (
-        UserError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # a full disk is a RuntimeError in torch.save
+    # a full disk is a RuntimeError in torch.save
+    except (UserError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{target}: cannot be written ({error}); the checkpoints before it are untouched"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-last]:
-        if int(old.name.split("-")[1]) not in keep:
-            shutil.rmtree(old, ignore_errors=True)
+    for number, old in list(steps(folder).items())[:-last]:
+        if number not in keep:
+            discard(old)
     return target
+
+
+def take_over(standing: Path, part: Path) -> dict:
+    """Bring what `part` lacks over from the `standing` checkpoint; returns that one's manifest entries.
+
+    The checksums are those of when they were written: what has been damaged since is still found.
+    """
+    entries = read_json(standing / MANIFEST)["files"]
+    for name in entries:
+        if not (part / name).exists():
+            link_or_copy(standing / name, part / name)
+    return entries
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint, under another name first: a kill in between leaves none that looks damaged."""
+    with contextlib.suppress(OSError):
+        checkpoint = checkpoint.rename(
+            checkpoint.with_name(f".gone-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
+        )
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """A finished run has its weights beside this folder; the optimizer's state has served its time.
+
+    What `--resume CHECKPOINT` has set aside stays: somebody may still mean to go on from there.
+    """
+    with contextlib.suppress(OSError):  # also: not empty, or a link to where there is more room, which stays
+        for checkpoint in [*steps(folder).values(), *named(folder, "damaged-")]:
+            discard(checkpoint)
+        folder.rmdir()
 
 
 def set_aside(checkpoint: Path, why: str) -> Path:
@@ -90,6 +159,8 @@ def faults(checkpoint: Path) -> list[str]:
     try:
         listing = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in listing.items()}
+    except PermissionError:  # forbidden is not damaged
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [f"{MANIFEST} missing or unreadable ({error})"]
     found = []
@@ -104,33 +175,47 @@ def faults(checkpoint: Path) -> list[str]:
     return found
 
 
-def sweep(folder: Path) -> None:
-    """Clear away what killed saves have left."""
-    for leftover in folder.glob(".tmp-step-*"):  # a save that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    for old in folder.glob(".old-step-*"):  # a replacement that was killed between its two renames
+def sweep(folder: Path, alone: bool = True) -> None:
+    """Clear away what killed saves have left; not `alone` (another process may be saving): a day later."""
+    for leftover in [*named(folder, ".tmp-"), *named(folder, ".gone-")]:
+        if alone or abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    for old in named(folder, ".old-"):  # a replacement that was killed between its two renames
         target = folder / old.name.removeprefix(".old-")
         shutil.rmtree(old, ignore_errors=True) if target.exists() else old.rename(target)
 
 
-def newest_good(folder: Path) -> Path | None:
-    """The newest checkpoint that passes its check, None where there never was one; damaged ones are named and set aside."""
-    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+def newest_good(folder: Path, accept: Callable[[Path], None] = lambda checkpoint: None) -> Path | None:
+    """The newest checkpoint that passes its check, None where there never was one.
+
+    Damaged ones are named and set aside. `accept(checkpoint)` may refuse it, before anything is moved.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"{folder}: a link to {os.readlink(folder)}, which is not there; bring that folder back, "
+            "or --overwrite begins anew"
+        )
+    damaged = {}
+    for checkpoint in reversed(steps(folder).values()):
         problems = faults(checkpoint)
         if not problems:
-            return checkpoint
-        aside = set_aside(checkpoint, "damaged")
-        print(
-            f"warning: checkpoint {checkpoint} is damaged ({'; '.join(problems)}); set aside as {aside.name}, trying the one before"
-        )
-    if any(folder.glob("damaged-*")):
-        raise UserError(
-            f"{folder}: no good checkpoint is left; --overwrite begins anew, another --name leaves this as it is"
-        )
-    return None
+            break
+        damaged[checkpoint] = "; ".join(problems)
+        print(f"warning: checkpoint {checkpoint} is damaged ({damaged[checkpoint]}), trying the one before")
+    else:
+        if damaged or named(folder, "damaged-"):
+            raise UserError(
+                f"{folder}: no good checkpoint is left; --overwrite begins anew, "
+                "another --name leaves this as it is"
+            )
+        return None
+    accept(checkpoint)
+    for bad in damaged:
+        print(f"{bad}: set aside as {set_aside(bad, 'damaged').name}")
+    return checkpoint
 
 
-# -------------------------------------------------------------------------------------------------------- run folder
+# ------------------------------------------------------------------------------------------------ run folder
 
 
 def package_versions() -> dict[str, str]:
@@ -142,7 +227,10 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line(again: bool = False) -> str:
-    """This process's command as one would type it; `again`: to go on with the run, without what would begin it elsewhere or anew."""
+    """This process's command as one would type it.
+
+    `again`: to go on with the run, without what would begin it elsewhere or anew.
+    """
     words = [w for w in sys.orig_argv[1:] if w != "-u"]  # torchrun's
     if again:
         words = [
@@ -184,7 +272,8 @@ class Run:
     """One folder, complete in itself: weights, config, tokenizer, args.json, metrics.jsonl, checkpoints/.
 
     `args`: every flag as plain JSON values; `free`: the names of those that do not change the mathematics.
-    `inputs`: sha256 of every file the run reads. Raises `UserError` where the folder belongs to something else.
+    `inputs`: sha256 of every file the run reads. Raises `UserError` where the folder belongs to something
+    else.
     """
 
     def __init__(
@@ -196,79 +285,158 @@ class Run:
         self._lock = contextlib.ExitStack()
 
     def open(self, resume: str, overwrite: bool) -> tuple[str, Path | None]:
-        """("new", None), ("resume", checkpoint) or ("finished", None)."""
-        self._lock.enter_context(
-            locked(self.folder, "another process is training there; wait for it or choose another --name")
-        )
-        sweep(self.checkpoints)
-        for part in self.folder.glob(
-            ".*.part"
-        ):  # of a write that was killed; the lock says that nobody is at it
-            part.unlink()
-        known = (self.folder / "args.json").exists()
-        if not known and any(not p.name.startswith(".") for p in self.folder.iterdir()):
-            raise UserError(
-                f"{self.folder}: not empty and not a run folder (no args.json), so it is left alone; choose another --name"
-            )
-        if overwrite and resume == "auto" and known:
-            # not finished from the first deletion on, a run folder up to the last: a kill in between leaves no riddle
-            order = {"result.json": 0, "checkpoints": 1, "args.json": 3}
-            for old in sorted(self.folder.iterdir(), key=lambda p: order.get(p.name, 2)):
-                if old.name != ".lock":
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-            known = False
+        """("new", None), ("resume", checkpoint) or ("finished", None).
+
+        All that can refuse is read first: a call that is refused leaves the folder as it was.
+        """
+        busy = "another process is training there; wait for it or choose another --name"
+        alone = self._lock.enter_context(locked(self.folder, busy))
+        try:
+            return self._open(resume, overwrite, alone)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be read or written ({error})") from error
+
+    def _open(self, resume: str, overwrite: bool, alone: bool) -> tuple[str, Path | None]:
+        known = self._known()
+        self._sweep(alone)
         if resume not in ("auto", "never"):
-            checkpoint = Path(resume)
-            if checkpoint.is_dir() and checkpoint.resolve().parent != self.checkpoints.resolve():
-                raise UserError(
-                    f"--resume {resume}: not a checkpoint of this run ({self.checkpoints}); set --name to the run it belongs to"
-                )
-            problems = faults(checkpoint) if checkpoint.is_dir() else ["no such folder"]
-            if problems:
-                raise UserError(f"--resume {resume}: {'; '.join(problems)}")
-            self.compare(checkpoint)
+            return "resume", self._asked_for(resume)
+        if known and overwrite and resume == "auto" or self._half_cleared.exists():
+            self._clear()
+            return "new", None
+        if not known:
+            return "new", None
+        if resume == "never":
+            raise UserError(
+                f"{self.folder}: there already; use --resume auto to go on, --overwrite to begin anew, "
+                "or another --name"
+            )
+        if (self.folder / "result.json").exists():
+            self.compare(None)
+            return "finished", None
+        checkpoint = newest_good(self.checkpoints, accept=self.compare)
+        if checkpoint:
             return "resume", checkpoint
-        if known:
-            if resume == "never":
-                raise UserError(
-                    f"{self.folder}: there already; use --resume auto to go on, --overwrite to begin anew, or another --name"
-                )
-            if (self.folder / "result.json").exists():
-                self.compare(None)
-                return "finished", None
-            checkpoint = newest_good(self.checkpoints)
-            if checkpoint:
-                self.compare(checkpoint)
-                return "resume", checkpoint
-            print(f"note: {self.folder}: no checkpoint was written yet; the run begins at its beginning")
+        self._refuse_finished_weights()
+        print(f"note: {self.folder}: no checkpoint was written yet; the run begins at its beginning")
         return "new", None
 
+    def _known(self) -> bool:
+        """Whether this is a run's folder; a stranger's is refused."""
+        if (self.folder / "args.json").exists():
+            return True
+        there = list(steps(self.checkpoints).values())
+        others = [p for p in self.folder.iterdir() if not p.name.startswith(".")]
+        if not others or others == [self.checkpoints] and not there:  # a link to where there is room, say
+            return False
+        remedy = "choose another --name"
+        if there:
+            remedy += f", or copy {there[-1] / 'args.json'} there if it is this run's"
+        raise UserError(
+            f"{self.folder}: not empty and not a run folder (no args.json), so it is left alone; {remedy}"
+        )
+
+    def _sweep(self, alone: bool) -> None:
+        """Clear away what killed writes have left: all of it, where the lock says that nobody is at it."""
+        sweep(self.checkpoints, alone)
+        sweep_parts(self.folder, everything=alone)
+
+    @property
+    def _half_cleared(self) -> Path:
+        """Stands while `--overwrite` deletes; where that was killed halfway, the next call does the rest."""
+        return self.folder / ".overwriting"
+
+    def _clear(self) -> None:
+        """Delete the run, its mark of being finished first and what makes it a run's folder last."""
+        order = {"result.json": 0, "checkpoints": 1, "args.json": 3}
+        entries = sorted(self.folder.iterdir(), key=lambda p: order.get(p.name, 2))
+        self._half_cleared.touch()
+        for old in entries:
+            try:
+                if old.name in (".lock", self._half_cleared.name):
+                    continue
+                if old == self.checkpoints and old.is_symlink() and old.is_dir():
+                    self._clear_behind_link()
+                elif old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                else:
+                    old.unlink()
+            except OSError as error:
+                raise UserError(
+                    f"{old}: cannot be removed ({error}); remove it by hand, then the same command again"
+                ) from error
+        self._half_cleared.unlink()
+
+    def _clear_behind_link(self) -> None:
+        """`checkpoints` as a link says where there is room, so it stays; what a run has put there goes."""
+        for kind in ("", ".tmp-", ".old-", ".gone-", "later-", "damaged-"):
+            for old in named(self.checkpoints, kind):
+                shutil.rmtree(old)
+
+    def _asked_for(self, resume: str) -> Path:
+        """The checkpoint of --resume CHECKPOINT, or why it cannot be gone on from."""
+        checkpoint = Path(resume)
+        if not checkpoint.is_dir():
+            raise UserError(f"--resume {resume}: no such folder; {self._what_is_there()}")
+        if checkpoint.resolve().parent != self.checkpoints.resolve():
+            raise UserError(
+                f"--resume {resume}: not a checkpoint of this run ({self.checkpoints}); "
+                "set --name to the run it belongs to"
+            )
+        if problems := faults(checkpoint):
+            raise UserError(f"--resume {resume}: {'; '.join(problems)}")
+        self.compare(checkpoint)
+        self._half_cleared.unlink(missing_ok=True)  # what is left of it is wanted after all
+        return checkpoint
+
+    def _what_is_there(self) -> str:
+        if there := [str(c) for c in [*steps(self.checkpoints).values(), *named(self.checkpoints, "later-")]]:
+            return f"there are {', '.join(there)}"
+        if (self.folder / "result.json").exists():
+            return (
+                f"{self.folder} is finished, and a finished run keeps its weights and no checkpoints; "
+                "--overwrite begins anew, another --name leaves it as it is"
+            )
+        return f"{self.checkpoints} holds no checkpoint"
+
+    def _refuse_finished_weights(self) -> None:
+        """Weights without result.json and without a checkpoint: somebody has taken those two away."""
+        weights = [w for w in self.folder.rglob("*.safetensors") if self.checkpoints not in w.parents]
+        if weights:
+            raise UserError(
+                f"{min(weights)}: trained weights, but {self.folder} has neither result.json nor a "
+                "checkpoint to go on from; bring one back, choose another --name, or --overwrite deletes them"
+            )
+
     def begin(self, device: str) -> None:
-        write_json(
-            self.folder / "args.json", {"args": self.args, "inputs": self.inputs}
-        )  # first: makes this a run folder
+        # first: makes this a run folder
+        write_json(self.folder / "args.json", {"args": self.args, "inputs": self.inputs})
         write_json(self.folder / "environment.json", environment(device))
         write_text(self.folder / "metrics.jsonl", "")
 
     def go_on(self, step: int, evaluation_due: bool, device: str) -> None:
         """Take up the log at `step`, and note where and with what the rest is made.
 
-        What came after `step` (with --resume CHECKPOINT) is no longer this run's future; it is kept, out of the way.
+        What came after `step` (with --resume CHECKPOINT) is no longer this run's future; it is kept, out of
+        the way.
         """
+        file = self.folder / "environment.json"
+        made = read_json(file) if file.exists() else {}  # before anything is changed
+        if not made:
+            print(f"note: {file}: gone; with what the run was begun is no longer known")
         (self.folder / "result.json").unlink(missing_ok=True)
-        for later in sorted(self.checkpoints.glob("step-*")):
-            if int(later.name.split("-")[1]) > step:
+        for number, later in steps(self.checkpoints).items():
+            if number > step:
                 aside = set_aside(later, "later")
                 print(
                     f"note: {later} comes after the step that the run goes on from; set aside as {aside.name}"
                 )
         self.rewind(step, evaluation_due)
-        file = self.folder / "environment.json"
-        made = read_json(file)
         before, now = made.get("versions", {}), package_versions()
-        for name in sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        for name in sorted(k for k in before.keys() | now.keys() if before and before.get(k) != now.get(k)):
             print(
-                f"note: {name} was {before.get(name)}, is now {now.get(name)}: the rest may differ in the last digits"
+                f"note: {name} was {before.get(name)}, is now {now.get(name)}: "
+                "the rest may differ in the last digits"
             )
         resumed = {"step": step, **environment(device)}
         write_json(file, made | {"resumed": [*made.get("resumed", []), resumed]})
@@ -319,7 +487,7 @@ class Run:
         ]
 
     def rewind(self, step: int, evaluation_due: bool) -> None:
-        """Drop what was logged after `step`, so that the log of a resumed run is the log of an uninterrupted one.
+        """Drop what was logged after `step`: the log of a resumed run is that of an uninterrupted one.
 
         `evaluation_due`: an evaluation at `step` itself is yet to come.
         """
@@ -340,25 +508,29 @@ class Run:
 
 def write_card(folder: Path, result: dict) -> None:
     """README.md of a finished run: what it is, how it was made, what it scored, what it is not for."""
-    made = read_json(folder / "environment.json")
+    file = folder / "environment.json"
+    known = read_json(file) if file.exists() else {}
+    made = {k: known.get(k, "unknown") for k in ("command", "commit", "device", "platform", "started")}
     figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
     rows = [
         f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
         for name, value in figures.items()
     ]
-    resumed = f"; resumed {len(made['resumed'])} times" if "resumed" in made else ""
+    resumed = f"; resumed {len(known['resumed'])} times" if "resumed" in known else ""
     inputs = [
         f"- `{name}` sha256 `{digest[:16]}`"
         for name, digest in read_json(folder / "args.json")["inputs"].items()
     ]
     parts = [
         f"# {folder.parent.name}/{folder.name}",
-        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), {made['started']}{resumed}. "
+        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), "
+        f"{made['started']}{resumed}. "
         "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
         "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
         "## Made from\n\n" + "\n".join(inputs),
-        "## Limits\n\nResearch code for empathetic replies in small talk. Not a counsellor, and not for people in distress. Weights trained on "
-        "EmpatheticDialogues fall under its CC BY-NC 4.0, those trained on Empathy Mental Health under its academic, non-commercial terms.",
+        "## Limits\n\nResearch code for empathetic replies in small talk. Not a counsellor, and not for "
+        "people in distress. Weights trained on EmpatheticDialogues fall under its CC BY-NC 4.0, those "
+        "trained on Empathy Mental Health under its academic, non-commercial terms.",
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
