@@ -7,6 +7,7 @@ was not.
 """
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -97,6 +98,7 @@ class Loop:
         self.model = model.to(session.device)
         self.state = State(evaluation_due=evaluate_first)
         self._best_before = 0  # best_step when the checkpoint before was written
+        self._stored = -1  # the step whose weights, optimizer and random streams stand in its checkpoint
         if options.batch_size == "auto":
             self.options = options = self._fit_batch_size(folder)
         flags = flags | {"batch_size": options.batch_size, "accumulate": options.accumulate}
@@ -174,10 +176,16 @@ class Loop:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def _save(self) -> None:
+        """A checkpoint of this step; where one stands that an evaluation came after, only what that has changed."""
         state = self.state
-        random_states = self.session.gather([random_state()])
+        update = self._stored == state.step
+        random_states = None if update else self.session.gather([random_state()])
 
         def write(folder: Path) -> None:
+            write_json(folder / "state.json", vars(state))
+            write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
+            if update:
+                return
             save_weights(self.model, folder / "model.safetensors")
             parts = {
                 "optimizer": self.update.optimizer.state_dict(),
@@ -185,16 +193,13 @@ class Loop:
                 "random": random_states,
             }
             torch.save(parts, folder / "state.pt")
-            write_json(folder / "state.json", vars(state))
-            write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
 
         if self.session.main:
             sync(self.run.folder / "metrics.jsonl")
             # the checkpoint before this one is kept too, and so the best that it knows
-            runs.write_checkpoint(
-                self.run.checkpoints, state.step, write, keep={state.best_step, self._best_before}
-            )
-        self._best_before = state.best_step
+            kept = {state.best_step, self._best_before}
+            runs.write_checkpoint(self.run.checkpoints, state.step, write, kept, update=update)
+        self._best_before, self._stored = state.best_step, state.step
         # torchrun ends all processes when one ends: none leaves before the checkpoint stands
         self.session.accelerator.wait_for_everyone()
 
@@ -211,6 +216,8 @@ class Loop:
         self.update.scheduler.load_state_dict(stored["scheduler"])
         self.state = State(**read_json(checkpoint / "state.json"))
         self._best_before = self.state.best_step
+        if checkpoint.name == f"step-{self.state.step:07d}":  # not one that was set aside
+            self._stored = self.state.step
         if self.state.best is not None:
             self._check_best()  # now, and not after the hours that are left
         set_random_state(stored["random"][self.session.rank])

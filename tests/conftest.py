@@ -121,9 +121,27 @@ def trained_copy(trained, tmp_path) -> Path:
 # ------------------------------------------------------------------------------------- runs that are killed and compared
 
 
+@pytest.fixture(scope="module")
+def the_end_is_kept():
+    """The newest checkpoint of a run that finishes stays in its `.end` (toy.keep_the_end)."""
+    import toy
+
+    import runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "drop_checkpoints", runs.drop_checkpoints)  # to be put back
+        toy.keep_the_end()
+        yield
+
+
+def newest(folder: Path) -> Path:
+    """A run's newest checkpoint, or what was its newest when it finished."""
+    finished = (folder / "result.json").exists()
+    return sorted((folder / (".end" if finished else "checkpoints")).glob("step-*"))[-1]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "model.safetensors")
+    return load_file(newest(folder) / "model.safetensors")
 
 
 def same(a, b) -> bool:
@@ -141,7 +159,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     """Bit for bit: weights, optimizer, schedule, random streams, loop state, log."""
     left, right = weights(a), weights(b)
     assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-    ends = [sorted((f / "checkpoints").glob("step-*"))[-1] for f in (a, b)]
+    ends = [newest(f) for f in (a, b)]
     states = [torch.load(e / "state.pt", weights_only=True) for e in ends]
     assert same(*states)
     loops = [json.loads((e / "state.json").read_text()) for e in ends]

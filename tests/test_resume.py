@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Killed, assert_same_run, wait_for_step
+from conftest import ROOT, Killed, assert_same_run, newest, wait_for_step
 from toy import __file__ as TOY
 
 import dpr_exemplar_retriever
@@ -99,7 +99,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def stage(request, trained, tmp_path_factory) -> Stage:
+def stage(request, trained, tmp_path_factory, the_end_is_kept) -> Stage:
     """With an uninterrupted run to compare with."""
     workdir = tmp_path_factory.mktemp("resume") / request.param
     shutil.copytree(trained, workdir)
@@ -109,9 +109,7 @@ def stage(request, trained, tmp_path_factory) -> Stage:
 
 
 def updates(folder: Path) -> int:
-    return torch.load(sorted((folder / "checkpoints").glob("step-*"))[-1] / "state.pt", weights_only=True)[
-        "scheduler"
-    ]["last_epoch"]
+    return torch.load(newest(folder) / "state.pt", weights_only=True)["scheduler"]["last_epoch"]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8], ids=["in the first epoch", "at its end", "in the second"])
@@ -308,8 +306,8 @@ def test_processes_stop_at_one_step_and_go_on_as_one_run(tmp_path, hit):
     stopped = int(
         re.search(r"stopped at step (\d+); .*: torchrun --standalone --nproc-per-node=2 ", out).group(1)
     )
-    newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
-    assert newest.name == f"step-{stopped:07d}" and not (tmp_path / "cut" / "result.json").exists()
+    assert newest(tmp_path / "cut").name == f"step-{stopped:07d}"
+    assert not (tmp_path / "cut" / "result.json").exists()
     torchrun(tmp_path / "cut").communicate(timeout=120)
     whole.communicate(timeout=120)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")

@@ -20,6 +20,7 @@ import runs
 from options import UserError
 
 TOY = Path(__file__).with_name("toy.py")
+pytestmark = pytest.mark.usefixtures("the_end_is_kept")
 GOLDEN = [3.7121, 3.6842, 3.7728, 3.6733, 3.5745, 3.6718]  # measured with torch 2.13
 
 
@@ -167,9 +168,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, 
         flip(newest / part)
         if part == "manifest.json":
             (newest / part).write_text("{}")
-    train(tmp_path / "cut", save_every=2)
-    assert f"{newest} is damaged" in capsys.readouterr().out
+    loop = toy_loop(tmp_path / "cut", save_every=2)
+    result = loop.train()
+    shown = capsys.readouterr().out
+    assert f"{newest} is damaged" in shown and f"{newest}: set aside as damaged-{newest.name}-" in shown
     assert list(newest.parent.glob(f"damaged-{newest.name}-*"))
+    loop.finish(result)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -265,7 +269,10 @@ def test_another_split_of_an_update_bound_by_tokens(tmp_path):
 
 
 def test_an_older_checkpoint_leaves_no_other_future_in_place(tmp_path):
-    train(tmp_path / "run", save_every=2)
+    loop = toy_loop(tmp_path / "run", save_every=2)
+    loop.train()
+    loop.run.close()
+    (tmp_path / "run" / "result.json").write_text("{}")  # finished, by a version that kept the checkpoints
     older = tmp_path / "run" / "checkpoints" / "step-0000016"
     with pytest.raises(Killed):
         train(tmp_path / "run", save_every=2, resume=str(older), spoil=kill_at(17))
@@ -445,7 +452,8 @@ def test_the_best_and_the_last_two_checkpoints_are_kept_and_the_best_is_loaded(t
         seen[loop.state.step] = {k: v.clone() for k, v in loop.model.state_dict().items()}
         return {"loss": [3.0, 1.0, 2.0, 2.0, 2.0, 2.0][loop.state.evaluations]}
 
-    loop = train(tmp_path / "run", epochs=6, evaluate=evaluate)
+    loop = toy_loop(tmp_path / "run", epochs=6, evaluate=evaluate)
+    loop.train()
     assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
         "step-0000012",
         "step-0000030",
@@ -654,7 +662,8 @@ import os, pathlib, shutil, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import runs
 from options import UserError
-from toy import train
+from toy import keep_the_end, train
+keep_the_end()
 disk, room = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 def fill(loop, terms):
     if loop.state.step == 8:
