@@ -461,12 +461,15 @@ class Loop:
         return result
 
     def finish(self, result: dict) -> None:
-        """Write the card and result.json, which marks the run as finished, and let go of its lock."""
+        """Write the card and result.json, which marks the run as finished; let go of checkpoints and lock."""
         if self.session.main:
             share(self.run.folder)
             for file in self.run.folder.rglob("*"):  # all of it stands before the mark does
                 if file.is_file() and self.run.checkpoints not in file.parents:
                     sync(file)
             runs.write_card(self.run.folder, result)
+            for left in self.run.folder.glob(".partial-*"):  # predictions with other flags or weights
+                shutil.rmtree(left, ignore_errors=True)
             write_json(self.run.folder / "result.json", result)
+            runs.drop_checkpoints(self.run.checkpoints)  # a resume needs them until the mark stands
         self.run.close()
