@@ -89,27 +89,27 @@ def backbone_config(stored: dict):
     return AutoConfig.for_model(**stored)
 
 
-def from_hub(load, name: str | Path, **kwargs):
-    """`load(name)`, a hub name or folder, as fp32 weights; what is missing becomes a `UserError`."""
+def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
+    """`load(name)`, a hub name or folder; what is missing becomes a `UserError`."""
     try:
         return load(str(name), **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name}: cannot be loaded from the hub or a folder ({reason}); offline, give a folder or --size tiny"
+            f"{name}: no {what} can be loaded from the hub or this folder ({reason}); "
+            "offline, give a folder or --size tiny"
         ) from error
 
 
-def load_pretrained(auto, name: str | Path, config, **kwargs) -> Any:
-    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in
-    silence."""
+def load_pretrained(auto, name: str | Path, config, what: str = "model", **kwargs) -> Any:
+    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in silence."""
     kwargs |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    model, info = from_hub(auto.from_pretrained, name, **kwargs)
+    model, info = from_hub(auto.from_pretrained, name, what, **kwargs)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(
-            f"{name}: its weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...); "
-            f"is it a {config.model_type}?"
+            f"{name}: holds no {what} of type {config.model_type}; its weights lack {len(missing)} tensors "
+            f"({', '.join(missing[:3])} ...)"
         )
     return model
 
@@ -119,7 +119,7 @@ def load_config(name: str | Path) -> Any:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    return from_hub(AutoTokenizer.from_pretrained, name)
+    return from_hub(AutoTokenizer.from_pretrained, name, what="tokenizer")
 
 
 def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> Any:
@@ -315,7 +315,7 @@ class GeneratorSettings(Settings):
 
     backbone: dict  # transformers config
     exemplars: str  # none, prepend, t5 (frozen, pooled), glove-t5 (trained along, pooled)
-    tokenizer: str  # sha256
+    tokenizer: str = ""  # sha256
     src_len: int = 200
     tgt_len: int = 50
     exemplar_len: int = 150

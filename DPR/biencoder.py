@@ -47,7 +47,7 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
     place = resolve(name)
     config = load_config(place)
     if config.model_type == "dpr":
-        model = load_pretrained(SIDES[side], place, config)
+        model = load_pretrained(SIDES[side], place, config, f"{side} encoder")
     elif config.model_type == "bert":
         model = begun_from_bert(place, side, config)
     else:

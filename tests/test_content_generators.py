@@ -157,12 +157,12 @@ def score(critic: Critic, tokenizer, history: tuple[str, ...], reply: str) -> fl
     """Expected level, or sentiment, of one reply after its history: `context </s> reply </s>`."""
     end, settings = tokenizer.eos_token_id, critic.settings
     turns = [i for turn in history for i in ids_of(tokenizer, turn)]
-    context = [*turns[len(turns) - min(len(turns), settings["context_len"]) :], end]
-    words = [*ids_of(tokenizer, reply)[: settings["reply_len"]], end]
+    context = [*turns[len(turns) - min(len(turns), settings.context_len) :], end]
+    words = [*ids_of(tokenizer, reply)[: settings.reply_len], end]
     ids = torch.tensor([context + words])
     of_reply = torch.tensor([[0] * len(context) + [1] * len(words)])
     found = critic(ids, torch.ones_like(ids), of_reply)[0]
-    if settings["kind"] == "sentiment":
+    if settings.kind == "sentiment":
         return float(found[0])
     return sum(level * float(p) for level, p in enumerate(found.softmax(-1)))
 
@@ -275,12 +275,12 @@ def write_labels(folder: Path, split: str, examples: list[Example]) -> dict[tupl
 def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor, target: float) -> float:
     """Of one soft reply (T, V) after its context: cross-entropy, or squared error of the sentiment."""
     turns = [i for turn in example.history for i in ids_of(tokenizer, turn)]
-    cut = len(turns) - min(len(turns), critic.settings["context_len"])
+    cut = len(turns) - min(len(turns), critic.settings.context_len)
     context = torch.tensor([[*turns[cut:], tokenizer.eos_token_id]])
-    soft = soft[None, : critic.settings["reply_len"] + 1]
+    soft = soft[None, : critic.settings.reply_len + 1]
     mask = torch.ones(soft.shape[:2], dtype=torch.long)
     found = critic.forward_soft(context, torch.ones_like(context), soft, mask)[0]
-    if critic.settings["kind"] == "sentiment":
+    if critic.settings.kind == "sentiment":
         return (float(found[0]) - target) ** 2
     return -float(found.log_softmax(-1)[target])
 

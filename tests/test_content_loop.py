@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, weights
+from conftest import ROOT, newest, weights
 from safetensors.torch import load_file
 from toy import train
 
 import train_glove_t5
 
 #: what torchrun does, with one import of torch in place of three
+pytestmark = pytest.mark.usefixtures("the_end_is_kept")
+
 TWO_PROCESSES = """
 import os, pathlib, sys
 sys.path[:0] = [{tests!r}, {root!r}]
@@ -55,8 +57,7 @@ def test_two_processes_have_the_gradient_of_one_with_the_doubled_batch(tmp_path)
 
 def gradient_size(folder: Path) -> float:
     """Of the gradient that AdamW was given in a run's only update: its first moment is a tenth of it."""
-    checkpoint = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    state = torch.load(checkpoint / "state.pt", weights_only=True)["optimizer"]["state"]
+    state = torch.load(newest(folder) / "state.pt", weights_only=True)["optimizer"]["state"]
     return 10 * float(sum(s["exp_avg"].double().square().sum() for s in state.values()) ** 0.5)
 
 

@@ -71,7 +71,9 @@ def test_the_retrieved_exemplars_are_those_of_a_brute_force(prepared, tmp_path, 
         texts = [" ".join(e.history) for e in examples]
         lengths += [len(tokenizer(t)["input_ids"]) for t in texts]
         scores = (text_vectors(question, tokenizer, texts, 40, "latest") @ passages.T).tolist()
-        table = pd.read_csv(paths.exemplars(split, tmp_path), dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            Paths(paths.root, exemplars=tmp_path).exemplars(split), dtype=str, keep_default_na=False
+        )
         for example, row, own in zip(examples, table.itertuples(), scores, strict=True):
             assert (row.conv_id, int(row.utterance_idx)) == example.key
             of_key = {

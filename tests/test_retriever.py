@@ -189,9 +189,11 @@ def test_the_written_exemplars_obey_the_rule_and_are_read_back(prepared, tmp_pat
     corpus = {e.key: e for e in listener_turns(paths.dialogues("train"))}
     for split in ("train", "valid", "test"):
         examples = listener_turns(paths.dialogues(split))
-        table = pd.read_csv(paths.exemplars(split, tmp_path), dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            Paths(paths.root, exemplars=tmp_path).exemplars(split), dtype=str, keep_default_na=False
+        )
         assert tuple(table.columns) == EXEMPLAR_COLUMNS
-        texts = read_exemplars(paths.exemplars(split, tmp_path), examples)
+        texts = read_exemplars(Paths(paths.root, exemplars=tmp_path).exemplars(split), examples)
         for e, (_, row), exemplars in zip(examples, table.iterrows(), texts, strict=True):
             assert (row["conv_id"], int(row["utterance_idx"]), row["utterance"]) == (*e.key, e.response)
             chosen = [corpus[tuple(key)] for key in json.loads(row["exemplars_index"])]
@@ -222,7 +224,7 @@ def test_retrieving_again_is_the_same_and_other_settings_need_overwrite(workdir)
 
 def test_an_interrupted_stage_never_goes_on_with_vectors_of_other_dialogues(workdir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(dpr_exemplar_retriever, "retrieve", lambda *args: 1 / 0)
+        patch.setattr(Index, "search", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(workdir, "--splits", "test")
     path = Paths(workdir).dialogues("test")
@@ -234,7 +236,8 @@ def test_an_interrupted_stage_never_goes_on_with_vectors_of_other_dialogues(work
     shutil.rmtree(Paths(workdir).cache, ignore_errors=True)
     run(workdir, "--splits", "test", "--output", str(tmp_path))
     assert (
-        Paths(workdir).exemplars("test").read_text() == Paths(workdir).exemplars("test", tmp_path).read_text()
+        Paths(workdir).exemplars("test").read_text()
+        == Paths(workdir, exemplars=tmp_path).exemplars("test").read_text()
     )
 
 
