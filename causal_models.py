@@ -148,6 +148,11 @@ class CausalSettings:
     system: str = SYSTEM
     backbone: dict | None = None  # transformers config, with rank 0 alone
 
+    @property
+    def layout(self) -> dict:
+        """How `chats` cuts a dialogue for this model."""
+        return {k: getattr(self, k) for k in ("src_len", "tgt_len", "exemplar_len", "system")}
+
     def save(self, folder: Path) -> None:
         write_json(Path(folder) / "config.json", {"model": "CausalGenerator", **dataclasses.asdict(self)})
 
@@ -176,9 +181,8 @@ class CausalGenerator(nn.Module):
         self.settings, self.tokenizer, self.chat = settings, tokenizer, chat_format(tokenizer)
         self.lm = base
         if settings.rank:
-            base.name_or_path = (
-                settings.base
-            )  # what peft notes as the base: not the cache's path on this machine
+            # what peft notes as the base: not the cache's path on this machine
+            base.name_or_path = settings.base
             lora = LoraConfig(
                 task_type="CAUSAL_LM",
                 r=settings.rank,

@@ -301,7 +301,7 @@ def test_with_rank_only_the_adapter_trains_and_with_rank_0_everything(base, tmp_
 def test_padding_on_the_left_changes_no_reply(tmp_path, pad):
     base = save_llama(tmp_path / "llama", make_tokenizer(pad=pad))
     model = trained(base, tmp_path)
-    data = prompt_data(TALKS, model.tokenizer, **LONG)
+    data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
     assert len(set(data.lengths)) > 2
     decoding = {"max_new_tokens": 12, "do_sample": False}
     together = model.replies(model.generate(data.collate([0, 1, 2, 3]), **decoding))
