@@ -358,16 +358,16 @@ def at_first(monkeypatch) -> dict[str, torch.Tensor]:
     return weights
 
 
-def after_one_update(workdir, family: str, *flags: str) -> dict[str, torch.Tensor]:
+def after_one_update(trained_copy, family: str, *flags: str) -> dict[str, torch.Tensor]:
     """The weights that a run leaves behind whose one update saw the whole training split."""
     script, size = FAMILIES[family]
-    script.main(on(workdir, GENERATOR, NO_CRITICS, size, "--max-steps 1 --batch-size 64", *flags))
-    return load_file(Paths(workdir).saved / family / "run" / "model.safetensors")
+    script.main(on(trained_copy, GENERATOR, NO_CRITICS, size, "--max-steps 1 --batch-size 64", *flags))
+    return load_file(Paths(trained_copy).saved / family / "run" / "model.safetensors")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_update_moves_speaker_and_listener_away_from_zero_and_nobody_else(workdir, family, at_first):
-    speakers = after_one_update(workdir, family, "--add-exemplars none")["speakers.weight"]
+def test_one_update_moves_speaker_and_listener_away_from_zero_and_nobody_else(trained_copy, family, at_first):
+    speakers = after_one_update(trained_copy, family, "--add-exemplars prepend")["speakers.weight"]
     assert not at_first["speakers.weight"].any()
     assert [bool(row.any()) for row in speakers] == [False, True, True]  # 0 is padding and exemplars
 
