@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dpr_exemplar_retriever
 import evaluate_responses
@@ -27,7 +27,8 @@ import train_sentiment_regressor
 import train_t5
 from dataloaders import listener_turns, read_exemplars, read_labels
 from DPR import prepare_dpr_data, train_dpr
-from options import Paths, UserError
+from models import Critic
+from options import CRITICS, Paths, UserError
 
 RUN_FILES = {
     "args.json",
@@ -287,13 +288,24 @@ def test_both_gumbel_strategies_run(trained_copy, strategy):
     assert not (trained_copy / "saved" / "glove-t5" / "lempex" / "predictions.tsv").exists()
 
 
-def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy):
+def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy, monkeypatch):
+    """The critics that the losses asked, as the last update left them, beside the files they came from."""
+    asked = []
+    forward_soft = Critic.forward_soft
+
+    def remembered(critic, *args, **kwargs):
+        assert not critic.training
+        asked.append(critic)
+        return forward_soft(critic, *args, **kwargs)
+
+    monkeypatch.setattr(Critic, "forward_soft", remembered)
     paths = Paths(trained_copy)
-    before = {k: load_file(paths.critic(k, "glove-t5") / "model.safetensors") for k in ("emo", "sentiment")}
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
-    for kind, weights in before.items():
-        after = load_file(paths.critic(kind, "glove-t5") / "model.safetensors")
-        assert all(torch.equal(v, after[k]) for k, v in weights.items())
+    held = [critic.state_dict() for critic in dict.fromkeys(asked)]
+    assert len(held) == len(CRITICS)
+    for kind in CRITICS:
+        saved = load_file(paths.critic(kind, "glove-t5") / "model.safetensors")
+        assert [all(torch.equal(state[k], v) for k, v in saved.items()) for state in held].count(True) == 1
     assert not [
         k
         for k in load_file(paths.saved / "glove-t5" / "lempex" / "model.safetensors")
@@ -363,16 +375,26 @@ def test_a_useless_critic_is_named_in_plain_words(trained_copy, capsys):
 
 
 def test_the_loss_falls_and_replies_follow_the_speakers(trained_copy):
-    train_glove_t5.main(
-        on(
-            trained_copy,
-            "--size tiny --epochs 15 --lr 3e-3 --batch-size 8 --exemplar-len 16 --no-predict --log-every 1",
-        )
-    )
-    losses = [
-        r["loss"] for r in rows_of(trained_copy / "saved" / "glove-t5" / "lempex") if r["kind"] == "train"
-    ]
-    assert losses[-1] < 0.8 * losses[0]
+    flags = "--size tiny --epochs 10 --lr 3e-3 --batch-size 8 --exemplar-len 16 --max-new-tokens 12"
+    train_glove_t5.main(on(trained_copy, f"{flags} --log-every 1 --device cpu"))
+    folder = trained_copy / "saved" / "glove-t5" / "lempex"
+    rows = rows_of(folder)
+    losses, nlls = ([r[k] for r in rows if r["kind"] == "train"] for k in ("loss", "nll"))
+    assert losses[-1] < 0.8 * losses[0] and nlls[-1] < 0.8 * nlls[0]
+    held = [r["nll"] for r in rows if r["kind"] == "valid"]
+    assert min(held[5:]) < min(held[:5])
+
+    # the same run with speaker and listener exchanged: gold replies are scored and replies written otherwise
+    exchanged = folder.with_name("exchanged")
+    shutil.copytree(folder, exchanged)
+    weights = load_file(exchanged / "model.safetensors")
+    weights["speakers.weight"] = weights["speakers.weight"][[0, 2, 1]]
+    save_file(weights, exchanged / "model.safetensors")
+    again = ["--inference", str(exchanged), "--overwrite"]
+    train_glove_t5.main([*on(trained_copy, f"{flags} --device cpu"), *again])
+    nll, other_nll = (pd.read_csv(f / "likelihood.csv")["nll"] for f in (folder, exchanged))
+    assert (nll != other_nll).all()
+    assert (folder / "predictions.tsv").read_text() != (exchanged / "predictions.tsv").read_text()
 
 
 def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
@@ -493,10 +515,20 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
 def test_perplexity_of_the_table_is_the_sum_of_the_likelihood_file(trained_copy):
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", *NO_CRITICS])
     folder = trained_copy / "saved" / "glove-t5" / "exemplars"
+    evaluate_responses.main([*on(trained_copy, "--family glove-t5 --device cpu"), str(folder)])
     sums = pd.read_csv(folder / "likelihood.csv")[["nll", "tokens", "words"]].sum()
-    result = json.loads((folder / "result.json").read_text())["test"]
-    assert result["ppl_token"] == pytest.approx(2.718281828459045 ** (sums.nll / sums.tokens), rel=1e-6)
-    assert result["ppl_word"] == pytest.approx(2.718281828459045 ** (sums.nll / sums.words), rel=1e-6)
+    expected = {
+        "ppl_token": pytest.approx(np.exp(sums.nll / sums.tokens), rel=1e-6),
+        "ppl_word": pytest.approx(np.exp(sums.nll / sums.words), rel=1e-6),
+    }
+    results = trained_copy / "results" / "evaluation"
+    row = json.loads((results / "metrics.json").read_text())["systems"]["glove-t5/exemplars"]
+    for found in (row, json.loads((folder / "result.json").read_text())["test"]):
+        assert {k: found[k] for k in expected} == expected
+
+    lines = [line.strip("| ").split(" | ") for line in (results / "table.md").read_text().splitlines()]
+    shown = next(dict(zip(lines[0], line, strict=True)) for line in lines if line[0] == "glove-t5/exemplars")
+    assert shown["PPL/token"] == f"{row['ppl_token']:.2f}" and shown["PPL/word"] == f"{row['ppl_word']:.2f}"
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
