@@ -1,11 +1,11 @@
-"""Kill one training run many times, also in the middle of saves, and compare it with an uninterrupted one, bit for bit.
+"""Kill one training run many times, also inside saves, and compare it with an uninterrupted one, bit for bit.
 
   python benchmarks/kill_resume.py --workdir demo --kills 20
 
-Trains a tiny GloVe generator twice on the prepared data of the workdir: once in peace, once under SIGKILL at random moments, every
-other time just when a checkpoint is being written. Plain, or with `--full`: exemplars, critics, Gumbel noise and accumulation, for which
-the workdir must hold GloVe critics, labels and exemplars. Prints the sha256 of the final weights of both, and writes
-results/kill_resume.json (or kill_resume_full.json).
+Trains a tiny GloVe generator twice on the prepared data of the workdir: once in peace, once under SIGKILL at
+random moments, every other time just when a checkpoint is being written. Plain, or with `--full`: exemplars,
+critics, Gumbel noise and accumulation, for which the workdir must hold GloVe critics, labels and exemplars.
+Prints the sha256 of the final weights of both, and writes results/kill_resume.json, or kill_resume_full.json.
 """
 
 import json
@@ -123,8 +123,10 @@ def main(argv=None):
     storage.write_json(paths.results / f"kill_resume{'_full' * args.full}.json", result)
     for name, digest in sums.items():
         print(f"{digest}  {name}")
+    weights = "equal" if result["equal"] else "DIFFER"
+    logs = "equal" if result["logs_equal"] else "DIFFER"
     print(
-        f"{len(hits)} kills, {result['in_saves']} of them inside a save: final weights {'equal' if result['equal'] else 'DIFFER'}, logs {'equal' if result['logs_equal'] else 'DIFFER'}"
+        f"{len(hits)} kills, {result['in_saves']} of them inside a save: final weights {weights}, logs {logs}"
     )
     if not hits:
         raise UserError("the run was never killed; give it more --steps")

@@ -1,4 +1,4 @@
-"""Fixtures: a folder with a small prepared corpus, made once, and tiny trained critics, made when a test first asks."""
+"""Fixtures: a folder with a small prepared corpus, made once; tiny critics, trained when first asked for."""
 
 import itertools
 import json
@@ -118,7 +118,7 @@ def trained_copy(trained, tmp_path) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------- runs that are killed and compared
+# -------------------------------------------------------------------------- runs that are killed and compared
 
 
 @pytest.fixture(scope="module")

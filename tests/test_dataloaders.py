@@ -52,7 +52,7 @@ def example(*turns, conv="c1"):
     return Example(conv, len(turns), "sad", turns[:-1], turns[-1])
 
 
-# ---------------------------------------------------------------------------------------------------------- dialogues
+# -------------------------------------------------------------------------------------------------- dialogues
 
 
 def test_a_stray_quote_swallows_no_row(tmp_path):
@@ -193,7 +193,7 @@ def test_a_damaged_gzip_is_named_with_the_command_that_makes_it(tmp_path, damage
         dataloaders.read_dialogues(path)
 
 
-# ------------------------------------------------------------------------------------------------------------ pairs
+# ------------------------------------------------------------------------------------------------------ pairs
 
 PAIR = ("s1", "r1", "a post", "an answer", "1", "1")
 
@@ -237,7 +237,7 @@ def test_what_is_written_is_read_back_whatever_the_line_breaks(tmp_path, post):
     assert after["seeker_post"].tolist() == before["seeker_post"].tolist() == [post.strip()]
 
 
-# --------------------------------------------------------------------------------------- joined on conversation and turn
+# ---------------------------------------------------------------------------- joined on conversation and turn
 
 EXAMPLES = [example("a", "b"), example("a", "b", "c", "d"), example("e", "f", conv="NA")]
 KEYS = [("c1", 2), ("c1", 4), ("NA", 2)]
@@ -363,7 +363,7 @@ def test_a_cell_that_is_no_json_list_of_texts_is_named_with_its_line(tmp_path, c
         dataloaders.read_exemplars(path, EXAMPLES)
 
 
-# ----------------------------------------------------------------------------------------------------------- tokens
+# ----------------------------------------------------------------------------------------------------- tokens
 
 
 class Counting:
@@ -466,7 +466,7 @@ def test_a_batch_of_empty_rows_has_one_column():
     assert mask.sum() == 0
 
 
-# ---------------------------------------------------------------------------------------------------------- batches
+# ---------------------------------------------------------------------------------------------------- batches
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 60, 777)]
 
@@ -531,7 +531,7 @@ def test_no_examples_make_no_steps(steps):
     assert steps == []
 
 
-# -------------------------------------------------------------------------------------------------------- generators
+# ------------------------------------------------------------------------------------------------- generators
 
 LONG = example("a b c", "d e", "f g h", "i j")
 SHORT = example("k", "l", conv="c2")
@@ -632,7 +632,7 @@ def test_lengths_are_what_a_batch_holds(tokenizer):
         assert data.lengths[n] == batch["source_ids"].shape[1] + batch["labels"].shape[1]
 
 
-# ---------------------------------------------------------------------------------------------------- critics' layout
+# -------------------------------------------------------------------------------------------- critics' layout
 
 LABELS = {"emo": [2, 0], "sentiment": [0.5, -0.5]}
 
@@ -694,7 +694,7 @@ def test_a_critic_of_another_family_begins_with_its_own_start_token(tmp_path):
     assert batch["reply_mask"].tolist() == [[0, 0, 0, 1, 1]]
 
 
-# --------------------------------------------------------------------------------------------------- pooled exemplars
+# ------------------------------------------------------------------------------------------- pooled exemplars
 
 EXEMPLARS = [["a b", "c"], [], ["c", "c", "d e f g"], ["h"]]
 

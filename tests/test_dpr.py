@@ -1,4 +1,4 @@
-"""The dense passage retriever: training data, loss, vectors, loading, and the rank that decides what is kept."""
+"""The dense passage retriever: training data, loss, vectors, loading, and the rank that chooses the best."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def ids_of(tokenizer, texts):
     return batch["input_ids"], batch["attention_mask"]
 
 
-# --------------------------------------------------------------------------------------------------------------- loss
+# ------------------------------------------------------------------------------------------------------- loss
 
 
 def loss_written_out(questions, contexts, positive, texts):
@@ -118,7 +118,7 @@ def test_gradient_pulls_the_positive_and_pushes_its_rivals():
     assert pull[0, 1] > 0 and pull[1, 0] > 0 and (pull[:, 2] > 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------ training data
+# ---------------------------------------------------------------------------------------------- training data
 
 
 @settings(max_examples=100, deadline=None)
@@ -273,7 +273,7 @@ def test_nothing_to_learn_from_is_refused(capsys):
     assert "--batch-size 1" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------ vectors
+# ---------------------------------------------------------------------------------------------------- vectors
 
 
 def test_vectors_are_the_cls_position_or_the_mean_over_real_positions(bert):
@@ -341,7 +341,7 @@ def test_embedding_keeps_the_end_of_a_dialogue_and_the_beginning_of_a_passage(be
         np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------ loading
+# ---------------------------------------------------------------------------------------------------- loading
 
 
 @pytest.mark.parametrize("side", list(SIDES))
@@ -437,7 +437,7 @@ def test_biencoder_gives_each_side_its_own_texts(run_folder):
     torch.testing.assert_close(contexts, vectors(saved["context"][0], context_ids, context_mask))
 
 
-# --------------------------------------------------------------------------------------------------------------- rank
+# ------------------------------------------------------------------------------------------------------- rank
 
 
 @settings(max_examples=60, deadline=None)

@@ -31,7 +31,7 @@ def pieces(text: str) -> list[str]:
     return tokenizer_of(text).tokenize(text)
 
 
-# ---------------------------------------------------------------------------------------------------------- tokenizer
+# -------------------------------------------------------------------------------------------------- tokenizer
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_another_vocabulary_has_another_hash():
     assert len(hashes) == 3
 
 
-# ------------------------------------------------------------------------------------------------------- word vectors
+# ----------------------------------------------------------------------------------------------- word vectors
 
 
 def test_vectors_fill_the_first_dimensions_and_the_rest_has_their_scale():
@@ -168,7 +168,7 @@ def test_missing_vectors_name_the_command_that_makes_them(tmp_path):
         load_vectors(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------- GloVe files
+# ------------------------------------------------------------------------------------------------ GloVe files
 
 
 def glove_file(tmp_path, text: str):
@@ -203,7 +203,7 @@ def test_a_file_that_is_no_glove_is_refused_at_its_first_line(tmp_path):
         list(read_glove(glove_file(tmp_path, "word\nother\n")))
 
 
-# ------------------------------------------------------------------------------------------------------------ configs
+# ---------------------------------------------------------------------------------------------------- configs
 
 
 def test_config_takes_changes_and_leaves_out_what_is_none():

@@ -20,7 +20,7 @@ from metrics import (
     reply_statistics,
 )
 
-# ----------------------------------------------------------------------------------------------------- classification
+# --------------------------------------------------------------------------------------------- classification
 
 
 def test_classification_by_hand():
@@ -67,7 +67,7 @@ def test_baselines_are_fitted_on_the_training_side():
     assert found["majority"]["accuracy"] == 0
 
 
-# --------------------------------------------------------------------------------------------------------- regression
+# ------------------------------------------------------------------------------------------------- regression
 
 
 def test_regression_by_hand():
@@ -88,7 +88,7 @@ def test_correlation_with_a_constant_is_nan_without_a_warning(gold, predicted):
     assert scores["mse"] == pytest.approx(np.mean((np.array(gold) - np.array(predicted)) ** 2))
 
 
-# --------------------------------------------------------------------------------------------- perplexity, word counts
+# ------------------------------------------------------------------------------------ perplexity, word counts
 
 
 def test_perplexity_is_exp_of_sum_over_sum():
@@ -126,7 +126,7 @@ def test_words_are_counted_with_punctuation_marks(text, count):
     assert count_words(text) == count
 
 
-# --------------------------------------------------------------------------------------------------------------- BLEU
+# ------------------------------------------------------------------------------------------------------- BLEU
 
 
 def test_bleu_1_by_hand_with_brevity_penalty():
@@ -160,7 +160,7 @@ def test_sacrebleu_splits_punctuation_where_bleu_4_does_not():
     assert bleu(["A B C d"], ["a b c D"])["sacrebleu"] == pytest.approx(100)
 
 
-# ----------------------------------------------------------------------------------------------------------- distinct
+# --------------------------------------------------------------------------------------------------- distinct
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ VOCAB, EOS = 50, 1
 NONE = np.zeros(0, dtype=np.int64)
 
 
-# ------------------------------------------------------------------------------------------------------------ helpers
+# ---------------------------------------------------------------------------------------------------- helpers
 
 
 def t5_config(vocab=VOCAB, **changes) -> T5Config:
@@ -102,7 +102,7 @@ def make_generator(exemplars="none", seed=3, **changes) -> Generator:
 
 
 def make_batch(examples, exemplars="none", critics=False) -> dict:
-    """`examples`: (source ids, reply ids, exemplar token lists) each; exemplar vectors follow from the source."""
+    """`examples`: (source ids, reply ids, exemplar token lists); exemplar vectors follow from the source."""
     sources, replies, texts = zip(*examples, strict=True)
     source_ids, source_mask = pad([np.array(s) for s in sources], 0)
     batch = {"source_ids": source_ids, "source_mask": source_mask}
@@ -133,7 +133,7 @@ batches = st.lists(st.tuples(words, words), min_size=2, max_size=4)
 few = settings(max_examples=30, deadline=None)
 
 
-# ------------------------------------------------------------------------------------------------------ soft response
+# ---------------------------------------------------------------------------------------------- soft response
 
 
 @pytest.mark.parametrize("strategy", [0, 1, 2])
@@ -176,7 +176,7 @@ def test_soft_embedding_of_confident_logits_is_the_true_tokens(strategy):
     )  # the published fault, over positions, would be seen here
 
 
-# ------------------------------------------------------------------------------------------------------------ critics
+# ---------------------------------------------------------------------------------------------------- critics
 
 
 @pytest.mark.parametrize("pooling", ["first", "reply"])
@@ -213,7 +213,7 @@ def test_one_hot_reply_scores_like_its_token_ids(pooling, context_len):
 
 @pytest.mark.parametrize("pooling", ["first", "reply"])
 def test_soft_reply_after_a_padded_context_would_be_noticed(pooling):
-    """The published layout, context + padding + reply, gives another score, so the two tests above can fail."""
+    """The published layout, context + padding + reply, scores otherwise, so the two tests above can fail."""
     critic = make_critic(pooling=pooling)
     short, long = ([4, 5], [6, 7, 8]), ([9, 10, 11, 12, 13, 14, 15, 16], [17, 18])
     *_, soft, reply_mask = critic_soft([short, long])
@@ -226,7 +226,7 @@ def test_soft_reply_after_a_padded_context_would_be_noticed(pooling):
 
 @pytest.mark.parametrize("pooling", ["first", "reply"])
 def test_pooling_written_out(pooling):
-    """The first position; or mean and max over the reply and its </s>, of the encoder's output and of the words."""
+    """The first position; or mean and max over reply and </s>, of the encoder's output and of the words."""
     critic = make_critic(pooling=pooling)
     context, reply = [4, 5, 6], [7, 8]
     ids = torch.tensor([[*context, EOS, *reply, EOS]])
@@ -286,7 +286,7 @@ def test_dropout_of_words_and_head_acts_in_training_only():
     assert not torch.allclose(critic(*batch), critic(*batch), atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------- the frozen critics
+# ----------------------------------------------------------------------------------------- the frozen critics
 
 
 def make_critics(**changes) -> CriticSet:
@@ -402,7 +402,7 @@ def test_a_weight_of_zero_asks_for_no_critic(empathy, sentiment, names):
     assert critic_names(empathy, sentiment) == names
 
 
-# ---------------------------------------------------------------------------------------------------- saving, loading
+# -------------------------------------------------------------------------------------------- saving, loading
 
 
 @pytest.mark.parametrize("backbone", [t5_config, bert_config])
@@ -515,7 +515,7 @@ def test_encoders_that_cannot_be_loaded_are_plain_errors(prepared, tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- generator
+# -------------------------------------------------------------------------------------------------- generator
 
 
 def test_generator_begins_as_the_plain_t5():

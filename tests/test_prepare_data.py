@@ -43,7 +43,7 @@ def as_read(path):
 
 @pytest.fixture(scope="module")
 def packed_corpus(corpus, tmp_path_factory):
-    """The corpus as a user may have it: in subfolders, gzipped, with a split of its own and one empty response."""
+    """The corpus as a user may have it: in subfolders, gzipped, with its own split and one empty response."""
     folder = tmp_path_factory.mktemp("packed")
     for name in ("empathetic_dialogues", "empathy_mental_health"):
         (folder / name).mkdir()
@@ -68,7 +68,7 @@ def three_levels(packed_corpus, tmp_path_factory):
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------ outputs
+# ---------------------------------------------------------------------------------------------------- outputs
 
 
 @pytest.mark.parametrize(("made", "end"), [("prepared", ".csv"), ("three_levels", ".csv.gz")])
@@ -215,7 +215,7 @@ def test_a_split_that_does_not_fit_the_file_is_refused(posts, tmp_path, valid_ro
         prepare_data.prepare_pairs(args, source, Paths(tmp_path))
 
 
-# ------------------------------------------------------------------------------------------------- what the user is told
+# -------------------------------------------------------------------------------------- what the user is told
 
 
 def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_a_missing_source_file_is_named_with_the_places_looked_in(corpus, tmp_pa
         prepare(source, tmp_path, "--split", "grouped")
 
 
-# ------------------------------------------------------------------------------------------- nothing is lost by mistake
+# --------------------------------------------------------------------------------- nothing is lost by mistake
 
 
 def contents(folder):
@@ -370,7 +370,7 @@ def test_a_source_inside_the_outputs_is_never_deleted(corpus, tmp_path):
     assert contents(source) == before
 
 
-# ------------------------------------------------------------------------------------- word vectors and small models
+# ------------------------------------------------------------------------------ word vectors and small models
 
 
 @pytest.mark.parametrize("name", ["t5-tiny", "bert-tiny", "glove"])
@@ -445,14 +445,14 @@ def test_a_glove_file_that_knows_no_word_is_refused(tmp_path):
         prepare_data.prepare_glove(args, Paths(tmp_path), ["the bus"])
 
 
-# ------------------------------------------------------------------------------------------------------------ download
+# --------------------------------------------------------------------------------------------------- download
 
 CONTENT = bytes(range(256)) * 40
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """One file over http; `ranges`: honours Range; `stop_after`: hangs up after so many bytes of an answer."""
+    """One file over http; `ranges`: honours Range; `stop_after`: hangs up after so many bytes."""
 
     def __init__(self, ranges, stop_after):
         self.asked, self.ranges, self.stop_after = [], ranges, stop_after

@@ -1,4 +1,4 @@
-"""Every training script, killed and stopped: what goes on afterwards is the uninterrupted run, bit for bit."""
+"""Every training script, killed and stopped: what goes on then is the uninterrupted run, bit for bit."""
 
 import os
 import re
@@ -67,7 +67,7 @@ STAGES = {
 
 
 class Stage:
-    """One training script on the tiny corpus: two epochs, two micro-batches an update, a checkpoint every second update."""
+    """One script on the tiny corpus: two epochs, two micro-batches an update, a save every second update."""
 
     def __init__(self, name: str, workdir: Path):
         self.module, self.start, flags, place = STAGES[name]
@@ -135,7 +135,7 @@ def test_killed_inside_an_update(stage, monkeypatch, capsys, share):
 
 
 def test_stopped_by_the_scheduler_then_killed(stage):
-    """SIGTERM: exit 143 and a command that goes on; that one is killed outright, and the third start finishes."""
+    """SIGTERM: exit 143 and a command that goes on; that one is killed, and the third start finishes."""
     process = stage.spawn("stopped")
     wait_for_step(stage.saved / "stopped", 1)
     process.send_signal(signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_stopped_by_the_scheduler_then_killed(stage):
     assert_same_run(stage.saved / "whole", stage.run("stopped"))
 
 
-# ------------------------------------------------------------------------------------------- stages other than training
+# --------------------------------------------------------------------------------- stages other than training
 
 
 def labelling(workdir: Path, name: str) -> tuple:
@@ -215,7 +215,7 @@ def replying(workdir: Path, name: str) -> tuple:
 
 @pytest.mark.parametrize("stage", [labelling, retrieving, replying])
 def test_an_interrupted_stage_does_the_rest_only(trained_copy, monkeypatch, stage):
-    """Killed after its second chunk; the next call makes the others, and the output is the undisturbed one's."""
+    """Killed after its second chunk; the next call makes the others, and the output is as if undisturbed."""
     common = ["--workdir", str(trained_copy), "--device", "cpu"]
     main, words, expected = stage(trained_copy, "undisturbed")
     chunks = []
@@ -257,7 +257,7 @@ def test_a_recipe_that_is_stopped_lets_its_stage_save(tmp_path):
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
-# ----------------------------------------------------------------------------------------------------- several processes
+# ------------------------------------------------------------------------------------------ several processes
 
 
 def torchrun(folder: Path, **settings) -> subprocess.Popen:

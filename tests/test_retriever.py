@@ -174,7 +174,7 @@ def test_an_emotion_without_candidates_gets_no_exemplars_and_the_others_theirs()
     assert retrieve(ones, ones, asked, corpus, "all", 10) == [[(0, 3.0), (1, 3.0)], [(1, 3.0)]]
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------------------ the command
 
 
 def run(folder, *flags):

@@ -83,7 +83,7 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-# ------------------------------------------------------------------------------------------------------------ critics
+# ---------------------------------------------------------------------------------------------------- critics
 
 
 @pytest.mark.parametrize("model", ["t5", "glove-t5"])
@@ -152,7 +152,7 @@ def test_labelling_again_keeps_what_is_there_and_refuses_other_critics(trained_c
         label_dialogues.main(["--workdir", str(trained_copy), "--family", "t5"])
 
 
-# ---------------------------------------------------------------------------------------------------------- retrieval
+# -------------------------------------------------------------------------------------------------- retrieval
 
 
 def test_the_retriever_is_saved_as_two_folders_and_reports_before_and_after(trained):
@@ -232,7 +232,7 @@ def test_retrieval_without_the_gold_emotion_and_without_fine_tuning(trained_copy
     assert all(len(row) == 4 for row in found)
 
 
-# --------------------------------------------------------------------------------------------------------- generators
+# ------------------------------------------------------------------------------------------------- generators
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -419,7 +419,7 @@ def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
 
 
 def test_dpr_in_two_processes_takes_in_batch_negatives_from_both(trained_copy):
-    """Without dropout, the same losses as one process with the doubled batch, also in a last step of one question."""
+    """Without dropout, the losses of one process with the doubled batch, also in a step of one question."""
     file = Paths(trained_copy).dpr_data("empd", "train")
     file.write_text(json.dumps(json.loads(file.read_text())[:13]))
     bert = trained_copy / "data" / "bert-tiny"
@@ -467,7 +467,7 @@ def test_dpr_in_two_processes_takes_in_batch_negatives_from_both(trained_copy):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------------------------- tables
 
 
 def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
@@ -497,11 +497,8 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
     below = (folder / "table.md").read_text().split("\n\n", 1)[1]
-    assert (
-        "case:lc" in below
-        and "glove-t5/lempex was trained against the very critics that judge it here: emo, exp, int, sentiment"
-        in below
-    )
+    judged = "glove-t5/lempex was trained against the very critics that judge it here: "
+    assert "case:lc" in below and judged + "emo, exp, int, sentiment" in below
     assert (
         systems["gold"]["bleu_4"] == pytest.approx(100)
         and systems["glove-t5/lempex"]["ppl_word"] > 1
@@ -531,7 +528,7 @@ def test_perplexity_of_the_table_is_the_sum_of_the_likelihood_file(trained_copy)
     assert shown["PPL/token"] == f"{row['ppl_token']:.2f}" and shown["PPL/word"] == f"{row['ppl_word']:.2f}"
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("script", [train_t5, train_glove_t5])
@@ -665,7 +662,7 @@ def test_predictions_are_not_overwritten_silently(trained_copy):
         )
 
 
-# ----------------------------------------------------------------------------------------------- commands as documented
+# ------------------------------------------------------------------------------------- commands as documented
 
 PARSERS = {
     **{

@@ -56,7 +56,7 @@ def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path):
 
 
 def test_an_output_and_its_note_never_disagree(tmp_path, monkeypatch):
-    """Killed at any point of replacing an output: the next call keeps it only where the note tells the truth."""
+    """Killed at any point of replacing an output: the next call keeps it only where its note is true."""
     output = tmp_path / "out.csv"
     storage.write_csv(output, pd.DataFrame({"x": [1]}), origin={"from": "one"})
     real, left = storage.Path.replace, [0]

@@ -40,7 +40,7 @@ def kill_at(step: int):
     return spoil
 
 
-# ------------------------------------------------------------------------------------------------------ the objective
+# ---------------------------------------------------------------------------------------------- the objective
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(4, 2), (2, 4), (1, 8), (3, 3)])
@@ -113,7 +113,7 @@ def test_weight_decay_leaves_vectors_alone(tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- resume
+# ----------------------------------------------------------------------------------------------------- resume
 
 
 @pytest.mark.parametrize("step", [2, 4, 6, 9, 12])  # six steps an epoch: inside and at the end of epochs
@@ -427,7 +427,7 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-# ------------------------------------------------------------------------------------------- best, rotation, not finite
+# --------------------------------------------------------------------------------- best, rotation, not finite
 
 
 def values_of(*values):
@@ -498,7 +498,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
         train(tmp_path / "run", spoil=spoil)
 
 
-# ------------------------------------------------------------------------------------------------------------- signals
+# ---------------------------------------------------------------------------------------------------- signals
 
 
 def start(folder: Path, **settings) -> subprocess.Popen:
@@ -563,7 +563,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_dies_with_its_p
     train(tmp_path / "run")
 
 
-# -------------------------------------------------------------------------------------------------- damage while saving
+# ---------------------------------------------------------------------------------------- damage while saving
 
 
 KILLER = """
@@ -676,7 +676,8 @@ try:
 except UserError as error:
     assert "No space left" in str(error) or "cannot be written" in str(error), error
 stand = sorted((disk / "run" / "checkpoints").iterdir())
-assert [c.name for c in stand] == ["step-0000006", "step-0000007", "step-0000008"], stand  # the best and the last two, no litter
+# the best and the last two, no litter
+assert [c.name for c in stand] == ["step-0000006", "step-0000007", "step-0000008"], stand
 assert not any(runs.faults(c) for c in stand)
 (disk / "ballast").unlink()
 train(disk / "run", save_every=1)
@@ -686,7 +687,7 @@ shutil.copytree(disk / "run", sys.argv[3])
 
 @pytest.mark.parametrize("room", [0, 8_000, 24_000, 40_000])
 def test_a_disk_that_is_full_in_earnest(tmp_path, room):
-    """On a tmpfs that fills up before a save, with some `room` left: the run stops with the reason, and goes on when there is space."""
+    """A tmpfs fills up before a save, but for some `room`: the run says why it stops, and later goes on."""
     (tmp_path / "disk").mkdir()
     script = tmp_path / "full.py"
     script.write_text(FULL_DISK.format(tests=str(TOY.parent), root=str(TOY.parent.parent)))
@@ -708,7 +709,7 @@ def test_an_unwritable_folder_is_a_plain_error(tmp_path):
 
 
 def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
-    """The step's first copy (evaluation due) is replaced by the second; a kill between the two renames is mended."""
+    """The step's first copy (evaluation due) gives way to the second; a kill between renames is mended."""
     folder = tmp_path / "checkpoints"
     for content in ("first", "second"):
         runs.write_checkpoint(folder, 5, lambda f, c=content: (f / "x").write_text(c))
@@ -718,7 +719,7 @@ def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
     assert runs.newest_good(folder) == folder / "step-0000005"
 
 
-# ------------------------------------------------------------------------------------------------------------- memory
+# ----------------------------------------------------------------------------------------------------- memory
 
 
 def test_out_of_memory_names_the_flags_to_change(tmp_path):

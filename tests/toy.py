@@ -1,4 +1,4 @@
-"""A toy stage on the real loop: a small network with dropout, two loss terms of different units, uneven lengths.
+"""A toy stage on the real loop: a small network with dropout, two loss terms of different units, uneven rows.
 
 As a program it is the run that the tests kill: python tests/toy.py FOLDER key=value ...
 """
