@@ -1,10 +1,8 @@
-"""Find exemplary replies for every listener turn: dense retrieval over the listener turns of the training
-set.
+"""Find exemplary replies for every listener turn: dense retrieval over the training set's listener turns.
 
   python dpr_exemplar_retriever.py --path saved/dpr/empd                      the fine-tuned encoders
-  python dpr_exemplar_retriever.py                                            the encoders as pretrained
-  (facebook/dpr-*) python dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all     without the
-  gold emotion
+  python dpr_exemplar_retriever.py                                            as pretrained (facebook/dpr-*)
+  python dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all     without the gold emotion
 
 Query: all earlier turns. Candidates: training listener turns of the same emotion (the paper's rule; it uses
 the gold emotion, also of the test dialogues) or all of them; never one of the same conversation. Exact inner

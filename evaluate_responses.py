@@ -1,7 +1,7 @@
 """Score runs' predictions against the gold replies: one table, and a page of case studies.
 
-  python evaluate_responses.py saved/t5/lempex saved/t5/plain                 runs, or predictions.tsv files
-  of anybody python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
+  python evaluate_responses.py saved/t5/lempex saved/t5/plain       runs, or predictions.tsv files of anybody
+  python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
 
 Columns: perplexity of the gold replies per model token and per word (13a words and one end a reply; the same
 unit for every model, though a GloVe model pays for an unknown word as for one known word, and not for

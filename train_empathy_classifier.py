@@ -1,11 +1,12 @@
 """Train one empathy critic: does a response show emotional reaction, exploration or interpretation?
 
   python train_empathy_classifier.py --epochs 12 --model "t5" --lr 1e-5 --dim emo
-  python train_empathy_classifier.py --model glove-t5 --dim int                          (the recipe that
-  learns) python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2         (offline,
-  seconds) the paper's GloVe critic, which stays at chance:
-  python train_empathy_classifier.py --epochs 15 --model "glove-t5" --lr 2e-5 --dim exp --pooling first
-  --layers 6
+  python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
+  python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2  (offline, seconds)
+
+The paper's GloVe critic, which stays at chance:
+
+  python train_empathy_classifier.py --epochs 15 --model "glove-t5" --lr 2e-5 --dim exp --pooling first --layers 6
 
 Loss: cross-entropy. Kept: the epoch with the best macro-F1 on the validation side. Reported beside it: the
 majority class, and TF-IDF + logistic regression on the response.
