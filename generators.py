@@ -237,6 +237,12 @@ def prediction_files(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"
 
 
+def weights_file(folder: Path) -> Path:
+    """What a run has learnt: all weights, or an adapter's."""
+    adapter = folder / "adapter_model.safetensors"
+    return adapter if adapter.exists() else folder / "model.safetensors"
+
+
 def decoding_arguments(decoding: Decoding, tokenizer) -> dict[str, Any]:
     """What transformers' `generate` is told: the decoding, and the tokens that no reply holds."""
     banned = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
@@ -287,13 +293,23 @@ class Predictor:
 
 
 def write_predictions(
-    folder: Path, model: Generator, tokenizer, split: str, found: SplitData, decoding: Decoding, session: Session,
+    folder: Path,
+    model: Any,
+    tokenizer,
+    split: str,
+    found: SplitData,
+    decoding: Decoding,
+    session: Session,
     paths: Paths,
-) -> dict[str, float]:  # fmt: skip
-    """predictions.tsv and likelihood.csv of a run on one split; returns the gold replies' perplexities."""
-    predictor = Predictor(model, tokenizer, found.data, decoding, session)
+    predictor: "Predictor | None" = None,
+) -> dict[str, float]:
+    """predictions.tsv and likelihood.csv of a run on one split; returns the gold replies' perplexities.
+
+    `predictor`: another family's, where this family's own would not do.
+    """
+    predictor = predictor or Predictor(model, tokenizer, found.data, decoding, session)
     origin: dict[str, Any] = {
-        "model": storage.sha256(folder / "model.safetensors"),
+        "model": storage.sha256(weights_file(folder)),
         "dialogues": storage.sha256(paths.dialogues(split)),
         "split": split,
     }

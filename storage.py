@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import nn
 from tqdm import tqdm
 
 from options import UserError
@@ -255,11 +254,12 @@ def identity(name: str | Path) -> str:
     return fingerprint(*(f"{p.name} {sha256(p)}" for p in files))
 
 
-def weights_hash(module: nn.Module) -> str:
-    """sha256 over a module's tensors by name."""
+def weights_hash(module) -> str:
+    """sha256 over a torch module's weights by name, each tied one once: the same whatever files they lie in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    for name, weight in sorted(module.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\0".encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

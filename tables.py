@@ -18,7 +18,7 @@ import runs
 import storage
 from critics import judge, load_judges
 from dataloaders import Example, listener_turns, read_exemplars, read_predictions
-from generators import prediction_files
+from generators import prediction_files, weights_file
 from metrics import SACREBLEU, bleu, perplexity, reply_statistics
 from options import CRITICS, Paths, UserError, refuse_existing
 from session import Session
@@ -70,7 +70,7 @@ def load_system(path: Path, examples: list[Example], split: str) -> dict:
             f"{predictions}: no such file; make it with: "
             f"python train_t5.py --inference {path} --predict-split {split}"
         )
-    storage.warn_if_stale(predictions, {"model": path / "model.safetensors"})
+    storage.warn_if_stale(predictions, {"model": weights_file(path)})
     system: dict = {
         "name": f"{path.parent.name}/{path.name}",
         "folder": str(path),
@@ -80,7 +80,7 @@ def load_system(path: Path, examples: list[Example], split: str) -> dict:
         sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
         system["ppl_token"] = perplexity(sums["nll"], sums["tokens"])
         system["ppl_word"] = perplexity(sums["nll"], sums["words"])
-    with safe_open(path / "model.safetensors", framework="np") as weights:
+    with safe_open(weights_file(path), framework="np") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
     system["parameters"] = sum(math.prod(shape) for shape in shapes)
     return system

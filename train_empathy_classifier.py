@@ -2,7 +2,7 @@
 
   python train_empathy_classifier.py --epochs 12 --model "t5" --lr 1e-5 --dim emo
   python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
-  python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2  (offline, seconds)
+  python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
 
 The paper's GloVe critic, which stays at chance:
 

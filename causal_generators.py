@@ -1,0 +1,212 @@
+"""The third family's stage: a causal language model trained, decoded and measured like the other generators.
+
+What the model computes stands in causal_models.py, how a dialogue becomes tokens in chats.py. The loop, the
+predictions and the figures are those of generators.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import runs
+import storage
+from causal_models import CausalGenerator, example_nll, token_nll
+from chats import causal_data, prompt_data
+from commands import DECODING, CausalCommand, Decoding
+from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, read_exemplars
+from generators import Predictor, SplitData, prediction_files, validate, write_predictions
+from options import Paths, UserError, refuse_existing
+from session import Session, own_random_stream
+from training import Loop
+from updates import Objective
+
+FAMILY = "causal-lm"
+
+
+class CausalObjective(Objective):
+    """nll: negative log-likelihood of the gold replies and their ends, over their tokens."""
+
+    def __init__(self) -> None:
+        self.weights = {"nll": 1.0}
+
+    def units(self, batch: dict) -> dict[str, float]:
+        return {"nll": float(len(batch["target_ids"]))}
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        return {"nll": token_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
+
+    def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
+        """As `generators.validate` asks; there is no soft reply here, and so no strategy."""
+        return self.terms(model, batch)
+
+
+def first_conversations(examples: list[Example], most: int) -> list[Example]:
+    """The listener turns of the first `most` conversations; 0: of all."""
+    kept = set(list(dict.fromkeys(e.conv_id for e in examples))[: most or None])
+    return [e for e in examples if e.conv_id in kept]
+
+
+def read_split(
+    model: CausalGenerator, split: str, paths: Paths, conversations: int = 0
+) -> tuple[list[Example], list[list[str]] | None]:
+    """The listener turns of a split, and the exemplars of each where the model reads some."""
+    examples = first_conversations(listener_turns(paths.dialogues(split)), conversations)
+    if model.settings.exemplars == "none":
+        return examples, None
+    file = paths.exemplars(split)
+    storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
+    return examples, read_exemplars(file, examples, model.settings.top_exemplars)
+
+
+def sequences(
+    model: CausalGenerator, split: str, paths: Paths, whole: bool = True, conversations: int = 0
+) -> SplitData:
+    """Sequences for training and likelihood, packed where there are no exemplars. `whole`: replies are not cut."""
+    examples, exemplars = read_split(model, split, paths, conversations)
+    layout: dict[str, Any] = model.settings.layout | ({"tgt_len": None} if whole else {})
+    data = causal_data(
+        examples, model.tokenizer, packed=True, exemplars=exemplars, cache=paths.cache, **layout
+    )
+    return SplitData(examples, data)
+
+
+class CausalPredictor(Predictor):
+    """A reply, and the gold reply's likelihood, for every example of a split."""
+
+    def __init__(
+        self, model: CausalGenerator, prompts: Data, gold: Data, decoding: Decoding, session: Session
+    ):
+        super().__init__(model, model.tokenizer, prompts, decoding, session)  # type: ignore[arg-type]
+        self.gold = gold
+        # the model bans its own control tokens
+        self.arguments.pop("suppress_tokens")
+
+    def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
+        session, model = self.session, self.model
+        gold = session.move(self.gold.collate(numbers))
+        prompts = session.move(self.data.collate(numbers))
+        seed = hash_seed(self.decoding.seed, number)
+        with torch.inference_mode(), session.autocast(), own_random_stream(seed):
+            nll = example_nll(token_nll(model(gold), gold["target_ids"]), gold)  # (N,) -> (E,)
+            texts = model.replies(model.generate(prompts, **self.arguments))
+        tokens = torch.bincount(gold["example_of"], minlength=len(nll))
+        # the model's examples come in the order of their numbers
+        place = {n: i for i, n in enumerate(gold["examples"].tolist())}
+        order = [place[n] for n in numbers]
+        return {
+            "numbers": np.array(numbers),
+            "nll": np.array(nll.tolist())[order],
+            "tokens": np.array(tokens.tolist())[order],
+            "response": np.array(texts),
+        }
+
+
+def predictor_of(
+    model: CausalGenerator, split: str, paths: Paths, decoding: Decoding, session: Session
+) -> tuple[SplitData, CausalPredictor]:
+    """What `generators.write_predictions` takes: every listener turn of a split, each a sequence of its own."""
+    examples, exemplars = read_split(model, split, paths)
+    layout = model.settings.layout
+    prompts = prompt_data(examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **layout)
+    gold = causal_data(
+        examples,
+        model.tokenizer,
+        packed=False,
+        exemplars=exemplars,
+        cache=paths.cache,
+        **layout | {"tgt_len": None},
+    )
+    return SplitData(examples, prompts), CausalPredictor(model, prompts, gold, decoding, session)
+
+
+def run(command: CausalCommand) -> dict | None:
+    """Train and predict, or with `--inference` only predict."""
+    session = Session(**command.device)
+    if command.inference:
+        return infer(Path(command.inference), command, session)
+    return train(command, session)
+
+
+def train(command: CausalCommand, session: Session) -> dict:
+    paths, options = command.paths, command.options
+    model = CausalGenerator.start(
+        options.model,
+        rank=options.lora_rank,
+        cache=paths.cache,
+        device=session.device,
+        alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        exemplars=options.add_exemplars,
+        src_len=options.src_len,
+        tgt_len=options.tgt_len,
+        exemplar_len=options.exemplar_len,
+        top_exemplars=options.top_exemplars,
+    )
+    data = sequences(model, "train", paths, whole=False)
+    held = sequences(model, "valid", paths, conversations=options.valid_conversations)
+    # read before the training: what would be missing after it is missed now
+    split = command.predict_split
+    if split:
+        read_split(model, split, paths)
+    objective = CausalObjective()
+
+    def evaluate() -> dict[str, float]:
+        batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
+        return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
+
+    inputs = {"base": model.settings.base_sha256}
+    for name in ("train", "valid"):
+        inputs[f"dialogues {name}"] = storage.sha256(paths.dialogues(name))
+        if options.add_exemplars != "none":
+            inputs[f"exemplars {name}"] = storage.sha256(paths.exemplars(name))
+    default = "plain" if options.add_exemplars == "none" else "exemplars"
+    folder = paths.saved / FAMILY / (command.name or default)
+    loop = Loop(
+        command.training,
+        session,
+        model,
+        objective,
+        data.data,
+        evaluate,
+        model.save_pretrained,
+        folder,
+        flags=command.flags,
+        inputs=inputs,
+        free=DECODING,
+        metric="nll",
+        mode="min",
+    )
+    result = loop.train()
+    if result.get("already_finished"):
+        return result
+    result |= {"valid": loop.measure()}
+    if split and session.main:
+        # what was saved is in half precision: the replies are of that, as they will be later
+        saved = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
+        result[f"{split} replies"] = predict(folder, saved.to(session.device), split, command, session)
+    loop.finish(result)
+    session.say(f"next: python evaluate_responses.py {folder}")
+    return result
+
+
+def predict(
+    folder: Path, model: CausalGenerator, split: str, command: CausalCommand, session: Session
+) -> dict[str, float]:
+    found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
+    return write_predictions(
+        folder, model, model.tokenizer, split, found, command.decoding, session, command.paths, predictor
+    )
+
+
+def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, float]:
+    """Only write the predictions of a finished run."""
+    if session.world > 1:
+        raise UserError("--inference: replies are written by one process; run it without torchrun")
+    runs.require_run(folder, "python train_causal_lm.py")
+    split = command.flags["predict_split"]
+    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite)
+    model = CausalGenerator.from_pretrained(folder, cache=command.paths.cache, device=session.device)
+    return predict(folder, model.to(session.device), split, command, session)

