@@ -9,7 +9,6 @@ data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (
 data/t5-tiny/ and data/bert-tiny/ (small models with random weights, for runs without a model hub).
 """
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -372,44 +371,6 @@ def official_files(source: Path) -> list[Path]:
     ]
 
 
-def restore(outputs: list[Path], aside: Path) -> None:
-    """Put back what `replacing` has set aside, in place of what was written since; killed anywhere, it can be called again."""
-    if (aside / "moved").exists():  # all old ones are aside: what stands in their places is unfinished
-        for p in outputs:
-            remove(p)
-        (aside / "moved").unlink()
-    for p in outputs:
-        if (aside / p.name).exists():
-            (aside / p.name).rename(p)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def replacing(outputs: list[Path], aside: Path):
-    """What stood in `outputs` goes when the block succeeds, and comes back when it does not (after a kill: by `restore`)."""
-    aside.mkdir(parents=True, exist_ok=True)
-    for p in outputs:
-        if p.exists():
-            p.rename(aside / p.name)
-    (aside / "moved").touch()
-    try:
-        yield
-    except BaseException:
-        restore(outputs, aside)
-        raise
-    done = aside.with_name(f"{aside.name}-done")  # under this name nothing is put back any more
-    shutil.rmtree(done, ignore_errors=True)
-    aside.rename(done)
-    shutil.rmtree(done, ignore_errors=True)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def origin_of(args, source: Path) -> dict:
     """All that the outputs depend on."""
     import storage
@@ -445,7 +406,7 @@ def main(argv=None):
     ]
     paths.data.mkdir(parents=True, exist_ok=True)
     with storage.locked(paths.data, "another prepare_data.py is at work there"):
-        restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
+        storage.restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
         prepare(args, paths, made, outputs)
 
 
@@ -463,7 +424,7 @@ def prepare(args, paths: Paths, made: Path, outputs: list[Path]) -> None:
         print(f"{paths.data}: already made from the same inputs, kept")
         return
     refuse_existing(outputs, args.overwrite)
-    with replacing(outputs, paths.data / ".before"):
+    with storage.replacing(outputs, paths.data / ".before"):
         print(f"EmpatheticDialogues from {source}")
         utterances = prepare_dialogues(source, paths)
         print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")

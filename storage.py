@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -134,13 +135,70 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | None = None) -> None:
-    """A csv with a header, whole or not at all; with sep="\\t" nothing is quoted (the predictions')."""
-    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
-    if sep != "\t" and any(isinstance(v, str) and "\r" in v for c in table for v in table[c]):
+    """A csv with a header, whole or not at all.
+
+    With sep="\\t" (the predictions' format) nothing is quoted, or everything, where a text could not be told from the
+    format: one with a tab or a line break, or one in quotation marks.
+    """
+    texts = [v for c in table for v in table[c] if isinstance(v, str)]
+    if sep == "\t":
+        unclear = any(set(t) & set("\t\r\n") or (t[:1] == t[-1:] == '"' and len(t) > 1) for t in texts)
+        quoting = csv.QUOTE_ALL if unclear else csv.QUOTE_NONE
+    elif any("\r" in t for t in texts):
         # before Python 3.13 a bare \r is not quoted otherwise, and ends the row
         quoting = csv.QUOTE_NONNUMERIC
+    else:
+        quoting = csv.QUOTE_MINIMAL
     with whole_file(path, origin) as part:
         table.to_csv(part, index=False, sep=sep, quoting=quoting, lineterminator="\n", encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it; nothing there is no error."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(outputs: list[Path], aside: Path):
+    """What stands in `outputs` (files or folders) goes when the block succeeds, and comes back when it does not.
+
+    Meanwhile it waits in the folder `aside`, on the same file system, so the names of `outputs` must differ. After a
+    kill `restore` puts it back.
+    """
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in outputs:
+        if path.exists():
+            path.rename(aside / path.name)
+    # from here on what stands in an output's place is new, and unfinished
+    (aside / "moved").touch()
+    try:
+        yield
+    except BaseException:
+        restore(outputs, aside)
+        raise
+    # under its second name nothing is put back any more, so a kill inside the deletion costs nothing
+    done = aside.with_name(f"{aside.name}-done")
+    shutil.rmtree(done, ignore_errors=True)
+    aside.rename(done)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def restore(outputs: list[Path], aside: Path) -> None:
+    """Put back what `replacing` has set aside, in place of what was written since.
+
+    Without `aside` it does nothing; killed anywhere, it can be called again.
+    """
+    if (aside / "moved").exists():  # all old ones are aside: what stands in their places is unfinished
+        for path in outputs:
+            remove(path)
+        (aside / "moved").unlink()
+    for path in outputs:
+        if (aside / path.name).exists():
+            (aside / path.name).rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -218,10 +276,43 @@ def load_weights(module, file: Path) -> None:
 # ------------------------------------------------------------------------------------ notes, and long stages
 
 
+def decode(content: bytes, path: Path) -> str:
+    """`content` of the file `path` as text: UTF-8, without the byte order mark that may stand before it.
+
+    Raises UserError with file, line and the command that converts it, where it is in another encoding.
+    """
+    head, found = content[:64], None
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        found = "UTF-32"
+    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        found = "UTF-16"
+    elif len(head) > 3 and not any(head[1::2]):  # Latin letters of two bytes each, without a mark
+        found = "UTF-16LE"
+    elif len(head) > 3 and not any(head[0::2]):
+        found = "UTF-16BE"
+    elif head.startswith(b"PK\x03\x04"):
+        raise UserError(f'{path}: an Excel workbook or a zip archive; save it as "CSV UTF-8", or unpack it')
+    line = 1
+    if found is None:
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line, found = content.count(b"\n", 0, error.start) + 1, "cp1252"
+    guess = "perhaps Windows' cp1252" if found == "cp1252" else f"it is {found}"
+    name = Path(path)
+    new = name.with_name(f"{name.name.removesuffix(name.suffix)}-utf8{name.suffix}")
+    convert = f"iconv -f {found} -t UTF-8 {shlex.quote(str(name))} > {shlex.quote(str(new))}"
+    if name.suffix == ".gz":
+        convert = (
+            f"gunzip -c {shlex.quote(str(name))} | iconv -f {found} -t UTF-8 | gzip > {shlex.quote(str(new))}"
+        )
+    raise UserError(f"{path}, line {line}: not UTF-8 ({guess}); convert it with: {convert}")
+
+
 def read_json(path: Path) -> dict:
-    """A JSON object from a file, or an error that names it."""
+    """A JSON object from a file (UTF-8, a byte order mark may stand before it), or an error that names it."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(decode(Path(path).read_bytes(), path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):

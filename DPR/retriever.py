@@ -35,7 +35,7 @@ def read_entries(path: Path) -> list[dict]:
     if not path.exists():
         raise UserError(f"{path}: no such file; make it with: python -m DPR.prepare_dpr_data")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(storage.decode(path.read_bytes(), path))
         json.dumps(entries, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
