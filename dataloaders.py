@@ -1,15 +1,19 @@
 """csv -> validated rows -> token ids -> batches. Knows columns and collation, and no model.
 
-Every reader either returns every row of its file or raises `UserError` naming file and line. Dialogues are joined
-with labels and exemplars on (conv_id, utterance_idx), so an ablation swaps one file.
+Every reader either returns every row of its file or raises `UserError` naming file and line. Dialogues are
+joined with labels and exemplars on (conv_id, utterance_idx), so an ablation swaps one file.
 """
 
 import csv
 import gzip
+import io
+import itertools
 import json
 import math
+import re
+import shlex
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +22,12 @@ import pandas as pd
 import torch
 
 from options import DIMENSIONS, UserError
-from storage import cached, fingerprint
+from storage import cached, decode, fingerprint
 
 EMOTIONS = (
-    "afraid angry annoyed anticipating anxious apprehensive ashamed caring confident content devastated disappointed "
-    "disgusted embarrassed excited faithful furious grateful guilty hopeful impressed jealous joyful lonely nostalgic "
-    "prepared proud sad sentimental surprised terrified trusting"
+    "afraid angry annoyed anticipating anxious apprehensive ashamed caring confident content devastated "
+    "disappointed disgusted embarrassed excited faithful furious grateful guilty hopeful impressed "
+    "jealous joyful lonely nostalgic prepared proud sad sentimental surprised terrified trusting"
 ).split()
 DIALOGUE_COLUMNS = ("conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance")
 RAW_PAIR_COLUMNS = ("sp_id", "rp_id", "seeker_post", "response_post", "level")
@@ -47,66 +51,269 @@ EXEMPLAR_MARKER = "example:"
 MAX_TURNS = 10_000
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------- reading
+
+#: the columns of the official dialogue files, whose valid and test carry candidates in a ninth without a name
+OFFICIAL_COLUMNS = (*DIALOGUE_COLUMNS, "selfeval", "tags")
+#: the official selfeval: the grades of both persons, 5|5|5_2|2|5
+GRADES = re.compile(r"[0-9]*[|_][0-9|_]*")
+WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
+#: pandas writes whole numbers as 2.0 where a cell of the column is empty
+WHOLE_OR_FLOAT = re.compile(r"\s*[0-9]+(?:\.0*)?\s*")
+SEPARATORS = {"commas": ",", "semicolons": ";", "tabs": "\t", "vertical bars": "|"}
+#: what tokenizers write for their control tokens
+CONTROL_TOKEN = re.compile(
+    r"</?s>|<pad>|<unk>|<mask>|<[be]os>|<extra_id_\d+>|\[(?:PAD|SEP|CLS|UNK|MASK)\]|<\|\w+\|>"
+)
+
+Row = tuple[list[str], int]  # the cells, and the 1-based line at which they end
+#: a format without quoting: (header, all rows) -> a function that says why one row cannot be of it, or None
+Format = Callable[[list[str], list[list[str]]], Callable[[list[str]], str | None]]
 
 
 def read_rows(
     path: Path,
     columns: Sequence[str],
     *,
-    made_by: str,
-    quoting: int = csv.QUOTE_MINIMAL,
+    made_by: str | None,
     delimiter: str = ",",
+    unquoted: Format | None = None,
 ) -> pd.DataFrame:
-    """All rows of a csv (plain or .gz) as text, with the 1-based `line` each one ends at.
+    """All rows of a csv (plain or gzip) as text, with the 1-based `line` each one ends at.
 
-    `quoting=csv.QUOTE_NONE` is the official EmpatheticDialogues format: with quotes on, rows vanish at a stray `"`.
-    Trailing columns beyond the header are tolerated; a short row, a missing column or an empty file is an error.
-    `made_by` is the command that writes this file, for the message when it is missing.
+    Quoting is the usual one of csv files (pandas, Excel). `unquoted` allows a format without quoting besides;
+    which of both a file has follows from its rows. A row that is neither, a missing column and an empty file are
+    errors: no text is cut in silence.
+    `made_by` is the command that writes this file, for messages; None where it is the user's own.
     """
     path = Path(path)
+    remedy = f"make it again with: {made_by}" if made_by else "save or fetch it again"
     if not path.exists():
-        raise UserError(f"{path}: no such file; make it with: {made_by}")
-    rows, lines, line = [], [], 0
+        raise UserError(f"{path}: no such file; {remedy}")
+    text = decode(_content(path, remedy), path)
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(
-            path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""
-        ) as handle:
-            reader = csv.reader(
-                handle, quoting=quoting, delimiter=delimiter, strict=quoting != csv.QUOTE_NONE
-            )
-            header = next(reader, None)
-            if header is None:
-                raise UserError(f"{path}: the file is empty; make it again with: {made_by}")
-            "".join(header).encode()  # a byte that is not UTF-8 arrives as a lone surrogate
-            missing = [c for c in columns if c not in header]
-            if missing:
-                raise UserError(
-                    f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})"
-                )
-            places = [header.index(c) for c in columns]
-            for row in reader:
-                line = reader.line_num
-                "".join(row).encode()
-                if not row:  # a blank line holds no row
-                    continue
-                if len(row) <= max(places):
-                    raise UserError(f"{path}, line {line}: {len(row)} columns, expected {len(header)}")
-                rows.append([row[p] for p in places])
-                lines.append(line)
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: not UTF-8; make it again with: {made_by}"
-        ) from error
-    except (csv.Error, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}, line {line + 1}: cannot be read ({error}); make it again with: {made_by}"
-        ) from error
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), None)
+        if header is None:
+            raise UserError(f"{path}: the file is empty; {remedy}")
+        places = _places(path, header, columns, text, delimiter)
+        if unquoted is None:
+            rows = _quoted_rows(path, text, delimiter, header, remedy)
+        else:
+            rows = _rows_of_either_format(path, text, delimiter, header, places, unquoted, remedy)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {_line_of(error)}: cannot be read ({error}); {remedy}") from error
     if not rows:
-        raise UserError(f"{path}: no rows under the header; make it again with: {made_by}")
-    table = pd.DataFrame(rows, columns=list(columns), dtype=object)
-    table["line"] = lines
+        raise UserError(f"{path}: no rows under the header; {remedy}")
+    table = pd.DataFrame([[row[p] for p in places] for row, _ in rows], columns=list(columns), dtype=object)
+    table["line"] = [line for _, line in rows]
     return table
+
+
+def _content(path: Path, remedy: str) -> bytes:
+    """The bytes of a plain or gzip file, whatever its name ends with."""
+    pieces = []
+    try:
+        with open(path, "rb") as handle:
+            packed = path.suffix == ".gz" or handle.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open(path, "rb") as handle:
+            while piece := handle.read(1 << 20):
+                pieces.append(piece)
+    except (OSError, EOFError, zlib.error) as error:
+        line = sum(piece.count(b"\n") for piece in pieces) + 1
+        raise UserError(f"{path}, line {line}: cannot be read ({error}); {remedy}") from error
+    return b"".join(pieces)
+
+
+def _places(path: Path, header: list[str], columns: Sequence[str], text: str, delimiter: str) -> list[int]:
+    """Where each of `columns` stands in the header; a file with another separator is told so."""
+    missing = [c for c in columns if c not in header]
+    if missing:
+        wanted = next(name for name, sign in SEPARATORS.items() if sign == delimiter)
+        for name, sign in SEPARATORS.items():
+            # Excel may say its separator in a line of its own
+            for line in text.splitlines()[: 2 if text.startswith("sep=") else 1]:
+                if sign != delimiter and set(columns) <= set(next(csv.reader([line], delimiter=sign), [])):
+                    raise UserError(
+                        f"{path}, line 1: separated by {name}, expected {wanted}; convert it with: "
+                        f"{_converting(path, sign, delimiter)}"
+                    )
+        raise UserError(
+            f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})"
+        )
+    twice = [c for c in columns if header.count(c) > 1]
+    if twice:
+        raise UserError(f"{path}, line 1: column {', '.join(twice)} stands there twice")
+    return [header.index(c) for c in columns]
+
+
+def _converting(path: Path, found: str, wanted: str) -> str:
+    """A command that writes the file with another separator, every cell as it is."""
+    new = path.with_name(f"{path.name.removesuffix(path.suffix)}-converted{path.suffix}")
+    code = (
+        f"import pandas; pandas.read_csv({str(path)!r}, sep={found!r}, dtype=str, keep_default_na=False)"
+        f".to_csv({str(new)!r}, sep={wanted!r}, index=False)"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _parse(text: str, delimiter: str, quoted: bool) -> list[Row]:
+    """Every row below the header that is not blank; csv.Error with the line as its second argument."""
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=quoted,
+    )
+    rows, line = [], 0
+    try:
+        for row in reader:
+            line = reader.line_num
+            if row:
+                rows.append((row, line))
+    except csv.Error as error:
+        raise csv.Error(str(error), line + 1) from error
+    return rows[1:]
+
+
+def _line_of(error: csv.Error) -> int:
+    return error.args[1] if len(error.args) > 1 else 1
+
+
+def _quoted_rows(path: Path, text: str, delimiter: str, header: list[str], remedy: str) -> list[Row]:
+    """The rows of a file with the usual quoting: as many cells each as the header has."""
+    rows = _parse(text, delimiter, quoted=True)
+    for row, line in rows:
+        if len(row) != len(header):
+            name = next(name for name, sign in SEPARATORS.items() if sign == delimiter)
+            raise UserError(
+                f"{path}, line {line}: {len(row)} columns, expected {len(header)}; a text with {name} "
+                f"in it stands in quotation marks, or: {remedy}"
+            )
+    return rows
+
+
+def _rows_of_either_format(
+    path: Path,
+    text: str,
+    delimiter: str,
+    header: list[str],
+    places: list[int],
+    unquoted: Format,
+    remedy: str,
+) -> list[Row]:
+    """The rows of a file that may be of a format without quoting, or quoted as usual.
+
+    Quoted where the header is, where only that reading gives every row the header's shape, or where the marks
+    themselves show it; else without quoting, and then each row must be able to be that.
+    """
+    raw_header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    if raw_header != header:
+        return _quoted_rows(path, text, delimiter, header, remedy)
+    raw = _parse(text, delimiter, quoted=False)
+    why_not = unquoted(header, [row for row, _ in raw])
+    faults = {line: fault for row, line in raw if (fault := why_not(row))}
+    line, fault = next(iter(faults.items()), (0, None))
+    if '"' in text:
+        quoted = _sound_quoted_rows(text, delimiter, header)
+        # quoting explains a fault only where it changes the row
+        before = {line: row for row, line in raw if line in faults}
+        explained = quoted and not any(before.get(line) == row for row, line in quoted)
+        if explained and (fault or _marks_are_quoting(raw, quoted, places)):
+            return quoted
+        if not fault and ('""' in text or '\\"' in text):
+            line, fault = _looks_quoted(raw)
+    if fault:
+        raise UserError(f"{path}, line {line}: {fault}")
+    return raw
+
+
+def _sound_quoted_rows(text: str, delimiter: str, header: list[str]) -> list[Row] | None:
+    """The rows read with the usual quoting, or None where a row then has another shape than the header."""
+    try:
+        rows = _parse(text, delimiter, quoted=True)
+    except csv.Error:
+        return None
+    index = header.index("utterance_idx")
+    if all(len(row) == len(header) and WHOLE_OR_FLOAT.fullmatch(row[index]) for row, _ in rows):
+        return rows
+    return None
+
+
+def _marks_are_quoting(raw: list[Row], quoted: list[Row], places: list[int]) -> bool:
+    """Whether quotation marks belong to the format, where both readings give rows of the right shape.
+
+    A writer that quotes doubles the marks inside, and leaves none in a cell that it has not quoted; or it quotes
+    every cell of a column.
+    """
+    if len(raw) != len(quoted):  # a mark without its partner has swallowed line ends
+        return False
+    doubled, whole_columns = False, set(places)
+    for (raw_row, _), (row, _) in zip(raw, quoted, strict=True):
+        if len(raw_row) != len(row):
+            return False
+        for place, (before, after) in enumerate(zip(raw_row, row, strict=True)):
+            if before == after:
+                whole_columns.discard(place)
+                if '"' in before:
+                    return False
+            elif '""' in before[1:-1]:
+                doubled = True
+    return doubled or (bool(whole_columns) and len(raw) > 1)
+
+
+def _looks_quoted(rows: list[Row]) -> tuple[int, str | None]:
+    """The first cell that some writer has quoted, in a file that is not quoted as a whole."""
+    for row, line in rows:
+        for cell in row:
+            inside = cell[1:-1]
+            if inside and cell[0] == cell[-1] == '"' and ('""' in inside or '\\"' in inside):
+                return line, (
+                    f"{cell[:40]!r} is quoted, but the file as a whole is not readable with quotation marks "
+                    "as pandas and Excel write them (doubled inside); write it again with one way of quoting"
+                )
+    return 0, None
+
+
+def _not_official(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
+    """A function that says why a row cannot be of the official dialogue format, which has no quoting.
+
+    There a comma in a text is written _comma_. A bare one moves all that follows by a place, so what stands behind
+    the utterance tells: the grades, and at most one cell more than the header (the candidates of valid and test).
+    """
+    width = len(header)
+    least = 1 + max(header.index(c) for c in DIALOGUE_COLUMNS)
+    speaker_place = header.index("speaker_idx")
+    official = tuple(header) == OFFICIAL_COLUMNS
+    # an empty ninth cell is a column where every row has it, and else an utterance that ends in a comma
+    ninth = len(rows) > 1 and all(len(row) == width + 1 for row in rows)
+
+    def moved(row: list[str]) -> bool:
+        surplus = len(row) - width
+        if not official:
+            return surplus != 0
+        grades = row[6] if len(row) > 6 else ""
+        graded = grades == "" or GRADES.fullmatch(grades) is not None
+        speaker = row[speaker_place]
+        if surplus == 0:
+            return speaker.startswith(" ") or (grades.startswith(" ") and not graded)
+        # a row may lack its last columns, so that a bare comma fills them
+        if surplus > 1 or not graded or not WHOLE_OR_FLOAT.fullmatch(speaker):
+            return True
+        return surplus == 1 and not (grades or row[8] or ninth)
+
+    def why_not(row: list[str]) -> str | None:
+        if len(row) < least:
+            return f"{len(row)} columns, expected {width}"
+        opened = len(row) > width and any(c.startswith('"') and c.count('"') == 1 for c in row[:width])
+        if not moved(row) and not opened:
+            return None
+        return (
+            f"{len(row)} columns under a header of {width}, and they are not the official format's: a text has a "
+            "comma in it; write commas as _comma_ (official), or each text with a comma in quotation marks "
+            "(pandas, Excel)"
+        )
+
+    return why_not
 
 
 def _number(text: str, path: Path, line: int, column: str, kind=int, low=-math.inf, high=math.inf):
@@ -116,16 +323,29 @@ def _number(text: str, path: Path, line: int, column: str, kind=int, low=-math.i
     except ValueError:
         value = math.nan
     if not low <= value <= high:
-        what = "a whole number" if kind is int else "a number"
+        what = "a number" if kind is float else "a whole number"
         raise UserError(
             f"{path}, line {line}: {column} is {text[:40]!r}, expected {what} from {low} to {high}"
         )
     return value
 
 
-def _numbers(table: pd.DataFrame, path: Path, column: str, **limits) -> list:
+def _whole(text: str) -> int:
+    if not WHOLE.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _index(text: str) -> int:
+    """A whole number; pandas writes 2 as 2.0 where a cell of the column is empty."""
+    if not WHOLE_OR_FLOAT.fullmatch(text):
+        raise ValueError(text)
+    return int(text.split(".")[0])
+
+
+def _numbers(table: pd.DataFrame, path: Path, column: str, kind=_whole, **limits) -> list:
     return [
-        _number(text, path, line, column, **limits)
+        _number(text, path, line, column, kind, **limits)
         for text, line in zip(table[column], table["line"], strict=True)
     ]
 
@@ -145,37 +365,58 @@ class Example:
         return self.conv_id, self.utterance_idx
 
 
-def read_dialogues(path: Path) -> pd.DataFrame:
-    """The official EmpatheticDialogues csv: checked, `_comma_` replaced, utterance_idx as int."""
-    table = read_rows(path, DIALOGUE_COLUMNS, made_by="python prepare_data.py", quoting=csv.QUOTE_NONE)
-    table["utterance_idx"] = _numbers(table, path, "utterance_idx", low=1, high=MAX_TURNS)
+def read_dialogues(path: Path, made_by: str | None = "python prepare_data.py") -> pd.DataFrame:
+    """An EmpatheticDialogues csv, checked: `_comma_` replaced, utterance_idx as int, speakers in turn.
+
+    The official format (no quoting, commas as `_comma_`) or quoted as pandas and Excel do.
+    """
+    table = read_rows(path, DIALOGUE_COLUMNS, made_by=made_by, unquoted=_not_official)
+    table["utterance_idx"] = _numbers(table, path, "utterance_idx", kind=_index, low=1, high=MAX_TURNS)
     known = set(EMOTIONS)
     for emotion, line in zip(table["context"], table["line"], strict=True):
         if emotion not in known:
             raise UserError(
-                f"{path}, line {line}: unknown emotion {emotion[:40]!r}; the 32 known are {', '.join(EMOTIONS)}"
+                f"{path}, line {line}: unknown emotion {emotion[:40]!r}; "
+                f"the 32 known are {', '.join(EMOTIONS)}"
             )
     for column in ("prompt", "utterance"):
         table[column] = table[column].str.replace("_comma_", ",", regex=False).str.strip()
-    previous, expected, finished = None, 1, set()
-    for conv, index, text, line in zip(
-        table["conv_id"], table["utterance_idx"], table["utterance"], table["line"], strict=True
-    ):
-        if conv != previous:
-            if conv in finished:
-                raise UserError(
-                    f"{path}, line {line}: conversation {conv} goes on after another began; keep its rows together"
-                )
-            finished.add(previous)
-            previous, expected = conv, 1
-        if index != expected:
+    finished: set[str] = set()
+    for conv, turns in _consecutive(table):
+        if conv in finished:
             raise UserError(
-                f"{path}, line {line}: conversation {conv} has utterance_idx {index}, expected {expected} (a gap or a repeat)"
+                f"{path}, line {turns[0].line}: conversation {conv} goes on after another began; "
+                "keep its rows together"
             )
-        if not text:
-            raise UserError(f"{path}, line {line}: empty utterance in conversation {conv}")
-        expected += 1
+        finished.add(conv)
+        _check_conversation(path, conv, turns)
     return table
+
+
+def _consecutive(table: pd.DataFrame) -> Iterator[tuple[str, list]]:
+    """(conv_id, its rows) for each run of rows with one conv_id."""
+    for conv, turns in itertools.groupby(table.itertuples(index=False), key=lambda row: row.conv_id):
+        yield conv, list(turns)
+
+
+def _check_conversation(path: Path, conv: str, turns: list) -> None:
+    """Turns count from 1 and hold text, and nobody follows on himself: the even ones become the replies."""
+    speakers = [turn.speaker_idx.strip() for turn in turns]
+    for expected, (turn, speaker) in enumerate(zip(turns, speakers, strict=True), start=1):
+        fault = None
+        if turn.utterance_idx != expected:
+            fault = f"has utterance_idx {turn.utterance_idx}, expected {expected} (a gap or a repeat)"
+        elif not turn.utterance:
+            fault = "has an empty utterance"
+        elif not speaker:
+            fault = "has no speaker_idx; number its two speakers, for example 0 and 1"
+        elif expected > 1 and speaker == speakers[expected - 2]:
+            fault = (
+                f"has speaker {speaker[:40]} twice in a row, so that the turn is no reply; join the two turns "
+                "into one and count utterance_idx anew, or mend speaker_idx"
+            )
+        if fault:
+            raise UserError(f"{path}, line {turn.line}: conversation {conv} {fault}")
 
 
 def listener_turns(path: Path) -> list[Example]:
@@ -193,9 +434,8 @@ def listener_turns(path: Path) -> list[Example]:
 
 def _keyed(table: pd.DataFrame, path: Path) -> list[tuple[str, int]]:
     """(conv_id, utterance_idx) of each row; a repeat is an error."""
-    keys = list(
-        zip(table["conv_id"], _numbers(table, path, "utterance_idx", low=1, high=MAX_TURNS), strict=True)
-    )
+    indices = _numbers(table, path, "utterance_idx", kind=_index, low=1, high=MAX_TURNS)
+    keys = list(zip(table["conv_id"], indices, strict=True))
     if len(set(keys)) < len(keys):
         twice = next(k for k, again in zip(keys, pd.Series(keys).duplicated(), strict=True) if again)
         raise UserError(f"{path}: {twice[0]}, utterance {twice[1]} stands there twice")
@@ -213,9 +453,9 @@ def _covering(found: dict, examples: Sequence[Example], path: Path, made_by: str
     return [found[e.key] for e in examples]
 
 
-def read_pairs(path: Path, raw: bool = False) -> pd.DataFrame:
+def read_pairs(path: Path, raw: bool = False, made_by: str | None = "python prepare_data.py") -> pd.DataFrame:
     """Empathy Mental Health pairs. `raw`: the official csv (a level, no label yet)."""
-    table = read_rows(path, RAW_PAIR_COLUMNS if raw else PAIR_COLUMNS, made_by="python prepare_data.py")
+    table = read_rows(path, RAW_PAIR_COLUMNS if raw else PAIR_COLUMNS, made_by=made_by)
     table["level"] = _numbers(table, path, "level", low=0, high=2)
     if not raw:
         table["label"] = _numbers(table, path, "label", low=0, high=2)
@@ -241,6 +481,7 @@ def read_labels(path: Path, examples: Sequence[Example]) -> dict[str, list]:
     keys = _keyed(table, path)
     labels = {}
     for column in (*DIMENSIONS, "sentiment"):
+        # three levels of empathy; VADER's compound score
         limits = {"kind": float, "low": -1, "high": 1} if column == "sentiment" else {"low": 0, "high": 2}
         found = dict(zip(keys, _numbers(table, path, column, **limits), strict=True))
         labels[column] = _covering(found, examples, path, made_by)
@@ -265,10 +506,56 @@ def read_exemplars(path: Path, examples: Sequence[Example], top: int = 10) -> li
 
 
 def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
-    """The reply for each of `examples` from a tab-separated predictions file (anybody's)."""
+    """The reply for each of `examples` from a tab-separated predictions file (anybody's).
+
+    Written without quoting, or quoted as pandas and Excel do. Rows that answer none of `examples` are an error,
+    and so are replies that consist of control tokens; a control token inside a reply is warned about.
+    """
     made_by = "a train_*.py run, or --inference RUN"
-    table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return _covering(dict(zip(_keyed(table, path), table["response"], strict=True)), examples, path, made_by)
+    table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", unquoted=_not_a_prediction)
+    keys = _keyed(table, path)
+    known = {e.key for e in examples}
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        first = ", ".join(f"{conv} utterance {index}" for conv, index in unknown[:3])
+        raise UserError(
+            f"{path}: {len(unknown):,} of {len(keys):,} rows are no listener turn of this split (first: "
+            f"{first}); give the predictions of this split, one row for each listener turn"
+        )
+    _check_control_tokens(path, table)
+    return _covering(dict(zip(keys, table["response"], strict=True)), examples, path, made_by)
+
+
+def _not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
+    """A function that says why a row cannot be a row of an unquoted predictions file."""
+
+    def why_not(row: list[str]) -> str | None:
+        if len(row) == len(header):
+            return None
+        return (
+            f"{len(row)} columns, expected {len(header)}; a reply with a tab or a line break in it is written "
+            "in quotation marks (pandas: to_csv(path, sep='\\t', index=False)), or with blanks in their place"
+        )
+
+    return why_not
+
+
+def _check_control_tokens(path: Path, table: pd.DataFrame) -> None:
+    """Refuse replies of nothing but control tokens; warn of one inside a reply, since it counts as a word."""
+    inside = []
+    for reply, line in zip(table["response"], table["line"], strict=True):
+        if CONTROL_TOKEN.search(reply):
+            inside.append(line)
+            if not CONTROL_TOKEN.sub("", reply).strip():
+                raise UserError(
+                    f"{path}, line {line}: the reply is nothing but control tokens ({reply[:40]!r}); decode "
+                    "without them (skip_special_tokens=True) and write the file again"
+                )
+    if inside:
+        print(
+            f"warning: {path}: {len(inside):,} replies hold control tokens (first: line {inside[0]}), which "
+            "count as words here; decode without them (skip_special_tokens=True) and write the file again"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- tokens

@@ -23,8 +23,10 @@ EOS = 2
 WORDS = "example : a b c d e f g h i j k l".split()
 
 
-def turn(conv="c1", index=1, text="hello", emotion="sad"):
-    return f"{conv},{index},{emotion},my prompt,0,{text},5|5|5_2|2|5,"
+def turn(conv="c1", index=1, text="hello", emotion="sad", speaker=None):
+    if speaker is None:
+        speaker = int(index) % 2 if str(index).isdigit() else 0
+    return f"{conv},{index},{emotion},my prompt,{speaker},{text},5|5|5_2|2|5,"
 
 
 def write_dialogues(path, *rows, header=HEADER):
@@ -80,8 +82,8 @@ def test_comma_marks_become_commas_in_utterance_and_prompt(tmp_path):
     assert table.loc[0, ["utterance", "prompt"]].tolist() == ["well, yes,no", "once, I"]
 
 
-def test_extra_trailing_columns_and_missing_optional_ones_are_tolerated(tmp_path):
-    rows = [turn("c1", 1) + "<HOW_comma_>,more,,", "c1,2,sad,my prompt,0,ok"]
+def test_a_ninth_column_and_missing_optional_ones_are_tolerated(tmp_path):
+    rows = [turn("c1", 1) + "<HOW_comma_>,hi|so it is", "c1,2,sad,my prompt,0,ok"]
     table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
     assert table["utterance"].tolist() == ["hello", "ok"]
 
@@ -147,7 +149,7 @@ FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
         ),
         pytest.param("\n".join([HEADER, *FIRST, "c1,3,sad,p,1"]), 4, "5 columns", id="short row"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", "three")]), 4, "three", id="index not a number"),
-        pytest.param("\n".join([HEADER, *FIRST, turn("c1", "3.0")]), 4, "3.0", id="index not whole"),
+        pytest.param("\n".join([HEADER, *FIRST, turn("c1", "3.5")]), 4, "3.5", id="index not whole"),
         pytest.param("\n".join([HEADER, turn("c1", 0)]), 2, "'0'", id="index below 1"),
         pytest.param(
             "\n".join([HEADER, *FIRST, turn("c1", 3, "x" * 200_000)]), 4, "field", id="field without end"
@@ -311,9 +313,8 @@ def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
         write_table(tmp_path / "l.csv", dataloaders.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES
     )
     assert labels == {"emo": [2, 0, 0], "exp": [1] * 3, "int": [2] * 3, "sentiment": [0.2, 0.3, 0.0]}
-    replies = write_table(
-        tmp_path / "p.tsv", dataloaders.PREDICTION_COLUMNS, [(*k, f"{k[0]} {k[1]}") for k in shuffled], "\t"
-    )
+    answers = [(*k, f"{k[0]} {k[1]}") for k in shuffled if k[0] != "other"]
+    replies = write_table(tmp_path / "p.tsv", dataloaders.PREDICTION_COLUMNS, answers, "\t")
     assert dataloaders.read_predictions(replies, EXAMPLES) == ["c1 2", "c1 4", "NA 2"]
     scores = write_table(
         tmp_path / "v.csv", dataloaders.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)]

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -381,12 +382,18 @@ ODD = [
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\r\n")
 TEXT = st.one_of(st.sampled_from(ODD), st.text(CHARACTERS, max_size=12), st.text('",\\ \tab', max_size=8))
 UTTERANCE = TEXT.filter(lambda t: t.replace("_comma_", ",").strip())
+#: quoted, in a file that is not: refused, since it may be another writer's way of quoting
+QUOTED = re.compile(r'"(?=.)(.*"".*|.*\\".*)"', re.DOTALL)
 POST = st.one_of(TEXT, st.text(st.sampled_from('",\r\n \ta'), max_size=8))
 
 
 @SETTINGS
 @given(
-    conversations=st.lists(st.lists(UTTERANCE, min_size=2, max_size=5), min_size=1, max_size=5),
+    conversations=st.lists(
+        st.lists(UTTERANCE.filter(lambda t: not QUOTED.fullmatch(t)), min_size=2, max_size=5),
+        min_size=1,
+        max_size=5,
+    ),
     end=st.sampled_from(["\n", "\r\n"]),
 )
 def test_no_turn_of_a_sound_dialogue_file_is_lost(folder, conversations, end):
@@ -394,7 +401,7 @@ def test_no_turn_of_a_sound_dialogue_file_is_lost(folder, conversations, end):
         (f"c{c}", n, text) for c, turns in enumerate(conversations) for n, text in enumerate(turns, start=1)
     ]
     lines = ["conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"]
-    lines += [f'{conv},{n},sad,"p,0,{text.replace(",", "_comma_")},5|5|5_"2,' for conv, n, text in rows]
+    lines += [f'{conv},{n},sad,"p,{n},{text.replace(",", "_comma_")},5|5|5_"2,' for conv, n, text in rows]
     path = folder / "sound.csv"
     path.write_bytes(end.join([*lines, ""]).encode("utf-8"))
     expected = [(conv, n, text.replace("_comma_", ",").strip()) for conv, n, text in rows]
