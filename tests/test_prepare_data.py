@@ -1,13 +1,16 @@
 """Preparation writes exactly the promised files, keeps every row, and never loses what was there before."""
 
+import argparse
 import csv
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import re
 import shutil
 import threading
+import zipfile
 
 import pandas as pd
 import pytest
@@ -124,6 +127,21 @@ def test_every_utterance_has_its_vader_score(prepared):
                 table["sentiment"][row]
                 == SentimentIntensityAnalyzer().polarity_scores(table["utterance"][row])["compound"]
             )
+
+
+@pytest.mark.parametrize("sign", "'\u2019\u2018\u00b4`\u02bc")
+def test_an_apostrophe_of_any_shape_leaves_the_sentiment_as_it_is(tmp_path, sign):
+    texts = {1: f"I can{sign}t be happy", 2: f"It isn{sign}t good"}
+    rows = [f"c,{n},sad,p,{n},{text},," for n, text in texts.items()]
+    for split in SPLITS:
+        content = "\n".join(
+            ["conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags", *rows]
+        )
+        (tmp_path / f"{split}.csv").write_text(content, encoding="utf-8")
+    prepare_data.prepare_dialogues(tmp_path, Paths(tmp_path / "work"))
+    table = dataloaders.read_vader(Paths(tmp_path / "work").vader("train"))
+    assert table["utterance"].tolist() == list(texts.values())
+    assert table["sentiment"].tolist() == [-0.4585, -0.3412]
 
 
 def pairs_of(workdir, dim):
@@ -445,7 +463,19 @@ def test_a_glove_file_that_knows_no_word_is_refused(tmp_path):
         prepare_data.prepare_glove(args, Paths(tmp_path), ["the bus"])
 
 
-# --------------------------------------------------------------------------------------------------- download
+def test_a_wrong_glove_file_is_refused_before_anything_is_scored_or_set_aside(corpus, tmp_path, monkeypatch):
+    (tmp_path / "v.txt").write_text("the 1 2 3\nof 1 2\n")
+    monkeypatch.setattr(prepare_data, "score_dialogues", lambda *_: pytest.fail("scored"))
+    with pytest.raises(UserError, match=r"v\.txt, line 2"):
+        prepare(corpus, tmp_path, "--split", "grouped", "--glove", str(tmp_path / "v.txt"))
+    # a fault far behind the head: still before the long work
+    lines = [f"w{n} 1 2 3" for n in range(5000)]
+    (tmp_path / "v.txt").write_text("\n".join([*lines, "end nan 2 3"]))
+    with pytest.raises(UserError, match=r"v\.txt, line 5001"):
+        prepare(corpus, tmp_path, "--split", "grouped", "--glove", str(tmp_path / "v.txt"))
+
+
+# ------------------------------------------------------------------------------------------------------------ download
 
 CONTENT = bytes(range(256)) * 40
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
@@ -454,8 +484,8 @@ CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
 class Server:
     """One file over http; `ranges`: honours Range; `stop_after`: hangs up after so many bytes."""
 
-    def __init__(self, ranges, stop_after):
-        self.asked, self.ranges, self.stop_after = [], ranges, stop_after
+    def __init__(self, ranges, stop_after, content):
+        self.asked, self.ranges, self.stop_after, self.content = [], ranges, stop_after, content
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -473,18 +503,18 @@ class Server:
         wanted = request.headers.get("Range")
         self.asked.append(wanted)
         begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
-        if begin >= len(CONTENT):
+        if begin >= len(self.content):
             request.send_response(416)
-            request.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            request.send_header("Content-Range", f"bytes */{len(self.content)}")
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
         request.send_response(206 if wanted and self.ranges else 200)
         if wanted and self.ranges:
-            request.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        request.send_header("Content-Length", str(len(CONTENT) - begin))
+            request.send_header("Content-Range", f"bytes {begin}-{len(self.content) - 1}/{len(self.content)}")
+        request.send_header("Content-Length", str(len(self.content) - begin))
         request.end_headers()
-        request.wfile.write(CONTENT[begin:][: self.stop_after])
+        request.wfile.write(self.content[begin:][: self.stop_after])
 
 
 @pytest.fixture
@@ -492,8 +522,8 @@ def serve(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
-    def start(ranges=True, stop_after=None):
-        servers.append(Server(ranges, stop_after))
+    def start(ranges=True, stop_after=None, content=CONTENT):
+        servers.append(Server(ranges, stop_after, content))
         return servers[-1]
 
     yield start
@@ -550,3 +580,57 @@ def test_an_unreachable_server_is_an_error_with_the_way_out(tmp_path, serve):
     with pytest.raises(UserError, match="cannot be fetched .*--source FOLDER"):
         prepare_data.download(server.url, tmp_path / "file", CHECKSUM)
     assert (tmp_path / "file.part").read_bytes() == b"begun"
+
+
+# ------------------------------------------------------------------------------------- downloads without a checksum
+
+
+def zipped(**members):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+    return packed.getvalue()
+
+
+GLOVE_ZIP = zipped(glove_6B_50d_txt="the 0.1 0.2\n" * 500)
+PAGE = b"<html><body>back soon</body></html>"
+DAMAGED = {
+    "web page": PAGE,
+    "cut": GLOVE_ZIP[:-30],
+    "flipped": GLOVE_ZIP[:60] + bytes([GLOVE_ZIP[60] ^ 255]) + GLOVE_ZIP[61:],
+    "another file": zipped(readme_txt="hello"),
+}
+
+
+def glove_of(workdir):
+    args = argparse.Namespace(glove="download", source="folder", glove_dim=50)
+    name, pairs = prepare_data.glove_source(args, Paths(workdir))
+    return [word for word, _ in pairs]
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_archive_is_discarded_and_the_next_call_fetches_it(serve, tmp_path, monkeypatch, kind):
+    server = serve(content=DAMAGED[kind])
+    monkeypatch.setattr(prepare_data, "GLOVE_URL", server.url)
+    with pytest.raises(UserError, match="the download was discarded") as error:
+        glove_of(tmp_path)
+    assert ("a web page came in its place" in str(error.value)) == (kind == "web page")
+    assert list((Paths(tmp_path).data / "downloads").iterdir()) == []
+    server.content = GLOVE_ZIP
+    assert glove_of(tmp_path) == ["the"]
+
+
+@pytest.mark.parametrize("kind", ["web page", "cut", "flipped"])
+def test_what_an_earlier_call_left_damaged_is_fetched_again(serve, tmp_path, monkeypatch, kind):
+    server = serve(content=GLOVE_ZIP)
+    monkeypatch.setattr(prepare_data, "GLOVE_URL", server.url)
+    left = Paths(tmp_path).data / "downloads" / "glove.6B.zip"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(DAMAGED[kind])
+    assert glove_of(tmp_path) == ["the"]
+
+
+def test_a_kept_file_with_a_wrong_checksum_is_fetched_again(serve, tmp_path):
+    (tmp_path / "file").write_bytes(PAGE)
+    assert prepare_data.download(serve().url, tmp_path / "file", CHECKSUM).read_bytes() == CONTENT
