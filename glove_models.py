@@ -30,6 +30,10 @@ SIZES = {
     "tiny": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2},
 }
 
+#: what stands behind the apostrophe of a contraction that is a word of its own (i 'm, you 're)
+ENDING_WORDS = "s|m|re|ve|ll|d"
+ENDINGS = rf"'(?:{ENDING_WORDS})\b"
+
 
 def split_words() -> Tokenizer:
     """A lower-casing word splitter that cuts contractions as GloVe's corpus did (do n't, i 'm)."""
@@ -44,21 +48,61 @@ def split_words() -> Tokenizer:
             normalizers.Lowercase(),
         ]
     )
-    endings = r"'(?:s|m|re|ve|ll|d)\b"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(rf"\w+?(?=n't\b)|n't\b|{endings}|\w+|[^\w\s]"), behavior="removed", invert=True
+        Regex(rf"\w+?(?=n't\b)|n't\b|{ENDINGS}|\w+|[^\w\s]"), behavior="removed", invert=True
     )
-    closing = r"[.,!?;:)%]|n't\b"
-    tokenizer.decoder = decoders.Sequence(
+    tokenizer.decoder = join_words()
+    return tokenizer
+
+
+def join_words() -> decoders.Decoder:
+    """Words and marks as people write them: "y'all", "5.50", "happy :)", "well-known", '"hello"'.
+
+    Only blanks go or come, and only where the splitter cuts the result in the same places again. What cannot
+    be told from the words alone stays apart (the dogs ' bowl), or follows the more frequent use (a hyphen
+    joins).
+    """
+
+    def without(blank: str, instead: str = "") -> decoders.Decoder:
+        return decoders.Replace(Regex(blank), instead)
+
+    end = r"(?= |\z)"
+    later_quotes_are_even = r'(?:[^"]*"[^"]*")*[^"]*\z'
+    return decoders.Sequence(
         [
+            # one text, a blank before each word
             decoders.Replace(Regex("^"), " "),
             decoders.Fuse(),
-            decoders.Replace(Regex(rf" (?={closing}|{endings})"), ""),
-            decoders.Replace(Regex(r"(?<=\() "), ""),
+            # don't, i'm; y'all and o'clock, but not what the splitter cuts off; ma'am, rock 'n' roll, 'til
+            without(rf" (?=n't\b|{ENDINGS})"),
+            without(rf"(?<=\by|\bo) ' (?=\w)(?!(?:{ENDING_WORDS})\b)", "'"),
+            without(r"(?<=\bma) ' (?=am\b)", "'"),
+            without(r" ' n ' ", " 'n' "),
+            without(r"(?<= ') (?=(?:til|till|cause|cuz|em|bout|round)\b)"),
+            # smileys, so that the marks below leave them alone; a bracket that is closed later is none
+            without(rf"(?<= [:;=]) (?=(?:- )?[)dp]{end})"),
+            without(r"(?<= [:;=]) (?=(?:- )?\((?![^(]*(?<![-:;=])(?<![-:;=] )\)))"),
+            without(rf"(?<=[:;=]-) (?=[()dp]{end})"),
+            without(rf"(?<= <) (?=3{end})"),
+            # 5.50, 1,000, 3:30, $5, 5 p.m.
+            without(r"(?<=\d) \. (?=\d)", "."),
+            without(rf"(?<= \d| \d\d| \d\d\d|,\d\d\d) , (?=\d\d\d{end})", ","),
+            without(rf"(?<=\d) : (?=\d\d{end})", ":"),
+            without(r"(?<=[$#]) (?=\d)"),
+            without(r"(?<= [ap]) \. (?=m \.)", "."),
+            # well-known, and/or, a dash of two
+            without(r"(?<= -) (?=-)"),
+            without(r"(?<=\w) - (?=\w)", "-"),
+            without(r"(?<=\w) / (?=\w)", "/"),
+            # a quotation mark opens where the number of those behind it is odd, else it closes
+            without(rf'(?<=") (?=[^"]*"{later_quotes_are_even})'),
+            without(rf' (?="{later_quotes_are_even})'),
+            # marks stand behind a word, an open bracket before it
+            without(rf" (?=[.,!?%)]|[:;](?:{end}|[.,!?]))"),
+            without(r"(?<=\()(?<![-:;=]\() "),
             decoders.Strip(" ", 1, 0),
         ]
     )
-    return tokenizer
 
 
 def count_words(texts: Iterable[str]) -> Counter:

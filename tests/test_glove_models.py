@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from dataloaders import tokenizer_hash
@@ -66,12 +68,31 @@ def test_words_are_cut_as_glove_cuts_them(text, expected):
         ("Oh no ! What happened ?", "oh no! what happened?"),
         ("Well: she'll come; I’ve heard", "well: she'll come; i've heard"),
         ("Really (I think)? (Yes.)", "really (i think)? (yes.)"),
+        ("Y'all come at 5 o'clock, ma'am", "y'all come at 5 o'clock, ma'am"),
+        ("rock 'n' roll 'til then", "rock 'n' roll 'til then"),
+        ("It was $5.50 of 1,000,000 at 3:30", "it was $5.50 of 1,000,000 at 3:30"),
+        ("In 2010, 200 people; at 5. 3 of them", "in 2010, 200 people; at 5.3 of them"),
+        ("At 5 p.m. today", "at 5 p.m. today"),
+        ("happy:) sad :( so ;-) :D", "happy :) sad :( so ;-) :d"),
+        ("Note: (a) one (so: b) two", "note: (a) one (so: b) two"),
+        ("I <3 it!", "i <3 it!"),
+        ('She said "hello", then "no". ("Yes")', 'she said "hello", then "no". ("yes")'),
+        ("A well-known and/or three-day trip", "a well-known and/or three-day trip"),
+        ("the dogs' bowl", "the dogs ' bowl"),
     ],
 )
 def test_decoding_reads_naturally_and_encodes_to_the_same_ids(text, expected):
     tokenizer = tokenizer_of(text)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == expected
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from("o y ma am n s d em 5 50 000 p m ' \" : ; ) ( - / . , ! < 3 $ all".split())))
+def test_whatever_stands_side_by_side_is_cut_in_the_same_places_again(words):
+    tokenizer = tokenizer_of(" ".join(words))
+    ids = tokenizer.encode(" ".join(words))
     assert tokenizer.encode(tokenizer.decode(ids)) == ids
 
 
