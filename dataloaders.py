@@ -82,8 +82,8 @@ def read_rows(
     """All rows of a csv (plain or gzip) as text, with the 1-based `line` each one ends at.
 
     Quoting is the usual one of csv files (pandas, Excel). `unquoted` allows a format without quoting besides;
-    which of both a file has follows from its rows. A row that is neither, a missing column and an empty file are
-    errors: no text is cut in silence.
+    which of both a file has follows from its rows. A row that is neither, a missing column and an empty file
+    are errors: no text is cut in silence.
     `made_by` is the command that writes this file, for messages; None where it is the user's own.
     """
     path = Path(path)
@@ -242,8 +242,8 @@ def _sound_quoted_rows(text: str, delimiter: str, header: list[str]) -> list[Row
 def _marks_are_quoting(raw: list[Row], quoted: list[Row], places: list[int]) -> bool:
     """Whether quotation marks belong to the format, where both readings give rows of the right shape.
 
-    A writer that quotes doubles the marks inside, and leaves none in a cell that it has not quoted; or it quotes
-    every cell of a column.
+    A writer that quotes doubles the marks inside, and leaves none in a cell that it has not quoted; or it
+    quotes every cell of a column.
     """
     if len(raw) != len(quoted):  # a mark without its partner has swallowed line ends
         return False
@@ -277,8 +277,9 @@ def _looks_quoted(rows: list[Row]) -> tuple[int, str | None]:
 def _not_official(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
     """A function that says why a row cannot be of the official dialogue format, which has no quoting.
 
-    There a comma in a text is written _comma_. A bare one moves all that follows by a place, so what stands behind
-    the utterance tells: the grades, and at most one cell more than the header (the candidates of valid and test).
+    There a comma in a text is written _comma_. A bare one moves all that follows by a place, so what stands
+    behind the utterance tells: the grades, and at most one cell more than the header (the candidates of valid
+    and test).
     """
     width = len(header)
     least = 1 + max(header.index(c) for c in DIALOGUE_COLUMNS)
@@ -308,9 +309,9 @@ def _not_official(header: list[str], rows: list[list[str]]) -> Callable[[list[st
         if not moved(row) and not opened:
             return None
         return (
-            f"{len(row)} columns under a header of {width}, and they are not the official format's: a text has a "
-            "comma in it; write commas as _comma_ (official), or each text with a comma in quotation marks "
-            "(pandas, Excel)"
+            f"{len(row)} columns under a header of {width}, and they are not the official format's: a text "
+            "has a comma in it; write commas as _comma_ (official), or each text with a comma in quotation "
+            "marks (pandas, Excel)"
         )
 
     return why_not
@@ -412,8 +413,8 @@ def _check_conversation(path: Path, conv: str, turns: list) -> None:
             fault = "has no speaker_idx; number its two speakers, for example 0 and 1"
         elif expected > 1 and speaker == speakers[expected - 2]:
             fault = (
-                f"has speaker {speaker[:40]} twice in a row, so that the turn is no reply; join the two turns "
-                "into one and count utterance_idx anew, or mend speaker_idx"
+                f"has speaker {speaker[:40]} twice in a row, so that the turn is no reply; join the two "
+                "turns into one and count utterance_idx anew, or mend speaker_idx"
             )
         if fault:
             raise UserError(f"{path}, line {turn.line}: conversation {conv} {fault}")
@@ -508,8 +509,8 @@ def read_exemplars(path: Path, examples: Sequence[Example], top: int = 10) -> li
 def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
     """The reply for each of `examples` from a tab-separated predictions file (anybody's).
 
-    Written without quoting, or quoted as pandas and Excel do. Rows that answer none of `examples` are an error,
-    and so are replies that consist of control tokens; a control token inside a reply is warned about.
+    Written without quoting, or quoted as pandas and Excel do. Rows that answer none of `examples` are an
+    error, and so are replies that consist of control tokens; a control token inside a reply is warned about.
     """
     made_by = "a train_*.py run, or --inference RUN"
     table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", unquoted=_not_a_prediction)
@@ -533,8 +534,9 @@ def _not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[lis
         if len(row) == len(header):
             return None
         return (
-            f"{len(row)} columns, expected {len(header)}; a reply with a tab or a line break in it is written "
-            "in quotation marks (pandas: to_csv(path, sep='\\t', index=False)), or with blanks in their place"
+            f"{len(row)} columns, expected {len(header)}; a reply with a tab or a line break in it is "
+            "written in quotation marks (pandas: to_csv(path, sep='\\t', index=False)), or with blanks in "
+            "their place"
         )
 
     return why_not
@@ -567,32 +569,63 @@ def tokenizer_hash(tokenizer) -> str:
 
 
 def encode(tokenizer, texts: Sequence[str], cache: Path | None = None) -> dict[str, np.ndarray]:
-    """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content."""
+    """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content.
+
+    A control token that stands in a text literally (</s>, <pad>) is words like any other.
+    """
     distinct = list(dict.fromkeys(texts))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = str(
-        [getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")]
-    )  # one vocabulary can be read in two ways
-    file = cache and Path(cache) / f"{fingerprint(tokenizer_hash(tokenizer), rules, distinct)[:32]}.npz"
+    # one vocabulary can be read in two ways
+    rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])
+    name = fingerprint(tokenizer_hash(tokenizer), rules, "control tokens are words", distinct)[:32]
 
     def tokenise() -> dict[str, np.ndarray]:
-        rows = (
-            tokenizer(distinct, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-            if distinct
-            else []
-        )
-        ends = np.cumsum([len(r) for r in rows], dtype=np.int64)
-        return {
-            "ids": np.fromiter(
-                (i for r in rows for i in r), dtype=np.int32, count=int(ends[-1]) if len(ends) else 0
-            ),
-            "ends": ends,
-        }
+        rows = _ids(tokenizer, distinct)
+        controls = _controls(tokenizer)
+        literal = re.compile("|".join(map(re.escape, controls.values())) or r"(?!)")
+        never = controls.keys() - {getattr(tokenizer, "unk_token_id", None)}  # an unknown word is unknown
+        # rare; all other texts are given to the tokenizer as they are
+        held = [n for n, t in enumerate(distinct) if literal.search(t) or not never.isdisjoint(rows[n])]
+        apart = [_apart(distinct[n], literal, getattr(backend, "normalizer", None)) for n in held]
+        for n, row in zip(held, _ids(tokenizer, apart), strict=True):
+            rows[n] = row
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        count = int(ends[-1]) if len(ends) else 0
+        flat = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=count)
+        return {"ids": flat, "ends": ends}
 
-    found = cached(file, tokenise)
+    found = cached(Path(cache) / f"{name}.npz" if cache else None, tokenise)
     flat, ends = found["ids"], found["ends"]
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     return {text: flat[a:b] for text, a, b in zip(distinct, starts, ends, strict=True)}
+
+
+def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+
+def _controls(tokenizer) -> dict[int, str]:
+    """{id: how it is written} of the tokens that are no words: end, padding, unknown, T5's extra ids."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {i: token.content for i, token in added.items() if token.special}
+
+
+def _apart(text: str, literal: re.Pattern, normalizer) -> str:
+    """`text` with a blank inside each literal control token, which a tokenizer then reads as words.
+
+    `split_special_tokens=True` is not enough: T5's vocabulary holds </s> as a piece, and its model finds it.
+    """
+
+    def cut(uncut: str) -> str:
+        return literal.sub(lambda found: f"{found[0][0]} {found[0][1:]}", uncut)
+
+    text = cut(text)
+    # a normaliser may make a control token of other characters (full-width ones)
+    if normalizer is not None and literal.search(normal := normalizer.normalize_str(text)):
+        text = cut(normal)
+    return text
 
 
 def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -426,6 +426,36 @@ def test_one_vocabulary_read_in_two_ways_does_not_hit_the_cache(tmp_path):
     assert ids(lowered, "A b") != ids(cased, "A b")
 
 
+@pytest.mark.parametrize("name", ["glove", "t5-tiny", "bert-tiny"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "so </s> it",
+        "</s>",
+        "a<pad>b",
+        "<s> <unk>",
+        "\uff1c/s\uff1e",
+        "</s> \uff1c/s\uff1e",
+        "[SEP] [PAD]",
+        "<extra_id_0>",
+    ],
+)
+def test_a_control_token_in_a_text_is_words_fresh_or_cached(prepared, tmp_path, name, text):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(prepared / "data" / name))
+    controls = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for _ in range(2):
+        found = dataloaders.encode(tokenizer, [text, "so it"], tmp_path)
+        assert len(found[text]) >= 3
+        assert controls.isdisjoint(found[text].tolist())
+        assert found["so it"].tolist() == ids(tokenizer, "so it")
+
+
+def test_an_unknown_word_stays_one_unknown_word(tokenizer):
+    assert dataloaders.encode(tokenizer, ["a zzz b"])["a zzz b"].tolist() == ids(tokenizer, "a zzz b")
+
+
 @pytest.mark.parametrize("texts", [[], [""]])
 def test_nothing_to_encode_is_no_error_fresh_or_cached(tokenizer, tmp_path, texts):
     for _ in range(2):
