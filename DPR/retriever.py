@@ -286,11 +286,28 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
         examples = listener_turns(paths.dialogues(split))
         asked = [" ".join(e.history) for e in examples]
         queries = encoders.embed("question", asked, session, split, keep)
-        hits = index.search(
-            queries, options.top_k, [e.conv_id for e in examples], [e.emotion for e in examples]
-        )
+        own: Sequence[str | None] = [e.conv_id for e in examples]
+        if split != "train":
+            own = own_conversations(examples, corpus)
+        hits = index.search(queries, options.top_k, own, [e.emotion for e in examples])
         write_exemplars(paths.exemplars(split), examples, corpus, hits, origin)
     shutil.rmtree(keep, ignore_errors=True)
+
+
+def own_conversations(examples: Sequence[Example], corpus: Sequence[Example]) -> list[str | None]:
+    """The conversation of `corpus` that each of `examples`, from another split, is a part of; None for none.
+
+    Own data may number conversations from 1 in each split, so the same conv_id is not enough: the first turn
+    and the first reply are compared too.
+    """
+    first_turns: dict[str, tuple[str, ...]] = {}
+    for turn in corpus:
+        first_turns.setdefault(turn.conv_id, (*turn.history, turn.response)[:2])
+    own: list[str | None] = []
+    for example in examples:
+        begins = (*example.history, example.response)[:2]
+        own.append(example.conv_id if first_turns.get(example.conv_id) == begins else None)
+    return own
 
 
 def write_exemplars(
