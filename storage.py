@@ -137,8 +137,8 @@ def write_json(path: Path, content: object) -> None:
 def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | None = None) -> None:
     """A csv with a header, whole or not at all.
 
-    With sep="\\t" (the predictions' format) nothing is quoted, or everything, where a text could not be told from the
-    format: one with a tab or a line break, or one in quotation marks.
+    With sep="\\t" (the predictions' format) nothing is quoted, or everything, where a text could not be told from
+    the format: one with a tab or a line break, or one in quotation marks.
     """
     texts = [v for c in table for v in table[c] if isinstance(v, str)]
     if sep == "\t":
@@ -163,10 +163,10 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(outputs: list[Path], aside: Path):
-    """What stands in `outputs` (files or folders) goes when the block succeeds, and comes back when it does not.
+    """What stands in `outputs` (files, folders) goes when the block succeeds, and comes back when it does not.
 
-    Meanwhile it waits in the folder `aside`, on the same file system, so the names of `outputs` must differ. After a
-    kill `restore` puts it back.
+    Meanwhile it waits in the folder `aside`, on the same file system, so the names of `outputs` must differ.
+    After a kill `restore` puts it back.
     """
     aside.mkdir(parents=True, exist_ok=True)
     for path in outputs:
