@@ -142,7 +142,8 @@ def conversation_rows(
     shown = [[EXEMPLAR_MARKER + chat.clean(t) for t in row] for row in exemplars or ()]
     opening = chat.opening + chat.clean(system)
     fixed = [opening, chat.after_system, chat.before_reply, chat.after_reply, EXEMPLAR_INTRO]
-    encoded = encode(tokenizer, [*fixed, *cleaned.values(), *(t for row in shown for t in row)], cache)
+    encoded = encode(tokenizer, [*cleaned.values(), *(t for row in shown for t in row)], cache)
+    encoded |= encode(tokenizer, fixed, cache, controls=True)  # the marks between the texts
     before, after = encoded[chat.before_reply], encoded[chat.after_reply]
     end = np.array([chat.end_id])
 

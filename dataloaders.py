@@ -568,22 +568,25 @@ def tokenizer_hash(tokenizer) -> str:
     return fingerprint(sorted(f"{i} {w}" for w, i in tokenizer.get_vocab().items()))
 
 
-def encode(tokenizer, texts: Sequence[str], cache: Path | None = None) -> dict[str, np.ndarray]:
+def encode(
+    tokenizer, texts: Sequence[str], cache: Path | None = None, controls: bool = False
+) -> dict[str, np.ndarray]:
     """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content.
 
-    A control token that stands in a text literally (</s>, <pad>) is words like any other.
+    A control token that stands in a text literally (</s>, <pad>) is words like any other; with `controls` it is
+    the control token, as in the marks of a chat template.
     """
     distinct = list(dict.fromkeys(texts))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # one vocabulary can be read in two ways
     rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])
-    name = fingerprint(tokenizer_hash(tokenizer), rules, "control tokens are words", distinct)[:32]
+    name = fingerprint(tokenizer_hash(tokenizer), rules, f"control tokens: {controls}", distinct)[:32]
 
     def tokenise() -> dict[str, np.ndarray]:
         rows = _ids(tokenizer, distinct)
-        controls = _controls(tokenizer)
-        literal = re.compile("|".join(map(re.escape, controls.values())) or r"(?!)")
-        never = controls.keys() - {getattr(tokenizer, "unk_token_id", None)}  # an unknown word is unknown
+        known = {} if controls else _controls(tokenizer)
+        literal = re.compile("|".join(map(re.escape, known.values())) or r"(?!)")
+        never = known.keys() - {getattr(tokenizer, "unk_token_id", None)}  # an unknown word is unknown
         # rare; all other texts are given to the tokenizer as they are
         held = [n for n, t in enumerate(distinct) if literal.search(t) or not never.isdisjoint(rows[n])]
         apart = [_apart(distinct[n], literal, getattr(backend, "normalizer", None)) for n in held]

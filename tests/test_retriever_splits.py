@@ -7,7 +7,8 @@ import pytest
 
 import dpr_exemplar_retriever
 from dataloaders import Example
-from dpr_exemplar_retriever import retrieve
+from DPR.retriever import own_conversations
+from exemplars import Index
 
 CORPUS = [
     Example("1", 2, "sad", ("my cat left",), "oh no"),
@@ -19,7 +20,10 @@ VECTORS = np.array([[3.0], [2.0], [1.0]], dtype=np.float32)
 
 def places(example, rule, same_split):
     query = np.ones((1, 1), dtype=np.float32)
-    (hits,) = retrieve(query, VECTORS, [example], CORPUS, rule, 3, same_split=same_split)
+    groups = [c.emotion for c in CORPUS] if rule == "same-emotion" else None
+    own = [example.conv_id] if same_split else own_conversations([example], CORPUS)
+    index = Index(VECTORS, [c.conv_id for c in CORPUS], groups)
+    (hits,) = index.search(query, 3, own, [example.emotion])
     return [place for place, _ in hits]
 
 
