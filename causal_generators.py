@@ -80,12 +80,12 @@ class CausalPredictor(Predictor):
         self, model: CausalGenerator, prompts: Data, gold: Data, decoding: Decoding, session: Session
     ):
         super().__init__(model, model.tokenizer, prompts, decoding, session)  # type: ignore[arg-type]
-        self.gold = gold
+        self.gold, self.causal = gold, model
         # the model bans its own control tokens
         self.arguments.pop("suppress_tokens")
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
-        session, model = self.session, self.model
+        session, model = self.session, self.causal
         gold = session.move(self.gold.collate(numbers))
         prompts = session.move(self.data.collate(numbers))
         seed = hash_seed(self.decoding.seed, number)

@@ -96,7 +96,7 @@ def attention_for(device: str | torch.device) -> str:
     return "sdpa" if torch.device(device).type == "cuda" else "eager"
 
 
-def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tuple[nn.Module, object]:
+def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tuple[Any, Any]:
     """(model in fp32, tokenizer) of a causal language model: `smollm2`, a folder or a hub name.
 
     Raises `UserError` where it cannot be had or is no causal language model. The model stays on the CPU;
@@ -168,10 +168,10 @@ class CausalSettings:
 class CausalGenerator(nn.Module):
     """A causal language model, with LoRA on all its linear layers (rank 0: all its weights train)."""
 
-    def __init__(self, settings: CausalSettings, base: nn.Module, tokenizer):
+    def __init__(self, settings: CausalSettings, base: Any, tokenizer: Any):
         super().__init__()
         self.settings, self.tokenizer, self.chat = settings, tokenizer, chat_format(tokenizer)
-        self.lm = base
+        self.lm: Any = base
         if settings.rank:
             # what peft notes as the base: not the cache's path on this machine
             base.name_or_path = settings.base
@@ -200,7 +200,7 @@ class CausalGenerator(nn.Module):
         each = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trained in each if trained), sum(n for n, _ in each)
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+    def state_dict(self, *args, **kwargs):  # type: ignore[override]
         """The trained weights alone: a frozen base is no part of a checkpoint."""
         frozen = {n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
         whole = super().state_dict(*args, **kwargs)
@@ -287,7 +287,7 @@ class CausalGenerator(nn.Module):
         if not (folder / name).exists():
             raise UserError(f"{folder}: no trained causal generator (no {name}); finish its training first")
         if not settings.rank:
-            config = backbone_config(settings.backbone)
+            config = backbone_config(settings.backbone or {})
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(device))
         else:
             model = cls._same_base(folder, settings, base or settings.base, cache, device)
@@ -310,7 +310,7 @@ class CausalGenerator(nn.Module):
         return found.eval()
 
     @staticmethod
-    def _same_base(folder: Path, settings: CausalSettings, name: str, cache: Path, device) -> nn.Module:
+    def _same_base(folder: Path, settings: CausalSettings, name: str, cache: Path, device) -> Any:
         try:
             model, _ = load_base(name, cache, device)
         except UserError as error:

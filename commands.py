@@ -294,8 +294,8 @@ Settings = TypeVar("Settings")
 
 def pick(kind: Callable[..., Settings], args: argparse.Namespace) -> Settings:
     """A settings dataclass out of the flags of the same names: here `args` ends."""
-    # type: ignore[arg-type]
-    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(args, name) for name in names})
 
 
 def critic_names(empathy: bool, sentiment: bool) -> list[str]:
@@ -485,7 +485,7 @@ GLOVE_CRITIC = {
     "head_dropout": 0.4,
     "lr": 5e-4,
 }
-T5_CRITIC = {"pooling": "first", "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1, "lr": 1e-5}
+T5_CRITIC = {"pooling": "first", "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1}
 
 
 def add_critic_flags(parser: argparse.ArgumentParser) -> None:
@@ -524,9 +524,7 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     add("--head-dropout", type=SHARE, help="before the linear head (default 0.1, glove-t5 0.4)")
 
 
-def check_critic(
-    parser: Parser, args: argparse.Namespace, t5_lr: float = T5_CRITIC["lr"]
-) -> argparse.Namespace:  # type: ignore[assignment]
+def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) -> argparse.Namespace:
     """Fill in what depends on the model, then check."""
     problems = []
     if args.layers is not None and args.model != "glove-t5":

@@ -26,6 +26,7 @@ from dataloaders import (
     listener_turns,
     plan_once,
     read_pairs,
+    read_sentiment,
     read_vader,
     tokenizer_hash,
 )
@@ -38,7 +39,7 @@ from training import Loop
 from updates import Objective
 
 #: contexts (each its turns, oldest first), replies, and what is to be predicted of them
-Side = tuple[Sequence[Sequence[str]], Sequence[str], Sequence[float]]
+Side = tuple[Sequence[Sequence[str]], Sequence[str], list]
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -75,7 +76,7 @@ class CriticTask:
     train: Side
     valid: Side
     # (gold, raw scores (N, outputs))
-    measure: Callable[[Sequence[float], list[list[float]]], dict[str, float]]
+    measure: Callable[[list, list[list[float]]], dict[str, float]]
     metric: str  # of `measure`: what decides which evaluation is kept
     mode: str  # max or min
     baselines: dict[str, dict[str, float]]
@@ -100,7 +101,7 @@ def empathy_task(dim: str, paths: Paths, weigh_classes: bool) -> CriticTask:
         posts = [(post,) for post in table["seeker_post"]]
         sides.append((posts, table["response_post"].tolist(), table["label"].tolist()))
 
-    def measure(gold: Sequence[float], scores: list[list[float]]) -> dict[str, float]:
+    def measure(gold: list, scores: list[list[float]]) -> dict[str, float]:
         predicted = [max(range(labels), key=row.__getitem__) for row in scores]
         return metrics.classification(gold, predicted, labels)
 
@@ -180,7 +181,7 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
     objective = CriticObjective(critic, task.class_weights, session.device)
 
     def evaluate() -> dict[str, float]:
-        found = []
+        found: list = []
         for numbers in session.over(plan_once(held.lengths, 4 * loop.batch_size), "valid"):
             batch = session.move(held.collate(numbers))
             with session.autocast():
@@ -394,7 +395,7 @@ def label(
         columns: dict = {
             "conv_id": [e.conv_id for e in examples],
             "utterance_idx": [e.utterance_idx for e in examples],
-            SENTIMENT: read_vader(vader, examples),
+            SENTIMENT: read_sentiment(vader, examples),
             "utterance": replies,
         }
         kept: list[Path] = []

@@ -217,8 +217,8 @@ def _rows_of_either_format(
         quoted = _sound_quoted_rows(text, delimiter, header)
         # quoting explains a fault only where it changes the row
         before = {line: row for row, line in raw if line in faults}
-        explained = quoted and not any(before.get(line) == row for row, line in quoted)
-        if explained and (fault or _marks_are_quoting(raw, quoted, places)):
+        explained = quoted is not None and not any(before.get(line) == row for row, line in quoted)
+        if quoted and explained and (fault or _marks_are_quoting(raw, quoted, places)):
             return quoted
         if not fault and ('""' in text or '\\"' in text):
             line, fault = _looks_quoted(raw)
@@ -465,14 +465,18 @@ def read_pairs(path: Path, raw: bool = False, made_by: str | None = "python prep
     return table
 
 
-def read_vader(path: Path, examples: Sequence[Example] | None = None) -> pd.DataFrame | list[float]:
-    """VADER compound scores in [-1, 1]: the whole table, or one score for each of `examples`."""
-    made_by = "python prepare_data.py"
-    table = read_rows(path, VADER_COLUMNS, made_by=made_by)
+def read_vader(path: Path) -> pd.DataFrame:
+    """Every utterance with its VADER compound score in [-1, 1]."""
+    table = read_rows(path, VADER_COLUMNS, made_by="python prepare_data.py")
     table["sentiment"] = _numbers(table, path, "sentiment", kind=float, low=-1, high=1)
-    if examples is None:
-        return table
-    return _covering(dict(zip(_keyed(table, path), table["sentiment"], strict=True)), examples, path, made_by)
+    return table
+
+
+def read_sentiment(path: Path, examples: Sequence[Example]) -> list[float]:
+    """The VADER score of the reply of each of `examples`."""
+    table = read_vader(path)
+    found = dict(zip(_keyed(table, path), table["sentiment"], strict=True))
+    return _covering(found, examples, path, "python prepare_data.py")
 
 
 def read_labels(path: Path, examples: Sequence[Example]) -> dict[str, list]:

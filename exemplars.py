@@ -105,7 +105,7 @@ def nearest(
     while len(todo):
         scores, places = index.search(np.ascontiguousarray(queries[todo]), fetch)
         again = []
-        for q, row_scores, row_places in zip(todo, scores, places, strict=True):
+        for q, row_scores, row_places in zip(todo.tolist(), scores, places, strict=True):
             allowed = []
             for place, score in zip(row_places.tolist(), row_scores.tolist(), strict=True):
                 if place >= 0 and candidate_owners[place] != query_owners[q]:
@@ -158,7 +158,7 @@ class PrependedIds(NoExemplars):
 def exemplar_block(pieces: Sequence[np.ndarray], most: int, eos: int) -> np.ndarray:
     """As many whole exemplars, best first, as fit in `most` tokens with the </s> after them; the first may be
     cut."""
-    total, kept = 1, []
+    total, kept = 1, list[np.ndarray]()
     for piece in pieces:
         total += len(piece)
         if kept and total > most:

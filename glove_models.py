@@ -8,7 +8,7 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -197,8 +197,8 @@ def _open_text(source: Path) -> TextIO:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{source}: UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     # bytes that are not UTF-8 stand in published files, inside of rare words
-    mode = {"encoding": "utf-8-sig", "errors": "replace"}
-    return gzip.open(source, "rt", **mode) if head.startswith(b"\x1f\x8b") else open(source, **mode)
+    opener: Callable = gzip.open if head.startswith(b"\x1f\x8b") else open
+    return opener(source, "rt", encoding="utf-8-sig", errors="replace")
 
 
 def _lines(handle: TextIO, source: Path) -> Iterator[str]:

@@ -44,8 +44,8 @@ def classification_baselines(
 
 def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
     """Mean squared error, and Pearson's r (nan where one side is constant)."""
-    gold, predicted = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
-    constant = len(gold) < 2 or np.ptp(gold) == 0 or np.ptp(predicted) == 0
+    right, guessed = np.asarray(gold, dtype=float), np.asarray(predicted, dtype=float)
+    constant = len(right) < 2 or np.ptp(right) == 0 or np.ptp(guessed) == 0
     return {
         "mse": float(mean_squared_error(gold, predicted)),
         "pearson": math.nan if constant else float(pearsonr(gold, predicted)[0]),

@@ -136,7 +136,7 @@ def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | 
         return new_encoder(config)
     if config.model_type == "t5":
         return load_pretrained(T5EncoderModel, name, config)
-    return load_pretrained(AutoModel, name, config, **without_pooler(config))
+    return load_pretrained(AutoModel, name, config, "encoder", **without_pooler(config))
 
 
 def new_encoder(config) -> Any:
@@ -190,10 +190,11 @@ class Critic(SavedModule):
 
     def __init__(self, settings: CriticSettings | Mapping[str, Any], encoder: nn.Module | None = None):
         super().__init__(settings)
-        self.encoder = (
-            encoder if encoder is not None else new_encoder(backbone_config(self.settings.backbone))
-        )
-        width = self.encoder.config.hidden_size * (4 if self.settings.pooling == "reply" else 1)
+        found: Any = encoder
+        if found is None:
+            found = new_encoder(backbone_config(self.settings.backbone))
+        self.encoder = found
+        width = found.config.hidden_size * (4 if self.settings.pooling == "reply" else 1)
         self.dropout = nn.Dropout(self.settings.head_dropout)
         self.head = nn.Linear(width, self.settings.outputs)
 

@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return re.sub(r"\s*\(default:\s+(None|==SUPPRESS==)\)", "", super().format_help())
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [word for word in unknown if word.startswith("-")] or unknown

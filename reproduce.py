@@ -146,6 +146,7 @@ def run_stage(command: list[str], log: Path) -> bool:
             process.send_signal(number)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        assert process.stdout is not None  # a pipe, see above
         try:
             for line in process.stdout:
                 print("  " + line, end="", flush=True)

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def write_checkpoint(
     folder: Path,
     step: int,
     write: Callable[[Path], None],
-    keep: set[int] = frozenset(),
+    keep: Collection[int] = (),
     last: int = 2,
     update: bool = False,
 ) -> Path:

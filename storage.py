@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -15,7 +16,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def warn_once(kind: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def where_possible(path: Path, kind: str, consequence: str, answers: set[int] = frozenset(CANNOT)):
+def where_possible(path: Path, kind: str, consequence: str, answers: Collection[int] = CANNOT):
     """Go on without what the file system cannot do, and say so once; every other error is one."""
     try:
         yield
@@ -428,7 +429,7 @@ def cached(
     arrays = make()
     try:
         with whole_file(file) as part, open(part, "wb") as handle:
-            np.savez(handle, **arrays)
+            np.savez(handle, **arrays)  # type: ignore[arg-type]
     except UserError as error:
         if required or getattr(error.__cause__, "errno", None) not in READ_ONLY:
             raise
@@ -457,13 +458,13 @@ def in_chunks(
     """
     if keep:
         sweep_kept(keep)
-    required = bool(keep) and keep.name.startswith(".")
+    required = keep is not None and keep.name.startswith(".")
     parts = []
     with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
         for number, start in enumerate(range(0, len(batches), size)):
             group = batches[start : start + size]
             file = keep and keep / f"{number:05d}.npz"
-            parts.append(cached(file, lambda group=group: work(group), required))
+            parts.append(cached(file, functools.partial(work, group), required))
             bar.update(len(group))
     order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
     return {name: np.concatenate([p[name] for p in parts])[order] for name in parts[0]}

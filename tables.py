@@ -189,7 +189,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     refuse_existing([files["metrics.json"]], options.overwrite)  # written last
     examples = listener_turns(paths.dialogues(options.split))
     gold = [e.response for e in examples]
-    systems = [{"name": "gold", "replies": gold}]
+    systems: list[dict] = [{"name": "gold", "replies": gold}]
     systems += [load_system(Path(run), examples, options.split) for run in options.runs]
     for n, system in enumerate(systems):  # two files of one name are two rows
         if system["name"] in [s["name"] for s in systems[:n]]:

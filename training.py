@@ -137,8 +137,7 @@ class Loop:
         longest = []
         for lengths in (self.data.lengths, self.data.reply_lengths):
             if lengths:
-                # noqa: B023 (used at once)
-                longest.append(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
+                longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
 
         def try_out(size: int) -> int:
             self.model.train().zero_grad(set_to_none=True)
@@ -148,7 +147,7 @@ class Loop:
             for order in longest * 2:
                 with session.autocast():
                     terms = self.objective.terms(self.model, session.move(self.data.collate(order[:size])))
-                sum(t.float() for t in terms.values()).backward()
+                torch.stack([t.float() for t in terms.values()]).sum().backward()
             del states
             return size
 

@@ -156,8 +156,8 @@ def embed(
                     vectors(encoder, session.move(ids), session.move(mask)).float().cpu().numpy(),
                     strict=True,
                 )
-        numbers, out = zip(*session.gather(found), strict=True)
-        return {"numbers": np.array(numbers), "vectors": np.stack(out)}
+        gathered = session.gather(found)
+        return {"numbers": np.array([n for n, _ in gathered]), "vectors": np.stack([v for _, v in gathered])}
 
     keep = keep and keep / fingerprint(distinct)[:16]
     table = in_chunks(plan_once([len(r) for r in rows], batch_size), work, keep, title)["vectors"]

@@ -171,7 +171,7 @@ def train(
     begin = options.begin
     tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
     encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
-    model = BiEncoder(*encoders).to(session.device)
+    model: Any = BiEncoder(*encoders).to(session.device)
     data = training_data(entries, options, tokenizers)
     held = HeldOut.draw(held_entries, options.valid_queries, options.seed)
 

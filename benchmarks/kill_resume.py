@@ -82,7 +82,7 @@ def kill_once(args, folder: Path, rng: random.Random, in_save: bool) -> tuple[st
         time.sleep(0.0005)
     if process.poll() is not None:
         if process.returncode:
-            raise UserError(f"the run failed by itself: {process.stderr.read()[-400:]}")
+            raise UserError(f"the run failed by itself: {process.communicate()[1][-400:]}")
         return None
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -319,7 +319,7 @@ def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
     scores = write_table(
         tmp_path / "v.csv", dataloaders.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)]
     )
-    assert dataloaders.read_vader(scores, EXAMPLES) == [0.5, 0.75, 0.0]
+    assert dataloaders.read_sentiment(scores, EXAMPLES) == [0.5, 0.75, 0.0]
     assert dataloaders.read_vader(scores)["sentiment"].tolist() == [0.0, 0.25, 0.5, 0.75]
 
 

@@ -176,7 +176,7 @@ LOADERS = {
     "vader of turns": Loader(
         "train_vader.csv",
         csv_bytes(dataloaders.VADER_COLUMNS, [(*k, 'a "b", c', -0.25) for k in KEYS]),
-        lambda p: dataloaders.read_vader(p, EXAMPLES),
+        lambda p: dataloaders.read_sentiment(p, EXAMPLES),
         valid_scores,
     ),
     "labels": Loader(
@@ -458,5 +458,5 @@ def test_our_own_files_give_back_what_was_written(folder, texts):
     )
     assert dataloaders.read_predictions(folder / "p.tsv", examples) == replies
     assert dataloaders.read_exemplars(folder / "e.csv", examples) == exemplars
-    assert dataloaders.read_vader(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]
+    assert dataloaders.read_sentiment(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]
     assert dataloaders.read_vader(folder / "v.csv")["utterance"].tolist() == replies
