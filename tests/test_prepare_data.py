@@ -463,11 +463,14 @@ def test_a_glove_file_that_knows_no_word_is_refused(tmp_path):
         prepare_data.prepare_glove(args, Paths(tmp_path), ["the bus"])
 
 
-def test_a_wrong_glove_file_is_refused_before_anything_is_scored_or_set_aside(corpus, tmp_path, monkeypatch):
+def test_a_wrong_glove_file_is_refused_before_anything_is_scored_or_set_aside(
+    corpus, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "v.txt").write_text("the 1 2 3\nof 1 2\n")
     monkeypatch.setattr(prepare_data, "score_dialogues", lambda *_: pytest.fail("scored"))
     with pytest.raises(UserError, match=r"v\.txt, line 2"):
         prepare(corpus, tmp_path, "--split", "grouped", "--glove", str(tmp_path / "v.txt"))
+    assert "EmpatheticDialogues from" not in capsys.readouterr().out
     # a fault far behind the head: still before the long work
     lines = [f"w{n} 1 2 3" for n in range(5000)]
     (tmp_path / "v.txt").write_text("\n".join([*lines, "end nan 2 3"]))
