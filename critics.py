@@ -31,8 +31,17 @@ from dataloaders import (
     tokenizer_hash,
 )
 from glove_models import glove_config, load_vectors, set_word_vectors
-from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer, new_encoder
-from options import DIMENSIONS, SENTIMENT, Paths, UserError
+from models import (
+    Critic,
+    CriticSet,
+    CriticSettings,
+    load_encoder,
+    load_tokenizer,
+    new_encoder,
+    positions,
+    require_words,
+)
+from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError
 from session import Session
 from storage import fingerprint, require
 from training import Loop
@@ -156,7 +165,24 @@ def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
         place = require(paths.t5_tiny)
         return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout)
     name = f"t5-{options.size}" if options.model == "t5" else options.model
-    return load_tokenizer(name), load_encoder(name, dropout=options.dropout)
+    tokenizer, encoder = load_tokenizer(name), load_encoder(name, dropout=options.dropout)
+    require_words(tokenizer, encoder.get_input_embeddings().weight, name)
+    require_positions(options, encoder, tokenizer.cls_token_id is not None)
+    return tokenizer, encoder
+
+
+def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) -> None:
+    """Raises `UserError` where an encoder can read fewer tokens than the two lengths allow. `begins`: the
+    layout begins with a token of its own."""
+    most = positions(encoder)
+    special = 2 + begins  # one ends the context, one the reply
+    asked = options.context_len + options.reply_len + special
+    if most is not None and asked > most:
+        raise UserError(
+            f"--context-len {options.context_len} and --reply-len {options.reply_len} make, with {special} special "
+            f"tokens, {asked} positions, but {options.model} reads only {most}: lower them to at most "
+            f"{max(0, most - special)} together"
+        )
 
 
 def run(command: CriticCommand, task: CriticTask) -> dict:
@@ -228,6 +254,20 @@ def report(result: dict, session: Session) -> None:
     session.say("  " + " ".join(f"{n:>12}" for n in ["", *names]))
     for row, values in {**result["baselines"], "this critic": result["valid"]}.items():
         session.say("  " + " ".join([f"{row:>12}", *(f"{values[n]:12.3f}" for n in names)]))
+    if is_useless(result["valid"], result["baselines"]):
+        session.say(
+            f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by noise. Train "
+            "it longer, with another --lr, or from another --model"
+        )
+
+
+def is_useless(valid: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a critic is no better than always saying the mean, or the most frequent label."""
+    if "mse" in valid:
+        return not valid["mse"] < baselines["mean"]["mse"]
+    majority = baselines["majority"]
+    more_right = valid["accuracy"] > majority["accuracy"]
+    return not more_right and not valid["macro_f1"] > majority["macro_f1"] + 5
 
 
 # ------------------------------------------------------------------------------------------ loaded and chosen
@@ -260,15 +300,21 @@ class LossCritics:
 
 
 def choose_for_loss(
-    folders: Mapping[str, Path], family: str, tokenizer: str, reply_len: int, session: Session
+    folders: Mapping[str, Path],
+    family: str,
+    tokenizer: str,
+    reply_len: int,
+    session: Session,
+    vocabulary: int | None = None,
 ) -> LossCritics:
     """The critics of `folders`, frozen; says how good each one is. `tokenizer`: the generator's hash.
+    `vocabulary`: the length of its table of words.
 
     Raises `UserError` where one cannot read the generator's words, or fewer than `reply_len` tokens of a
     reply.
     """
     critics = CriticSet(load_critics(folders, family, session.device), session.device)
-    critics.check_tokenizer(tokenizer)
+    critics.check_tokenizer(tokenizer, vocabulary)
     for kind, folder in folders.items():
         reads = critics.critics[kind].settings.reply_len
         if reply_len > reads + 1:
@@ -285,14 +331,11 @@ def quality(folder: Path) -> str:
     if "mse" in valid:
         mean = baselines["mean"]["mse"]
         text = f"mse {valid['mse']:.4f} (the mean's {mean:.4f})"
-        useless = not valid["mse"] < mean
     else:
         majority, tfidf = baselines["majority"], baselines["tfidf"]
         text = f"macro-F1 {valid['macro_f1']:.1f} "
         text += f"(majority class {majority['macro_f1']:.1f}, TF-IDF {tfidf['macro_f1']:.1f})"
-        more_right = valid["accuracy"] > majority["accuracy"]
-        useless = not more_right and not valid["macro_f1"] > majority["macro_f1"] + 5
-    if useless:
+    if is_useless(valid, baselines):
         text += " | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0"
     return text
 
@@ -363,6 +406,12 @@ def critic_scores(
             if not critic.settings.is_regressor:
                 scores = scores.softmax(-1)
             found.append(scores.float().cpu().numpy())
+            bad = np.flatnonzero(~np.isfinite(found[-1]).all(1))
+            if len(bad):  # argmax would make a label of them
+                raise UserError(
+                    f"{title}: the {critic.settings.kind} critic's score of row {numbers[bad[0]]} is not finite; its "
+                    "weights are damaged, or --precision fp32 is needed"
+                )
         return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
 
     return storage.in_chunks(plan_once(data.lengths, batch_size), work, keep, title)["scores"]
@@ -384,6 +433,8 @@ def label(
     tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
     critic_origins = {}
     for dim, folder in folders.items():
+        if "WARNING" in (known := quality(folder)):
+            session.say(f"critic {dim}: {folder} | {known}")
         critic_origins[dim] = {"critic": str(folder), "sha256": storage.sha256(folder / "model.safetensors")}
     for split in splits:
         target, dialogues, vader = paths.labels(split), paths.dialogues(split), paths.vader(split)
@@ -411,6 +462,21 @@ def label(
         for folder in kept:
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{target}: {len(table):,} listener turns; {label_shares(table)}")
+        for warning in one_sided(table):
+            print(f"WARNING: {target}: {warning}")
+
+
+def one_sided(table: pd.DataFrame) -> list[str]:
+    """A line for each column of labels in which there is nothing to learn from."""
+    out = []
+    for kind in CRITICS if len(table) > 1 else ():
+        values = table[kind].unique()
+        if len(values) == 1:
+            source = "VADER's scores" if kind == SENTIMENT else f"the {kind} critic's labels"
+            out.append(
+                f"every one of {source} is {values[0]}: a generator that is led by them learns only to be so always"
+            )
+    return out
 
 
 def label_shares(table: pd.DataFrame) -> str:

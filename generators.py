@@ -42,8 +42,10 @@ from models import (
     load_config,
     load_pretrained,
     load_tokenizer,
+    require_words,
     soft_response,
     token_nll,
+    without_word,
 )
 from options import DIMENSIONS, Paths, UserError, refuse_existing
 from session import Session, own_random_stream
@@ -76,6 +78,7 @@ def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Bac
         t5 = T5ForConditionalGeneration(config)
     else:
         t5 = load_pretrained(T5ForConditionalGeneration, name, config)
+    require_words(tokenizer, t5.get_input_embeddings().weight, f"--model {model}")
     return Backbone(tokenizer, t5, "tiny" if tiny else "paper")
 
 
@@ -243,9 +246,13 @@ def weights_file(folder: Path) -> Path:
     return adapter if adapter.exists() else folder / "model.safetensors"
 
 
-def decoding_arguments(decoding: Decoding, tokenizer) -> dict[str, Any]:
-    """What transformers' `generate` is told: the decoding, and the tokens that no reply holds."""
+def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[str, Any]:
+    """What transformers' `generate` is told: the decoding, and the tokens that no reply holds.
+
+    `vocabulary`: the length of the model's table of words, which can be padded beyond the tokenizer's.
+    """
     banned = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+    banned += without_word(tokenizer, vocabulary)
     arguments: dict[str, Any] = {"suppress_tokens": [i for i in banned if i is not None]}
     arguments["max_new_tokens"] = decoding.max_new_tokens
     if decoding.beams > 1:
@@ -265,7 +272,7 @@ class Predictor:
     def __init__(self, model: Generator, tokenizer, data: Data, decoding: Decoding, session: Session):
         self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
         self.decoding, self.session = decoding, session
-        self.arguments = decoding_arguments(decoding, tokenizer)
+        self.arguments = decoding_arguments(decoding, tokenizer, model.settings.backbone["vocab_size"])
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
         """The rows of one batch; it draws from a stream of its own, so that any batch can be written
@@ -363,7 +370,14 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     model = build(backbone, family, options, paths)
     settings = model.settings
     way = exemplars.enter(settings, tokenizer, session, paths)
-    chosen = choose_for_loss(command.critics, family, settings.tokenizer, options.tgt_len, session)
+    chosen = choose_for_loss(
+        command.critics,
+        family,
+        settings.tokenizer,
+        options.tgt_len,
+        session,
+        settings.backbone["vocab_size"],
+    )
     say_other_labellers(chosen, paths, session)
     critics = chosen.critics
 

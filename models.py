@@ -6,6 +6,7 @@ width, E exemplar width, U distinct exemplars in a batch.
 """
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, T5ForConditionalGeneration
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    MT5EncoderModel,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    UMT5EncoderModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from options import SENTIMENT, UserError
@@ -122,33 +133,125 @@ def load_tokenizer(name: str | Path) -> Any:
     return from_hub(AutoTokenizer.from_pretrained, name, what="tokenizer")
 
 
+#: T5's relatives, whose encoder half stands alone
+T5_ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+#: what configs call the dropout inside an encoder: T5, BERT and its relatives, DistilBERT, ModernBERT
+DROPOUTS = (
+    "dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "dropout", "attention_dropout", "embedding_dropout", "mlp_dropout",
+)  # fmt: skip
+
+
 def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> Any:
-    """The encoder of a hub name or folder: T5's encoder half, or whatever `AutoModel` makes of it. fp32."""
+    """The encoder of a hub name or folder: T5's encoder half, or a BERT or one of its relatives. fp32.
+
+    Raises `UserError` for what is no encoder, and for one whose output depends on padding.
+    """
     config = load_config(name)
-    for option in (
-        "dropout_rate",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-    ):  # T5's name, BERT's names
+    require_encoder(name, config)
+    for option in DROPOUTS:
         if dropout is not None and hasattr(config, option):
             setattr(config, option, dropout)
     if from_scratch:
         return new_encoder(config)
-    if config.model_type == "t5":
-        return load_pretrained(T5EncoderModel, name, config)
-    return load_pretrained(AutoModel, name, config, "encoder", **without_pooler(config))
+    if config.model_type in T5_ENCODERS:
+        return load_pretrained(T5_ENCODERS[config.model_type], name, config)
+    encoder = load_pretrained(AutoModel, name, config, "encoder", **without_pooler(config))
+    try_out(encoder, name)
+    return encoder
 
 
 def new_encoder(config) -> Any:
     """An encoder with random weights."""
-    if config.model_type == "t5":
-        return T5EncoderModel(config)
+    if config.model_type in T5_ENCODERS:
+        return T5_ENCODERS[config.model_type](config)
     return AutoModel.from_config(config, **without_pooler(config))
+
+
+def require_encoder(name: str | Path, config) -> None:
+    """Raises `UserError` where nothing reads a text in both directions, or only together with a decoder."""
+    if config.model_type in T5_ENCODERS:
+        return
+    if config.is_encoder_decoder:
+        what = "an encoder with a decoder; only T5's relatives can be read with the encoder alone"
+    elif type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False):
+        what = "no encoder that reads a text in both directions"
+    else:
+        return
+    known = "T5, mT5, BERT, RoBERTa, XLM-RoBERTa, MPNet, ALBERT, DistilBERT, DeBERTa ..."
+    raise UserError(f"{name}: a {config.model_type} model is {what}. Give one of {known}")
 
 
 def without_pooler(config) -> dict[str, bool]:
     """What keeps BERT's relatives from adding a layer that nothing here reads."""
-    return {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
+    made = MODEL_MAPPING[type(config)]
+    made = made[0] if isinstance(made, tuple) else made
+    pools = "add_pooling_layer" in inspect.signature(made.__init__).parameters
+    return {"add_pooling_layer": False} if pools else {}
+
+
+@torch.no_grad()
+def try_out(encoder, name: str | Path) -> None:
+    """One short row, alone and padded: refuses an encoder that cannot be used as critics use it."""
+    words = encoder.get_input_embeddings().weight[None, :8]  # (1, 8, E)
+    padded = F.pad(words, (0, 0, 0, 4))
+    mask = torch.ones(padded.shape[:2], dtype=torch.long)
+    mask[:, words.shape[1] :] = 0
+    encoder.eval()
+    try:
+        alone = encoder(inputs_embeds=words, attention_mask=mask[:, : words.shape[1]]).last_hidden_state
+        among = encoder(inputs_embeds=padded, attention_mask=mask).last_hidden_state[:, : words.shape[1]]
+    except Exception as error:
+        raise UserError(
+            f"{name}: a {encoder.config.model_type} model cannot be read by word embeddings and a mask ({error})"
+        ) from error
+    if not torch.isfinite(alone).all():
+        raise UserError(f"{name}: its output is not finite; the weights are damaged")
+    if not torch.allclose(alone, among, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"{name}: what a {encoder.config.model_type} model makes of a text depends on the padding behind it, so "
+            "that no score would be the text's own; give another encoder"
+        )
+
+
+def positions(encoder: nn.Module) -> int | None:
+    """How many tokens an encoder can read; None where positions are relative, and any length is read."""
+    config = encoder.config
+    tables = [
+        module
+        for name, module in encoder.named_modules()
+        if "position" in name.split(".")[-1] and hasattr(module, "padding_idx")
+    ]
+    if not tables and getattr(config, "relative_attention", False):  # DeBERTa
+        return None
+    most = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and its relatives count positions from behind the padding's
+    skipped = [table.padding_idx + 1 for table in tables if table.padding_idx is not None]
+    return most - max(skipped, default=0) if most else None
+
+
+def require_words(tokenizer, embeddings: Tensor, name: str | Path) -> None:
+    """Raises `UserError` where a tokenizer lacks a token that the layout needs, or knows more words than the
+    model. `embeddings` (V, D)."""
+    for what, ids in {
+        "padding": [tokenizer.pad_token_id],
+        "end or separator": [tokenizer.eos_token_id, tokenizer.sep_token_id],
+    }.items():
+        if all(i is None for i in ids):
+            raise UserError(
+                f"{name}: its tokenizer has no {what} token; add one, with a word embedding, and save it"
+            )
+    last = max(tokenizer.get_vocab().values())
+    if last >= len(embeddings):
+        raise UserError(
+            f"{name}: its tokenizer's ids reach {last:,}, but the model knows {len(embeddings):,} words; they are "
+            "not of one model, or the model was not resized to its tokenizer"
+        )
+
+
+def without_word(tokenizer, vocabulary: int) -> list[int]:
+    """The ids below `vocabulary` that stand for no word: a model's table can be longer than its tokenizer's."""
+    return sorted(set(range(vocabulary)) - set(tokenizer.get_vocab().values()))
 
 
 # ---------------------------------------------------------------------------------------------------- critics
@@ -194,7 +297,9 @@ class Critic(SavedModule):
         if found is None:
             found = new_encoder(backbone_config(self.settings.backbone))
         self.encoder = found
-        width = found.config.hidden_size * (4 if self.settings.pooling == "reply" else 1)
+        width = found.config.hidden_size
+        if self.settings.pooling == "reply":  # words can be narrower than what is made of them (ALBERT)
+            width = 2 * width + 2 * self.embeddings.shape[1]
         self.dropout = nn.Dropout(self.settings.head_dropout)
         self.head = nn.Linear(width, self.settings.outputs)
 
@@ -230,7 +335,7 @@ class Critic(SavedModule):
         else:
             # from scratch the encoder learns little: the word embeddings reach the head directly too
             both = [*_mean_max(hidden, reply_mask), *_mean_max(words, reply_mask)]
-            pooled = torch.cat(both, dim=-1)  # (B, 4 D)
+            pooled = torch.cat(both, dim=-1)  # (B, 2 D + 2 D of the words)
         scores = self.head(self.dropout(pooled)).float()
         return scores.tanh() if self.settings.is_regressor else scores
 
@@ -273,9 +378,9 @@ class CriticSet:
     def __len__(self) -> int:
         return len(self.critics)
 
-    def check_tokenizer(self, tokenizer_hash: str) -> None:
+    def check_tokenizer(self, tokenizer_hash: str, vocabulary: int | None = None) -> None:
         """A soft reply is a distribution over the generator's words, so every critic must know the same
-        words."""
+        words. `vocabulary`: V of the generator, which can be padded beyond the tokenizer's words."""
         for kind, critic in self.critics.items():
             same_words = critic.settings.tokenizer == tokenizer_hash
             if not same_words or critic.settings.backbone["model_type"] != "t5":
@@ -283,6 +388,12 @@ class CriticSet:
                     f"the {kind} critic was trained with another tokenizer or encoder than the generator's; it can "
                     "label and judge, but not serve as a loss: train one on the generator's family, or set "
                     "--empathy-loss-w 0 --sentiment-loss-w 0"
+                )
+            rows = len(critic.embeddings)
+            if vocabulary is not None and rows != vocabulary:
+                raise UserError(
+                    f"the {kind} critic has {rows:,} word embeddings, the generator {vocabulary:,}: one words, but one "
+                    "of the two models is padded; train both from models of one vocabulary size"
                 )
 
     @property

@@ -272,7 +272,7 @@ READERS = {
         "--inference",
     ),
     "vader": (
-        dataloaders.read_vader,
+        dataloaders.read_sentiment,
         dataloaders.VADER_COLUMNS,
         lambda keys: [(*k, "text", -0.5) for k in keys],
         ",",
