@@ -258,6 +258,7 @@ class RetrieverOptions:
     other_negatives: int
     valid_queries: int
     seed: int
+    drop_without_positive: bool = False
 
     @property
     def begin(self) -> dict[str, str]:

@@ -51,6 +51,7 @@ class Index:
     """
 
     def __init__(self, vectors: np.ndarray, owners: Sequence[str], groups: Sequence[str] | None = None):
+        require_finite(vectors, "candidate")
         self.vectors, self.owners = vectors, owners
         self.places: dict[str, list[int]] = {}
         for place, group in enumerate(groups if groups is not None else [""] * len(vectors)):
@@ -65,6 +66,7 @@ class Index:
         `owners`: the conversation whose candidates a query must not get, None where it may have all. Fewer
         than `k` only where fewer are allowed.
         """
+        require_finite(queries, "query")
         asked = groups if self.grouped and groups is not None else [""] * len(queries)
         out: list[list[tuple[int, float]]] = [[] for _ in range(len(queries))]
         for group in tqdm(sorted(set(asked)), desc="searching", disable=None, leave=False):
@@ -77,6 +79,17 @@ class Index:
             for i, row in zip(numbers, hits, strict=True):
                 out[i] = [(places[p], score) for p, score in row]
         return out
+
+
+def require_finite(vectors: np.ndarray, side: str) -> None:
+    """Raises `UserError` where a vector (N, E) has no place in any order, or where its products may have none."""
+    largest = np.sqrt(np.finfo(np.float32).max / max(1, vectors.shape[1]))
+    bad = np.flatnonzero(~(np.abs(vectors) < largest).all(axis=1))  # not <: NaN, too
+    if len(bad):
+        raise UserError(
+            f"the vector of {side} {bad[0]} (from 0) is not finite, or too large for an inner product ({len(bad):,} "
+            f"of {len(vectors):,} are); the weights of its encoder are damaged"
+        )
 
 
 def nearest(
@@ -297,8 +310,12 @@ def way_settings(options: GeneratorOptions, size: str, paths: Paths) -> dict:
     """What the chosen way adds to a new generator's settings. `size` (glove_models.SIZES): of an encoder
     trained along."""
     if options.add_exemplars == "t5":
-        place = exemplar_model(options.exemplar_model, paths)
-        return {"exemplar_model": options.exemplar_model, "exemplar_width": load_config(place).d_model}
+        config = load_config(exemplar_model(options.exemplar_model, paths))
+        if config.model_type != "t5":
+            raise UserError(
+                f"--exemplar-model {options.exemplar_model}: a {config.model_type} model, not a T5"
+            )
+        return {"exemplar_model": options.exemplar_model, "exemplar_width": config.d_model}
     if options.add_exemplars == "glove-t5":
         words = load_tokenizer(require(paths.glove))
         config = glove_config(words, size, options.dropout, num_layers=options.exemplar_layers)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from dataloaders import pad, plan_once
-from models import load_config, load_pretrained, load_tokenizer
+from models import load_config, load_pretrained, load_tokenizer, positions, require_words
 from options import UserError
 from runs import require_run
 from storage import fingerprint, in_chunks, sha256
@@ -82,6 +82,15 @@ def load_saved(path: Path) -> dict[str, tuple[Any, Any]]:
             )
         out[side] = (load_side(folder, side), load_tokenizer(folder))
     return out
+
+
+def require_fitting(encoder: nn.Module, tokenizer, flag: str, length: int) -> None:
+    """Raises `UserError` where an encoder cannot read its tokenizer's words, or as many tokens as `flag` asks for."""
+    place = encoder.config.name_or_path or "the encoder"
+    require_words(tokenizer, encoder.get_input_embeddings().weight, place)
+    most = positions(encoder)
+    if most is not None and length > most:
+        raise UserError(f"{flag} {length}: {place} reads only {most} tokens; give at most {most}")
 
 
 def vectors(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -157,6 +166,13 @@ def embed(
                     strict=True,
                 )
         gathered = session.gather(found)
+        for i, vector in gathered:
+            if not np.isfinite(vector).all():  # such a vector has no rank and finds nothing
+                side = "question" if keep_latest else "passage"
+                raise UserError(
+                    f"{title}: the {side} encoder's vector of text {texts.index(distinct[i])} (from 0) is not finite: "
+                    "its weights are damaged, or --precision fp32 is needed"
+                )
         return {"numbers": np.array([n for n, _ in gathered]), "vectors": np.stack([v for _, v in gathered])}
 
     keep = keep and keep / fingerprint(distinct)[:16]

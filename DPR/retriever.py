@@ -15,7 +15,16 @@ from torch import Tensor, nn
 import storage
 from commands import DPR_HUB, RetrieverOptions, SearchOptions, TrainingOptions
 from dataloaders import EXEMPLAR_COLUMNS, Data, Example, listener_turns, pad, tokenizer_hash
-from DPR.biencoder import BiEncoder, dpr_loss, embed, load_saved, load_side, resolve, tokenize
+from DPR.biencoder import (
+    BiEncoder,
+    dpr_loss,
+    embed,
+    load_saved,
+    load_side,
+    require_fitting,
+    resolve,
+    tokenize,
+)
 from exemplars import Index
 from models import load_tokenizer
 from options import Paths, UserError
@@ -30,8 +39,11 @@ PASSAGE_LISTS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 # ------------------------------------------------------------------------------------------------------- data
 
 
-def read_entries(path: Path) -> list[dict]:
-    """The JSON of DPR.prepare_dpr_data (or published DPR data), checked."""
+def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
+    """The JSON of DPR.prepare_dpr_data (or published DPR data), checked.
+
+    An entry without a positive is refused, or with `drop_without_positive` left out, and counted aloud.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file; make it with: python -m DPR.prepare_dpr_data")
     try:
@@ -41,22 +53,31 @@ def read_entries(path: Path) -> list[dict]:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: expected a JSON list of questions")
+    kept = []
     for n, entry in enumerate(entries):
         if not well_formed(entry):
             raise UserError(
-                f"{path}, entry {n}: needs question, and positive_ctxs (not empty), hard_negative_ctxs, "
-                "negative_ctxs with a text each"
+                f"{path}, entry {n}: needs question, and positive_ctxs, hard_negative_ctxs, negative_ctxs with a "
+                "text each"
             )
-    return entries
+        if entry.get("positive_ctxs"):
+            kept.append(entry)
+        elif not drop_without_positive:
+            raise UserError(
+                f"{path}, entry {n}: has no positive passage (positive_ctxs); --drop-without-positive leaves such "
+                "entries out"
+            )
+    if not kept:
+        raise UserError(f"{path}: none of its {len(entries):,} entries has a positive passage")
+    if len(kept) < len(entries):
+        dropped = len(entries) - len(kept)
+        print(f"{path}: {dropped:,} of {len(entries):,} entries left out: they have no positive passage")
+    return kept
 
 
 def well_formed(entry: Any) -> bool:
-    """A question, at least one positive, and a text in every passage."""
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("question"), str)
-        or not entry.get("positive_ctxs")
-    ):
+    """A question, and a text in every passage."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
         return False
     for name in PASSAGE_LISTS:
         passages = entry.get(name, [])
@@ -157,6 +178,43 @@ def rank_report(questions: np.ndarray, passages: np.ndarray, positive: np.ndarra
     return {"average_rank": float(ranks.mean()), **recalls}
 
 
+def without_rivals(
+    updates: list[list[int]], passages: list[list[str]], accumulate: int, world: int
+) -> list[int]:
+    """The questions of an epoch in whose forward pass no text but their own positive stands: their loss is 0.
+
+    `updates` as `Loop.plan` gives them, dealt out as `updates.Update.deal` does; what stands in one forward pass
+    of all processes is gathered.
+    """
+    alone = []
+    for numbers in updates:
+        pieces = accumulate * world
+        for start in range(0, pieces, world):
+            together = [i for piece in range(start, start + world) for i in numbers[piece::pieces]]
+            if len({text for i in together for text in passages[i]}) == 1:
+                alone += together
+    return alone
+
+
+def require_rivals(entries: list[dict], options: RetrieverOptions, loop: Loop, file: Path) -> None:
+    """Raises `UserError` where no question has anything to tell its positive from; says how many have not."""
+    passages = [passages_of(e, options.hard_negatives, options.other_negatives) for e in entries]
+    alone = without_rivals(loop.plan(0), passages, loop.options.accumulate, loop.session.world)
+    size = loop.batch_size
+    if len(alone) == len(entries):
+        raise UserError(
+            f"{file}: nothing to tell the positives from: no other passage stands in any forward pass, and every loss "
+            f"would be 0. Give a --batch-size above {size}, or negatives (hard_negative_ctxs, negative_ctxs)"
+        )
+    if alone:
+        loop.session.say(
+            f"WARNING: {len(alone):,} of {len(entries):,} questions (the first is entry {min(alone)}) stand in a "
+            "forward pass without any passage but their own positive in the first epoch: nothing to tell it from, "
+            f"so that they teach nothing. They have no negatives; --batch-size {size} leaves them alone, or alone "
+            "at an epoch's end"
+        )
+
+
 def train(
     options: RetrieverOptions,
     training: TrainingOptions,
@@ -167,11 +225,13 @@ def train(
 ) -> dict | None:
     """Fine-tune both encoders; the run's folder holds them as question_encoder/ and context_encoder/."""
     files = {f"questions {split}": paths.dpr_data(options.dataset, split) for split in ("train", "valid")}
-    entries, held_entries = (read_entries(f) for f in files.values())
+    entries, held_entries = (read_entries(f, options.drop_without_positive) for f in files.values())
     begin = options.begin
     tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
     encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
     model: Any = BiEncoder(*encoders).to(session.device)
+    require_fitting(model.question, tokenizers["question"], "--max-length", options.max_length)
+    require_fitting(model.context, tokenizers["context"], "--max-passage-length", options.max_passage_length)
     data = training_data(entries, options, tokenizers)
     held = HeldOut.draw(held_entries, options.valid_queries, options.seed)
 
@@ -216,6 +276,7 @@ def train(
         micro_batches_matter=True,
         evaluate_first=True,
     )
+    require_rivals(entries, options, loop, files["questions train"])
     session.say(f"held out: {len(held.questions):,} questions, {len(held.passages):,} passages")
     result = loop.train()
     if result.get("already_finished"):
@@ -224,6 +285,12 @@ def train(
     result |= {"before": loop.run.logged("valid")[0], "after": loop.measure()}
     for when in ("before", "after"):
         session.say(f"{when}: {result[when]}")
+    middle = (len(held.passages) - 1) / 2  # where constant vectors rank
+    if not result["after"]["average_rank"] < middle:
+        session.say(
+            f"WARNING: the positive's average rank is no better than chance ({middle:.1f}): exemplars found with this "
+            "retriever are drawn blindly. Train it longer, with another --lr, or from another --encoder"
+        )
     loop.finish(result)
     return result
 
@@ -249,6 +316,11 @@ class Encoders:
             self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(place))
             self.origin[side] = storage.identity(place)
 
+    def require_fitting(self) -> None:
+        """Raises `UserError` where an encoder cannot read as many tokens as it is asked to."""
+        require_fitting(*self.sides["question"], "--max-length", self.options.max_length)
+        require_fitting(*self.sides["context"], "--max-passage-length", self.options.max_passage_length)
+
     def embed(self, side: str, texts: list[str], session: Session, title: str, keep: Path) -> np.ndarray:
         """(N, E); of too long a question the latest tokens are kept, of a candidate the first."""
         asking = side == "question"
@@ -261,6 +333,7 @@ class Encoders:
 def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool) -> None:
     """{split}_dpr.csv: the exemplars of every listener turn, out of the training split's replies."""
     encoders = Encoders(options)
+    encoders.require_fitting()
     shared: dict[str, Any] = encoders.origin | {"candidates": options.candidates, "top_k": options.top_k}
     shared |= {"corpus": storage.sha256(paths.dialogues("train"))}
     shared |= {"max_length": options.max_length, "max_passage_length": options.max_passage_length}
@@ -338,3 +411,18 @@ def write_exemplars(
         f"{file}: {len(rows):,} listener turns, {min(counts)} to {max(counts)} exemplars each, "
         f"mean score of the first {sum(first) / max(len(first), 1):.3f}"
     )
+    warn_of_nobody(file, counts, origin.get("candidates") == "same-emotion")
+
+
+def warn_of_nobody(file: Path, counts: list[int], same_emotion: bool) -> None:
+    """Says how many listener turns get no exemplar at all, and why."""
+    nobody = counts.count(0)
+    if not nobody:
+        return
+    who = "no listener turn gets an exemplar" if nobody == len(counts) else f"{nobody:,} get no exemplar"
+    of = (
+        "and of the same emotion: --candidates all drops that rule"
+        if same_emotion
+        else "in the training split"
+    )
+    print(f"WARNING: {file}: {who}; there is no candidate of another conversation {of}")

@@ -46,6 +46,11 @@ def parse_args(argv=None):
         default=1000,
         help="held-out questions for average rank and recall; 0: all",
     )
+    add(
+        "--drop-without-positive",
+        action="store_true",
+        help="leave out entries without a positive passage, as the original DPR does (default: refuse them)",
+    )
     add_training(parser, epochs=8, lr=2e-5, batch_size=16, clip=2.0)
     parser.set_defaults(schedule="linear")
     add_device(parser)
