@@ -37,6 +37,7 @@ from session import Session, own_random_stream
 from storage import fingerprint, require
 
 Texts = Sequence[Sequence[str]]  # each example's exemplars, best first
+NEEDS_FAISS = 10_000  # candidates from which on a search goes through faiss
 
 
 # ------------------------------------------------------------------------------------------------------ index
@@ -103,6 +104,46 @@ def nearest(
 
     Exact. Equal scores go by place. Fewer than k only where fewer are allowed.
     """
+    search = nearest_by_product if len(candidates) < NEEDS_FAISS else nearest_by_faiss
+    return search(queries, candidates, query_owners, candidate_owners, k)
+
+
+def nearest_by_product(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    query_owners: Sequence[str | None],
+    candidate_owners: Sequence[str],
+    k: int,
+) -> list[list[tuple[int, float]]]:
+    """`nearest` without faiss: all inner products, and the best of them put in order."""
+    owners = np.array(candidate_owners, dtype=object)
+    lengths = np.linalg.norm(candidates, axis=1).max(initial=0.0)
+    out: list[list[tuple[int, float]]] = []
+    for start in range(0, len(queries), 256):
+        block = queries[start : start + 256]
+        scores = block @ candidates.T  # (256, E) @ (E, P) -> (256, P)
+        for query, row, owner in zip(block, scores, query_owners[start : start + 256], strict=True):
+            allowed = np.arange(len(row)) if owner is None else np.flatnonzero(owners != owner)
+            best = allowed
+            if k < len(allowed):
+                least = np.partition(row[allowed], len(allowed) - k)[len(allowed) - k]
+                # equal vectors can differ in the last bits of a matrix product, by their place in it
+                slack = len(query) * np.finfo(np.float32).eps * float(np.linalg.norm(query) * lengths)
+                best = allowed[row[allowed] >= least - slack]
+            exact = (candidates[best].astype(np.float64) * query).sum(1)
+            order = np.lexsort((best, -exact))[:k]
+            out.append(list(zip(best[order].tolist(), exact[order].tolist(), strict=True)))
+    return out
+
+
+def nearest_by_faiss(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    query_owners: Sequence[str | None],
+    candidate_owners: Sequence[str],
+    k: int,
+) -> list[list[tuple[int, float]]]:
+    """`nearest` for many candidates."""
     import faiss  # late: most who import this module never search
 
     index = faiss.IndexFlatIP(candidates.shape[1])
@@ -142,6 +183,10 @@ class Way:
     def split(self, texts: Texts) -> NoExemplars:
         return NoExemplars()
 
+    def live(self, texts: Texts) -> NoExemplars:
+        """The same for exemplars that were found just now: nothing of it is kept."""
+        return self.split(texts)
+
     def inputs(self) -> dict[str, str]:
         """{name: sha256} of what this way depends on besides the exemplars' file."""
         return {}
@@ -154,7 +199,13 @@ class Prepended(Way):
         self.most, self.tokenizer, self.cache = settings.exemplar_len, tokenizer, cache
 
     def split(self, texts: Texts) -> NoExemplars:
-        encoded = encode(self.tokenizer, [EXEMPLAR_MARKER, *(t for row in texts for t in row)], self.cache)
+        return self.ids(texts, self.cache)
+
+    def live(self, texts: Texts) -> NoExemplars:
+        return self.ids(texts, None)
+
+    def ids(self, texts: Texts, cache: Path | None) -> NoExemplars:
+        encoded = encode(self.tokenizer, [EXEMPLAR_MARKER, *(t for row in texts for t in row)], cache)
         return PrependedIds(texts, encoded, self.most, self.tokenizer.eos_token_id)
 
 
@@ -214,27 +265,35 @@ class PooledFrozen(Way):
             self.vectors = self.embed(sorted(asked | replies | self.vectors.keys()))
         return PooledVectors(texts, self.vectors, self.width)
 
+    def live(self, texts: Texts) -> NoExemplars:
+        distinct = sorted({t for row in texts for t in row})
+        table = self.encoded(distinct)
+        return PooledVectors(texts, dict(zip(distinct, table, strict=True)), self.width)
+
     def embed(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """{text: (E,) vector}."""
-        session = self.session
-        key = fingerprint(*self.inputs().values(), self.max_len, session.precision, texts)[:32]
-
-        def make() -> dict[str, np.ndarray]:
-            marked = [EXEMPLAR_PREFIX + t for t in texts]
-            rows = self.tokenizer(marked, truncation=True, max_length=self.max_len + 8)["input_ids"]
-            table = np.zeros((len(texts), self.width), dtype=np.float32)
-            batches = plan_once([len(r) for r in rows], 128)
-            with torch.inference_mode(), session.autocast():
-                for numbers in tqdm(batches, desc="exemplars", disable=None, leave=False):
-                    padded = pad([np.array(rows[i]) for i in numbers], self.tokenizer.pad_token_id)
-                    ids, mask = session.move(padded)
-                    hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-                    real = mask[..., None]  # (B, L, E) under (B, L, 1) -> (B, E)
-                    table[numbers] = ((hidden * real).sum(1) / real.sum(1)).cpu().numpy()
-            return {"vectors": table}
-
-        table = storage.cached(self.paths.cache / f"exemplars-{key}.npz", make)["vectors"]
+        """{text: (E,) vector}, kept in the cache."""
+        key = fingerprint(*self.inputs().values(), self.max_len, self.session.precision, texts)[:32]
+        file = self.paths.cache / f"exemplars-{key}.npz"
+        table = storage.cached(file, lambda: {"vectors": self.encoded(texts)})["vectors"]
         return dict(zip(texts, table, strict=True))
+
+    def encoded(self, texts: list[str]) -> np.ndarray:
+        """(N, E)"""
+        table = np.zeros((len(texts), self.width), dtype=np.float32)
+        if not texts:
+            return table
+        session = self.session
+        marked = [EXEMPLAR_PREFIX + t for t in texts]
+        rows = self.tokenizer(marked, truncation=True, max_length=self.max_len + 8)["input_ids"]
+        batches = plan_once([len(r) for r in rows], 128)
+        with torch.inference_mode(), session.autocast():
+            for numbers in tqdm(batches, desc="exemplars", disable=None, leave=False):
+                padded = pad([np.array(rows[i]) for i in numbers], self.tokenizer.pad_token_id)
+                ids, mask = session.move(padded)
+                hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+                real = mask[..., None]  # (B, L, E) under (B, L, 1) -> (B, E)
+                table[numbers] = ((hidden * real).sum(1) / real.sum(1)).cpu().numpy()
+        return table
 
 
 class PooledVectors(NoExemplars):
@@ -268,6 +327,9 @@ class PooledTrained(Way):
 
     def split(self, texts: Texts) -> NoExemplars:
         return PooledTokens(texts, self.tokenizer, self.max_len, self.cache)
+
+    def live(self, texts: Texts) -> NoExemplars:
+        return PooledTokens(texts, self.tokenizer, self.max_len)
 
 
 class PooledTokens(NoExemplars):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import dpr_exemplar_retriever
 from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
 from dpr_exemplar_retriever import parse_args
-from exemplars import Index, nearest
+from exemplars import Index, nearest_by_faiss, nearest_by_product
 from options import Paths, UserError
 
 RULES = ("same-emotion", "all")
@@ -127,10 +127,11 @@ def make(world):
     )
 
 
+@pytest.mark.parametrize("search", [nearest_by_product, nearest_by_faiss])
 @with_corners
-def test_nearest_equals_sorting_everything(world):
+def test_nearest_equals_sorting_everything(search, world):
     queries, candidates, asked, corpus, k = make(world)
-    found = nearest(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
+    found = search(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
     assert len(found) == len(queries)
     for query, e, row in zip(queries, asked, found, strict=True):
         assert row == oracle(
@@ -253,3 +254,16 @@ def test_impossible_flags_are_refused(flags, named, capsys):
 def test_a_missing_run_is_a_plain_error_never_other_encoders(prepared):
     with pytest.raises(UserError, match="no/such/run"):
         dpr_exemplar_retriever.main(["--workdir", str(prepared), "--device", "cpu", "--path", "no/such/run"])
+
+
+@pytest.mark.parametrize("width", [3, 64, 129])
+def test_copies_of_one_vector_stand_in_the_candidates_order_whatever_the_matrix_product_rounds(width):
+    rng = np.random.default_rng(width)
+    one, query = rng.normal(size=width), rng.normal(size=width)
+    others = rng.normal(size=(40, width)) - 9 * query  # all of them far off
+    candidates = np.insert(others, sorted(rng.integers(0, 41, 23)), one + query, axis=0).astype(np.float32)
+    copies = np.flatnonzero((candidates == candidates[np.argmax(candidates @ query)]).all(1)).tolist()
+    asked = np.tile(query.astype(np.float32), (7, 1))
+    for row in nearest_by_product(asked, candidates, [None] * 7, [""] * len(candidates), 10):
+        assert [place for place, _ in row] == copies[:10]
+        assert len({score for _, score in row}) == 1
