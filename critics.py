@@ -4,8 +4,9 @@ generators.
 What a critic computes stands in models.Critic.
 """
 
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dataloaders import (
     Data,
     Example,
     critic_data,
+    encode,
     listener_turns,
     plan_once,
     read_pairs,
@@ -488,27 +490,182 @@ def label_shares(table: pd.DataFrame) -> str:
     return f"labels {' | '.join(parts)} | mean sentiment {table[SENTIMENT].mean():.3f}"
 
 
-Judges = dict[str, tuple[Critic, object]]  # {kind: (critic, tokenizer)}
+#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are one)
+MEANINGS = {
+    "emo": {
+        2: ("no warmth or concern", "warmth or concern"),
+        3: ("no warmth or concern", "warmth or concern is hinted at", "warmth or concern is named"),
+    },
+    "exp": {
+        2: ("asks about nothing", "asks about what was told"),
+        3: ("asks about nothing", "asks in general", "asks about something in particular"),
+    },
+    "int": {
+        2: ("shows no understanding", "shows understanding"),
+        3: ("shows no understanding", "says that it understands", "says what it has understood"),
+    },
+}
+#: (the lowest score, its meaning), highest first; VADER's own borders
+SENTIMENTS = ((0.05, "positive"), (-0.05, "neutral"), (-math.inf, "negative"))
+UNKNOWN_WORDS = 0.1  # share of a text's tokens from which on a critic's view of it is doubtful
 
 
-def load_judges(folders: Mapping[str, Path], session: Session) -> Judges:
-    """The finished critics among `folders`; the others are named and left out."""
-    missing = [k for k, f in folders.items() if not (f / "result.json").exists()]
+@dataclass(frozen=True)
+class Score:
+    """What one critic says of one reply."""
+
+    value: float  # the expected level, the sum of level x probability; of sentiment the score in [-1, 1]
+    level: int | None  # the most likely level; None of sentiment
+    probabilities: tuple[float, ...]  # of each level; none of sentiment
+    meaning: str  # in plain words
+
+
+class Scorer:
+    """A trained critic with its tokenizer: asked about plain texts, in batches.
+
+    A text's score does not depend on the texts beside it. Safe to be used by several threads.
+    """
+
+    def __init__(self, critic: Critic, tokenizer, session: Session, folder: Path):
+        self.critic, self.tokenizer = critic.to(session.device), tokenizer
+        self.session, self.folder = session, folder
+
+    @classmethod
+    def from_pretrained(cls, run: str | Path, session: Session | None = None) -> "Scorer":
+        """The critic of a run's folder. Raises `UserError` where it holds none."""
+        critic = Critic.from_pretrained(run)
+        return cls(critic, load_tokenizer(run), session or Session(), Path(run))
+
+    @property
+    def kind(self) -> str:
+        return self.critic.settings.kind
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value that it can give."""
+        return (-1, 1) if self.critic.settings.is_regressor else (0, self.critic.settings.outputs - 1)
+
+    def score(
+        self,
+        replies: Sequence[str],
+        contexts: Sequence[Sequence[str]] | None = None,
+        batch_size: int = 128,
+        keep: Path | None = None,
+    ) -> list[Score]:
+        """What the critic says of each reply, given the turns before it (oldest first), or by itself.
+
+        `keep`: see `storage.in_chunks`.
+        """
+        if not replies:
+            return []
+        return [self.said(row) for row in self.rows(replies, contexts, batch_size, keep).tolist()]
+
+    def rows(
+        self,
+        replies: Sequence[str],
+        contexts: Sequence[Sequence[str]] | None = None,
+        batch_size: int = 128,
+        keep: Path | None = None,
+        cache: Path | None = None,
+        title: str = "",
+    ) -> np.ndarray:
+        """(N, labels) probabilities, or (N, 1) scores of the regressor."""
+        before = [()] * len(replies) if contexts is None else contexts
+        data = critic_data(before, replies, None, self.tokenizer, self.critic.settings, cache)
+        return critic_scores(self.critic, data, self.session, title or self.kind, batch_size, keep)
+
+    def said(self, row: Sequence[float]) -> Score:
+        """One row in words."""
+        if self.critic.settings.is_regressor:
+            meaning = next(text for least, text in SENTIMENTS if row[0] >= least)
+            return Score(row[0], None, (), meaning)
+        level = max(range(len(row)), key=row.__getitem__)
+        known = MEANINGS.get(self.kind, {}).get(len(row))
+        meaning = known[level] if known else f"level {level} of 0 to {len(row) - 1}"
+        return Score(sum(n * p for n, p in enumerate(row)), level, tuple(row), meaning)
+
+    def unknown(self, texts: Sequence[str]) -> float:
+        """The share of the texts' tokens that the critic's vocabulary does not have."""
+        unknown = self.tokenizer.unk_token_id
+        found = [encoded for text, encoded in encode(self.tokenizer, texts).items()]
+        tokens = sum(map(len, found))
+        return sum(int((ids == unknown).sum()) for ids in found) / max(tokens, 1)
+
+    @property
+    def guesses(self) -> bool:
+        """Whether its own result.json says that it is no better than guessing."""
+        file = self.folder / "result.json"
+        if not file.exists():
+            return False
+        result = storage.read_json(file)
+        return is_useless(result["valid"], result["baselines"])
+
+
+Judges = dict[str, Scorer]
+
+
+def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
+    """Why the scores of these texts may be worth little, in plain words."""
+    found = []
+    if guessing := [kind for kind, scorer in judges.items() if scorer.guesses]:
+        found.append(f"no better than guessing by their own result.json: {', '.join(guessing)}")
+    shares: dict[str, list[str]] = {}
+    for kind, scorer in judges.items():
+        if (share := scorer.unknown(texts)) > UNKNOWN_WORDS:
+            shares.setdefault(f"{share:.0%}", []).append(kind)
+    found += [f"{share} of these words are unknown to {', '.join(kinds)}" for share, kinds in shares.items()]
+    return found
+
+
+def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collection[str] = ()) -> Judges:
+    """The finished critics among `folders` {kind: folder}; the others are named and left out.
+
+    Raises `UserError` where one that was asked for is missing, or a folder holds something else.
+    """
+    missing = [k for k, f in folders.items() if not (f / "result.json").exists() and k not in asked_for]
     if missing:
         there = ", ".join(str(folders[k]) for k in missing)
-        print(f"note: no {', '.join(missing)} critic ({there}); their columns stay empty")
+        print(f"note: no {', '.join(missing)} critic ({there}): left out")
     judges = {}
     for kind, folder in folders.items():
-        if kind not in missing:
-            judges[kind] = (Critic.from_pretrained(folder).to(session.device), load_tokenizer(folder))
+        if kind in missing:
+            continue
+        try:
+            judges[kind] = Scorer.from_pretrained(folder, session)
+        except UserError as error:
+            raise UserError(f"--{kind} {error}") from error
+        if judges[kind].kind != kind:
+            raise UserError(
+                f"--{kind} {folder}: holds a critic of {judges[kind].kind}; give it with --{judges[kind].kind}"
+            )
     return judges
+
+
+def find_judges(
+    paths: Paths, family: str | None, given: Mapping[str, Path], session: Session, needed: bool = False
+) -> Judges:
+    """The critics that were `given` {kind: folder}, and the family's others, where there are any.
+
+    family None: t5, or glove-t5 where t5 has none. `needed`: an error where there is none at all.
+    """
+    families = [family] if family else ["t5", "glove-t5"]
+    places = [{kind: paths.critic(kind, name) for kind in CRITICS} for name in families]
+    there = [p for p in places if any((f / "result.json").exists() for f in p.values())]
+    if not there and not given:
+        if needed:
+            raise UserError(
+                f"{places[0]['emo'].parent}: no trained critic of {' or '.join(families)}; make them with: "
+                f"python train_empathy_classifier.py --model {families[-1]} --dim emo (exp, int) and python "
+                f"train_sentiment_regressor.py --model {families[-1]}, or give one with --emo RUN"
+            )
+        return {}
+    return load_judges({**(there[0] if there else {}), **given}, session, given)
 
 
 def judge(
     judges: Judges,
     examples: Sequence[Example],
     replies: Sequence[str],
-    session: Session,
     cache: Path,
     title: str,
 ) -> dict[str, list[float]]:
@@ -516,9 +673,7 @@ def judge(
     sentiment."""
     contexts = [e.history for e in examples]
     scores = {}
-    for kind, (critic, tokenizer) in judges.items():
-        data = critic_data(contexts, replies, None, tokenizer, critic.settings, cache)
-        found = critic_scores(critic, data, session, f"{title}: {kind}")  # (N, labels)
-        levels = found[:, 0] if critic.settings.is_regressor else found @ range(found.shape[1])
-        scores[kind] = levels.tolist()
+    for kind, scorer in judges.items():
+        found = scorer.rows(replies, contexts, cache=cache, title=f"{title}: {kind}")
+        scores[kind] = [scorer.said(row).value for row in found.tolist()]
     return scores

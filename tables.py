@@ -198,7 +198,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
     judges = load_judges(folders, session)
     for system in systems:
-        system["scores"] = judge(judges, examples, system["replies"], session, paths.cache, system["name"])
+        system["scores"] = judge(judges, examples, system["replies"], paths.cache, system["name"])
     rows = {s["name"]: measure(s, gold) for s in systems}
     found = paths.exemplars(options.split)
     shown = read_exemplars(found, examples) if found.exists() else None

@@ -1,0 +1,207 @@
+"""People's own files: the rows of a csv, a jsonl or a plain text file, read with all their columns and written back.
+
+Nothing heavy is imported. The corpora's files have readers of their own, in dataloaders.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from options import UserError
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+#: columns that are taken for the reply where none is named, the first that is there
+REPLY_COLUMNS = ("reply", "response", "text", "utterance", "response_post")
+TEXT = "text"  # the one column of a plain text file
+
+
+@dataclass(frozen=True)
+class Records:
+    """The rows of one file, in its order."""
+
+    place: str  # for messages
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    lines: list[int]  # where each row begins, 1-based; of a csv where it ends
+    plain: bool = False  # a text a line: no columns to choose from
+
+    def column(self, name: str | None, flag: str) -> str:
+        """`name`, or the column that holds the replies. Raises `UserError` where there is none."""
+        found = name or next((c for c in REPLY_COLUMNS if c in self.columns), None)
+        if found is None or found not in self.columns:
+            there = ", ".join(self.columns)[:300]
+            raise UserError(
+                f"{self.place}: no column {name or ', '.join(REPLY_COLUMNS)}; name one of {there} with {flag}"
+            )
+        return found
+
+    def texts(self, column: str) -> list[str]:
+        """One text a row, without white space around it. Raises `UserError` where a row has none."""
+        found = []
+        for row, line in zip(self.rows, self.lines, strict=True):
+            text = row.get(column, "")
+            if not isinstance(text, str):
+                raise UserError(f"{self.place}, line {line}: {column} is {str(text)[:40]!r}, expected a text")
+            found.append(text.strip())
+        return found
+
+    def turns(self, column: str) -> list[tuple[str, ...]]:
+        """One context a row: a text, or in a jsonl also a list of turns, oldest first."""
+        found = []
+        for row, line in zip(self.rows, self.lines, strict=True):
+            said = row.get(column) or ()
+            turns = (said,) if isinstance(said, str) else said
+            if not isinstance(turns, list | tuple) or not all(isinstance(t, str) for t in turns):
+                raise UserError(
+                    f"{self.place}, line {line}: {column} is {str(said)[:40]!r}, "
+                    "expected a text or a list of texts"
+                )
+            found.append(tuple(t.strip() for t in turns if t.strip()))
+        return found
+
+
+def format_of(path: Path | str) -> str:
+    """csv, tsv, jsonl or text, by the name's ending."""
+    return FORMATS.get(Path(path).suffix.lower(), "text")
+
+
+def open_text(path: Path | str) -> TextIO:
+    """A file, or standard input for "-", as text; a byte that is not UTF-8 arrives as a lone surrogate."""
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    if str(path) == "-":
+        return io.TextIOWrapper(sys.stdin.buffer, **how)
+    try:
+        return open(path, **how)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def lines_of(handle: TextIO) -> Iterator[tuple[int, str]]:
+    """(1-based number, text) of the lines that hold something. Ends at line feeds only, as jsonl asks."""
+    for number, line in enumerate(handle, 1):
+        if text := line.strip():
+            yield number, text
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_records(path: Path | str, kind: str | None = None) -> Records:
+    """All rows of a file or of standard input ("-", plain text unless `kind` says otherwise).
+
+    Raises `UserError` naming the line that cannot be read, or a file without rows.
+    """
+    place = "standard input" if str(path) == "-" else str(path)
+    kind = kind or format_of(path)
+    with open_text(path) as handle:
+        if kind in ("csv", "tsv"):
+            found = _csv_rows(handle, place, "\t" if kind == "tsv" else ",")
+        else:
+            found = _lines(handle, place, as_json=kind == "jsonl")
+    if not found.rows:
+        raise UserError(f"{place}: holds no rows")
+    return found
+
+
+def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
+    reader = csv.reader(handle, delimiter=delimiter, strict=True)
+    rows, lines = [], []
+    try:
+        columns = next(reader, [])
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(columns):
+                raise UserError(
+                    f"{place}, line {reader.line_num}: {len(row)} columns, expected {len(columns)}; "
+                    'put texts with commas in "quotes"'
+                )
+            if not is_utf8("".join(row)):
+                raise UserError(f"{place}, line {reader.line_num}: not UTF-8; save the file as UTF-8")
+            rows.append(dict(zip(columns, row, strict=True)))
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise UserError(f"{place}, line {reader.line_num}: not readable as csv ({error})") from error
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{place}, line 1: two columns have one name ({', '.join(columns)[:200]})")
+    return Records(place, columns, rows, lines)
+
+
+def _lines(handle: TextIO, place: str, as_json: bool) -> Records:
+    rows, lines, columns = [], [], {} if as_json else {TEXT: None}
+    for number, text in lines_of(handle):
+        if not is_utf8(text):
+            raise UserError(f"{place}, line {number}: not UTF-8; save the file as UTF-8")
+        row = json_value(text, f"{place}, line {number}") if as_json else {TEXT: text}
+        if not isinstance(row, dict):
+            raise UserError(f"{place}, line {number}: expected a JSON object with named values")
+        rows.append(row)
+        lines.append(number)
+        columns |= dict.fromkeys(row)
+    return Records(place, list(columns), rows, lines, plain=not as_json)
+
+
+def json_value(text: str, where: str) -> Any:
+    """What a line of JSON holds, or a `UserError` that says `where` it cannot be read."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not readable as JSON ({error})") from error
+    return value
+
+
+def refuse_same_names(columns: Sequence[str], added: Sequence[str], flag: str) -> None:
+    """No column of the input is written over."""
+    both = [c for c in added if c in columns]
+    if both:
+        raise UserError(f"the input has a column {both[0]} already; choose another beginning with {flag}")
+
+
+def write_records(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], origin: dict | None = None
+) -> None:
+    """A csv or a jsonl (by the name's ending) with a note of what it was made from, whole or not at all."""
+    import storage  # late: brings torch
+
+    kind = format_of(path)
+    if kind == "jsonl":
+        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
+        storage.write_text(path, "".join(lines), origin)
+        return
+    text = io.StringIO()
+    # a bare \r would end the row for some readers
+    careful = any(isinstance(v, str) and "\r" in v for row in rows for v in row.values())
+    writer = csv.DictWriter(
+        text,
+        columns,
+        delimiter="\t" if kind == "tsv" else ",",
+        quoting=csv.QUOTE_NONNUMERIC if careful else csv.QUOTE_MINIMAL,
+        lineterminator="\n",
+    )
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: flat(v) for k, v in row.items()})
+    storage.write_text(path, text.getvalue(), origin)
+
+
+def flat(value: Any) -> Any:
+    """What stands in a csv for a JSON value."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | tuple) else value
+
+
+def check_output(path: str | None, flag: str = "--output") -> list[str]:
+    """What is wrong with the name of an output."""
+    if path is None or format_of(path) != "text":
+        return []
+    return [f"{flag} {path}: the name must end in {', '.join(FORMATS)}"]

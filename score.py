@@ -1,0 +1,76 @@
+"""Score any reply, alone or with what came before it: emotional reaction, exploration, interpretation, sentiment.
+
+  python score.py "That must hurt so much." "Cheer up."                      the critics in saved/
+  python score.py --context "My dog died last week." "I am so sorry."
+  python score.py --input replies.csv --output scored.csv --column response --context post
+  python score.py --input replies.jsonl --output scored.jsonl --family glove-t5
+  python score.py --input - --emo saved/empathy/roberta-emo                  a reply a line, from standard input
+
+All columns of the input are kept; each critic adds its level with what it means, the probability of each level
+and the expected level; sentiment is one number from -1 to 1. An interrupted call goes on where it stopped.
+"""
+
+from pathlib import Path
+
+import options
+from commands import device_flags
+from options import CRITICS, NATURAL, Paths, add_common, add_device, check, make_parser
+from records import check_output
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    add = parser.add_argument
+    add("texts", nargs="*", metavar="REPLY", help="replies to score")
+    add(
+        "--input",
+        metavar="FILE",
+        help="csv, tsv, jsonl, or a text file with a reply a line; - is standard input",
+    )
+    add(
+        "--format",
+        choices=["csv", "tsv", "jsonl", "text"],
+        help="of the input (default: by its name; - is text)",
+    )
+    add("--column", help="the reply's column (default: the first of reply, response, text, utterance)")
+    add(
+        "--context",
+        help="what came before the reply: its column (in a jsonl also a list of turns), "
+        "or, for replies given by themselves, the context of all of them",
+    )
+    add("--output", metavar="FILE", help="csv, tsv or jsonl (default: a table on the terminal)")
+    add("--prefix", default="critic_", help="what the names of the added columns begin with")
+    add("--family", help="whose critics: saved/empathy/FAMILY-DIM and so on (default: t5, or else glove-t5)")
+    for kind in CRITICS:
+        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic")
+    add("--batch-size", type=NATURAL, default=64, help="replies in one forward pass")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    problems = check_output(args.output)
+    if bool(args.texts) == bool(args.input):
+        problems.append("give either replies as arguments or a file with --input (- is standard input)")
+    check(parser, args, problems)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import scoring
+
+    paths = Paths(args.workdir)
+    given = {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
+    session = scoring.Session(**device_flags(args))
+    judges = scoring.find_judges(paths, args.family, given, session, needed=True)
+    return scoring.score(
+        judges,
+        scoring.read(args.texts, args.input, args.format, args.column, args.context),
+        output=args.output and Path(args.output),
+        prefix=args.prefix,
+        batch_size=args.batch_size,
+        overwrite=args.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,136 @@
+"""People's own texts, scored by the critics: what is asked, the columns that come of it, the file or the table."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import storage
+from critics import Judges, Score, doubts, find_judges
+from options import UserError
+from records import Records, read_records, refuse_same_names, write_records
+from session import Session
+
+__all__ = ["Asked", "Session", "find_judges", "read", "score"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Replies with the turns before each, in the rows that they came in."""
+
+    records: Records
+    replies: list[str]
+    contexts: list[tuple[str, ...]]
+    source: Path | None
+
+
+def read(
+    texts: Sequence[str], source: str | None, kind: str | None, column: str | None, context: str | None
+) -> Asked:
+    """What score.py was asked for: replies by themselves, or a file's rows.
+
+    `context`: the column of what came before; of replies without columns the context itself.
+    """
+    if source:
+        records = read_records(source, kind)
+    else:
+        rows = [{"text": text} for text in texts]
+        records = Records("the arguments", ["text"], rows, list(range(1, len(rows) + 1)), plain=True)
+    replies = records.texts(records.column(column, "--column"))
+    if context is None:
+        contexts: list[tuple[str, ...]] = [()] * len(replies)
+    elif records.plain:
+        contexts = [(context,)] * len(replies)
+    else:
+        contexts = records.turns(records.column(context, "--context"))
+    return Asked(records, replies, contexts, Path(source) if source and source != "-" else None)
+
+
+def columns_of(kind: str, labels: int, prefix: str) -> list[str]:
+    """The columns that one critic adds."""
+    if labels == 1:
+        return [f"{prefix}{kind}"]
+    chances = [f"{prefix}{kind}_p{level}" for level in range(labels)]
+    return [f"{prefix}{kind}", f"{prefix}{kind}_meaning", *chances, f"{prefix}{kind}_expected"]
+
+
+def values_of(score: Score) -> list[Any]:
+    """Their values, in the same order."""
+    if score.level is None:
+        return [round(score.value, 4)]
+    chances = [round(p, 4) for p in score.probabilities]
+    return [score.level, score.meaning, *chances, round(score.value, 4)]
+
+
+def score(
+    judges: Judges, asked: Asked, *, output: Path | None, prefix: str, batch_size: int, overwrite: bool
+) -> list[dict[str, Any]] | None:
+    """The rows with the critics' columns, written to `output`, or shown; None where they were there already."""
+    added = {k: columns_of(k, j.critic.settings.outputs, prefix) for k, j in judges.items()}
+    refuse_same_names(asked.records.columns, [c for names in added.values() for c in names], "--prefix")
+    origin: dict[str, Any] = {"prefix": prefix, "batch_size": batch_size}
+    origin["input"] = storage.fingerprint([str(asked.records.rows), str(asked.replies), str(asked.contexts)])
+    for kind, judge in judges.items():
+        origin[kind] = {
+            "critic": str(judge.folder),
+            "sha256": storage.sha256(judge.folder / "model.safetensors"),
+        }
+    if output and storage.ready(output, origin, overwrite):
+        return None
+    said = [n for n, reply in enumerate(asked.replies) if reply]
+    if not said:
+        raise UserError(f"{asked.records.place}: every reply is empty")
+    if len(said) < len(asked.replies):
+        line = asked.records.lines[next(n for n, reply in enumerate(asked.replies) if not reply)]
+        print(
+            f"note: {len(asked.replies) - len(said)} replies are empty (the first in line {line}); "
+            "their scores are left out"
+        )
+    replies, contexts = [asked.replies[n] for n in said], [asked.contexts[n] for n in said]
+    rows = [dict(row) | {c: None for names in added.values() for c in names} for row in asked.records.rows]
+    for doubt in doubts(judges, replies):
+        print(f"warning: {doubt}")
+    scores: dict[str, list[Score]] = {}
+    kept = []
+    for kind, judge in judges.items():
+        keep = output and output.parent / f".scores-{storage.fingerprint(str(origin), kind)[:16]}"
+        scores[kind] = judge.score(replies, contexts, batch_size, keep)
+        kept.append(keep)
+        for n, found in zip(said, scores[kind], strict=True):
+            rows[n].update(zip(added[kind], values_of(found), strict=True))
+    if output:
+        columns = [*asked.records.columns, *(c for names in added.values() for c in names)]
+        write_records(output, columns, rows, origin)
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{output}: {len(said):,} replies scored by {', '.join(judges)}")
+    else:
+        print(terminal_table(replies, scores))
+    return rows
+
+
+def terminal_table(replies: Sequence[str], scores: dict[str, list[Score]]) -> str:
+    """Each reply, and beneath it a line for each critic."""
+    lines = []
+    for n, reply in enumerate(replies):
+        lines.append(reply)
+        lines += [described(kind, found[n]) for kind, found in scores.items()]
+    return "\n".join(lines)
+
+
+def described(kind: str, score: Score) -> str:
+    """One critic's view on one line."""
+    if score.level is None:
+        return f"  {kind:<9} {score.value:+.2f}  {score.meaning}"
+    chances = " ".join(f"{level}: {p:.2f}" for level, p in enumerate(score.probabilities))
+    return f"  {kind:<9} {score.level:>5}  {score.meaning} (probability of {chances})"
+
+
+def as_json(score: Score) -> dict[str, Any]:
+    """A score as plain values, rounded to what they are worth."""
+    found = {k: v for k, v in asdict(score).items() if v not in (None, ())}
+    found["value"] = round(score.value, 4)
+    if score.probabilities:
+        found["probabilities"] = [round(p, 4) for p in score.probabilities]
+    return found
