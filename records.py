@@ -161,11 +161,11 @@ def json_value(text: str, where: str) -> Any:
     return value
 
 
-def refuse_same_names(columns: Sequence[str], added: Sequence[str], flag: str) -> None:
+def refuse_same_names(columns: Sequence[str], added: Sequence[str], remedy: str) -> None:
     """No column of the input is written over."""
     both = [c for c in added if c in columns]
     if both:
-        raise UserError(f"the input has a column {both[0]} already; choose another beginning with {flag}")
+        raise UserError(f"the input has a column {both[0]} already; {remedy}")
 
 
 def write_records(

@@ -68,7 +68,9 @@ def score(
 ) -> list[dict[str, Any]] | None:
     """The rows with the critics' columns, written to `output`, or shown; None where they were there already."""
     added = {k: columns_of(k, j.critic.settings.outputs, prefix) for k, j in judges.items()}
-    refuse_same_names(asked.records.columns, [c for names in added.values() for c in names], "--prefix")
+    refuse_same_names(
+        asked.records.columns, [c for names in added.values() for c in names], "choose another --prefix"
+    )
     origin: dict[str, Any] = {"prefix": prefix, "batch_size": batch_size}
     origin["input"] = storage.fingerprint([str(asked.records.rows), str(asked.replies), str(asked.contexts)])
     for kind, judge in judges.items():

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,13 +322,14 @@ class Encoders:
         require_fitting(*self.sides["question"], "--max-length", self.options.max_length)
         require_fitting(*self.sides["context"], "--max-passage-length", self.options.max_passage_length)
 
-    def embed(self, side: str, texts: list[str], session: Session, title: str, keep: Path) -> np.ndarray:
+    def embed(
+        self, side: str, texts: list[str], session: Session, title: str, keep: Path | None = None
+    ) -> np.ndarray:
         """(N, E); of too long a question the latest tokens are kept, of a candidate the first."""
         asking = side == "question"
         most = self.options.max_length if asking else self.options.max_passage_length
-        return embed(
-            *self.sides[side], texts, session, most, asking, title, self.options.batch_size, keep / title
-        )
+        place = keep and keep / title
+        return embed(*self.sides[side], texts, session, most, asking, title, self.options.batch_size, place)
 
 
 def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool) -> None:
@@ -426,3 +428,135 @@ def warn_of_nobody(file: Path, counts: list[int], same_emotion: bool) -> None:
         else "in the training split"
     )
     print(f"WARNING: {file}: {who}; there is no candidate of another conversation {of}")
+
+
+# ------------------------------------------------------------------------------------------- one's own texts
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One exemplar: its text, its score (inner product), its place in the pool."""
+
+    text: str
+    score: float
+    place: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Replies to be searched, as vectors (P, E)."""
+
+    texts: Sequence[str]
+    vectors: np.ndarray
+    owners: Sequence[str]  # the conversation of each, "" where it has none
+    emotions: Sequence[str] | None = None  # of each, where they are known
+
+
+class Retriever:
+    """Both encoders with their tokenizers: finds the replies of a pool that answer a text best.
+
+    Exact; equal scores stand in the pool's order. Safe to be used by several threads.
+    """
+
+    def __init__(self, encoders: Encoders, session: Session):
+        self.encoders, self.session = encoders, session
+        for model, _ in encoders.sides.values():
+            model.to(session.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        run: str | Path | None = None,
+        session: Session | None = None,
+        *,
+        encoder: str | None = None,
+        pooling: str = "cls",
+        max_length: int = 128,
+        max_passage_length: int = 64,
+        batch_size: int = 128,
+    ) -> "Retriever":
+        """The encoders of a train_dpr run's folder; or, with `encoder` in place of `run`, as pretrained."""
+        options = SearchOptions(
+            path=str(run) if run else None,
+            encoder=encoder,
+            pooling=pooling,
+            candidates="all",
+            top_k=0,
+            splits=[],
+            max_length=max_length,
+            max_passage_length=max_passage_length,
+            batch_size=batch_size,
+        )
+        return cls(Encoders(options), session or Session())
+
+    def pool(
+        self,
+        texts: Sequence[str],
+        file: Path | None = None,
+        owners: Sequence[str] | None = None,
+        emotions: Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> Pool:
+        """Texts made ready to be searched. `file`: where their vectors are kept, and taken from where they
+        are of the same texts and encoders."""
+        origin: dict[str, Any] = {"encoders": self.encoders.origin, "pool": fingerprint(list(texts))}
+        options = self.encoders.options
+        origin |= {"max_passage_length": options.max_passage_length, "precision": self.session.precision}
+
+        def make() -> np.ndarray:
+            keep = file and file.parent / f".vectors-{fingerprint(str(origin))[:16]}"
+            found = self.encoders.embed("context", list(texts), self.session, "pool", keep)
+            if keep:
+                shutil.rmtree(keep, ignore_errors=True)
+            return found
+
+        vectors = make() if file is None else kept_vectors(file, origin, make, overwrite)
+        return Pool(texts, vectors, owners or [""] * len(texts), emotions)
+
+    def search(
+        self,
+        texts: Sequence[str],
+        pool: Pool | Sequence[str],
+        k: int = 10,
+        owners: Sequence[str] | None = None,
+        emotions: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
+        """The best `k` of `pool` for each text, best first.
+
+        `owners`: the conversation whose replies a text must not get. `emotions`: restrict each text to
+        replies of one emotion. Nothing is left out otherwise.
+        """
+        if not texts:
+            return []
+        found = pool if isinstance(pool, Pool) else self.pool(pool)
+        if emotions is not None and found.emotions is None:
+            raise UserError("--emotion: the replies of this pool have no emotions; leave it out")
+        queries = self.encoders.embed("question", list(texts), self.session, "questions")
+        index = Index(found.vectors, found.owners, found.emotions if emotions is not None else None)
+        hits = index.search(queries, k, owners or [None] * len(texts), emotions)
+        return [[Hit(found.texts[place], score, place) for place, score in row] for row in hits]
+
+
+def kept_vectors(file: Path, origin: dict, make: Callable[[], np.ndarray], overwrite: bool) -> np.ndarray:
+    """The vectors in `file` where its note says that they are of `origin`, else `make()`, kept there."""
+    origin = json.loads(json.dumps(origin))
+    made_of = storage.read_origin(file)
+    if file.exists() and not made_of and not overwrite:
+        raise UserError(f"{file}: already there, and no index of this program; move it, or add --overwrite")
+    if file.exists() and made_of == origin:
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return stored["vectors"]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            print(f"warning: {file}: cannot be read ({error}); it is made again")
+    elif file.exists():
+        print(f"note: {file}: of other texts or encoders; it is made again")
+    vectors = make()
+    try:
+        with storage.whole_file(file, origin) as part, open(part, "wb") as handle:
+            np.savez(handle, vectors=vectors)
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) not in storage.READ_ONLY:
+            raise
+        print(f"note: {file.parent}: may not be written, so the index is not kept")
+    return vectors

@@ -1,0 +1,125 @@
+"""Exemplars for people's own texts, out of people's own replies: the pool, the questions, what is written or shown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import storage
+from dataloaders import EMOTIONS, listener_turns
+from DPR.retriever import Hit, Pool, Retriever
+from options import Paths, UserError
+from records import Records, format_of, read_records, refuse_same_names, write_records
+from session import Session
+
+__all__ = ["Session", "find_retriever", "read_questions", "search"]
+
+
+def find_retriever(
+    paths: Paths, run: str | None, session: Session, encoder: str | None = None, pooling: str = "cls"
+) -> Retriever:
+    """The retriever of `run`, of the workdir, or pretrained encoders. Raises `UserError` where there is none."""
+    if encoder:
+        return Retriever.from_pretrained(None, session, encoder=encoder, pooling=pooling)
+    folder = Path(run) if run else paths.saved / "dpr" / "empd"
+    if not run and not (folder / "result.json").exists():
+        raise UserError(
+            f"{folder}: no trained retriever; make it with: python -m DPR.train_dpr, name one with --path, "
+            "or take a pretrained one: --encoder minilm --pooling mean"
+        )
+    return Retriever.from_pretrained(folder, session)
+
+
+def read_pool(
+    retriever: Retriever, file: str, column: str | None = None, overwrite: bool = False
+) -> tuple[Pool, Records]:
+    """The replies of a file, each with a text; their vectors lie beside it. An emotion column is known."""
+    records = read_records(file)
+    texts = records.texts(records.column(column, "--column"))
+    there = [n for n, text in enumerate(texts) if text]
+    if not there:
+        raise UserError(f"{file}: every reply is empty")
+    kept = Records(
+        records.place, records.columns, [records.rows[n] for n in there], [records.lines[n] for n in there]
+    )
+    emotions = None
+    if "emotion" in records.columns and not records.plain:
+        emotions = [str(row.get("emotion", "")) for row in kept.rows]
+    index = Path(file).with_name(f"{Path(file).name}.index.npz")
+    pool = retriever.pool([texts[n] for n in there], index, emotions=emotions, overwrite=overwrite)
+    return pool, kept
+
+
+def training_pool(retriever: Retriever, paths: Paths) -> Pool:
+    """The listener turns of the training dialogues, with their conversations and emotions."""
+    turns = listener_turns(paths.dialogues("train"))
+    texts = [t.response for t in turns]
+    key = storage.fingerprint(str(retriever.encoders.origin), texts)[:16]
+    file = paths.cache / f"pool-{key}.npz"
+    return retriever.pool(texts, file, [t.conv_id for t in turns], [t.emotion for t in turns])
+
+
+def check_emotion(emotion: str | None, pool: Pool | None) -> None:
+    """Raises `UserError` that lists the known ones."""
+    if emotion is None:
+        return
+    if pool is not None and pool.emotions is None:
+        raise UserError(
+            "--emotion: the replies of this pool have no emotions (a column emotion); leave it out"
+        )
+    known = sorted(set(pool.emotions)) if pool is not None and pool.emotions else EMOTIONS
+    if emotion not in known:
+        raise UserError(f"--emotion {emotion}: not known; the known ones are {', '.join(known)}")
+
+
+def read_questions(texts: Sequence[str], source: str | None, column: str | None) -> tuple[Records, list[str]]:
+    """What exemplars are wanted for: the rows, and each one's text."""
+    if source:
+        records = read_records(source)
+    else:
+        rows = [{"text": text} for text in texts]
+        records = Records("the arguments", ["text"], rows, list(range(1, len(rows) + 1)), plain=True)
+    questions = records.texts(records.column(column, "--question-column"))
+    if empty := [line for line, t in zip(records.lines, questions, strict=True) if not t]:
+        raise UserError(f"{records.place}, line {empty[0]}: an empty text has no exemplars; take it out")
+    return records, questions
+
+
+def search(
+    retriever: Retriever,
+    pool_file: str,
+    column: str | None,
+    questions: tuple[Records, list[str]],
+    *,
+    k: int,
+    emotion: str | None,
+    output: Path | None,
+    overwrite: bool,
+) -> list[list[Hit]] | None:
+    """The best `k` replies of a file for each question; written to `output` or shown."""
+    asked, texts = questions
+    pool, rows = read_pool(retriever, pool_file, column, overwrite)
+    check_emotion(emotion, pool)
+    origin: dict[str, Any] = {"pool": storage.sha256(Path(pool_file)), "encoders": retriever.encoders.origin}
+    origin |= {"column": column, "top_k": k, "emotion": emotion}
+    origin["questions"] = storage.fingerprint(str(asked.rows), texts)
+    if output and storage.ready(output, origin, overwrite):
+        return None
+    found = retriever.search(texts, pool, k, emotions=[emotion] * len(texts) if emotion else None)
+    if output is None:
+        for question, hits in zip(texts, found, strict=True):
+            print(question)
+            for hit in hits:
+                print(f"  {hit.score:8.3f}  {hit.text}  (line {rows.lines[hit.place]})")
+        return found
+    added = ["exemplars"] if format_of(output) == "jsonl" else ["rank", "score", "exemplar", "line"]
+    refuse_same_names(asked.columns, added, "rename it in the input")
+    out: list[dict[str, Any]] = []
+    for row, hits in zip(asked.rows, found, strict=True):
+        each = [
+            {"rank": n, "score": round(h.score, 4), "exemplar": h.text, "line": rows.lines[h.place]}
+            for n, h in enumerate(hits, 1)
+        ]
+        out += [row | {"exemplars": each}] if added == ["exemplars"] else [row | e for e in each]
+    write_records(output, [*asked.columns, *added], out, origin)
+    print(f"{output}: {len(texts):,} questions, exemplars from {len(pool.texts):,} replies")
+    return found
