@@ -21,6 +21,7 @@ from options import (
     WEIGHT,
     Parser,
     Paths,
+    Wrong,
     batch_count,
     check,
     number,
@@ -302,6 +303,24 @@ def pick(kind: Callable[..., Settings], args: argparse.Namespace) -> Settings:
 def critic_names(empathy: bool, sentiment: bool) -> list[str]:
     """The critics of the three dimensions, of sentiment, of both or of neither."""
     return [*(DIMENSIONS if empathy else ()), *((SENTIMENT,) if sentiment else ())]
+
+
+def target(text: str) -> Any:
+    """What a reply should be like, {critic: level, or sentiment}, from emo=1,sentiment=0.4; or what is wrong."""
+    found = {}
+    for part in text.replace(" ", ",").split(","):
+        name, _, value = part.partition("=")
+        if not part:
+            continue
+        if name not in CRITICS:
+            return Wrong(
+                f"{text}: no dimension {name!r}; the known ones are {', '.join(CRITICS)}, as in emo=1,exp=0"
+            )
+        limits = {"least": -1, "most": 1} if name == SENTIMENT else {"least": 0, "most": 2}
+        found[name] = number(float, **limits)(value)
+        if isinstance(found[name], Wrong):
+            return Wrong(f"{text}: {name}: {found[name].problem}")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ flags

@@ -642,13 +642,12 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
 
 
 def find_judges(
-    paths: Paths, family: str | None, given: Mapping[str, Path], session: Session, needed: bool = False
+    paths: Paths, families: Sequence[str], given: Mapping[str, Path], session: Session, needed: bool = False
 ) -> Judges:
-    """The critics that were `given` {kind: folder}, and the family's others, where there are any.
+    """The critics that were `given` {kind: folder}, and those of the first of `families` that has any.
 
-    family None: t5, or glove-t5 where t5 has none. `needed`: an error where there is none at all.
+    `needed`: an error where there is none at all.
     """
-    families = [family] if family else ["t5", "glove-t5"]
     places = [{kind: paths.critic(kind, name) for kind in CRITICS} for name in families]
     there = [p for p in places if any((f / "result.json").exists() for f in p.values())]
     if not there and not given:

@@ -60,8 +60,9 @@ def main(argv=None):
 
     paths = Paths(args.workdir)
     given = {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
+    families = [args.family] if args.family else ["t5", "glove-t5"]
     session = scoring.Session(**device_flags(args))
-    judges = scoring.find_judges(paths, args.family, given, session, needed=True)
+    judges = scoring.find_judges(paths, families, given, session, needed=True)
     return scoring.score(
         judges,
         scoring.read(args.texts, args.input, args.format, args.column, args.context),

@@ -1,0 +1,352 @@
+"""A reply to one's own words: candidates are sampled, judged, and the best of them is the reply.
+
+Exemplars are found live, in a pool, without knowing the emotion. Any generator serves through `Writer`.
+"""
+
+import secrets
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import distress
+import exemplars
+from commands import Decoding
+from critics import Judges, Score, load_judges
+from dataloaders import Example, encode, generator_data
+from DPR.retriever import Hit, Pool, Retriever
+from generators import decoding_arguments
+from models import Generator, load_tokenizer
+from options import Paths, UserError
+from session import Session, own_random_stream
+from storage import read_json
+
+Written = list[tuple[str, float]]  # replies, each with the mean log-probability of its tokens (nats)
+
+# ---------------------------------------------------------------------------------------------------- writers
+
+
+class Writer(ABC):
+    """All that a responder asks of a generator: one dialogue as a batch, and n replies to it."""
+
+    family: str  # whose critics know its words best
+    reads_exemplars: bool
+    top_exemplars: int
+
+    @abstractmethod
+    def encode(self, turns: Sequence[str], texts: Sequence[str]) -> dict:
+        """A batch of one dialogue (oldest turn first) with its exemplars (best first)."""
+
+    @abstractmethod
+    def unread(self, turns: Sequence[str]) -> int:
+        """How many of the oldest turns are not read, or not read whole."""
+
+    @abstractmethod
+    def generate(self, batch: dict, count: int, decoding: Decoding) -> Written:
+        """`count` replies, drawn from torch's current random stream."""
+
+
+def mean_log_probability(each: Tensor, ended: Tensor) -> list[float]:
+    """(N, T) of each token, and whether it is an end -> the mean up to the first end, itself included."""
+    counted = (ended.cumsum(1) - ended.long()) == 0
+    return (each.masked_fill(~counted, 0).sum(1) / counted.sum(1)).tolist()
+
+
+class Seq2SeqWriter(Writer):
+    """models.Generator: T5 and GloVe-T5, with any way of exemplars."""
+
+    def __init__(self, folder: Path, session: Session, paths: Paths):
+        self.model = Generator.from_pretrained(folder).to(session.device)
+        self.settings, self.session = self.model.settings, session
+        self.tokenizer = load_tokenizer(folder)
+        self.way = exemplars.enter(self.settings, self.tokenizer, session, paths)
+        self.family = self.settings.family or "t5"
+        self.reads_exemplars = self.settings.exemplars != "none"
+        self.top_exemplars = self.settings.top_exemplars
+
+    def encode(self, turns: Sequence[str], texts: Sequence[str]) -> dict:
+        example = Example("dialogue", len(turns) + 1, "", tuple(turns), "")
+        entering = self.way.live([texts])
+        data = generator_data(
+            [example], self.tokenizer, src_len=self.settings.src_len, tgt_len=None, exemplars=entering
+        )
+        return self.session.move(data.collate([0]))
+
+    def unread(self, turns: Sequence[str]) -> int:
+        ids = encode(self.tokenizer, turns)
+        left = self.settings.src_len
+        for n, turn in enumerate(reversed(turns)):
+            left -= len(ids[turn]) + 1
+            if left < 0:
+                return len(turns) - n
+        return 0
+
+    def generate(self, batch: dict, count: int, decoding: Decoding) -> Written:
+        out: Any = self.model.generate(
+            batch,
+            num_return_sequences=count,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **decoding_arguments(decoding, self.tokenizer),
+        )
+        # of the model itself, not of what sampling leaves of it
+        each = self.model.t5.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
+        texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        ended = out.sequences[:, -each.shape[1] :] == self.tokenizer.eos_token_id
+        return list(zip([" ".join(t.split()) for t in texts], mean_log_probability(each, ended), strict=True))
+
+
+class CausalWriter(Writer):
+    """causal_models.CausalGenerator: a chat with a language model."""
+
+    family = "t5"  # it has no critics of its own
+
+    def __init__(self, folder: Path, session: Session, paths: Paths):
+        from causal_models import CausalGenerator  # late: brings peft
+
+        model = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
+        self.model, self.session = model.to(session.device), session
+        self.settings, self.tokenizer = model.settings, model.tokenizer
+        self.reads_exemplars = self.settings.exemplars != "none"
+        self.top_exemplars = self.settings.top_exemplars
+
+    def prompt(self, turns: Sequence[str], texts: Sequence[str] = (), **changes: int) -> dict:
+        from chats import prompt_data
+
+        example = Example("dialogue", len(turns) + 1, "", tuple(turns), "")
+        layout: dict[str, Any] = self.settings.layout | changes
+        return prompt_data([example], self.tokenizer, exemplars=[texts], **layout).collate([0])
+
+    def encode(self, turns: Sequence[str], texts: Sequence[str]) -> dict:
+        return self.session.move(self.prompt(turns, texts))
+
+    def unread(self, turns: Sequence[str]) -> int:
+        read = self.prompt(turns)["input_ids"].shape[1]
+        for first in range(0, len(turns), 2):
+            if self.prompt(turns[first:], src_len=10**9)["input_ids"].shape[1] <= read:
+                return first
+        return len(turns)  # the last turn itself is cut
+
+    def generate(self, batch: dict, count: int, decoding: Decoding) -> Written:
+        from causal_models import token_nll
+
+        arguments = decoding_arguments(decoding, self.tokenizer)
+        del arguments["suppress_tokens"]  # the model bans its own control tokens
+        out = self.model.generate(batch, num_return_sequences=count, **arguments)  # (N, T)
+        ended = out == self.model.chat.end_id
+        said = (ended.cumsum(1) - ended.long()) == 0
+        before = batch["input_ids"].shape[1]
+        ids = torch.cat([batch["input_ids"].expand(count, -1), out], dim=1)  # (N, L + T)
+        mask = torch.cat([batch["attention_mask"].expand(count, -1), said.long()], dim=1)
+        asked = torch.cat([torch.zeros_like(mask[:, :before]), said.long()], dim=1).bool()
+        logits = self.model({"input_ids": ids, "attention_mask": mask, "target_mask": asked})
+        each = torch.zeros(out.shape, device=out.device)
+        each[said] = -token_nll(logits, ids[asked]).float()  # row by row in both
+        return list(zip(self.model.replies(out), mean_log_probability(each, ended), strict=True))
+
+
+WRITERS: dict[str, type[Writer]] = {"Generator": Seq2SeqWriter, "CausalGenerator": CausalWriter}
+
+
+def model_in(folder: Path) -> str | None:
+    """What kind of model a run's folder holds, by its config.json."""
+    config = Path(folder) / "config.json"
+    found = read_json(config).get("model") if config.exists() else None
+    return found if isinstance(found, str) else None
+
+
+def open_writer(folder: Path, session: Session, paths: Paths) -> Writer:
+    """The generator of a run's folder. Raises `UserError` where it holds something else."""
+    kind = model_in(folder)
+    if kind == "Critic":
+        critic = read_json(Path(folder) / "config.json").get("kind")
+        raise UserError(f"--run {folder}: a critic, not a generator; give it with --{critic} {folder}")
+    if kind not in WRITERS:
+        what = "no such folder" if not Path(folder).is_dir() else "holds no trained generator"
+        raise UserError(
+            f"--run {folder}: {what}; give the folder of a finished run, as saved/t5/lempex, "
+            "or make one with: python train_t5.py"
+        )
+    return WRITERS[kind](Path(folder), session, paths)  # type: ignore[call-arg]
+
+
+# --------------------------------------------------------------------------------------------------- replying
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What counts in the choice among candidates:
+
+    likelihood x mean log-probability (nats) - the sum over target dimensions of weight x distance,
+
+    the distance as a share of the critic's range: 0 where its value is the target, 1 at the other end.
+    """
+
+    likelihood: float = 1.0
+    empathy: float = 5.0
+    sentiment: float = 5.0
+
+    def of(self, kind: str) -> float:
+        return self.sentiment if kind == "sentiment" else self.empathy
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sampled reply."""
+
+    text: str
+    log_probability: float  # mean over its tokens, its end included, in nats
+    scores: dict[str, Score]  # by each critic
+    total: float  # what it was ranked by
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what it came from."""
+
+    reply: str
+    candidates: list[Candidate]  # best first; the first is the reply
+    exemplars: list[Hit]  # best first
+    unread: int  # oldest turns that were not read, or not whole
+    notice: str | None  # where words of acute distress were said
+    seed: int  # gives the same reply again
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """What each critic says of the reply."""
+        return self.candidates[0].scores
+
+
+class Responder:
+    """Replies to a dialogue, by a trained generator; critics, a retriever and a pool are used where given.
+
+    Safe to be used by several threads.
+    """
+
+    #: one for all: the random streams that a reply is drawn from are the process's
+    drawing = threading.Lock()
+
+    def __init__(
+        self,
+        writer: Writer,
+        critics: Judges,
+        retriever: Retriever | None,
+        pool: Pool | None,
+        session: Session,
+        weights: Weights | None = None,
+        decoding: Decoding | None = None,
+    ):
+        self.writer, self.critics, self.session = writer, critics, session
+        self.retriever, self.pool = retriever, pool
+        self.weights = weights or Weights()
+        self.decoding = decoding or Decoding(20, 0.9, 1, 60, 1, 0)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        run: str | Path,
+        critics: Mapping[str, str | Path] | None = None,
+        retriever: str | Path | Retriever | None = None,
+        pool: Pool | Sequence[str] | None = None,
+        session: Session | None = None,
+        workdir: str | Path = ".",
+        **settings: Any,
+    ) -> "Responder":
+        """The generator of a run's folder, with critics {kind: run} and exemplars out of `pool`.
+
+        `settings`: weights and decoding. Raises `UserError` where a folder holds something else.
+        """
+        session = session or Session()
+        paths = Paths(workdir)
+        writer = open_writer(Path(run), session, paths)
+        folders = {kind: Path(folder) for kind, folder in (critics or {}).items()}
+        finder = retriever
+        if isinstance(retriever, str | Path):
+            finder = Retriever.from_pretrained(retriever, session)
+        replies = pool
+        if finder is not None and pool is not None and not isinstance(pool, Pool):
+            replies = finder.pool(list(pool))
+        judges = load_judges(folders, session, folders)
+        return cls(writer, judges, finder, replies, session, **settings)
+
+    @property
+    def has_exemplars(self) -> bool:
+        return self.writer.reads_exemplars and self.retriever is not None and bool(self.pool)
+
+    def check_target(self, target: Mapping[str, float]) -> None:
+        """Raises `UserError` where a critic is missing, or does not know the level."""
+        for kind, value in target.items():
+            if kind not in self.critics:
+                known = ", ".join(self.critics) or "none"
+                raise UserError(
+                    f"--target {kind}: there is no {kind} critic (critics: {known}); give one with --{kind} RUN"
+                )
+            low, high = self.critics[kind].limits
+            if not low <= value <= high:
+                levels = f"from {low} to {high}"
+                raise UserError(
+                    f"--target {kind}={value:g}: this critic knows values {levels} ({self.critics[kind].folder})"
+                )
+
+    def reply(
+        self,
+        turns: Sequence[str],
+        n_candidates: int = 8,
+        target: Mapping[str, float] | None = None,
+        seed: int | None = None,
+        emotion: str | None = None,
+    ) -> Answer:
+        """The best of `n_candidates` sampled replies to a dialogue (oldest turn first, the speaker's last).
+
+        `target`: {critic: level, or sentiment} that a reply should come close to; dimensions that are not
+        named are left alone. `seed`: the same one gives the same reply. `emotion`: restricts the exemplars.
+        """
+        turns = [" ".join(t.split()) for t in turns]
+        check_turns(turns)
+        target = dict(target or {})
+        self.check_target(target)
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        hits: list[Hit] = []
+        if self.has_exemplars:
+            assert self.retriever is not None and self.pool is not None
+            wanted = None if emotion is None else [emotion]
+            asked = [" ".join(turns)]
+            (hits,) = self.retriever.search(asked, self.pool, self.writer.top_exemplars, emotions=wanted)
+        batch = self.writer.encode(turns, [hit.text for hit in hits])
+        with self.drawing, own_random_stream(seed), torch.inference_mode(), self.session.autocast():
+            written = self.writer.generate(batch, n_candidates, self.decoding)
+        candidates = self.ranked([w for w in written if w[0]], turns, target)
+        if not candidates:
+            raise UserError("every candidate was empty; try another --seed, or more --candidates-per-reply")
+        spoken = distress.notice(turns[::2])
+        return Answer(candidates[0].text, candidates, hits, self.writer.unread(turns), spoken, seed)
+
+    def ranked(self, written: Written, turns: Sequence[str], target: Mapping[str, float]) -> list[Candidate]:
+        """The candidates with all that is known of them, best first; equal ones in the order of their drawing."""
+        texts = [text for text, _ in written]
+        scores = {k: c.score(texts, [tuple(turns)] * len(texts)) for k, c in self.critics.items()}
+        found = []
+        for n, (text, log_probability) in enumerate(written):
+            own = {kind: scores[kind][n] for kind in scores}
+            total = self.weights.likelihood * log_probability
+            for kind, value in target.items():
+                low, high = self.critics[kind].limits
+                total -= self.weights.of(kind) * abs(own[kind].value - value) / (high - low)
+            found.append(Candidate(text, log_probability, own, total))
+        return sorted(found, key=lambda c: -c.total)
+
+
+def check_turns(turns: Sequence[str]) -> None:
+    """Raises `UserError` where a reply cannot be written to these turns."""
+    if not turns or not all(turns):
+        raise UserError("a dialogue needs turns, each with a text; leave empty ones out")
+    if len(turns) % 2 == 0:
+        raise UserError(
+            f"{len(turns)} turns: the last must be the speaker's, and the speaker begins, so their number is odd "
+            "(speaker, listener, speaker); leave one out"
+        )
