@@ -39,9 +39,11 @@ from models import (
     CriticSet,
     Generator,
     GeneratorSettings,
+    asks_for_own_head,
     load_config,
     load_pretrained,
     load_tokenizer,
+    new_t5,
     require_words,
     soft_response,
     token_nll,
@@ -75,7 +77,7 @@ def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Bac
     config.dropout_rate = dropout
     tokenizer = load_tokenizer(name)
     if tiny or from_scratch:
-        t5 = T5ForConditionalGeneration(config)
+        t5 = new_t5(config, asks_for_own_head(config))
     else:
         t5 = load_pretrained(T5ForConditionalGeneration, name, config)
     require_words(tokenizer, t5.get_input_embeddings().weight, f"--model {model}")

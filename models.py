@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    GenerationConfig,
     MT5EncoderModel,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -180,6 +181,25 @@ def require_encoder(name: str | Path, config) -> None:
         return
     known = "T5, mT5, BERT, RoBERTa, XLM-RoBERTa, MPNet, ALBERT, DistilBERT, DeBERTa ..."
     raise UserError(f"{name}: a {config.model_type} model is {what}. Give one of {known}")
+
+
+def new_t5(config, own_head: bool) -> T5ForConditionalGeneration:
+    """A T5 with random weights; `own_head`: its output layer is a matrix of its own (T5 v1.1, Flan-T5).
+
+    transformers 5 ties every T5 it builds, and keeps two matrices only where it loads two that differ.
+    """
+    t5 = T5ForConditionalGeneration(config)
+    if own_head:
+        t5.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        # what it reads is normed and not scaled: with this the first logits are spread by about 1
+        nn.init.normal_(t5.lm_head.weight, std=config.initializer_factor * config.d_model**-0.5)
+    return t5
+
+
+def asks_for_own_head(config) -> bool:
+    """Whether a T5's config was published with `tie_word_embeddings: false`, of which transformers 5 keeps
+    only this trace."""
+    return not config.scale_decoder_outputs
 
 
 def without_pooler(config) -> dict[str, bool]:
@@ -437,6 +457,7 @@ class GeneratorSettings(Settings):
     exemplar_width: int = 0  # of t5: E of its vectors
     exemplar_backbone: dict | None = None  # of glove-t5: its encoder's config
     exemplar_tokenizer: str | None = None  # of glove-t5: sha256
+    own_head: bool = False  # the output layer is not the word embeddings (T5 v1.1, Flan-T5)
 
     @property
     def pooled_width(self) -> int:
@@ -461,10 +482,19 @@ class Generator(SavedModule):
         self, settings: GeneratorSettings | Mapping[str, Any], t5: T5ForConditionalGeneration | None = None
     ):
         super().__init__(settings)
-        self.t5 = (
-            t5 if t5 is not None else T5ForConditionalGeneration(backbone_config(self.settings.backbone))
+        if t5 is None:
+            t5 = new_t5(backbone_config(self.settings.backbone), self.settings.own_head)
+        self.t5 = t5
+        own_head = t5.lm_head.weight is not t5.shared.weight
+        self.settings = dataclasses.replace(self.settings, own_head=own_head)
+        # decoding is the caller's alone: nothing of what the base's generation_config.json asks for
+        t5.generation_config = GenerationConfig(
+            **{
+                k: getattr(t5.config, k, None)
+                for k in ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+            }
         )
-        width = self.t5.config.d_model
+        width = t5.config.d_model
         self.speakers = nn.Embedding(3, width, padding_idx=0)  # 0 exemplar or padding, 1 speaker, 2 listener
         nn.init.zeros_(self.speakers.weight)  # training starts from the pretrained function
         if self.settings.exemplar_backbone:
