@@ -30,6 +30,7 @@ from dataloaders import (
     read_pairs,
     read_sentiment,
     read_vader,
+    require_same_words,
     tokenizer_hash,
 )
 from glove_models import glove_config, load_vectors, set_word_vectors
@@ -222,6 +223,14 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         critic.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
 
+    def reload(folder: Path) -> Critic:
+        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        return Critic.from_pretrained(folder)
+
+    def probe(model: nn.Module) -> Tensor:
+        batch = session.move(held.collate([0]))
+        return model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+
     place = paths.critic(task.kind, options.family)
     loop = Loop(
         command.training,
@@ -236,6 +245,8 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         inputs={k: storage.sha256(f) for k, f in task.inputs.items()} | {"tokenizer": settings.tokenizer},
         metric=task.metric,
         mode=task.mode,
+        reload=reload,
+        probe=probe,
     )
     result = loop.train()
     if result.get("already_finished"):

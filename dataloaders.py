@@ -572,6 +572,12 @@ def tokenizer_hash(tokenizer) -> str:
     return fingerprint(sorted(f"{i} {w}" for w, i in tokenizer.get_vocab().items()))
 
 
+def require_same_words(folder: Path, tokenizer, expected: str) -> None:
+    """Raise `UserError` where `tokenizer`, loaded from `folder`, is not the one of the hash `expected`."""
+    if tokenizer_hash(tokenizer) != expected:
+        raise UserError(f"{folder}: its tokenizer has other words than the one that was trained with")
+
+
 def encode(
     tokenizer, texts: Sequence[str], cache: Path | None = None, controls: bool = False
 ) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ from dataloaders import (
     plan_once,
     read_exemplars,
     read_labels,
+    require_same_words,
     tokenizer_hash,
 )
 from glove_models import glove_config, load_vectors, set_word_vectors
@@ -399,6 +400,10 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         model.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
 
+    def reload(folder: Path) -> Generator:
+        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        return Generator.from_pretrained(folder)
+
     folder = paths.saved / family / (command.name or options.default_name)
     loop = Loop(
         command.training,
@@ -414,6 +419,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         free=DECODING,
         metric="nll",
         mode="min",
+        reload=reload,
+        probe=lambda model: model(session.move(held.data.collate([0]))),
     )
     result = loop.train()
     if result.get("already_finished"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -43,6 +43,11 @@ FREE = {
     "labels", "exemplars", "emo", "exp", "int", "sentiment", "model", "exemplar_model",
     "encoder", "question_encoder", "context_encoder",
 }  # fmt: skip
+
+
+#: how far a saved model's answer may be from the trained one's, of the largest number in it (and of 1):
+#: more than two orders of summing differ by, and far less than two models do
+SAME = 1e-3
 
 
 @dataclass
@@ -82,19 +87,23 @@ class Loop:
         flags: dict,
         inputs: dict[str, str],
         free: set[str] | frozenset[str] = frozenset(),
+        reload: Callable[[Path], nn.Module] | None = None,
+        probe: Callable[[nn.Module], Tensor] | None = None,
         micro_batches_matter: bool = False,
         evaluate_first: bool = False,
     ):
         """`data` has `plan(...)`, `collate(numbers)`, `lengths` and a length (dataloaders.Data).
 
         `export(folder)` writes the model for use. `metric` of `evaluate()` decides what is best, by `mode`
-        min or max. `flags` are the command's, for the record and for comparison on resume; `free` names those
+        min or max. `reload(folder)` loads what was exported, and `probe(model)` is an answer of it (any
+        shape): both must agree before the run counts as finished. `flags` are the command's, for the record and for comparison on resume; `free` names those
         of the stage that do not change the training. `inputs` (name: sha256) is what the run depends on.
         `micro_batches_matter`: the loss of an example depends on its micro-batch (in-batch negatives).
         `evaluate_first`: also before the first update, which can be the best.
         """
         self.options, self.session, self.objective, self.data = options, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
+        self.reload, self.probe = reload, probe
         self.model = model.to(session.device)
         self.state = State(evaluation_due=evaluate_first)
         self._best_before = 0  # best_step when the checkpoint before was written
@@ -444,6 +453,7 @@ class Loop:
         self.model.eval()
         if self.session.main:
             self.export(run.folder)
+            self._check_export()
         result = {
             self.metric: state.best,
             "best_step": state.best_step,
@@ -458,6 +468,26 @@ class Loop:
             f"{state.seconds:.0f} s | {run.folder}"
         )
         return result
+
+    def _check_export(self) -> None:
+        """What was written is loaded as any user would, and answers as the trained model does."""
+        if self.reload is None or self.probe is None:
+            return
+        folder, remedy = self.run.folder, f"the checkpoints in {self.run.checkpoints} are kept"
+        with own_random_stream(self.options.seed), torch.no_grad():
+            try:
+                loaded = self.reload(folder).to(self.session.device).eval()
+            except UserError as error:
+                raise UserError(
+                    f"{folder}: what was saved cannot be loaded again ({error}); {remedy}"
+                ) from error
+            trained, found = self.probe(self.model).float(), self.probe(loaded).float()
+        scale = max(1.0, float(trained.abs().max()))
+        apart = float("inf") if found.shape != trained.shape else float((found - trained).abs().max())
+        if not apart <= SAME * scale:  # nor where it is no number
+            raise UserError(
+                f"{folder}: what was saved answers otherwise than the trained model (by {apart:.3g}); {remedy}"
+            )
 
     def finish(self, result: dict) -> None:
         """Write the card and result.json, which marks the run as finished; let go of checkpoints and lock."""

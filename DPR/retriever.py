@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import storage
 from commands import DPR_HUB, RetrieverOptions, SearchOptions, TrainingOptions
-from dataloaders import EXEMPLAR_COLUMNS, Data, Example, listener_turns, pad, tokenizer_hash
+from dataloaders import (
+    EXEMPLAR_COLUMNS,
+    Data,
+    Example,
+    listener_turns,
+    pad,
+    require_same_words,
+    tokenizer_hash,
+)
 from DPR.biencoder import (
     BiEncoder,
     dpr_loss,
@@ -257,6 +265,15 @@ def train(
             encoder.save_pretrained(str(folder / f"{side}_encoder"))
             tokenizers[side].save_pretrained(str(folder / f"{side}_encoder"))
 
+    def reload(folder: Path) -> BiEncoder:
+        saved = {side: folder / f"{side}_encoder" for side in begin}
+        for side, place in saved.items():
+            require_same_words(place, load_tokenizer(place), tokenizer_hash(tokenizers[side]))
+        return BiEncoder(*(load_side(place, side) for side, place in saved.items()))
+
+    def probe(encoders: nn.Module) -> Tensor:
+        return torch.cat(encoders(session.move(data.collate([0]))))  # (1 + its passages, E)
+
     inputs = {k: storage.sha256(f) for k, f in files.items()}
     for side, place in begin.items():
         inputs[f"{side} tokenizer"] = tokenizer_hash(tokenizers[side])
@@ -274,6 +291,8 @@ def train(
         inputs=inputs,
         metric="average_rank",
         mode="min",
+        reload=reload,
+        probe=probe,
         micro_batches_matter=True,
         evaluate_first=True,
     )

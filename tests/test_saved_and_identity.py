@@ -1,19 +1,32 @@
 """What is saved loads again and is what was trained; what a thing is, is its content and not its path."""
 
+import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_models import VOCAB, make_batch, t5_config
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 import generators
+import train_empathy_classifier
+import train_glove_t5
+import train_sentiment_regressor
+import train_t5
 from commands import Decoding
-from models import Generator, load_config, load_pretrained, token_nll
-from options import Paths
+from DPR import prepare_dpr_data, train_dpr
+from models import Generator, SavedModule, load_config, load_pretrained, token_nll
+from options import Paths, UserError
 
 EXAMPLES = [([5, 6, 7, 1], [8, 9], []), ([10, 11, 1], [12], [])]
 
@@ -101,3 +114,92 @@ def test_the_base_models_own_decoding_decides_nothing(tmp_path, beams):
         found.append(model.generate(make_batch(EXAMPLES), **arguments))
     assert found[0].shape[1] > 3
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+# ------------------------------------------------------------------------- loaded once before it is finished
+
+SHORT = "--device cpu --max-steps 2 --batch-size 4"
+PLAIN = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --src-len 30 --max-new-tokens 5"
+
+
+def call(script, workdir: Path, flags: str):
+    return script.main(["--workdir", str(workdir), *SHORT.split(), *flags.split()])
+
+
+def train_retriever(workdir: Path, flags: str):
+    if not Paths(workdir).dpr_data("empd", "train").exists():
+        prepare_dpr_data.main(["--workdir", str(workdir)])
+    return call(train_dpr, workdir, f"--encoder {Paths(workdir).bert_tiny} {flags}")
+
+
+TRAININGS = {
+    "classifier": (
+        "empathy/t5-emo",
+        partial(call, train_empathy_classifier),
+        "--model t5 --size tiny --dim emo",
+    ),
+    "regressor": (
+        "sentiment/glove-t5",
+        partial(call, train_sentiment_regressor),
+        "--model glove-t5 --size tiny",
+    ),
+    "T5": ("t5/plain", partial(call, train_t5), f"--model t5-tiny {PLAIN}"),
+    "GloVe T5": ("glove-t5/plain", partial(call, train_glove_t5), f"--size tiny {PLAIN}"),
+    "retriever": ("dpr/empd", train_retriever, ""),
+}
+
+
+@pytest.mark.parametrize("stage", TRAININGS)
+def test_a_run_that_saved_something_else_than_it_trained_does_not_finish(workdir, monkeypatch, stage):
+    """A weight is lost on its way to the disk; the same command, once that is mended, finishes the run."""
+    name, train, flags = TRAININGS[stage]
+    folder = Paths(workdir).saved / name
+
+    def spoil(model):
+        with torch.no_grad():
+            next(p for n, p in model.named_parameters() if n.endswith("wi.weight") or "dense" in n).mul_(-1)
+        return model
+
+    with monkeypatch.context() as patch:
+        for kind, method in ((SavedModule, "save_pretrained"), (PreTrainedModel, "save_pretrained")):
+            save = getattr(kind, method)
+            patch.setattr(
+                kind, method, lambda self, *a, save=save, **k: save(spoil(copy.deepcopy(self)), *a, **k)
+            )
+        with pytest.raises(UserError, match=r"answers otherwise than the trained model .* are kept"):
+            train(workdir, flags)
+    assert not (folder / "result.json").exists() and list((folder / "checkpoints").glob("step-*"))
+    train(workdir, flags)
+    assert (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("stage", ["classifier", "T5", "retriever"])
+def test_a_run_whose_saved_words_are_others_does_not_finish(workdir, monkeypatch, stage):
+    name, train, flags = TRAININGS[stage]
+    save = PreTrainedTokenizerBase.save_pretrained
+
+    def save_more_words(self, folder, *args, **kwargs):
+        changed = copy.deepcopy(self)
+        changed.add_tokens(["unheard-of"])
+        return save(changed, folder, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", save_more_words)
+    with pytest.raises(UserError, match="cannot be loaded again .* other words"):
+        train(workdir, flags)
+    assert not (Paths(workdir).saved / name / "result.json").exists()
+
+
+def test_a_t5_with_its_own_head_is_trained_and_loaded_by_the_scripts(workdir, tmp_path):
+    """Its config says gated and untied, as Flan-T5's does; the saved run gives the nll that was logged."""
+    words = AutoTokenizer.from_pretrained(Paths(workdir).t5_tiny)
+    config = t5_config(len(words), feed_forward_proj="gated-gelu")
+    words.save_pretrained(publish(tmp_path / "flan", config, own_head=True))
+    for how in ("", "--from-scratch "):
+        result = call(train_t5, workdir, f"--model {tmp_path / 'flan'} --name run{len(how)} {how}{PLAIN}")
+        folder = Paths(workdir).saved / "t5" / f"run{len(how)}"
+        assert json.loads((folder / "config.json").read_text())["own_head"]
+        predicted = pd.read_csv(folder / "likelihood.csv")[["nll", "tokens"]].sum()
+        call(train_t5, workdir, f"--inference {folder} --overwrite --max-new-tokens 5")
+        again = pd.read_csv(folder / "likelihood.csv")[["nll", "tokens"]].sum()
+        assert again["nll"] == pytest.approx(predicted["nll"], rel=1e-5)
+        assert result["nll"] < 2 * math.log(len(words))
