@@ -157,21 +157,21 @@ def sentiment_task(paths: Paths) -> CriticTask:
 
 
 def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
-    """(tokenizer, encoder) for `--model` and `--size`."""
+    """(tokenizer, encoder, the folder or hub name they begin from) for `--model` and `--size`."""
     if options.model == "glove-t5":
         tokenizer = load_tokenizer(require(paths.glove))
         size = "tiny" if options.size == "tiny" else "paper"
         encoder = new_encoder(glove_config(tokenizer, size, options.dropout, num_layers=options.layers))
         set_word_vectors(encoder.get_input_embeddings(), load_vectors(paths.glove), options.seed)
-        return tokenizer, encoder
+        return tokenizer, encoder, paths.glove
     if options.model == "t5" and options.size == "tiny":
         place = require(paths.t5_tiny)
-        return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout)
+        return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout), place
     name = f"t5-{options.size}" if options.model == "t5" else options.model
     tokenizer, encoder = load_tokenizer(name), load_encoder(name, dropout=options.dropout)
     require_words(tokenizer, encoder.get_input_embeddings().weight, name)
     require_positions(options, encoder, tokenizer.cls_token_id is not None)
-    return tokenizer, encoder
+    return tokenizer, encoder, name
 
 
 def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) -> None:
@@ -192,7 +192,7 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
     """Train the critic of one task: the one function behind all four."""
     options, paths = command.options, command.paths
     session = Session(**command.device)
-    tokenizer, encoder = load_backbone(options, paths)
+    tokenizer, encoder, begin = load_backbone(options, paths)
     settings = CriticSettings(
         kind=task.kind,
         outputs=task.outputs,
@@ -231,6 +231,8 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         batch = session.move(held.collate([0]))
         return model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
 
+    sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
+    sources["model"] = storage.source(begin, paths, storage.identity(begin))
     place = paths.critic(task.kind, options.family)
     loop = Loop(
         command.training,
@@ -242,7 +244,8 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         export,
         place.with_name(command.name or place.name),
         flags=command.flags,
-        inputs={k: storage.sha256(f) for k, f in task.inputs.items()} | {"tokenizer": settings.tokenizer},
+        inputs={k: s["sha256"] for k, s in sources.items()} | {"tokenizer": settings.tokenizer},
+        sources=sources,
         metric=task.metric,
         mode=task.mode,
         reload=reload,
@@ -448,7 +451,8 @@ def label(
     for dim, folder in folders.items():
         if "WARNING" in (known := quality(folder)):
             session.say(f"critic {dim}: {folder} | {known}")
-        critic_origins[dim] = {"critic": str(folder), "sha256": storage.sha256(folder / "model.safetensors")}
+        weights = storage.sha256(folder / "model.safetensors")
+        critic_origins[dim] = {"critic": paths.note(folder), "sha256": weights}
     for split in splits:
         target, dialogues, vader = paths.labels(split), paths.dialogues(split), paths.vader(split)
         origin = {**critic_origins, "dialogues": storage.sha256(dialogues), "vader": storage.sha256(vader)}
@@ -466,7 +470,7 @@ def label(
         for dim, critic in labellers.items():
             data = critic_data(contexts, replies, None, tokenizers[dim], critic.settings, paths.cache)
             # an interrupted stage goes on there
-            key = fingerprint(str(origin), split, dim, session.precision, batch_size)[:16]
+            key = fingerprint(str(storage.content(origin)), split, dim, session.precision, batch_size)[:16]
             kept.append(paths.cache / f"labels-{key}")
             scores = critic_scores(critic, data, session, f"{split}, {dim}", batch_size, kept[-1])
             columns[dim] = scores.argmax(1)

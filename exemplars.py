@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 import storage
-from commands import GeneratorOptions
+from commands import DPR_HUB, GeneratorOptions
 from dataloaders import (
     EXEMPLAR_MARKER,
     NoExemplars,
@@ -191,6 +191,10 @@ class Way:
         """{name: sha256} of what this way depends on besides the exemplars' file."""
         return {}
 
+    def sources(self) -> dict[str, dict[str, str]]:
+        """{name: path and sha256} of the models of this way, for runs.sources."""
+        return {}
+
 
 class Prepended(Way):
     """Their text stands before the dialogue (this project's default)."""
@@ -246,16 +250,21 @@ class PooledFrozen(Way):
         )
         self.session, self.paths = session, paths
         self.vectors: dict[str, np.ndarray] = {}
-        place = exemplar_model(self.name, paths)
+        self.place = place = exemplar_model(self.name, paths)
         with own_random_stream(0):  # t5-tiny's weights are random: draw the same ones in training and in use
             self.tokenizer = load_tokenizer(place)
             self.encoder = load_encoder(place, from_scratch=self.name == "t5-tiny").to(session.device).eval()
-
-    def inputs(self) -> dict[str, str]:
-        return {
+        self._inputs = {
             "exemplar encoder": storage.weights_hash(self.encoder),
             "exemplar words": tokenizer_hash(self.tokenizer),
         }
+
+    def inputs(self) -> dict[str, str]:
+        return self._inputs
+
+    def sources(self) -> dict[str, dict[str, str]]:
+        name = "exemplar encoder"
+        return {name: storage.source(self.place, self.paths, self._inputs[name])}
 
     def split(self, texts: Texts) -> NoExemplars:
         asked = {t for row in texts for t in row}
@@ -316,14 +325,18 @@ class PooledTrained(Way):
 
     def __init__(self, settings: GeneratorSettings, paths: Paths):
         self.max_len, self.cache = settings.exemplar_len, paths.cache
-        self.tokenizer = load_tokenizer(require(paths.glove))
+        self.words = require(paths.glove)
+        self.tokenizer = load_tokenizer(self.words)
         if tokenizer_hash(self.tokenizer) != settings.exemplar_tokenizer:
             raise UserError(
                 f"{paths.glove}: its words are others than this model's exemplar encoder was trained with"
             )
 
     def inputs(self) -> dict[str, str]:
-        return {"exemplar_tokenizer": tokenizer_hash(self.tokenizer)}
+        return {
+            "exemplar_tokenizer": tokenizer_hash(self.tokenizer),
+            "exemplar vectors": storage.identity(self.words),  # what a new one begins with
+        }
 
     def split(self, texts: Texts) -> NoExemplars:
         return PooledTokens(texts, self.tokenizer, self.max_len, self.cache)
@@ -364,20 +377,41 @@ def enter(settings: GeneratorSettings, tokenizer, session: Session, paths: Paths
     return Way()
 
 
+#: the sides of the retriever that found a run's exemplars, as `retriever` names them
+FOUND_WITH = ("question encoder", "context encoder")
+
+
+def retriever(file: Path) -> dict[str, dict[str, str]]:
+    """What the note beside an exemplars' file says that they were found with: {name: path and sha256}."""
+    made_from = storage.read_origin(file)
+    found = {f"{side} encoder": made_from.get(side) for side in DPR_HUB}
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+
+
 def exemplar_model(name: str, paths: Paths) -> str | Path:
-    return require(paths.t5_tiny) if name == "t5-tiny" else name
+    """Where the frozen encoder of a model's settings lies: a folder that `Paths.note` has noted, or a hub
+    name."""
+    if name == "t5-tiny":
+        return require(paths.t5_tiny)
+    return found if (found := paths.find(name)).is_dir() else name
+
+
+def note_model(name: str, paths: Paths) -> str:
+    """A folder as it is written down; a hub name stays a name."""
+    return paths.note(name) if name != "t5-tiny" and Path(name).is_dir() else name
 
 
 def way_settings(options: GeneratorOptions, size: str, paths: Paths) -> dict:
     """What the chosen way adds to a new generator's settings. `size` (glove_models.SIZES): of an encoder
     trained along."""
     if options.add_exemplars == "t5":
-        config = load_config(exemplar_model(options.exemplar_model, paths))
+        name = note_model(options.exemplar_model, paths)
+        config = load_config(exemplar_model(name, paths))
         if config.model_type != "t5":
             raise UserError(
                 f"--exemplar-model {options.exemplar_model}: a {config.model_type} model, not a T5"
             )
-        return {"exemplar_model": options.exemplar_model, "exemplar_width": config.d_model}
+        return {"exemplar_model": name, "exemplar_width": config.d_model}
     if options.add_exemplars == "glove-t5":
         words = load_tokenizer(require(paths.glove))
         config = glove_config(words, size, options.dropout, num_layers=options.exemplar_layers)

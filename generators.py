@@ -7,7 +7,7 @@ enter in exemplars.py.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import T5ForConditionalGeneration
 import exemplars
 import runs
 import storage
-from commands import DECODING, Decoding, GeneratorCommand, GeneratorOptions
+from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions
 from critics import LossCritics, choose_for_loss, say_uninformed
 from dataloaders import (
     Data,
@@ -66,6 +66,7 @@ class Backbone:
     tokenizer: Any
     t5: T5ForConditionalGeneration
     exemplar_size: str  # glove_models.SIZES
+    source: Path | str  # the folder, or the hub name, that it begins from
 
 
 def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Backbone:
@@ -82,7 +83,7 @@ def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Bac
     else:
         t5 = load_pretrained(T5ForConditionalGeneration, name, config)
     require_words(tokenizer, t5.get_input_embeddings().weight, f"--model {model}")
-    return Backbone(tokenizer, t5, "tiny" if tiny else "paper")
+    return Backbone(tokenizer, t5, "tiny" if tiny else "paper", name)
 
 
 def load_glove_t5(size: str, dropout: float, seed: int, paths: Paths, **changes: int | None) -> Backbone:
@@ -91,7 +92,7 @@ def load_glove_t5(size: str, dropout: float, seed: int, paths: Paths, **changes:
     tokenizer = load_tokenizer(require(paths.glove))
     t5 = T5ForConditionalGeneration(glove_config(tokenizer, size, dropout, **changes))
     set_word_vectors(t5.get_input_embeddings(), load_vectors(paths.glove), seed)
-    return Backbone(tokenizer, t5, size)
+    return Backbone(tokenizer, t5, size, paths.glove)
 
 
 def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Paths) -> Generator:
@@ -163,7 +164,7 @@ def critic_targets(split: str, examples: list[Example], critics: CriticSet, path
     sources = {"dialogues": paths.dialogues(split), "vader": paths.vader(split)}
     for dim in DIMENSIONS:
         if isinstance(made_from.get(dim), dict):
-            sources[dim] = Path(made_from[dim]["critic"]) / "model.safetensors"
+            sources[dim] = paths.find(made_from[dim]["critic"]) / "model.safetensors"
     storage.warn_if_stale(file, sources)
     for kind, critic in critics.critics.items():
         if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
@@ -325,10 +326,10 @@ def write_predictions(
     }
     if model.settings.exemplars != "none":
         shown = paths.exemplars(split)
-        origin["exemplars"] = {"path": str(shown), "sha256": storage.sha256(shown)}
+        origin["exemplars"] = {"path": paths.note(shown), "sha256": storage.sha256(shown)}
     origin |= predictor.arguments | {"precision": session.precision}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
-    keep = folder / f".partial-{fingerprint(str(origin))[:16]}"
+    keep = folder / f".partial-{fingerprint(str(storage.content(origin)))[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
     rows = storage.in_chunks(batches, predictor.chunk, keep, f"replies, {split}", size=4)
 
@@ -405,6 +406,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         return Generator.from_pretrained(folder)
 
     folder = paths.saved / family / (command.name or options.default_name)
+    sources = run_sources(backbone, way, chosen, settings, paths)
     loop = Loop(
         command.training,
         session,
@@ -415,7 +417,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         export,
         folder,
         flags=command.flags,
-        inputs=run_inputs(settings, way, chosen, paths),
+        inputs=run_inputs(settings, way, sources),
+        sources=sources,
         free=DECODING,
         metric="nll",
         mode="min",
@@ -435,19 +438,35 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     return result
 
 
-def run_inputs(
-    settings: GeneratorSettings, way: exemplars.Way, chosen: LossCritics, paths: Paths
-) -> dict[str, str]:
-    """{name: sha256} of everything that a generator's training depends on besides its flags."""
-    inputs = {f"critic {kind}": digest for kind, digest in chosen.checksums.items()}
-    inputs |= {"tokenizer": settings.tokenizer, **way.inputs()}
+def run_sources(
+    backbone: Backbone, way: exemplars.Way, chosen: LossCritics, settings: GeneratorSettings, paths: Paths
+) -> dict[str, dict[str, str]]:
+    """{name: path and sha256} of everything that a generator is made from; runs.sources reads it back."""
+    files = {f"dialogues {split}": paths.dialogues(split) for split in ("train", "valid")}
     for split in ("train", "valid"):
-        inputs[f"dialogues {split}"] = storage.sha256(paths.dialogues(split))
         if settings.exemplars != "none":
-            inputs[f"exemplars {split}"] = storage.sha256(paths.exemplars(split))
+            files[f"exemplars {split}"] = paths.exemplars(split)
         if chosen.critics:
-            inputs[f"labels {split}"] = storage.sha256(paths.labels(split))
-    return inputs
+            files[f"labels {split}"] = paths.labels(split)
+    found = {"model": storage.source(backbone.source, paths, storage.identity(backbone.source))}
+    for kind, digest in chosen.checksums.items():
+        found[f"critic {kind}"] = storage.source(chosen.folders[kind], paths, digest)
+    found |= {name: storage.source(file, paths) for name, file in files.items()}
+    if settings.exemplars != "none":
+        found["pool"] = found["dialogues train"]
+        found |= exemplars.retriever(paths.exemplars("train"))
+    return found | way.sources()
+
+
+def run_inputs(
+    settings: GeneratorSettings, way: exemplars.Way, sources: dict[str, dict[str, str]]
+) -> dict[str, str]:
+    """{name: sha256} of everything that a generator's training depends on besides its flags.
+
+    Not what the exemplars were found with: their file is compared.
+    """
+    inputs = {name: entry["sha256"] for name, entry in sources.items() if name not in exemplars.FOUND_WITH}
+    return inputs | {"tokenizer": settings.tokenizer, **way.inputs()}
 
 
 def say_other_labellers(chosen: LossCritics, paths: Paths, session: Session) -> None:
@@ -468,12 +487,25 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
         raise UserError("--inference: replies are written by one process; run it without torchrun")
     trained = runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
     paths = command.paths
-    if not command.flags.get("exemplars") and trained.get("exemplars"):
-        paths = paths.with_exemplars(trained["exemplars"])
+    made_from = runs.sources(folder, paths)
+    if not command.flags.get("exemplars"):
+        if "exemplars train" in made_from:
+            paths = paths.with_exemplars(made_from["exemplars train"].path.parent)
+        elif trained.get("exemplars"):
+            paths = paths.with_exemplars(trained["exemplars"])
     split = command.flags["predict_split"]
     refuse_existing(list(prediction_files(folder, split)), command.training.overwrite)
     model = Generator.from_pretrained(folder).to(session.device)
+    if command.options.exemplar_model != PARAPHRASER:  # where it lies now
+        place = exemplars.note_model(command.options.exemplar_model, paths)
+        model.settings = replace(model.settings, exemplar_model=place)
     tokenizer = load_tokenizer(folder)
     way = exemplars.enter(model.settings, tokenizer, session, paths)
+    for name, source in way.sources().items():
+        if name in made_from and made_from[name].sha256 != source["sha256"]:
+            raise UserError(
+                f"{folder}: the {name} in {source['path']} has other weights than in its training; "
+                "bring those back, or say where they lie: --exemplar-model"
+            )
     found = split_data(model.settings, split, tokenizer, way, paths)
     return write_predictions(folder, model, tokenizer, split, found, command.decoding, session, paths)

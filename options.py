@@ -6,6 +6,7 @@ Nothing heavy is imported, so `--help` answers at once; torch and transformers c
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -69,6 +70,21 @@ class Paths:
         self.cache = self.data / "cache"
         self.labels_dir = Path(labels or self.dialogues_dir)
         self.exemplars_dir = Path(exemplars or self.dialogues_dir)
+
+    def note(self, path: str | Path) -> str:
+        """How a place is written down: seen from the workdir where it lies inside it, else absolute.
+
+        For people, and for `find`: what a thing is, its sha256 says.
+        """
+        for whole in (os.path.abspath, os.path.realpath):  # as spelled first: links may lead to more room
+            place, root = Path(whole(path)), Path(whole(self.root))
+            if place.is_relative_to(root):
+                return place.relative_to(root).as_posix()
+        return os.path.abspath(path)
+
+    def find(self, noted: str | Path) -> Path:
+        """Where a place that `note` has written down lies, seen from here."""
+        return self.root / noted
 
     def with_exemplars(self, folder: str | Path) -> "Paths":
         """The same places, but other exemplars."""

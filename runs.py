@@ -17,13 +17,14 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 from safetensors import SafetensorError
 
-from options import UserError
+from options import Paths, UserError
 from storage import (
     abandoned,
     link_or_copy,
@@ -272,15 +273,23 @@ class Run:
     """One folder, complete in itself: weights, config, tokenizer, args.json, metrics.jsonl, checkpoints/.
 
     `args`: every flag as plain JSON values; `free`: the names of those that do not change the mathematics.
-    `inputs`: sha256 of every file the run reads. Raises `UserError` where the folder belongs to something
-    else.
+    `inputs`: sha256 of every file the run reads; where some of them lie, `sources` say ({name: {path,
+    sha256}}, see `sources`). Raises `UserError` where the folder belongs to something else.
     """
 
     def __init__(
-        self, folder: Path, args: dict, *, free: set[str], inputs: dict[str, str], main: bool = True
+        self,
+        folder: Path,
+        args: dict,
+        *,
+        free: set[str],
+        inputs: dict[str, str],
+        sources: dict[str, dict[str, str]] | None = None,
+        main: bool = True,
     ):
         self.folder, self.free, self.main = Path(folder), free, main
         self.args, self.inputs = json.loads(json.dumps(args, default=str)), inputs
+        self.sources = sources or {}
         self.checkpoints = self.folder / "checkpoints"
         self._lock = contextlib.ExitStack()
 
@@ -411,6 +420,7 @@ class Run:
     def begin(self, device: str) -> None:
         # first: makes this a run folder
         write_json(self.folder / "args.json", {"args": self.args, "inputs": self.inputs})
+        write_json(self.folder / "sources.json", self.sources)
         write_json(self.folder / "environment.json", environment(device))
         write_text(self.folder / "metrics.jsonl", "")
 
@@ -425,6 +435,7 @@ class Run:
         if not made:
             print(f"note: {file}: gone; with what the run was begun is no longer known")
         (self.folder / "result.json").unlink(missing_ok=True)
+        write_json(self.folder / "sources.json", self.sources)  # the same content, perhaps at other places
         for number, later in steps(self.checkpoints).items():
             if number > step:
                 aside = set_aside(later, "later")
@@ -455,8 +466,11 @@ class Run:
             for k, (a, b) in changed.items()
             if k not in self.free
         ]
-        for name in sorted(saved.get("inputs", {}).keys() | self.inputs.keys()):
-            if saved.get("inputs", {}).get(name) != self.inputs.get(name):
+        known = saved.get("inputs", {})
+        for name in sorted(known.keys() | self.inputs.keys()):
+            if name not in known:
+                print(f"note: {name}: not recorded when the run began, so it is not compared")
+            elif known[name] != self.inputs.get(name):
                 refused.append(f"{name}: its content has changed")
         if refused:
             raise UserError(
@@ -504,6 +518,24 @@ class Run:
                 ):
                     kept.append(line)
         write_text(file, "".join(f"{line}\n" for line in kept))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that a run was made from."""
+
+    path: Path  # where it lies, if it has not been moved
+    sha256: (
+        str  # what it was: of the file, of a model's weights, of all model files of a folder to begin from
+    )
+
+
+def sources(folder: Path, paths: Paths) -> dict[str, Source]:
+    """{name: what a run's folder says that it was made from}, such as `critic emo`, `exemplars train`, `pool`
+    (the dialogues whose replies are candidates) and `question encoder`; empty for a run that does not say."""
+    file = Path(folder) / "sources.json"
+    noted = read_json(file) if file.exists() else {}
+    return {name: Source(paths.find(entry["path"]), entry["sha256"]) for name, entry in noted.items()}
 
 
 def write_card(folder: Path, result: dict) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from options import UserError
+from options import Paths, UserError
 
 # -------------------------------------------------------------------------------- what a file system cannot
 
@@ -346,6 +346,15 @@ def identity(name: str | Path) -> str:
     return fingerprint(*(f"{p.name} {sha256(p)}" for p in files))
 
 
+def source(place: str | Path, paths: Paths, digest: str | None = None) -> dict[str, str]:
+    """A note of where something lies and what it is; `digest` where it is not one file's sha256."""
+    is_name = not Path(place).exists()  # of the hub
+    return {
+        "path": str(place) if is_name else paths.note(place),
+        "sha256": digest or sha256(Path(place)),
+    }
+
+
 def weights_hash(module) -> str:
     """sha256 over a torch module's weights by name, each tied one once: the same whatever files they lie in."""
     digest = hashlib.sha256()
@@ -374,16 +383,21 @@ def read_origin(path: Path) -> dict:
     return read_json(note) if note.exists() else {}
 
 
+def content(origin: dict) -> dict:
+    """What identifies an origin: of an entry with a sha256 that alone; its path is for people."""
+    return {k: v["sha256"] if isinstance(v, dict) and "sha256" in v else v for k, v in origin.items()}
+
+
 def ready(path: Path, origin: dict, overwrite: bool) -> bool:
-    """True where `path` was already made from exactly `origin`.
+    """True where `path` was already made from exactly `origin`, wherever that lay then (`content`).
 
     An output of other origin is never replaced silently; one that could not be written is refused at once.
     """
-    path, origin = Path(path), json.loads(json.dumps(origin, default=str))
+    path, origin = Path(path), content(json.loads(json.dumps(origin, default=str)))
     if not path.exists() or overwrite:
         require_writable(path.parent)
         return False
-    before = read_origin(path)
+    before = content(read_origin(path))
     if before == origin:
         print(f"{path}: already made from the same inputs, kept")
         return True
@@ -395,11 +409,10 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
 
 def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
     """Say where `path` was made from an older `{name: file}` than is there now; returns those names."""
-    made_of = read_origin(path)
+    made_of = content(read_origin(path))
     old = []
     for name, file in sources.items():
-        entry = made_of.get(name)
-        recorded = entry.get("sha256") if isinstance(entry, dict) else entry
+        recorded = made_of.get(name)
         if recorded and file.exists() and sha256(file) != recorded:
             old.append(name)
     if old:

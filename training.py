@@ -86,6 +86,7 @@ class Loop:
         mode: str,
         flags: dict,
         inputs: dict[str, str],
+        sources: dict[str, dict[str, str]] | None = None,
         free: set[str] | frozenset[str] = frozenset(),
         reload: Callable[[Path], nn.Module] | None = None,
         probe: Callable[[nn.Module], Tensor] | None = None,
@@ -97,7 +98,8 @@ class Loop:
         `export(folder)` writes the model for use. `metric` of `evaluate()` decides what is best, by `mode`
         min or max. `reload(folder)` loads what was exported, and `probe(model)` is an answer of it (any
         shape): both must agree before the run counts as finished. `flags` are the command's, for the record and for comparison on resume; `free` names those
-        of the stage that do not change the training. `inputs` (name: sha256) is what the run depends on.
+        of the stage that do not change the training. `inputs` (name: sha256) is what the run depends on,
+        `sources` (name: its path and sha256) where a later command finds it.
         `micro_batches_matter`: the loss of an example depends on its micro-batch (in-batch negatives).
         `evaluate_first`: also before the first update, which can be the best.
         """
@@ -116,7 +118,9 @@ class Loop:
             flags["examples_per_update"] = self.batch_size * options.accumulate
             flags["tokens_per_update"] = options.batch_tokens * options.accumulate
             free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
-        self.run = runs.Run(folder, flags, free=FREE | free, inputs=inputs, main=session.main)
+        self.run = runs.Run(
+            folder, flags, free=FREE | free, inputs=inputs, sources=sources, main=session.main
+        )
 
     # --------------------------------------------------------------------------------------------- setting up
 

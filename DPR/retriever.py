@@ -274,10 +274,12 @@ def train(
     def probe(encoders: nn.Module) -> Tensor:
         return torch.cat(encoders(session.move(data.collate([0]))))  # (1 + its passages, E)
 
-    inputs = {k: storage.sha256(f) for k, f in files.items()}
+    sources = {name: storage.source(file, paths) for name, file in files.items()}
     for side, place in begin.items():
-        inputs[f"{side} tokenizer"] = tokenizer_hash(tokenizers[side])
-        inputs[f"{side} encoder"] = storage.identity(resolve(place))
+        found = resolve(place)
+        sources[f"{side} encoder"] = storage.source(found, paths, storage.identity(found))
+    inputs = {name: entry["sha256"] for name, entry in sources.items()}
+    inputs |= {f"{side} tokenizer": tokenizer_hash(tokenizer) for side, tokenizer in tokenizers.items()}
     loop = Loop(
         training,
         session,
@@ -289,6 +291,7 @@ def train(
         paths.saved / "dpr" / name,
         flags=flags,
         inputs=inputs,
+        sources=sources,
         metric="average_rank",
         mode="min",
         reload=reload,
@@ -321,20 +324,22 @@ def train(
 class Encoders:
     """Both encoders of a retriever, as trained or as pretrained, with what identifies them."""
 
-    def __init__(self, options: SearchOptions):
+    def __init__(self, options: SearchOptions, paths: Paths):
         self.options = options
         if options.path:
             folder = Path(options.path)
             self.sides = load_saved(folder)
-            weights = {side: folder / f"{side}_encoder" / "model.safetensors" for side in DPR_HUB}
-            self.origin = {side: storage.sha256(file) for side, file in weights.items()}
+            self.origin = {}
+            for side in DPR_HUB:
+                place = folder / f"{side}_encoder"
+                self.origin[side] = storage.source(place, paths, storage.sha256(place / "model.safetensors"))
             return
         self.sides, self.origin = {}, {"pooling": options.pooling}
         for side in DPR_HUB:
             name = options.encoder or DPR_HUB[side]
             place = resolve(name)
             self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(place))
-            self.origin[side] = storage.identity(place)
+            self.origin[side] = storage.source(place, paths, storage.identity(place))
 
     def require_fitting(self) -> None:
         """Raises `UserError` where an encoder cannot read as many tokens as it is asked to."""
@@ -353,7 +358,7 @@ class Encoders:
 
 def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool) -> None:
     """{split}_dpr.csv: the exemplars of every listener turn, out of the training split's replies."""
-    encoders = Encoders(options)
+    encoders = Encoders(options, paths)
     encoders.require_fitting()
     shared: dict[str, Any] = encoders.origin | {"candidates": options.candidates, "top_k": options.top_k}
     shared |= {"corpus": storage.sha256(paths.dialogues("train"))}
@@ -369,7 +374,10 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
         model.to(session.device)
     corpus = listener_turns(paths.dialogues("train"))
     # an interrupted stage goes on there; outputs of all splits share the candidates' vectors
-    keep = paths.cache / f"vectors-{fingerprint(str(shared), session.precision, options.batch_size)[:16]}"
+    keep = (
+        paths.cache
+        / f"vectors-{fingerprint(str(storage.content(shared)), session.precision, options.batch_size)[:16]}"
+    )
     replies = [c.response for c in corpus]
     candidates = encoders.embed("context", replies, session, "candidates", keep)
     # the paper's rule: replies of the same (gold) emotion only
@@ -506,7 +514,7 @@ class Retriever:
             max_passage_length=max_passage_length,
             batch_size=batch_size,
         )
-        return cls(Encoders(options), session or Session())
+        return cls(Encoders(options, Paths()), session or Session())
 
     def pool(
         self,

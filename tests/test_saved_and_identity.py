@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import dpr_exemplar_retriever
+import exemplars
 import generators
+import label_dialogues
+import reproduce
+import runs
+import storage
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
@@ -203,3 +210,177 @@ def test_a_t5_with_its_own_head_is_trained_and_loaded_by_the_scripts(workdir, tm
         again = pd.read_csv(folder / "likelihood.csv")[["nll", "tokens"]].sum()
         assert again["nll"] == pytest.approx(predicted["nll"], rel=1e-5)
         assert result["nll"] < 2 * math.log(len(words))
+
+
+# ----------------------------------------------------------------------------------- content, never spelling
+
+
+def spellings(workdir: Path, monkeypatch, tmp_path: Path):
+    """The same workdir as users spell it, from where they are."""
+    monkeypatch.chdir(workdir)
+    yield "."
+    monkeypatch.chdir(tmp_path)
+    yield workdir.relative_to(tmp_path)
+    yield workdir / "saved" / ".."
+    (tmp_path / "link").symlink_to(workdir)
+    yield tmp_path / "link"
+    monkeypatch.chdir("/")
+    moved = workdir.rename(tmp_path / "moved")
+    yield moved
+
+
+def test_a_place_is_found_again_however_the_workdir_is_spelled(workdir, monkeypatch, tmp_path):
+    noted = Paths(workdir).note(workdir / "saved" / "t5")
+    outside = Paths(workdir).note(tmp_path / "elsewhere")
+    for root in spellings(workdir, monkeypatch, tmp_path):
+        assert Paths(root).note(Path(root) / "saved" / "t5") == noted == "saved/t5"
+        assert Paths(root).find(noted).resolve() == Path(root).resolve() / "saved" / "t5"
+        assert Paths(root).find(outside) == tmp_path / "elsewhere"
+
+
+def test_labels_and_exemplars_are_kept_however_the_workdir_is_spelled(
+    trained_copy, monkeypatch, tmp_path, capsys
+):
+    paths = Paths(trained_copy)
+    before = [f.read_bytes() for f in (paths.labels("test"), paths.exemplars("test"))]
+    for root in spellings(trained_copy, monkeypatch, tmp_path):
+        common = ["--workdir", str(root), "--device", "cpu"]
+        label_dialogues.main([*common, "--family", "glove-t5"])
+        emo = Path(root) / "saved" / "empathy" / "glove-t5-emo"
+        label_dialogues.main([*common, "--family", "glove-t5", "--emo", str(emo)])
+        dpr_exemplar_retriever.main([*common, "--path", str(Path(root) / "saved/dpr/empd"), "--top-k", "3"])
+        assert capsys.readouterr().out.count("already made from the same inputs, kept") == 9
+    paths = Paths(root)
+    assert before == [f.read_bytes() for f in (paths.labels("test"), paths.exemplars("test"))]
+    with pytest.raises(UserError, match="made with another emo;"):
+        other = paths.critic("emo", "t5")
+        label_dialogues.main([*common, "--family", "glove-t5", "--emo", str(other)])
+
+
+def test_a_run_goes_on_from_the_same_files_at_another_place(trained_copy, monkeypatch, tmp_path):
+    """Labels, exemplars, critics and the exemplars' encoder, each by a flag; exchanged content is refused."""
+    encoder = shutil.copytree(Paths(trained_copy).t5_tiny, tmp_path / "encoder")
+    publish(encoder, t5_config(len(AutoTokenizer.from_pretrained(encoder))), own_head=False)
+    flags = "--size tiny --add-exemplars t5 --no-predict --name run --src-len 30 --sentiment-loss-w 0"
+
+    def train(root: Path, encoder: Path):
+        folder, emo = Path(root) / "data" / "empathetic_dialogues", Path(root) / "saved/empathy/glove-t5-emo"
+        places = f"--labels {folder} --exemplars {folder} --emo {emo} --exemplar-model {encoder}"
+        return call(train_glove_t5, root, f"{flags} {places}")
+
+    assert not train(trained_copy, encoder).get("already_finished")
+    for root in spellings(trained_copy, monkeypatch, tmp_path):
+        assert train(root, encoder)["already_finished"]
+    encoder = encoder.rename(tmp_path / "encoder, moved")
+    words = [
+        "--workdir",
+        str(root),
+        "--size",
+        "tiny",
+        "--device",
+        "cpu",
+        "--overwrite",
+        "--max-new-tokens",
+        "4",
+    ]
+    words += ["--inference", str(Path(root) / "saved" / "glove-t5" / "run")]
+    train_glove_t5.main([*words, "--exemplar-model", str(encoder)])
+    encoder.rename(tmp_path / "encoder")
+
+    def spoil(folder: Path):
+        weights = load_file(folder / "model.safetensors")
+        weights = {k: v * 1.5 for k, v in weights.items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    spoil(tmp_path / "encoder")
+    with pytest.raises(UserError, match="exemplar encoder: its content has changed"):
+        train(root, tmp_path / "encoder")
+    with pytest.raises(UserError, match="exemplar encoder .* other weights than in its training"):
+        train_glove_t5.main(words)
+    spoil(Paths(root).critic("emo", "glove-t5"))
+    with pytest.raises(UserError, match="critic emo: its content has changed"):
+        train(root, tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("stage", ["classifier", "T5", "retriever"])
+def test_the_model_a_run_began_from_is_part_of_it(workdir, tmp_path, stage):
+    """The same by another path goes on; other weights under the old path do not."""
+    name, train, flags = TRAININGS[stage]
+    place = tmp_path / "base"
+    if stage == "retriever":
+        shutil.copytree(Paths(workdir).bert_tiny, place)
+    else:
+        words = AutoTokenizer.from_pretrained(Paths(workdir).t5_tiny)
+        words.save_pretrained(publish(place, t5_config(len(words)), own_head=False))
+        flags = flags.replace("--size tiny", "").replace("--model t5-tiny", "--model t5")
+    flags += " --name run"
+
+    def begin(place: Path):
+        if stage == "retriever":
+            return train(workdir, f"{flags} --encoder {place}")
+        return train(workdir, flags.replace("--model t5", f"--model {place}"))
+
+    begin(place)
+    folder = (Paths(workdir).saved / name).with_name("run")
+    inputs = json.loads((folder / "args.json").read_text())["inputs"]
+    result = (folder / "result.json").read_bytes()
+    begin(place.rename(tmp_path / "moved"))
+    weights = load_file(tmp_path / "moved" / "model.safetensors")
+    weights = {k: v * 1.5 for k, v in weights.items()}
+    save_file(weights, tmp_path / "moved" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"(model|encoder): its content has changed"):
+        begin(tmp_path / "moved")
+    assert (folder / "result.json").read_bytes() == result
+    assert storage.identity(tmp_path / "moved") not in inputs.values()
+    assert storage.identity("t5-small") == "t5-small"  # a hub name stays a name
+
+
+def test_labels_older_than_their_critic_are_named_from_any_directory(
+    trained_copy, monkeypatch, tmp_path, capsys
+):
+    file = Paths(trained_copy).critic("emo", "glove-t5") / "model.safetensors"
+    weights = {k: v * 1.01 for k, v in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    for n, root in enumerate(spellings(trained_copy, monkeypatch, tmp_path)):
+        call(train_glove_t5, root, f"--size tiny --no-predict --name run{n} --sentiment-loss-w 0")
+        assert "train_labels.csv was made from another emo than is there now" in capsys.readouterr().out
+
+
+def test_a_recipe_knows_its_finished_stages_however_the_workdir_is_spelled(workdir, monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(reproduce, "run_stage", lambda command, log: done.append(command))
+    monkeypatch.setattr(reproduce, "HERE", tmp_path)
+    for root in spellings(workdir, monkeypatch, tmp_path):
+        reproduce.main(["--recipe", "t5", "--workdir", str(root)])
+    assert len(done) == len(reproduce.t5_recipe(reproduce.parse_args(["--recipe", "t5", "--dry-run"])))
+
+
+def test_a_run_says_what_it_was_made_from_and_where_that_lies(trained_copy, monkeypatch, tmp_path):
+    call(train_glove_t5, trained_copy, "--size tiny --no-predict")
+    for root in spellings(trained_copy, monkeypatch, tmp_path):
+        paths = Paths(root)
+        found = runs.sources(paths.saved / "glove-t5" / "lempex", paths)
+        for kind in ("emo", "exp", "int", "sentiment"):
+            critic = found[f"critic {kind}"]
+            assert critic.path.samefile(paths.critic(kind, "glove-t5"))
+            assert critic.sha256 == storage.sha256(critic.path / "model.safetensors")
+        for name, file in (
+            ("exemplars train", paths.exemplars("train")),
+            ("labels valid", paths.labels("valid")),
+            ("pool", paths.dialogues("train")),
+        ):
+            assert found[name].path.samefile(file) and found[name].sha256 == storage.sha256(file)
+        for side in ("question", "context"):
+            encoder = found[f"{side} encoder"]
+            assert encoder.path.samefile(paths.saved / "dpr" / "empd" / f"{side}_encoder")
+            assert encoder.sha256 == storage.sha256(encoder.path / "model.safetensors")
+        assert found["model"].path.samefile(paths.glove)
+
+
+def test_a_frozen_encoder_of_exemplars_is_loaded_once(trained_copy, monkeypatch):
+    loaded = []
+    load = exemplars.load_encoder
+    monkeypatch.setattr(exemplars, "load_encoder", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    flags = "--size tiny --add-exemplars t5 --exemplar-model t5-tiny --empathy-loss-w 0 --sentiment-loss-w 0"
+    call(train_glove_t5, trained_copy, f"{flags} --max-new-tokens 4")
+    assert len(loaded) == 1
