@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from chats import SYSTEM, chat_format, pad_id
-from models import backbone_config, from_hub, load_pretrained, load_tokenizer
+from models import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from options import UserError
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
@@ -195,6 +195,11 @@ class CausalGenerator(nn.Module):
         found = CausalSettings(base, weights_hash(model), rank, backbone=stored, **settings)
         return cls(found, model, tokenizer)
 
+    @property
+    def vocabulary(self) -> int:
+        """V, the length of the table of words; it can be padded beyond the tokenizer's."""
+        return len(self.lm.get_input_embeddings().weight)
+
     def parameter_counts(self) -> tuple[int, int]:
         """(trained, total)"""
         each = [(p.numel(), p.requires_grad) for p in self.parameters()]
@@ -238,7 +243,8 @@ class CausalGenerator(nn.Module):
             attention_mask=batch["attention_mask"],
             eos_token_id=self.chat.end_id,
             pad_token_id=pad_id(self.tokenizer),
-            **{"suppress_tokens": sorted(control)} | decoding,
+            **{"suppress_tokens": sorted(control | set(without_word(self.tokenizer, self.vocabulary)))}
+            | decoding,
         )
         return out[:, batch["input_ids"].shape[1] :]
 

@@ -276,7 +276,7 @@ class Predictor:
     def __init__(self, model: Generator, tokenizer, data: Data, decoding: Decoding, session: Session):
         self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
         self.decoding, self.session = decoding, session
-        self.arguments = decoding_arguments(decoding, tokenizer, model.settings.backbone["vocab_size"])
+        self.arguments = decoding_arguments(decoding, tokenizer, model.vocabulary)
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
         """The rows of one batch; it draws from a stream of its own, so that any batch can be written

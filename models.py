@@ -505,6 +505,11 @@ class Generator(SavedModule):
             with torch.no_grad():
                 self.fusion.weight[:, :width] = torch.eye(width)
 
+    @property
+    def vocabulary(self) -> int:
+        """V, the length of the table of words; it can be padded beyond the tokenizer's."""
+        return self.t5.config.vocab_size
+
     def encode(self, batch: dict) -> Tensor:
         """The source with speakers and pooled exemplars -> (B, S, D)."""
         words = self.t5.get_input_embeddings()(batch["source_ids"]) + self.speakers(batch["speaker_ids"])

@@ -92,7 +92,7 @@ class Seq2SeqWriter(Writer):
             num_return_sequences=count,
             return_dict_in_generate=True,
             output_logits=True,
-            **decoding_arguments(decoding, self.tokenizer),
+            **decoding_arguments(decoding, self.tokenizer, self.model.vocabulary),
         )
         # of the model itself, not of what sampling leaves of it
         each = self.model.t5.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
@@ -135,7 +135,7 @@ class CausalWriter(Writer):
     def generate(self, batch: dict, count: int, decoding: Decoding) -> Written:
         from causal_models import token_nll
 
-        arguments = decoding_arguments(decoding, self.tokenizer)
+        arguments = decoding_arguments(decoding, self.tokenizer, self.model.vocabulary)
         del arguments["suppress_tokens"]  # the model bans its own control tokens
         out = self.model.generate(batch, num_return_sequences=count, **arguments)  # (N, T)
         ended = out == self.model.chat.end_id
@@ -265,12 +265,12 @@ class Responder:
         paths = Paths(workdir)
         writer = open_writer(Path(run), session, paths)
         folders = {kind: Path(folder) for kind, folder in (critics or {}).items()}
-        finder = retriever
-        if isinstance(retriever, str | Path):
-            finder = Retriever.from_pretrained(retriever, session)
-        replies = pool
-        if finder is not None and pool is not None and not isinstance(pool, Pool):
-            replies = finder.pool(list(pool))
+        finder = (
+            Retriever.from_pretrained(retriever, session) if isinstance(retriever, str | Path) else retriever
+        )
+        replies = pool if isinstance(pool, Pool) else None
+        if finder is not None and pool is not None and replies is None:
+            replies = finder.pool(list(pool))  # type: ignore[arg-type]
         judges = load_judges(folders, session, folders)
         return cls(writer, judges, finder, replies, session, **settings)
 

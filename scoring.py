@@ -104,7 +104,7 @@ def score(
     if output:
         columns = [*asked.records.columns, *(c for names in added.values() for c in names)]
         write_records(output, columns, rows, origin)
-        for folder in kept:
+        for folder in filter(None, kept):
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{output}: {len(said):,} replies scored by {', '.join(judges)}")
     else:

@@ -84,7 +84,7 @@ def load_saved(path: Path) -> dict[str, tuple[Any, Any]]:
     return out
 
 
-def require_fitting(encoder: nn.Module, tokenizer, flag: str, length: int) -> None:
+def require_fitting(encoder: Any, tokenizer: Any, flag: str, length: int) -> None:
     """Raises `UserError` where an encoder cannot read its tokenizer's words, or as many tokens as `flag` asks for."""
     place = encoder.config.name_or_path or "the encoder"
     require_words(tokenizer, encoder.get_input_embeddings().weight, place)

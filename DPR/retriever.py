@@ -326,20 +326,21 @@ class Encoders:
 
     def __init__(self, options: SearchOptions, paths: Paths):
         self.options = options
+        self.sides: dict[str, tuple[Any, Any]] = {}
+        self.origin: dict[str, Any] = {}
         if options.path:
             folder = Path(options.path)
             self.sides = load_saved(folder)
-            self.origin = {}
             for side in DPR_HUB:
                 place = folder / f"{side}_encoder"
                 self.origin[side] = storage.source(place, paths, storage.sha256(place / "model.safetensors"))
             return
-        self.sides, self.origin = {}, {"pooling": options.pooling}
+        self.origin["pooling"] = options.pooling
         for side in DPR_HUB:
             name = options.encoder or DPR_HUB[side]
-            place = resolve(name)
-            self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(place))
-            self.origin[side] = storage.source(place, paths, storage.identity(place))
+            begin = resolve(name)
+            self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(begin))
+            self.origin[side] = storage.source(begin, paths, storage.identity(begin))
 
     def require_fitting(self) -> None:
         """Raises `UserError` where an encoder cannot read as many tokens as it is asked to."""
