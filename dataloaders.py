@@ -819,7 +819,8 @@ def generator_data(
     """Source, speakers, target, and what the critics need, for each listener turn.
 
     Source: `[exemplars] turn </s> turn </s> ...`; exemplars carry speaker id 0; the dialogue keeps its latest
-    `src_len` tokens, speaker 1 and listener 2 in turn. `tgt_len=None` keeps replies whole. `labels`: {critic:
+    `src_len` tokens, speaker 1 and listener 2 in turn. Target: `reply </s>`, cut to `tgt_len` tokens; a cut
+    one has no end, for its reply does not end there. `tgt_len=None` keeps replies whole. `labels`: {critic:
     one target an example}, of the critics that the loss asks.
     """
     entering = exemplars or NoExemplars()
@@ -835,7 +836,7 @@ def generator_data(
         source = np.concatenate([before, latest(dialogue, src_len)])
         speakers = np.concatenate([np.zeros(len(before), dtype=np.int64), latest(speakers, src_len)])
         reply = encoded[example.response]
-        target = np.append(reply if tgt_len is None else reply[: tgt_len - 1], eos)
+        target = np.append(reply, eos)[:tgt_len]
         context = np.append(latest(join(turns), critic_context_len), eos)
         rows.append(GeneratorRow(source, speakers, target, context))
     names = [f"{e.conv_id} utterance {e.utterance_idx}" for e in examples]

@@ -426,16 +426,37 @@ class CriticSet:
         the batch."""
         out = {}
         for kind, critic in self.critics.items():
-            # each reads as much as in its training; + 1 for the </s> that ends context and reply
-            context, reply = critic.settings.context_len + 1, critic.settings.reply_len + 1
+            # each reads as much as in its training; + 1 for the </s> that ends the context
+            context = critic.settings.context_len + 1
+            end = batch["context_ids"][0, -1]
+            closed, mask = close_replies(soft, reply_mask, batch["labels"], critic.settings.reply_len, end)
             scores = critic.forward_soft(
-                batch["context_ids"][:, -context:],
-                batch["context_mask"][:, -context:],
-                soft[:, :reply],
-                reply_mask[:, :reply],
+                batch["context_ids"][:, -context:], batch["context_mask"][:, -context:], closed, mask
             )
             out[kind] = critic.loss_sum(scores, batch["critic_targets"][kind])
         return out
+
+
+def close_replies(
+    soft: Tensor, reply_mask: Tensor, labels: Tensor, most: int, end: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Soft replies (B, T, V) as a critic of `reply_len` = `most` reads them: at most so many tokens, then </s>.
+
+    Returns (B, T', V) and its mask (B, T'). Where a reply ends within that, its end stays what the model says
+    of it; one that was cut in training, or goes on beyond `most`, gets the `end` token itself.
+    """
+    length = reply_mask.sum(1)  # (B,)
+    ends = labels.gather(1, length[:, None] - 1)[:, 0] == end
+    words = (length - ends.long()).clamp(max=most)
+    cut = ~ends | (length - 1 > most)
+    if not cut.any():  # the usual case, without a copy of something as large as the logits
+        return soft[:, : most + 1], reply_mask[:, : most + 1]
+    width = min(soft.shape[1], most) + 1
+    soft = F.pad(soft[:, :width], (0, 0, 0, max(0, width - soft.shape[1])))
+    place = torch.arange(width, device=soft.device)[None]
+    hard = (place == words[:, None]) & cut[:, None]  # (B, T')
+    ending = F.one_hot(end, soft.shape[2]).to(soft.dtype)
+    return torch.where(hard[..., None], ending, soft), (place <= words[:, None]).to(reply_mask.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- generator

@@ -202,6 +202,7 @@ def test_each_critic_of_the_loss_reads_the_history_before_the_reply_and_is_given
     labels["sentiment"] = draw.uniform(-1, 1, len(labels)).round(4)
     labels.to_csv(paths.labels("train"), index=False)
 
+    words = Words(paths.glove)
     replies, contexts, seen = [], [], {}
 
     def note_replies(model, inputs, _):
@@ -210,8 +211,9 @@ def test_each_critic_of_the_loss_reads_the_history_before_the_reply_and_is_given
 
     def note_contexts(_, inputs, __):
         contexts[:] = unpadded(inputs["context_ids"], inputs["context_mask"])
-        if replies:
-            assert inputs["reply_mask"].sum(1).tolist() == [len(r) for r in replies]
+        if replies:  # a reply that was cut is closed for the critic, as in the critic's own training
+            read = [len(r) + (r[-1:] != words.end) for r in replies]
+            assert inputs["reply_mask"].sum(1).tolist() == read
 
     def note_targets(critic, inputs, _):
         if replies:  # an update, and neither an evaluation nor the questions before the first update
@@ -224,13 +226,13 @@ def test_each_critic_of_the_loss_reads_the_history_before_the_reply_and_is_given
     flags = "--size tiny --epochs 1 --tgt-len 12 --add-exemplars none"
     train_glove_t5.main(on(trained_copy, GENERATOR, flags))
 
-    words, examples = Words(paths.glove), listener_turns(paths.dialogues("train"))
+    examples = listener_turns(paths.dialogues("train"))
     expected = []
     for kind, length in context_lens.items():
         rows = []
         for example, label in zip(examples, labels[kind], strict=True):
             context = words.latest(example.history, length) + words.end
-            rows.append((context, words(example.response)[:11] + words.end, label))
+            rows.append((context, (words(example.response) + words.end)[:12], label))
         expected.append(sorted(rows))
     assert sorted(sorted(rows) for rows in seen.values()) == sorted(expected)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -59,21 +60,19 @@ def ids_of(tokenizer, text: str) -> list[int]:
 
 
 def alone(tokenizer, example: Example, tgt_len: int | None = None) -> dict[str, torch.Tensor]:
-    """The batch of one example by itself: `turn </s> turn </s>` with speakers 1 and 2 in turn, and the reply with its end."""
+    """The batch of one example by itself: `turn </s> turn </s>` with speakers 1 and 2 in turn, and the reply with its end, if that is not cut."""
     ids, speakers = [], []
     for n, turn in enumerate(example.history):
         words = [*ids_of(tokenizer, turn), tokenizer.eos_token_id]
         ids += words
         speakers += [1 + n % 2] * len(words)
-    reply = ids_of(tokenizer, example.response)
-    if tgt_len is not None:
-        reply = reply[: tgt_len - 1]
+    reply = [*ids_of(tokenizer, example.response), tokenizer.eos_token_id]
     source = torch.tensor([ids[-SRC_LEN:]])
     return {
         "source_ids": source,
         "source_mask": torch.ones_like(source),
         "speaker_ids": torch.tensor([speakers[-SRC_LEN:]]),
-        "labels": torch.tensor([[*reply, tokenizer.eos_token_id]]),
+        "labels": torch.tensor([reply[:tgt_len]]),
     }
 
 
@@ -273,11 +272,18 @@ def write_labels(folder: Path, split: str, examples: list[Example]) -> dict[tupl
 
 @torch.no_grad()
 def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor, target: float) -> float:
-    """Of one soft reply (T, V) after its context: cross-entropy, or squared error of the sentiment."""
+    """Of one soft reply (T, V) after its context: cross-entropy, or squared error of the sentiment.
+
+    As in the critic's own training at most reply_len tokens and then </s>; the end of a whole reply is as soft.
+    """
     turns = [i for turn in example.history for i in ids_of(tokenizer, turn)]
     cut = len(turns) - min(len(turns), critic.settings.context_len)
     context = torch.tensor([[*turns[cut:], tokenizer.eos_token_id]])
-    soft = soft[None, : critic.settings.reply_len + 1]
+    words, reads = len(ids_of(tokenizer, example.response)), critic.settings.reply_len
+    if len(soft) <= words or words > reads:  # cut in training, or longer than the critic reads
+        end = F.one_hot(torch.tensor([tokenizer.eos_token_id]), soft.shape[1])
+        soft = torch.cat([soft[:reads], end])
+    soft = soft[None]
     mask = torch.ones(soft.shape[:2], dtype=torch.long)
     found = critic.forward_soft(context, torch.ones_like(context), soft, mask)[0]
     if critic.settings.kind == "sentiment":
@@ -304,6 +310,9 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
     """One update over all training examples at a rate that moves nothing: the saved model is the one that was asked."""
     give_critics_other_heads(trained_copy, family)
     paths = Paths(trained_copy)
+    for kind in CRITICS:  # they read more of a reply than the training keeps, less than an evaluation does
+        config = paths.critic(kind, family) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"reply_len": TGT_LEN + 2}))
     splits = {split: listener_turns(paths.dialogues(split)) for split in ("train", "valid")}
     labels = {split: write_labels(trained_copy / "mine", split, found) for split, found in splits.items()}
     gumbel = Recorder(torch.nn.functional.gumbel_softmax)

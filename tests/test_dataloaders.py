@@ -16,6 +16,7 @@ import storage
 from dataloaders import Example
 from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import word_tokenizer
+from models import close_replies
 from options import UserError
 
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
@@ -640,13 +641,13 @@ def test_only_whole_exemplars_stand_beside_the_first(tokenizer, most, whole):
     assert batch["source_ids"][0].tolist() == [*block[: most - 1], EOS, *plain["source_ids"][0].tolist()]
 
 
-@pytest.mark.parametrize(("tgt_len", "reply"), [(None, "i j"), (8, "i j"), (3, "i j"), (2, "i"), (1, "")])
-def test_a_target_ends_with_eos_within_its_length_and_is_padded_with_the_ignored_id(
-    tokenizer, tgt_len, reply
+@pytest.mark.parametrize(("tgt_len", "kept"), [(None, 3), (8, 3), (3, 3), (2, 2), (1, 1)])
+def test_a_target_ends_with_eos_only_where_its_reply_ends_and_is_padded_with_the_ignored_id(
+    tokenizer, tgt_len, kept
 ):
     labels = generator(tokenizer, tgt_len=tgt_len).collate([1, 0])["labels"]
-    assert labels[1].tolist() == [*ids(tokenizer, reply), EOS]
-    short = [*ids(tokenizer, "l"), EOS] if tgt_len != 1 else [EOS]
+    assert labels[1].tolist() == [*ids(tokenizer, "i j"), EOS][:kept]
+    short = [*ids(tokenizer, "l"), EOS][:kept]
     assert labels[0].tolist() == short + [-100] * (labels.shape[1] - len(short))
 
 
@@ -685,7 +686,9 @@ def test_targets_follow_the_examples_chosen(tokenizer):
 
 @pytest.mark.parametrize("context_len", [0, 1, 3, 50])
 @pytest.mark.parametrize("reply_len", [1, 2, 7])
-def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_len, reply_len):
+@pytest.mark.parametrize("tgt_len", [2, 3, None])
+def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_len, reply_len, tgt_len):
+    """Also where a reply is longer than the critic reads, or was cut for the training of the generator."""
     settings = SimpleNamespace(context_len=context_len, reply_len=reply_len)
     examples = [LONG, SHORT]
     critic = dataloaders.critic_data(
@@ -693,11 +696,13 @@ def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_l
     )
     trained = critic.collate([0, 1])
     used = generator(
-        tokenizer, examples, tgt_len=reply_len + 1, labels=LABELS, critic_context_len=context_len
+        tokenizer, examples, tgt_len=tgt_len, labels=LABELS, critic_context_len=context_len
     ).collate([0, 1])
+    gold = torch.nn.functional.one_hot(used["labels"].clamp(min=0), len(tokenizer))
+    closed, mask = close_replies(gold, used["reply_mask"], used["labels"], reply_len, torch.tensor(EOS))
     for row, e in enumerate(examples):
         context = real(used, "context_ids", "context_mask", row)
-        reply = [i for i in used["labels"][row].tolist() if i != -100]
+        reply = closed[row].argmax(-1)[mask[row].bool()].tolist()
         assert real(trained, "input_ids", "attention_mask", row) == context + reply
         assert trained["input_ids"][row][trained["reply_mask"][row].bool()].tolist() == reply
         words = [w for text in e.history for w in ids(tokenizer, text)]

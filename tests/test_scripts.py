@@ -38,6 +38,7 @@ RUN_FILES = {
     "model.safetensors",
     "README.md",
     "result.json",
+    "sources.json",
     "tokenizer.json",
     "tokenizer_config.json",
     ".lock",
