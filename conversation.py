@@ -1,0 +1,333 @@
+"""respond.py's work: everything found that a reply needs, dialogues from a file, a conversation in the terminal."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import distress
+import storage
+from commands import Decoding, target
+from critics import doubts, find_judges
+from dataloaders import hash_seed
+from options import Paths, UserError, Wrong
+from records import is_utf8, json_value, lines_of, open_text
+from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
+from scoring import as_json, described
+from searching import check_emotion, find_retriever, read_pool, training_pool
+from session import Session
+
+SHOWN = 3  # exemplars on the terminal
+HELP = """/retry          another reply to the same turn
+/undo           take back your last turn and its reply
+/reset          begin a new dialogue
+/target emo=1   what replies should come close to (emo, exp, int, sentiment); /target alone ends that
+/save FILE      the dialogue as a line of JSON
+/quit           or the end of the input"""
+
+
+@dataclass(frozen=True)
+class RespondOptions:
+    """What respond.py was asked for (it explains each flag)."""
+
+    run: str | None
+    pool: str | None
+    column: str | None
+    path: str | None
+    encoder: str | None
+    pooling: str
+    emotion: str | None
+    target: dict[str, float]
+    candidates_per_reply: int
+    likelihood_w: float
+    empathy_w: float
+    sentiment_w: float
+    top_k: int
+    temperature: float
+    max_new_tokens: int
+    seed: int | None
+    overwrite: bool
+
+
+def say(text: str) -> None:
+    """What is not a reply: beside the replies, so that these can be piped on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ found
+
+
+def newest_generator(paths: Paths) -> Path:
+    """The generator that was finished last in the workdir."""
+    finished = [f.parent for f in paths.saved.glob("*/*/result.json") if model_in(f.parent) in WRITERS]
+    if not finished:
+        raise UserError(
+            f"{paths.saved}: no finished generator; make one with: python train_glove_t5.py, try it out on the "
+            "sample with: make demo (then --workdir demo), or name a run's folder with --run"
+        )
+    return max(finished, key=lambda f: (f / "result.json").stat().st_mtime)
+
+
+def open_responder(
+    options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session
+) -> Responder:
+    """The generator with whatever critics, retriever and pool can be found; says what, and what is missing."""
+    folder = Path(options.run) if options.run else newest_generator(paths)
+    writer = open_writer(folder, session, paths)
+    families = list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
+    judges = find_judges(paths, families, given, session)
+    say(f"generator: {folder} | critics: {', '.join(judges) or 'none'}")
+    say("note: English only; a research program, not a counsellor")
+    if not judges:
+        say(
+            "note: no critics, so replies are chosen by likelihood alone; a --target needs them (--emo RUN ...)"
+        )
+    for doubt in doubts(judges):
+        say(f"warning: critics {doubt}")
+    retriever = pool = None
+    if not writer.reads_exemplars:
+        if options.pool or options.emotion:
+            raise UserError(
+                f"--pool, --emotion: {folder} was trained without exemplars and reads none; leave them out"
+            )
+    elif not options.pool and not paths.dialogues("train").exists():
+        say(
+            "note: no exemplars, which this generator reads: give replies with --pool FILE; it writes without them"
+        )
+    else:
+        retriever, pool = find_exemplars(options, paths, session)
+    check_emotion(options.emotion, pool)
+    weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
+    decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0)
+    responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
+    responder.check_target(options.target)
+    return responder
+
+
+def find_exemplars(options: RespondOptions, paths: Paths, session: Session) -> tuple[Any, Any]:
+    """(retriever, pool); neither, and a note, where nobody asked for one and there is no trained retriever."""
+    try:
+        retriever = find_retriever(paths, options.path, session, options.encoder, options.pooling)
+    except UserError as error:
+        if options.path or options.encoder or options.pool:
+            raise
+        say(f"note: no exemplars, which this generator reads ({error}); it writes without them")
+        return None, None
+    if options.pool:
+        pool, _ = read_pool(retriever, options.pool, options.column, options.overwrite)
+    else:
+        pool = training_pool(retriever, paths)
+    say(f"exemplars from: {options.pool or paths.dialogues('train')}, {len(pool.texts):,} replies")
+    return retriever, pool
+
+
+# ------------------------------------------------------------------------------------------------------ shown
+
+
+def shown(answer: Answer) -> str:
+    """A reply with what it came from, for the terminal."""
+    best = answer.candidates[0]
+    lines = [best.text]
+    lines.append(
+        f"  mean log-probability {best.log_probability:.2f} a token, "
+        f"best of {len(answer.candidates)}, seed {answer.seed}"
+    )
+    lines += [f"  exemplar {hit.score:8.3f}  {hit.text}" for hit in answer.exemplars[:SHOWN]]
+    lines += [described(kind, score) for kind, score in best.scores.items()]
+    return "\n".join(lines)
+
+
+def say_unread(answer: Answer) -> None:
+    if answer.unread:
+        say(f"note: the dialogue is too long; its oldest {answer.unread} turns were left out or cut")
+
+
+def as_row(answer: Answer) -> dict[str, Any]:
+    """An answer as plain values."""
+    best = answer.candidates[0]
+    row: dict[str, Any] = {"reply": best.text, "log_probability": round(best.log_probability, 4)}
+    row["exemplars"] = [{"text": hit.text, "score": round(hit.score, 4)} for hit in answer.exemplars]
+    row["critics"] = {kind: as_json(score) for kind, score in best.scores.items()}
+    row["candidates"] = [
+        {"reply": c.text, "log_probability": round(c.log_probability, 4)} for c in answer.candidates
+    ]
+    row |= {"unread_turns": answer.unread, "seed": answer.seed}
+    return row | ({"notice": answer.notice} if answer.notice else {})
+
+
+def once(responder: Responder, turns: list[str], options: RespondOptions) -> Answer:
+    """One reply, printed."""
+    check_turns([t.strip() for t in turns])
+    if found := distress.notice(turns[::2]):
+        say(found)
+    answer = reply(responder, turns, options)
+    print(shown(answer))
+    say_unread(answer)
+    return answer
+
+
+def reply(responder: Responder, turns: list[str], options: RespondOptions, **changes: Any) -> Answer:
+    asked: dict[str, Any] = {"target": options.target, "seed": options.seed, "emotion": options.emotion}
+    return responder.reply(turns, options.candidates_per_reply, **asked | changes)
+
+
+# ------------------------------------------------------------------------------------------------- from files
+
+
+def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
+    """(id or None, turns) of a line: plain text is one turn; JSON a list of turns, or {"id", "turns"}."""
+    if not is_utf8(text):
+        raise UserError(f"{where}: not UTF-8")
+    if text[0] not in "[{":
+        return None, [text]
+    found, name = json_value(text, where), None
+    if isinstance(found, dict):
+        found, name = found.get("turns"), found.get("id")
+    if not isinstance(found, list) or not all(isinstance(t, str) for t in found):
+        raise UserError(f'{where}: expected a list of turns, or {{"id": ..., "turns": [...]}}')
+    turns = [t.strip() for t in found]
+    check_turns(turns)
+    return name, turns
+
+
+def answers(
+    responder: Responder, source: str, options: RespondOptions, bad: list[int]
+) -> Iterator[dict[str, Any]]:
+    """A row for each line, in order: its id (or line number) with the reply, or with what is wrong with it."""
+    place = "standard input" if source == "-" else source
+    with open_text(source) as handle:
+        for number, text in lines_of(handle):
+            where, name = f"{place}, line {number}", None
+            try:
+                name, turns = read_dialogue(text, where)
+                if found := distress.notice(turns[::2]):
+                    say(f"{where}: {found}")
+                row = as_row(reply(responder, turns, options))
+            except UserError as error:
+                bad.append(number)
+                message = str(error)
+                say(message if message.startswith(where) else f"{where}: {message}")
+                row = {"error": message}
+            yield {"id": number if name is None else name, **row}
+
+
+def respond_to_file(responder: Responder, source: str, output: str | None, options: RespondOptions) -> None:
+    """JSON, a line a dialogue, to `output` or standard output. Raises `UserError` at the end where lines
+    were bad."""
+    if output and Path(output).exists() and not options.overwrite:
+        raise UserError(f"{output}: already there; add --overwrite to replace it, or choose another --output")
+    bad: list[int] = []
+    lines = (json.dumps(row, ensure_ascii=False) for row in answers(responder, source, options, bad))
+    if output:
+        storage.write_text(Path(output), "".join(f"{line}\n" for line in lines))
+        say(f"{output}: written")
+    else:
+        for line in lines:
+            print(line, flush=True)
+    if bad:
+        named = ", ".join(map(str, bad[:20]))
+        raise UserError(f"{len(bad)} lines had no reply: {named}; all the others have one")
+
+
+# ---------------------------------------------------------------------------------------------- a conversation
+
+
+class Conversation:
+    """A dialogue with the generator. `read` gives a line or raises EOFError; `write` shows one."""
+
+    def __init__(
+        self,
+        responder: Responder,
+        options: RespondOptions,
+        read: Callable[[str], str] = input,
+        write: Callable[[str], None] = print,
+    ):
+        self.responder, self.options, self.read, self.write = responder, options, read, write
+        self.target = dict(options.target)
+        self.turns: list[str] = []  # speaker and listener in turn
+        self.answers: list[Answer] = []
+        self.tries = 0  # replies to the last turn
+
+    def run(self) -> None:
+        self.write("Write to it; /help lists the commands, an empty line changes nothing.")
+        while True:
+            try:
+                line = self.read("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                self.take(line)
+            except UserError as error:
+                self.write(str(error))
+
+    def take(self, line: str) -> None:
+        """One line of the user's."""
+        if not line:
+            return
+        if not line.startswith("/"):
+            self.tries = 0
+            if found := distress.notice([line]):
+                self.write(found)
+            self.answer([*self.turns, line])
+            return
+        name, _, rest = line.partition(" ")
+        commands = {
+            "/retry": self.retry,
+            "/undo": self.undo,
+            "/reset": self.reset,
+            "/target": lambda: self.aim(rest.strip()),
+            "/save": lambda: self.save(rest.strip()),
+            "/help": lambda: self.write(HELP),
+        }
+        if name not in commands:
+            raise UserError(f"{name}: no such command; there are {', '.join(commands)} and /quit")
+        commands[name]()
+
+    def answer(self, turns: list[str]) -> None:
+        """Reply to a dialogue, and go on from there. A fixed seed gives each turn and try its own."""
+        seed = self.options.seed
+        if seed is not None:
+            seed = hash_seed(seed, len(turns), self.tries) % 2**31
+        found = reply(self.responder, turns, self.options, target=self.target, seed=seed)
+        self.turns = [*turns, found.reply]
+        self.answers = [*self.answers[: len(turns) // 2], found]
+        self.write(shown(found))
+        if found.unread:
+            self.write(f"note: the dialogue is long; its oldest {found.unread} turns were left out or cut")
+
+    def retry(self) -> None:
+        if not self.turns:
+            raise UserError("nothing to reply to yet; write something first")
+        self.tries += 1
+        self.answer(self.turns[:-1])
+
+    def undo(self) -> None:
+        if not self.turns:
+            raise UserError("nothing to take back")
+        self.turns, self.answers, self.tries = self.turns[:-2], self.answers[:-1], 0
+        self.write(f"back to: {self.turns[-1]}" if self.turns else "back at the beginning")
+
+    def reset(self) -> None:
+        self.turns, self.answers, self.tries = [], [], 0
+        self.write("a new dialogue")
+
+    def aim(self, text: str) -> None:
+        found = target(text)
+        if isinstance(found, Wrong):
+            raise UserError(f"/target {found.problem}")
+        self.responder.check_target(found)
+        self.target = found
+        self.write(f"target: {', '.join(f'{k}={v:g}' for k, v in found.items()) or 'none'}")
+
+    def save(self, name: str) -> None:
+        if not name:
+            raise UserError("/save FILE: name a file")
+        if Path(name).exists():
+            raise UserError(f"{name}: already there; choose another name")
+        row = {"turns": self.turns, "answers": [as_row(a) for a in self.answers]}
+        storage.write_text(Path(name), json.dumps(row, ensure_ascii=False) + "\n")
+        self.write(f"{name}: {len(self.turns)} turns")

@@ -1,0 +1,115 @@
+"""Reply to your own words with a trained generator, and see what the reply came from.
+
+  python respond.py "My dog died last week."                                 the newest generator in saved/
+  python respond.py "I lost my job." "Oh no, what happened?" "They closed."  a dialogue, oldest turn first
+  python respond.py                                                          on a terminal: a conversation
+  python respond.py --file dialogues.jsonl --output replies.jsonl            a dialogue a line
+  python respond.py --run saved/t5/lempex --pool replies.txt --target emo=1,sentiment=0.4 "I feel so alone."
+
+A reply is the best of several sampled candidates: by the mean log-probability of its tokens and, where a target
+is given, by how close the critics' levels come to it. Exemplars are found in --pool, or among the training
+dialogues, without knowing the emotion. A line of --file is plain text, a JSON list of turns, or
+{"id": ..., "turns": [...]}; without it, standard input is read where that is no terminal. English only.
+"""
+
+import sys
+from pathlib import Path
+
+import options
+from commands import pick, target
+from options import CRITICS, NATURAL, POSITIVE, WEIGHT, Paths, add_common, add_device, check, make_parser
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    parser.set_defaults(seed=None)  # each reply its own, which is shown
+    add = parser.add_argument
+    add(
+        "turns",
+        nargs="*",
+        metavar="TURN",
+        help="a dialogue, oldest turn first; the last one is the speaker's",
+    )
+    add(
+        "--run",
+        metavar="RUN",
+        help="folder of a generator (default: the one in saved/ that was finished last)",
+    )
+    add("--file", metavar="FILE", help="dialogues, one a line; - is standard input")
+    add(
+        "--output",
+        metavar="FILE",
+        help="of --file: where the replies go, as JSON lines (default: standard output)",
+    )
+    for kind in CRITICS:
+        add(
+            f"--{kind}",
+            metavar="RUN",
+            help=f"run folder of the {kind} critic (default: the generator's family's)",
+        )
+    add = parser.add_argument_group("exemplars").add_argument
+    add(
+        "--pool",
+        metavar="FILE",
+        help="replies: csv, tsv, jsonl, or a text file with one a line (default: the training dialogues)",
+    )
+    add(
+        "--column",
+        metavar="NAME",
+        help="of --pool: the reply's column (default: reply, response, text, utterance)",
+    )
+    add("--emotion", help="only exemplars of this emotion")
+    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
+    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
+    add(
+        "--pooling",
+        choices=["cls", "mean"],
+        default="cls",
+        help="with --encoder: the vector; mean for minilm",
+    )
+    add = parser.add_argument_group("choice and decoding").add_argument
+    add("--candidates-per-reply", type=NATURAL, default=8, help="sampled replies, of which the best is kept")
+    add(
+        "--target",
+        type=target,
+        default={},
+        metavar="DIM=LEVEL,...",
+        help="levels (sentiment: -1 to 1) to come close to, as in emo=1,exp=0",
+    )
+    add("--likelihood-w", type=WEIGHT, default=1.0, help="weight of the mean log-probability in the choice")
+    add("--empathy-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of emo, exp, int")
+    add("--sentiment-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of sentiment")
+    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add("--max-new-tokens", type=NATURAL, default=60, help="a reply that has not ended by then is cut")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    problems = []
+    if args.turns and args.file:
+        problems.append("give either a dialogue as arguments or dialogues with --file")
+    if args.path and args.encoder:
+        problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
+    if args.output and args.turns:
+        problems.append("--output: only for --file or standard input")
+    check(parser, args, problems)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import conversation
+
+    asked = pick(conversation.RespondOptions, args)
+    session = conversation.Session(args.device, args.precision)
+    given = {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
+    responder = conversation.open_responder(asked, given, Paths(args.workdir), session)
+    if args.turns:
+        return conversation.once(responder, args.turns, asked)
+    if args.file or not sys.stdin.isatty():
+        return conversation.respond_to_file(responder, args.file or "-", args.output, asked)
+    return conversation.Conversation(responder, asked).run()
+
+
+if __name__ == "__main__":
+    options.run(main)
