@@ -182,7 +182,8 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
         raise UserError(f"{where}: not UTF-8")
     if text[0] not in "[{":
         return None, [text]
-    found, name = json_value(text, where), None
+    found: Any = json_value(text, where)
+    name = None
     if isinstance(found, dict):
         found, name = found.get("turns"), found.get("id")
     if not isinstance(found, list) or not all(isinstance(t, str) for t in found):
