@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import advice
 import runs
 import storage
 from causal_models import CausalGenerator, example_nll, token_nll
@@ -188,7 +189,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         saved = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
         result[f"{split} replies"] = predict(folder, saved.to(session.device), split, command, session)
     loop.finish(result)
-    session.say(f"next: python evaluate_responses.py {folder}")
+    session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result
 
 
@@ -205,8 +206,8 @@ def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, f
     """Only write the predictions of a finished run."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
-    runs.require_run(folder, "python train_causal_lm.py")
+    runs.require_run(folder, advice.GIVE_A_GENERATOR)
     split = command.flags["predict_split"]
-    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite)
+    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite, "")
     model = CausalGenerator.from_pretrained(folder, cache=command.paths.cache, device=session.device)
     return predict(folder, model.to(session.device), split, command, session)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+import advice
 import metrics
 import runs
 import storage
@@ -41,6 +42,7 @@ from models import (
     load_encoder,
     load_tokenizer,
     new_encoder,
+    offline,
     positions,
     require_words,
 )
@@ -168,7 +170,8 @@ def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
         place = require(paths.t5_tiny)
         return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout), place
     name = f"t5-{options.size}" if options.model == "t5" else options.model
-    tokenizer, encoder = load_tokenizer(name), load_encoder(name, dropout=options.dropout)
+    with offline("--model glove-t5, or --model t5 --size tiny (random weights)"):
+        tokenizer, encoder = load_tokenizer(name), load_encoder(name, dropout=options.dropout)
     require_words(tokenizer, encoder.get_input_embeddings().weight, name)
     require_positions(options, encoder, tokenizer.cls_token_id is not None)
     return tokenizer, encoder, name
@@ -293,12 +296,7 @@ def load_critics(folders: Mapping[str, Path], family: str, device: torch.device)
     """The finished critic of each kind; an error names the flag, or the command that makes it."""
     critics = {}
     for kind, folder in folders.items():
-        script = (
-            "train_sentiment_regressor.py"
-            if kind == SENTIMENT
-            else f"train_empathy_classifier.py --dim {kind}"
-        )
-        runs.require_run(folder, f"python {script} --model {family}")
+        runs.require_run(folder, advice.for_critic(folder, kind, family))
         critic = Critic.from_pretrained(folder).to(device)
         if critic.settings.kind != kind:
             raise UserError(f"--{kind} {folder}: holds a critic of {critic.settings.kind}")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from advice import makes
 from options import DIMENSIONS, UserError
 from storage import cached, decode, fingerprint
 
@@ -87,7 +88,7 @@ def read_rows(
     `made_by` is the command that writes this file, for messages; None where it is the user's own.
     """
     path = Path(path)
-    remedy = f"make it again with: {made_by}" if made_by else "save or fetch it again"
+    remedy = f"make it again with: {makes(path, made_by)}" if made_by else "save or fetch it again"
     if not path.exists():
         raise UserError(f"{path}: no such file; {remedy}")
     text = decode(_content(path, remedy), path)
@@ -449,7 +450,7 @@ def _covering(found: dict, examples: Sequence[Example], path: Path, made_by: str
     if missing:
         raise UserError(
             f"{path}: covers {len(examples) - len(missing):,} of {len(examples):,} listener turns "
-            f"(first missing: {missing[0][0]}, utterance {missing[0][1]}); make it again with: {made_by}"
+            f"(first missing: {missing[0][0]}, utterance {missing[0][1]}); make it again with: {makes(path, made_by)}"
         )
     return [found[e.key] for e in examples]
 

@@ -31,6 +31,7 @@ from models import (
     load_config,
     load_encoder,
     load_tokenizer,
+    offline,
 )
 from options import Paths, UserError
 from session import Session, own_random_stream
@@ -406,7 +407,8 @@ def way_settings(options: GeneratorOptions, size: str, paths: Paths) -> dict:
     trained along."""
     if options.add_exemplars == "t5":
         name = note_model(options.exemplar_model, paths)
-        config = load_config(exemplar_model(name, paths))
+        with offline("--exemplar-model t5-tiny (random weights)"):
+            config = load_config(exemplar_model(name, paths))
         if config.model_type != "t5":
             raise UserError(
                 f"--exemplar-model {options.exemplar_model}: a {config.model_type} model, not a T5"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
+import advice
 import exemplars
 import runs
 import storage
@@ -45,6 +46,7 @@ from models import (
     load_pretrained,
     load_tokenizer,
     new_t5,
+    offline,
     require_words,
     soft_response,
     token_nll,
@@ -73,15 +75,16 @@ def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Bac
     """A pretrained T5 by hub name or folder; `t5-tiny`, or any with `from_scratch`, with random weights."""
     tiny = model == "t5-tiny"
     name = require(paths.t5_tiny) if tiny else model
-    config = load_config(name)
-    if config.model_type != "t5":
-        raise UserError(f"--model {model}: a {config.model_type} model; the generator needs a T5")
-    config.dropout_rate = dropout
-    tokenizer = load_tokenizer(name)
-    if tiny or from_scratch:
-        t5 = new_t5(config, asks_for_own_head(config))
-    else:
-        t5 = load_pretrained(T5ForConditionalGeneration, name, config)
+    with offline("--model t5-tiny (random weights)"):
+        config = load_config(name)
+        if config.model_type != "t5":
+            raise UserError(f"--model {model}: a {config.model_type} model; the generator needs a T5")
+        config.dropout_rate = dropout
+        tokenizer = load_tokenizer(name)
+        if tiny or from_scratch:
+            t5 = new_t5(config, asks_for_own_head(config))
+        else:
+            t5 = load_pretrained(T5ForConditionalGeneration, name, config)
     require_words(tokenizer, t5.get_input_embeddings().weight, f"--model {model}")
     return Backbone(tokenizer, t5, "tiny" if tiny else "paper", name)
 
@@ -141,6 +144,7 @@ def split_data(
     entering = None
     if settings.exemplars != "none":
         file = paths.exemplars(split)
+        storage.require_file(file, advice.retrieve(paths.root, file.parent))
         entering = way.split(read_exemplars(file, examples, settings.top_exemplars))
         storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
     data = generator_data(
@@ -150,15 +154,18 @@ def split_data(
         tgt_len=None if whole else settings.tgt_len,
         cache=paths.cache,
         exemplars=entering,
-        labels=critic_targets(split, examples, critics, paths) if critics else None,
+        labels=critic_targets(split, examples, critics, settings.family, paths) if critics else None,
         critic_context_len=critics.context_len if critics else 0,
     )
     return SplitData(examples, data)
 
 
-def critic_targets(split: str, examples: list[Example], critics: CriticSet, paths: Paths) -> dict[str, list]:
+def critic_targets(
+    split: str, examples: list[Example], critics: CriticSet, family: str, paths: Paths
+) -> dict[str, list]:
     """{critic: the label of each example's gold reply}, checked against what the critics know."""
     file = paths.labels(split)
+    storage.require_file(file, advice.label(paths.root, family, file.parent))
     found = read_labels(file, examples)
     made_from = storage.read_origin(file)
     sources = {"dialogues": paths.dialogues(split), "vader": paths.vader(split)}
@@ -434,7 +441,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
             folder, model, tokenizer, split, predicted, command.decoding, session, paths
         )
     loop.finish(result)
-    session.say(f"next: python evaluate_responses.py {folder}")
+    session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result
 
 
@@ -485,7 +492,7 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
     """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
-    trained = runs.require_run(folder, "python train_t5.py, or train_glove_t5.py")
+    trained = runs.require_run(folder, advice.GIVE_A_GENERATOR)
     paths = command.paths
     made_from = runs.sources(folder, paths)
     if not command.flags.get("exemplars"):
@@ -494,7 +501,7 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
         elif trained.get("exemplars"):
             paths = paths.with_exemplars(trained["exemplars"])
     split = command.flags["predict_split"]
-    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite)
+    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite, "")
     model = Generator.from_pretrained(folder).to(session.device)
     if command.options.exemplar_model != PARAPHRASER:  # where it lies now
         place = exemplars.note_model(command.options.exemplar_model, paths)

@@ -5,6 +5,8 @@ Letters in shapes: B examples, S source tokens, C context tokens, T reply tokens
 width, E exemplar width, U distinct exemplars in a batch.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import inspect
 import json
@@ -101,6 +103,20 @@ def backbone_config(stored: dict):
     return AutoConfig.for_model(**stored)
 
 
+#: what to give in place of a hub name, by what is being loaded
+OFFLINE = contextvars.ContextVar("offline", default="give the folder of one")
+
+
+@contextlib.contextmanager
+def offline(flag: str):
+    """What is loaded in this block could be had without the hub by `flag`, which an error then says."""
+    token = OFFLINE.set(f"give the folder of one, or {flag}")
+    try:
+        yield
+    finally:
+        OFFLINE.reset(token)
+
+
 def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
     """`load(name)`, a hub name or folder; what is missing becomes a `UserError`."""
     try:
@@ -109,7 +125,7 @@ def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name}: no {what} can be loaded from the hub or this folder ({reason}); "
-            "offline, give a folder or --size tiny"
+            f"without the hub, {OFFLINE.get()}"
         ) from error
 
 

@@ -3,11 +3,18 @@
 Nothing heavy is imported, so `--help` answers at once; torch and transformers come after argument parsing.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 (an older one stops here, before anything it cannot read)
+    sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2])  # noqa: UP031
+
 import argparse
 import difflib
+import errno
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -245,18 +252,36 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
         parser.error("\n  " + "\n  ".join(found))
 
 
-def refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    """Nothing already on disk is replaced unless the user says so."""
+def refuse_existing(paths: list[Path], overwrite: bool, elsewhere: str = "another --workdir") -> None:
+    """Nothing already on disk is replaced unless the user says so; `elsewhere`: the flag that moves it."""
     there = [str(p) for p in paths if p.exists()]
     if there and not overwrite:
-        raise UserError(
-            f"already there: {', '.join(there)}; add --overwrite to replace, or choose another --workdir"
-        )
+        choice = f", or choose {elsewhere}" if elsewhere else ""
+        raise UserError(f"already there: {', '.join(there)}; add --overwrite to replace{choice}")
+
+
+#: what a place answers where nothing can be written or read; anything else is a fault of this code
+PLACE_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """What to do where a package of requirements.txt is not there: mostly, .venv is not activated."""
+    here = Path(__file__).resolve().parent
+    script = here / ".venv" / "bin" / "activate"
+    place = Path(".venv") / "bin" / "activate" if Path.cwd() == here else script
+    first = "" if script.exists() else f"make -C {shlex.quote(str(here))} install, then "
+    return (
+        f"the package {error.name} is not installed for {sys.executable}; the project's own Python has it: "
+        f"{first}. {shlex.quote(str(place))}"
+    )
 
 
 def run(main: Callable[[], object]) -> None:
-    """Entry point of a script: a `UserError` becomes one plain message and exit code 2, Ctrl-C outside of
-    training 130."""
+    """Entry point of a script: what the user can mend (a `UserError`, a place that cannot be written, a
+    package that is not there) becomes one plain message and exit code 2, Ctrl-C outside of training 130."""
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -264,5 +289,16 @@ def run(main: Callable[[], object]) -> None:
         print(f"\n{name}: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refused = str(error)
+    except ModuleNotFoundError as error:
+        if (Path(__file__).resolve().parent / f"{str(error.name).split('.')[0]}.py").exists():
+            raise  # a module of this project
+        refused = missing_package(error)
+    except OSError as error:
+        if error.filename is None or error.errno not in PLACE_ERRORS:
+            raise
+        refused = f"{error.filename}: {error.strerror}"
+    else:
+        return
+    print(f"{name}: error: {refused}", file=sys.stderr)
+    sys.exit(2)

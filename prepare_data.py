@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from advice import train_critic
 from options import (
     COUNT,
     DIMENSIONS,
@@ -503,7 +504,8 @@ def prepare(args, paths: Paths, made: Path, outputs: list[Path]) -> None:
         for folder in (paths.glove, paths.bert_tiny):
             storage.share(folder)
         storage.write_json(made, origin)
-    print(f"written to {paths.data}; next: python train_empathy_classifier.py --dim emo")
+    # the GloVe family needs no model hub
+    print(f"written to {paths.data}; next: {train_critic('emo', 'glove-t5', paths.root)}")
 
 
 if __name__ == "__main__":

@@ -233,15 +233,18 @@ def command_line(again: bool = False) -> str:
     `again`: to go on with the run, without what would begin it elsewhere or anew.
     """
     words = [w for w in sys.orig_argv[1:] if w != "-u"]  # torchrun's
-    if again:
-        words = [
-            w
-            for i, w in enumerate(words)
-            if w != "--overwrite" and not w.startswith("--resume") and words[i - 1] != "--resume"
-        ]
     processes = os.environ.get("LOCAL_WORLD_SIZE")
     launcher = ["torchrun", "--standalone", f"--nproc-per-node={processes}"] if processes else ["python"]
-    return shlex.join([*launcher, *words])
+    return without_anew([*launcher, *words]) if again else shlex.join([*launcher, *words])
+
+
+def without_anew(words: list[str]) -> str:
+    """A command without the flags that would begin its run anew or elsewhere."""
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word != "--overwrite" and not word.startswith("--resume") and before != "--resume":
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def environment(device: str) -> dict:
@@ -567,12 +570,16 @@ def write_card(folder: Path, result: dict) -> None:
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
-def require_run(folder: Path, made_by: str) -> dict:
-    """The args.json of a finished run, or an error that names the command that makes or finishes one."""
-    if not (Path(folder) / "args.json").exists():
-        raise UserError(f"{folder}: not a run folder (no args.json); make it with: {made_by}")
-    if not (Path(folder) / "result.json").exists():
+def require_run(folder: Path, remedy: str) -> dict:
+    """The args.json of a finished run. `remedy`: for the error where the folder is no run's."""
+    folder = Path(folder)
+    if not (folder / "args.json").exists():
+        raise UserError(f"{folder}: not a run folder (no args.json); {remedy}")
+    if not (folder / "result.json").exists():
+        file = folder / "environment.json"
+        began = read_json(file).get("command") if file.exists() else None
         raise UserError(
-            f"{folder}: this run is not finished; the command that began it goes on with it: {made_by}"
+            f"{folder}: this run is not finished; the command that began it goes on with it"
+            + (f": {without_anew(shlex.split(began))}" if isinstance(began, str) else "")
         )
-    return read_json(Path(folder) / "args.json")["args"]
+    return read_json(folder / "args.json")["args"]

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import advice
 from options import Paths, UserError
 
 # -------------------------------------------------------------------------------- what a file system cannot
@@ -367,9 +368,16 @@ def weights_hash(module) -> str:
 def require(folder: Path) -> Path:
     """A folder that prepare_data.py makes."""
     if not folder.is_dir():
-        workdir = folder.parent.parent
-        raise UserError(f"{folder}: no such folder; make it with: python prepare_data.py --workdir {workdir}")
+        raise UserError(
+            f"{folder}: no such folder; make it with: {advice.makes(folder, 'python prepare_data.py')}"
+        )
     return folder
+
+
+def require_file(file: Path, made_by: str) -> None:
+    """`UserError` with the command that makes it where there is no such file."""
+    if not file.exists():
+        raise UserError(f"{file}: no such file; make it with: {made_by}")
 
 
 def origin_file(path: Path) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
+import advice
 import runs
 import storage
 from critics import judge, load_judges
@@ -63,13 +64,15 @@ def load_system(path: Path, examples: list[Example], split: str) -> dict:
     """One row: its replies, and for a run also perplexity and number of parameters."""
     if path.is_file():
         return {"name": path.stem, "replies": read_predictions(path, examples)}
-    runs.require_run(path, "python train_t5.py, or train_glove_t5.py; or give a predictions file")
+    runs.require_run(path, f"{advice.GIVE_A_GENERATOR}; or a file of predictions")
+    trained, _ = advice.kind_of(path)
+    if trained not in ("Generator", "CausalGenerator"):
+        raise UserError(
+            f"{path}: the run of a {trained or 'retriever'}, not of a generator, whose replies are scored"
+        )
     predictions, likelihood = prediction_files(path, split)
     if not predictions.exists():
-        raise UserError(
-            f"{predictions}: no such file; make it with: "
-            f"python train_t5.py --inference {path} --predict-split {split}"
-        )
+        raise UserError(f"{predictions}: no such file; make it with: {advice.replies(path, split)}")
     storage.warn_if_stale(predictions, {"model": weights_file(path)})
     system: dict = {
         "name": f"{path.parent.name}/{path.name}",
@@ -186,7 +189,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     """Write metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/."""
     folder = paths.results / options.name
     files = {n: folder / n for n in ("metrics.json", "table.md", "case_studies.md", "learning_curves.png")}
-    refuse_existing([files["metrics.json"]], options.overwrite)  # written last
+    refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     examples = listener_turns(paths.dialogues(options.split))
     gold = [e.response for e in examples]
     systems: list[dict] = [{"name": "gold", "replies": gold}]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
+from advice import makes
 from dataloaders import pad, plan_once
 from models import load_config, load_pretrained, load_tokenizer, positions, require_words
 from options import UserError
@@ -73,12 +74,14 @@ def load_saved(path: Path) -> dict[str, tuple[Any, Any]]:
     """{question, context: (encoder, tokenizer)} of a train_dpr run."""
     out = {}
     if (Path(path) / "args.json").exists():
-        require_run(Path(path), "python -m DPR.train_dpr")
+        require_run(Path(path), "it takes the run folder of DPR.train_dpr")
     for side in SIDES:
         folder = Path(path) / f"{side}_encoder"
         if not (folder / "model.safetensors").exists():
+            made_by = makes(path, "")
             raise UserError(
-                f"--path {path}: no {folder.name}/model.safetensors there; make it with: python -m DPR.train_dpr"
+                f"--path {path}: no {folder.name}/model.safetensors there; "
+                + (f"make it with: {made_by}" if made_by else "it takes the run folder of DPR.train_dpr")
             )
         out[side] = (load_side(folder, side), load_tokenizer(folder))
     return out

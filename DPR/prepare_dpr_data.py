@@ -10,8 +10,11 @@ with emotional reaction (level >= 1); the hard negative answers another post wit
 """
 
 import random
+import sys
 from collections import defaultdict
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/prepare_dpr_data.py too
 
 import options
 from options import Paths, add_common, check, make_parser

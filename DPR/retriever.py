@@ -1,6 +1,7 @@
 """The retriever's stage: questions with their passages, what it learns, how it ranks, and exemplars found with it."""
 
 import json
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import storage
+from advice import makes
 from commands import DPR_HUB, RetrieverOptions, SearchOptions, TrainingOptions
 from dataloaders import (
     EXEMPLAR_COLUMNS,
@@ -35,7 +37,7 @@ from DPR.biencoder import (
     tokenize,
 )
 from exemplars import Index
-from models import load_tokenizer
+from models import load_tokenizer, offline
 from options import Paths, UserError
 from session import Session
 from storage import fingerprint
@@ -54,7 +56,9 @@ def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
     An entry without a positive is refused, or with `drop_without_positive` left out, and counted aloud.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file; make it with: python -m DPR.prepare_dpr_data")
+        raise UserError(
+            f"{path}: no such file; make it with: {makes(path, 'python -m DPR.prepare_dpr_data')}"
+        )
     try:
         entries = json.loads(storage.decode(path.read_bytes(), path))
         json.dumps(entries, ensure_ascii=False).encode()  # refuses lone surrogates
@@ -236,8 +240,9 @@ def train(
     files = {f"questions {split}": paths.dpr_data(options.dataset, split) for split in ("train", "valid")}
     entries, held_entries = (read_entries(f, options.drop_without_positive) for f in files.values())
     begin = options.begin
-    tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
-    encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
+    with offline(f"{shlex.join(['--encoder', str(paths.bert_tiny)])} (random weights)"):
+        tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
+        encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
     model: Any = BiEncoder(*encoders).to(session.device)
     require_fitting(model.question, tokenizers["question"], "--max-length", options.max_length)
     require_fitting(model.context, tokenizers["context"], "--max-passage-length", options.max_passage_length)
@@ -339,7 +344,8 @@ class Encoders:
         for side in DPR_HUB:
             name = options.encoder or DPR_HUB[side]
             begin = resolve(name)
-            self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(begin))
+            with offline("--path with a retriever that DPR.train_dpr has trained"):
+                self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(begin))
             self.origin[side] = storage.source(begin, paths, storage.identity(begin))
 
     def require_fitting(self) -> None:

@@ -8,6 +8,11 @@ Kept: the evaluation with the lowest average rank of the positive among all pass
 Saved as two folders, question_encoder/ and context_encoder/, that `from_pretrained` loads.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/train_dpr.py too
+
 import options
 from commands import DPR_HUB, RetrieverOptions, TrainingOptions, add_training, device_flags, pick
 from options import COUNT, Paths, add_common, add_device, check, make_parser, number

@@ -1,0 +1,203 @@
+"""The commands that messages print: composed in one place, so that each one runs when it is pasted.
+
+Nothing heavy is imported. What a command needs to know stands in the path that is missing or was made: a
+default place (options.Paths) tells its workdir, and mostly what makes it.
+"""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+from options import DIMENSIONS, SENTIMENT, Paths
+
+HERE = Path(__file__).resolve().parent
+#: the script of each family of generators (their folders under saved/)
+GENERATORS = {"t5": "train_t5.py", "glove-t5": "train_glove_t5.py", "causal-lm": "train_causal_lm.py"}
+
+
+def command(script: str, *words: object, workdir: str | Path = ".", **flags: object) -> str:
+    """A line for the shell: a script (`train_t5.py`) or module (`DPR.train_dpr`), its words and its flags.
+
+    A flag that is None or False is left out, one that is True stands alone; `workdir` is left out where it is
+    the current folder. From elsewhere than the project's folder the script is named by its full path.
+    """
+    module = not script.endswith(".py")
+    if Path.cwd() == HERE:
+        line = ["python", "-m", script] if module else ["python", script]
+    else:
+        line = ["python", str(HERE / (script.replace(".", os.sep) + ".py" if module else script))]
+    line += map(str, words)
+    if Path(workdir) != Path("."):
+        flags = {"workdir": workdir, **flags}
+    for name, value in flags.items():
+        if value is True:
+            line.append(f"--{name.replace('_', '-')}")
+        elif value is not None and value is not False:
+            line += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(line)
+
+
+# ------------------------------------------------------------------------------------------- what makes what
+
+
+def prepared_from(workdir: Path) -> str | None:
+    """What prepare_data.py has prepared a workdir from: sample, download or folder; None: not yet."""
+    try:
+        made = json.loads((Paths(workdir).data / "prepared.json").read_text(encoding="utf-8"))
+        return made.get("source")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def prepare(workdir: Path) -> str:
+    """What makes the prepared data of a workdir, again where some of it is there."""
+    paths, source = Paths(workdir), prepared_from(workdir)
+    again = any(p.exists() for p in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny))
+    if source == "folder":  # the note does not say which, and without --source the sample would replace it
+        return "prepare_data.py --overwrite, and the --source and --workdir it was made with"
+    return command("prepare_data.py", workdir=workdir, source=source, overwrite=again)
+
+
+def train_critic(kind: str, model: str, workdir: Path, name: str | None = None) -> str:
+    """What trains a critic: of the sample a small one, which needs no model hub."""
+    small = prepared_from(workdir) == "sample" and model in ("t5", "glove-t5")
+    size = "tiny" if small else None
+    if kind == SENTIMENT:
+        return command("train_sentiment_regressor.py", workdir=workdir, model=model, size=size, name=name)
+    return command(
+        "train_empathy_classifier.py", "--dim", kind, workdir=workdir, model=model, size=size, name=name
+    )
+
+
+def for_critic(folder: Path, kind: str, family: str) -> str:
+    """What to do where `folder` holds no critic of a kind."""
+    if not makes(folder, ""):
+        return f"--{kind} takes the run folder of a finished {kind} critic"
+    default = family if kind == SENTIMENT else f"{family}-{kind}"
+    name = None if Path(folder).name == default else Path(folder).name
+    return f"make it with: {train_critic(kind, family, workdir_of(folder), name)}"
+
+
+def label(workdir: Path, family: str | None = None, output: Path | None = None, again: bool = False) -> str:
+    """What labels the dialogues; `family` by default one whose critics are there."""
+    paths = Paths(workdir)
+    there = [f for f in ("t5", "glove-t5") if (paths.critic("emo", f) / "result.json").exists()]
+    family = family or (there[0] if there else "t5")
+    output = None if output == paths.dialogues_dir else output
+    return command("label_dialogues.py", workdir=workdir, family=family, output=output, overwrite=again)
+
+
+def retrieve(workdir: Path, output: Path | None = None, again: bool = False) -> str:
+    """What finds exemplars, by the retriever that is there or would be by default."""
+    paths = Paths(workdir)
+    there = sorted(run.parent for run in (paths.saved / "dpr").glob("*/result.json"))
+    default = paths.saved / "dpr" / "empd"
+    path = default if default in there or not there else there[0]
+    output = None if output == paths.dialogues_dir else output
+    return command("dpr_exemplar_retriever.py", workdir=workdir, path=path, output=output, overwrite=again)
+
+
+def train_retriever(workdir: Path, name: str = "empd") -> str:
+    """What trains a retriever: of the sample a small one, which needs no model hub."""
+    encoder = Paths(workdir).bert_tiny if prepared_from(workdir) == "sample" else None
+    if name in ("empd", "reddit", "empd-reddit"):
+        return command("DPR.train_dpr", workdir=workdir, dataset=name, encoder=encoder)
+    return command("DPR.train_dpr", workdir=workdir, name=name, encoder=encoder)
+
+
+#: default places below a workdir, by what makes them
+PREPARED = r"empathetic_dialogues/(?:original/.*|\w+_vader\.csv)|empathy_mental_health/.*"
+PLACES = {
+    "prepared": rf"data/(?:{PREPARED}|(?:glove|t5-tiny|bert-tiny)(?:/.*)?)",
+    "labels": r"data/empathetic_dialogues/\w+_labels\.csv",
+    "exemplars": r"data/empathetic_dialogues/\w+_dpr\.csv",
+    "questions": r"data/dpr/(?P<name>.+)_\w+\.json",
+    "critic": rf"saved/empathy/(?P<name>.+)-(?P<dim>{'|'.join(DIMENSIONS)})",
+    "regressor": rf"saved/{SENTIMENT}/(?P<name>[^/]+)",
+    "retriever": r"saved/dpr/(?P<name>[^/]+)",
+}
+
+
+def makes(path: str | Path, otherwise: str) -> str:
+    """The command that makes what stands, or would stand, at a default place; elsewhere `otherwise`.
+
+    What is there already (damaged, say) is to be replaced.
+    """
+    path = Path(path)
+    matches = {p: re.fullmatch(rf"(?:(?P<root>.*)/)?{r}", path.as_posix()) for p, r in PLACES.items()}
+    place, found = next(((p, m) for p, m in matches.items() if m), ("", None))
+    if found is None:
+        return otherwise
+    workdir, again = Path(found["root"] or "."), path.exists()
+    if place == "prepared":
+        return prepare(workdir)
+    if place == "labels":
+        return label(workdir, again=again)
+    if place == "exemplars":
+        return retrieve(workdir, again=again)
+    if place == "questions":
+        return command("DPR.prepare_dpr_data", workdir=workdir, dataset=found["name"], overwrite=again)
+    if place == "retriever":
+        return train_retriever(workdir, found["name"])
+    return train_critic(found["dim"] if place == "critic" else SENTIMENT, found["name"], workdir)
+
+
+# ------------------------------------------------------------------------------------------ of a finished run
+
+
+def workdir_of(run: Path) -> Path:
+    """The workdir of a run in its default place; of any other the current folder."""
+    found = re.fullmatch(r"(?:(?P<root>.*)/)?saved/[^/]+/[^/]+", Path(run).as_posix())
+    return Path(found["root"] or ".") if found else Path(".")
+
+
+def kind_of(run: Path) -> tuple[str, str]:
+    """(what a run has trained: Generator, Critic ...; family of a generator), as its config.json says."""
+    try:
+        config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+        return str(config["model"]), str(config.get("family", Path(run).absolute().parent.name))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return "", Path(run).absolute().parent.name
+
+
+#: where a run of a generator is asked for
+GIVE_A_GENERATOR = "give the folder of a run of train_t5.py, train_glove_t5.py or train_causal_lm.py"
+
+
+def after_training(run: Path, split: str | None, workdir: Path) -> str:
+    """What comes after the training of a generator; `split`: whose predictions it has written, if any."""
+    return table(run, split, workdir) if split else replies(run, "test", workdir)
+
+
+def replies(run: Path, split: str, workdir: Path | None = None) -> str:
+    """What writes a finished generator's predictions for a split."""
+    model, family = kind_of(run)
+    script = GENERATORS.get("causal-lm" if model == "CausalGenerator" else family, GENERATORS["t5"])
+    file = "predictions.tsv" if split == "test" else f"predictions_{split}.tsv"
+    return command(
+        script,
+        workdir=workdir_of(run) if workdir is None else workdir,
+        inference=run,
+        predict_split=None if split == "test" else split,
+        overwrite=(Path(run) / file).exists(),
+    )
+
+
+def table(run: Path, split: str, workdir: Path) -> str:
+    """What scores a generator's predictions, by critics that are there: its own family's first."""
+    paths, family = Paths(workdir), Path(run).absolute().parent.name
+    judges = [f for f in (family, "t5", "glove-t5") if (paths.critic("emo", f) / "result.json").exists()]
+    name = None
+    if (paths.results / "evaluation" / "metrics.json").exists():  # of other runs: left as it is
+        name = f"{family}-{Path(run).name}"
+    return command(
+        "evaluate_responses.py",
+        run,
+        workdir=workdir,
+        family=judges[0] if judges else None,
+        split=None if split == "test" else split,
+        name=name,
+        overwrite=bool(name) and (paths.results / str(name) / "metrics.json").exists(),
+    )
