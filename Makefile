@@ -2,12 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# where there is no NVIDIA driver, faiss-cpu does the same without 1.2 GB of CUDA; never both, they share a folder
+NVIDIA := $(shell command -v nvidia-smi || ls -d /proc/driver/nvidia 2>/dev/null)
+FAISS := $(if $(NVIDIA),faiss-gpu,faiss-cpu)
 
-.PHONY: demo test format clean
+.PHONY: install demo test format clean
+
+install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make demo PYTHON=python3.11, say"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	sed 's/^faiss-gpu>=[0-9.]*/$(if $(NVIDIA),&,faiss-cpu>=1.9)/' requirements.txt > $(VENV)/requirements.txt
+	$(PY) -m pip uninstall --quiet --yes $(filter-out $(FAISS),faiss-gpu faiss-cpu) 2>/dev/null
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	touch $@
 
 $(VENV)/.offline: $(VENV)/.installed requirements-offline.txt
@@ -17,6 +26,7 @@ $(VENV)/.offline: $(VENV)/.installed requirements-offline.txt
 
 demo: $(VENV)/.offline
 	$(PY) reproduce.py --recipe sample --workdir demo
+	@echo "before any other command: . $(VENV)/bin/activate"
 
 test: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
