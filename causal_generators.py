@@ -65,7 +65,8 @@ def read_split(
 def sequences(
     model: CausalGenerator, split: str, paths: Paths, whole: bool = True, conversations: int = 0
 ) -> SplitData:
-    """Sequences for training and likelihood, packed where there are no exemplars. `whole`: replies are not cut."""
+    """Sequences for training and likelihood, packed where there are no exemplars. `whole`: replies are not
+    cut."""
     examples, exemplars = read_split(model, split, paths, conversations)
     layout: dict[str, Any] = model.settings.layout | ({"tgt_len": None} if whole else {})
     data = causal_data(
@@ -108,7 +109,8 @@ class CausalPredictor(Predictor):
 def predictor_of(
     model: CausalGenerator, split: str, paths: Paths, decoding: Decoding, session: Session
 ) -> tuple[SplitData, CausalPredictor]:
-    """What `generators.write_predictions` takes: every listener turn of a split, each a sequence of its own."""
+    """What `generators.write_predictions` takes: every listener turn of a split, each a sequence of its
+    own."""
     examples, exemplars = read_split(model, split, paths)
     layout = model.settings.layout
     prompts = prompt_data(examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **layout)

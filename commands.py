@@ -306,7 +306,8 @@ def critic_names(empathy: bool, sentiment: bool) -> list[str]:
 
 
 def target(text: str) -> Any:
-    """What a reply should be like, {critic: level, or sentiment}, from emo=1,sentiment=0.4; or what is wrong."""
+    """What a reply should be like, {critic: level, or sentiment}, from emo=1,sentiment=0.4; or what is
+    wrong."""
     found = {}
     for part in text.replace(" ", ",").split(","):
         name, _, value = part.partition("=")
@@ -403,8 +404,15 @@ def add_training(
 
 #: flags that change what is written after training, not the training
 DECODING = {
-    "top_k", "temperature", "beams", "max_new_tokens", "predict", "predict_split", "predict_batch_size", "inference",
-}  # fmt: skip
+    "top_k",
+    "temperature",
+    "beams",
+    "max_new_tokens",
+    "predict",
+    "predict_split",
+    "predict_batch_size",
+    "inference",
+}
 
 
 def add_generator_flags(parser: argparse.ArgumentParser) -> None:
@@ -532,7 +540,8 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--context-len",
         type=COUNT,
-        help="latest tokens of the context that are read (default 100, glove-t5 0: from scratch it only distracts)",
+        help="latest tokens of the context that are read (default 100, glove-t5 0: from scratch it only "
+        "distracts)",
     )
     add("--reply-len", type=NATURAL, default=64, help="first tokens of the reply that are read")
     add("--dropout", type=SHARE, default=0.1, help="inside the encoder")

@@ -1,4 +1,5 @@
-"""respond.py's work: everything found that a reply needs, dialogues from a file, a conversation in the terminal."""
+"""respond.py's work: everything found that a reply needs, dialogues from a file, a conversation in the
+terminal."""
 
 import json
 import sys
@@ -64,7 +65,8 @@ def newest_generator(paths: Paths) -> Path:
     finished = [f.parent for f in paths.saved.glob("*/*/result.json") if model_in(f.parent) in WRITERS]
     if not finished:
         raise UserError(
-            f"{paths.saved}: no finished generator; make one with: python train_glove_t5.py, try it out on the "
+            f"{paths.saved}: no finished generator; make one with: python train_glove_t5.py, try it out on "
+            "the "
             "sample with: make demo (then --workdir demo), or name a run's folder with --run"
         )
     return max(finished, key=lambda f: (f / "result.json").stat().st_mtime)
@@ -73,7 +75,8 @@ def newest_generator(paths: Paths) -> Path:
 def open_responder(
     options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session
 ) -> Responder:
-    """The generator with whatever critics, retriever and pool can be found; says what, and what is missing."""
+    """The generator with whatever critics, retriever and pool can be found; says what, and what is
+    missing."""
     folder = Path(options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths)
     families = list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
@@ -82,7 +85,8 @@ def open_responder(
     say("note: English only; a research program, not a counsellor")
     if not judges:
         say(
-            "note: no critics, so replies are chosen by likelihood alone; a --target needs them (--emo RUN ...)"
+            "note: no critics, so replies are chosen by likelihood alone; a --target needs them (--emo RUN "
+            "...)"
         )
     for doubt in doubts(judges):
         say(f"warning: critics {doubt}")
@@ -94,7 +98,8 @@ def open_responder(
             )
     elif not options.pool and not paths.dialogues("train").exists():
         say(
-            "note: no exemplars, which this generator reads: give replies with --pool FILE; it writes without them"
+            "note: no exemplars, which this generator reads: give replies with --pool FILE; it writes "
+            "without them"
         )
     else:
         retriever, pool = find_exemplars(options, paths, session)
@@ -107,7 +112,8 @@ def open_responder(
 
 
 def find_exemplars(options: RespondOptions, paths: Paths, session: Session) -> tuple[Any, Any]:
-    """(retriever, pool); neither, and a note, where nobody asked for one and there is no trained retriever."""
+    """(retriever, pool); neither, and a note, where nobody asked for one and there is no trained
+    retriever."""
     try:
         retriever = find_retriever(paths, options.path, session, options.encoder, options.pooling)
     except UserError as error:
@@ -196,7 +202,8 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
 def answers(
     responder: Responder, source: str, options: RespondOptions, bad: list[int]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each line, in order: its id (or line number) with the reply, or with what is wrong with it."""
+    """A row for each line, in order: its id (or line number) with the reply, or with what is wrong with
+    it."""
     place = "standard input" if source == "-" else source
     with open_text(source) as handle:
         for number, text in lines_of(handle):
@@ -232,7 +239,7 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
         raise UserError(f"{len(bad)} lines had no reply: {named}; all the others have one")
 
 
-# ---------------------------------------------------------------------------------------------- a conversation
+# --------------------------------------------------------------------------------------------- a conversation
 
 
 class Conversation:

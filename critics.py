@@ -185,7 +185,8 @@ def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) 
     asked = options.context_len + options.reply_len + special
     if most is not None and asked > most:
         raise UserError(
-            f"--context-len {options.context_len} and --reply-len {options.reply_len} make, with {special} special "
+            f"--context-len {options.context_len} and --reply-len {options.reply_len} make, with {special} "
+            "special "
             f"tokens, {asked} positions, but {options.model} reads only {most}: lower them to at most "
             f"{max(0, most - special)} together"
         )
@@ -275,7 +276,8 @@ def report(result: dict, session: Session) -> None:
         session.say("  " + " ".join([f"{row:>12}", *(f"{values[n]:12.3f}" for n in names)]))
     if is_useless(result["valid"], result["baselines"]):
         session.say(
-            f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by noise. Train "
+            f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by "
+            "noise. Train "
             "it longer, with another --lr, or from another --model"
         )
 
@@ -350,7 +352,10 @@ def quality(folder: Path) -> str:
         text = f"macro-F1 {valid['macro_f1']:.1f} "
         text += f"(majority class {majority['macro_f1']:.1f}, TF-IDF {tfidf['macro_f1']:.1f})"
     if is_useless(valid, baselines):
-        text += " | WARNING: no better than guessing, its loss will be noise; train it longer or set its weight to 0"
+        text += (
+            " | WARNING: no better than guessing, its loss will be noise; "
+            "train it longer or set its weight to 0"
+        )
     return text
 
 
@@ -399,9 +404,11 @@ def say_uninformed(critics: CriticSet, data: Data, session: Session) -> None:
     """Before a training: each critic's loss on a reply that says nothing, and a warning where it is far
     off."""
     for kind, (loss, prior) in uninformed_losses(critics, data, session).items():
-        line = f"critic {kind} on a reply that says nothing: loss {loss:.2f}, of a guess by frequency {prior:.2f}"
+        line = f"critic {kind} on a reply that says nothing: loss {loss:.2f}, "
+        line += f"of a guess by frequency {prior:.2f}"
         if loss > 2 * prior + 0.1:
-            line += " | WARNING: confidently wrong there; from scratch, a weight of 0.1 or less keeps it from leading"
+            line += " | WARNING: confidently wrong there; "
+            line += "from scratch, a weight of 0.1 or less keeps it from leading"
         session.say(line)
 
 
@@ -423,7 +430,8 @@ def critic_scores(
             bad = np.flatnonzero(~np.isfinite(found[-1]).all(1))
             if len(bad):  # argmax would make a label of them
                 raise UserError(
-                    f"{title}: the {critic.settings.kind} critic's score of row {numbers[bad[0]]} is not finite; its "
+                    f"{title}: the {critic.settings.kind} critic's score of row {numbers[bad[0]]} is not "
+                    "finite; its "
                     "weights are damaged, or --precision fp32 is needed"
                 )
         return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
@@ -489,7 +497,8 @@ def one_sided(table: pd.DataFrame) -> list[str]:
         if len(values) == 1:
             source = "VADER's scores" if kind == SENTIMENT else f"the {kind} critic's labels"
             out.append(
-                f"every one of {source} is {values[0]}: a generator that is led by them learns only to be so always"
+                f"every one of {source} is {values[0]}: a generator that is led by them learns only to be "
+                "so always"
             )
     return out
 
@@ -503,7 +512,8 @@ def label_shares(table: pd.DataFrame) -> str:
     return f"labels {' | '.join(parts)} | mean sentiment {table[SENTIMENT].mean():.3f}"
 
 
-#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are one)
+#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
+#: one)
 MEANINGS = {
     "emo": {
         2: ("no warmth or concern", "warmth or concern"),
@@ -649,7 +659,8 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
             raise UserError(f"--{kind} {error}") from error
         if judges[kind].kind != kind:
             raise UserError(
-                f"--{kind} {folder}: holds a critic of {judges[kind].kind}; give it with --{judges[kind].kind}"
+                f"--{kind} {folder}: holds a critic of {judges[kind].kind}; give it with "
+                f"--{judges[kind].kind}"
             )
     return judges
 

@@ -450,7 +450,8 @@ def _covering(found: dict, examples: Sequence[Example], path: Path, made_by: str
     if missing:
         raise UserError(
             f"{path}: covers {len(examples) - len(missing):,} of {len(examples):,} listener turns "
-            f"(first missing: {missing[0][0]}, utterance {missing[0][1]}); make it again with: {makes(path, made_by)}"
+            f"(first missing: {missing[0][0]}, utterance {missing[0][1]}); make it again with: "
+            f"{makes(path, made_by)}"
         )
     return [found[e.key] for e in examples]
 
@@ -565,11 +566,12 @@ def _check_control_tokens(path: Path, table: pd.DataFrame) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- tokens
+# ----------------------------------------------------------------------------------------------------- tokens
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """sha256 of the whole vocabulary with its ids: two tokenizers with one hash give the same ids to the same words."""
+    """sha256 of the whole vocabulary with its ids: two tokenizers with one hash give the same ids to the same
+    words."""
     return fingerprint(sorted(f"{i} {w}" for w, i in tokenizer.get_vocab().items()))
 
 
@@ -582,10 +584,11 @@ def require_same_words(folder: Path, tokenizer, expected: str) -> None:
 def encode(
     tokenizer, texts: Sequence[str], cache: Path | None = None, controls: bool = False
 ) -> dict[str, np.ndarray]:
-    """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by content.
+    """text -> token ids (int32, no special tokens). Each distinct text is tokenised once, and cached by
+    content.
 
-    A control token that stands in a text literally (</s>, <pad>) is words like any other; with `controls` it is
-    the control token, as in the marks of a chat template.
+    A control token that stands in a text literally (</s>, <pad>) is words like any other; with `controls` it
+    is the control token, as in the marks of a chat template.
     """
     distinct = list(dict.fromkeys(texts))
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -643,7 +646,8 @@ def _apart(text: str, literal: re.Pattern, normalizer) -> str:
 
 
 def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ragged rows -> (B, longest) int64 ids and their (B, longest) 0/1 mask; a batch of empty rows has width 1."""
+    """Ragged rows -> (B, longest) int64 ids and their (B, longest) 0/1 mask; a batch of empty rows has width
+    1."""
     width = max(1, *(len(r) for r in rows))
     ids = torch.full((len(rows), width), value, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -655,16 +659,17 @@ def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[tor
     return ids, mask
 
 
-# --------------------------------------------------------------------------------------------------------- batches
+# ---------------------------------------------------------------------------------------------------- batches
 
 
 def plan_epoch(
     lengths: Sequence[int], *, batch_size: int, batch_tokens: int = 0, seed: int, epoch: int
 ) -> list[list[int]]:
-    """The steps of one epoch, each a list of example numbers of like length: a function of its arguments alone.
+    """The steps of one epoch, each a list of example numbers of like length: a function of its arguments
+    alone.
 
-    A step closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would exceed it.
-    Shuffled, sorted by length inside pools of 100 batches, cut, and the batches shuffled again.
+    A step closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would
+    exceed it. Shuffled, sorted by length inside pools of 100 batches, cut, and the batches shuffled again.
     """
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
     order = torch.randperm(len(lengths), generator=generator).tolist()

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable
 
 NOTICE = (
-    "This is a research program. It cannot understand you, and it is no help in a crisis. If you are in danger or "
-    "think of harming yourself, please turn to a person now: somebody you trust, a doctor, a crisis line, or your "
+    "This is a research program. It cannot understand you, and it is no help in a crisis. If you are in "
+    "danger or "
+    "think of harming yourself, please turn to a person now: somebody you trust, a doctor, a crisis line, "
+    "or your "
     "local emergency number."
 )
 

@@ -22,7 +22,8 @@ def parse_args(argv=None):
     add("--path", help="folder of a train_dpr run (default: the encoders as pretrained)")
     add(
         "--encoder",
-        help="without --path: hub name or folder of a BERT for both encoders, or minilm (default: facebook/dpr-*)",
+        help="without --path: hub name or folder of a BERT for both encoders, or minilm (default: "
+        "facebook/dpr-*)",
     )
     add(
         "--pooling",
@@ -53,7 +54,8 @@ def parse_args(argv=None):
     problems = []
     if args.path and (args.encoder or args.pooling != "cls"):
         problems.append(
-            "--path: a trained retriever brings its own encoders and pooling; leave --encoder and --pooling out"
+            "--path: a trained retriever brings its own encoders and pooling; leave --encoder and "
+            "--pooling out"
         )
     check(parser, args, problems)
     return args

@@ -31,7 +31,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--family",
         default="t5",
-        help="whose critics judge: saved/empathy/FAMILY-DIM and saved/sentiment/FAMILY; those missing are left out",
+        help="whose critics judge: saved/empathy/FAMILY-DIM and saved/sentiment/FAMILY; those missing are "
+        "left out",
     )
     parser.add_argument("--name", type=run_name, default="evaluation", help="folder under results/")
     parser.add_argument("--cases", type=COUNT, default=12, help="case studies on the page")

@@ -84,12 +84,14 @@ class Index:
 
 
 def require_finite(vectors: np.ndarray, side: str) -> None:
-    """Raises `UserError` where a vector (N, E) has no place in any order, or where its products may have none."""
+    """Raises `UserError` where a vector (N, E) has no place in any order, or where its products may have
+    none."""
     largest = np.sqrt(np.finfo(np.float32).max / max(1, vectors.shape[1]))
     bad = np.flatnonzero(~(np.abs(vectors) < largest).all(axis=1))  # not <: NaN, too
     if len(bad):
         raise UserError(
-            f"the vector of {side} {bad[0]} (from 0) is not finite, or too large for an inner product ({len(bad):,} "
+            f"the vector of {side} {bad[0]} (from 0) is not finite, or too large for an inner product "
+            f"({len(bad):,} "
             f"of {len(vectors):,} are); the weights of its encoder are damaged"
         )
 

@@ -176,7 +176,8 @@ def critic_targets(
     for kind, critic in critics.critics.items():
         if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
             raise UserError(
-                f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} labels; label "
+                f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} "
+                "labels; label "
                 "with critics of the same --levels, or train this one on them"
             )
     return {kind: found[kind] for kind in critics.critics}
@@ -342,10 +343,12 @@ def write_predictions(
 
     predictions, likelihood = prediction_files(folder, split)
     examples = found.examples
-    keys = pd.DataFrame({
-        "conv_id": [e.conv_id for e in examples],
-        "utterance_idx": [e.utterance_idx for e in examples],
-    })  # fmt: skip
+    keys = pd.DataFrame(
+        {
+            "conv_id": [e.conv_id for e in examples],
+            "utterance_idx": [e.utterance_idx for e in examples],
+        }
+    )
     words = [count_words(e.response) + 1 for e in examples]  # the end counts as a word
     table = keys.assign(nll=rows["nll"].round(5), tokens=rows["tokens"], words=words)
     storage.write_csv(likelihood, table)
@@ -357,7 +360,8 @@ def write_predictions(
         "ppl_word": perplexity(sums["nll"], sums["words"]),
     }
     print(
-        f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a token, "
+        f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a "
+        "token, "
         f"{result['ppl_word']:.2f} a word"
     )
     return result

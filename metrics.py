@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 
 
 def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -> dict[str, float]:
-    """Accuracy, macro-F1, weighted F1 and the F1 of each of `labels` classes, in percent (paper, section V)."""
+    """Accuracy, macro-F1, weighted F1 and the F1 of each of `labels` classes, in percent (paper, section
+    V)."""
     each = f1_score(gold, predicted, labels=range(labels), average=None, zero_division=0)
     scores = {
         "accuracy": accuracy_score(gold, predicted),
@@ -29,7 +30,8 @@ def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -
 def classification_baselines(
     train: tuple[Sequence[str], Sequence[int]], valid: tuple[Sequence[str], Sequence[int]], labels: int
 ) -> dict:
-    """What a critic has to beat: the majority class, and TF-IDF (1-2 grams) + logistic regression on the response."""
+    """What a critic has to beat: the majority class, and TF-IDF (1-2 grams) + logistic regression on the
+    response."""
     majority = DummyClassifier(strategy="most_frequent")
     tfidf = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
@@ -72,7 +74,8 @@ SACREBLEU = BLEU(lowercase=True, force=True)
 
 
 def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU-1..4 on raw strings split at white space, case kept (the paper's), and sacreBLEU, case apart."""
+    """Corpus BLEU-1..4 on raw strings split at white space, case kept (the paper's), and sacreBLEU, case
+    apart."""
     refs = [list(references)]
     scores = {
         f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True)
@@ -86,7 +89,8 @@ def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float
 def distinct(responses: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of all responses, in percent (Li et al. 2016, corpus level).
 
-    Over lower-cased words and punctuation marks (13a): split at white space, "you" and "you?" would be two words.
+    Over lower-cased words and punctuation marks (13a): split at white space, "you" and "you?" would be two
+    words.
     """
     grams = [
         tuple(words[i : i + n])

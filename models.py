@@ -130,7 +130,8 @@ def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
 
 
 def load_pretrained(auto, name: str | Path, config, what: str = "model", **kwargs) -> Any:
-    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in silence."""
+    """Pretrained fp32 weights, every one of them: a checkpoint that lacks some would leave them random in
+    silence."""
     kwargs |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
     model, info = from_hub(auto.from_pretrained, name, what, **kwargs)
     if info["missing_keys"]:
@@ -154,9 +155,14 @@ def load_tokenizer(name: str | Path) -> Any:
 T5_ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
 #: what configs call the dropout inside an encoder: T5, BERT and its relatives, DistilBERT, ModernBERT
 DROPOUTS = (
-    "dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob",
-    "dropout", "attention_dropout", "embedding_dropout", "mlp_dropout",
-)  # fmt: skip
+    "dropout_rate",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+)
 
 
 def load_encoder(name: str | Path, from_scratch: bool = False, dropout: float | None = None) -> Any:
@@ -239,13 +245,15 @@ def try_out(encoder, name: str | Path) -> None:
         among = encoder(inputs_embeds=padded, attention_mask=mask).last_hidden_state[:, : words.shape[1]]
     except Exception as error:
         raise UserError(
-            f"{name}: a {encoder.config.model_type} model cannot be read by word embeddings and a mask ({error})"
+            f"{name}: a {encoder.config.model_type} model cannot be read by word embeddings and a mask "
+            f"({error})"
         ) from error
     if not torch.isfinite(alone).all():
         raise UserError(f"{name}: its output is not finite; the weights are damaged")
     if not torch.allclose(alone, among, rtol=1e-3, atol=1e-3):
         raise UserError(
-            f"{name}: what a {encoder.config.model_type} model makes of a text depends on the padding behind it, so "
+            f"{name}: what a {encoder.config.model_type} model makes of a text depends on the padding "
+            "behind it, so "
             "that no score would be the text's own; give another encoder"
         )
 
@@ -280,13 +288,15 @@ def require_words(tokenizer, embeddings: Tensor, name: str | Path) -> None:
     last = max(tokenizer.get_vocab().values())
     if last >= len(embeddings):
         raise UserError(
-            f"{name}: its tokenizer's ids reach {last:,}, but the model knows {len(embeddings):,} words; they are "
+            f"{name}: its tokenizer's ids reach {last:,}, but the model knows {len(embeddings):,} words; "
+            "they are "
             "not of one model, or the model was not resized to its tokenizer"
         )
 
 
 def without_word(tokenizer, vocabulary: int) -> list[int]:
-    """The ids below `vocabulary` that stand for no word: a model's table can be longer than its tokenizer's."""
+    """The ids below `vocabulary` that stand for no word: a model's table can be longer than its
+    tokenizer's."""
     return sorted(set(range(vocabulary)) - set(tokenizer.get_vocab().values()))
 
 
@@ -421,14 +431,16 @@ class CriticSet:
             same_words = critic.settings.tokenizer == tokenizer_hash
             if not same_words or critic.settings.backbone["model_type"] != "t5":
                 raise UserError(
-                    f"the {kind} critic was trained with another tokenizer or encoder than the generator's; it can "
+                    f"the {kind} critic was trained with another tokenizer or encoder than the "
+                    "generator's; it can "
                     "label and judge, but not serve as a loss: train one on the generator's family, or set "
                     "--empathy-loss-w 0 --sentiment-loss-w 0"
                 )
             rows = len(critic.embeddings)
             if vocabulary is not None and rows != vocabulary:
                 raise UserError(
-                    f"the {kind} critic has {rows:,} word embeddings, the generator {vocabulary:,}: one words, but one "
+                    f"the {kind} critic has {rows:,} word embeddings, the generator {vocabulary:,}: one "
+                    "words, but one "
                     "of the two models is padded; train both from models of one vocabulary size"
                 )
 
@@ -456,7 +468,8 @@ class CriticSet:
 def close_replies(
     soft: Tensor, reply_mask: Tensor, labels: Tensor, most: int, end: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Soft replies (B, T, V) as a critic of `reply_len` = `most` reads them: at most so many tokens, then </s>.
+    """Soft replies (B, T, V) as a critic of `reply_len` = `most` reads them: at most so many tokens, then
+    </s>.
 
     Returns (B, T', V) and its mask (B, T'). Where a reply ends within that, its end stays what the model says
     of it; one that was cut in training, or goes on beyond `most`, gets the `end` token itself.

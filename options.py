@@ -220,7 +220,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", "bf16", "fp32"],
         default="auto",
-        help="bf16 is autocast over fp32 weights; auto: bf16 on a GPU that has it, else fp32 (fp16 overflows in T5)",
+        help="bf16 is autocast over fp32 weights; auto: bf16 on a GPU that has it, else fp32 (fp16 "
+        "overflows in T5)",
     )
 
 
@@ -262,9 +263,16 @@ def refuse_existing(paths: list[Path], overwrite: bool, elsewhere: str = "anothe
 
 #: what a place answers where nothing can be written or read; anything else is a fault of this code
 PLACE_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ENAMETOOLONG,
-}  # fmt: skip
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 def missing_package(error: ModuleNotFoundError) -> str:

@@ -1,4 +1,5 @@
-"""People's own files: the rows of a csv, a jsonl or a plain text file, read with all their columns and written back.
+"""People's own files: the rows of a csv, a jsonl or a plain text file, read with all their columns and
+written back.
 
 Nothing heavy is imported. The corpora's files have readers of their own, in dataloaders.
 """

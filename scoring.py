@@ -1,4 +1,5 @@
-"""People's own texts, scored by the critics: what is asked, the columns that come of it, the file or the table."""
+"""People's own texts, scored by the critics: what is asked, the columns that come of it, the file or the
+table."""
 
 import shutil
 from collections.abc import Sequence
@@ -66,7 +67,8 @@ def values_of(score: Score) -> list[Any]:
 def score(
     judges: Judges, asked: Asked, *, output: Path | None, prefix: str, batch_size: int, overwrite: bool
 ) -> list[dict[str, Any]] | None:
-    """The rows with the critics' columns, written to `output`, or shown; None where they were there already."""
+    """The rows with the critics' columns, written to `output`, or shown; None where they were there
+    already."""
     added = {k: columns_of(k, j.critic.settings.outputs, prefix) for k, j in judges.items()}
     refuse_same_names(
         asked.records.columns, [c for names in added.values() for c in names], "choose another --prefix"

@@ -1,4 +1,5 @@
-"""Exemplars for people's own texts, out of people's own replies: the pool, the questions, what is written or shown."""
+"""Exemplars for people's own texts, out of people's own replies: the pool, the questions, what is written or
+shown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ __all__ = ["Session", "find_retriever", "read_questions", "search"]
 def find_retriever(
     paths: Paths, run: str | None, session: Session, encoder: str | None = None, pooling: str = "cls"
 ) -> Retriever:
-    """The retriever of `run`, of the workdir, or pretrained encoders. Raises `UserError` where there is none."""
+    """The retriever of `run`, of the workdir, or pretrained encoders. Raises `UserError` where there is
+    none."""
     if encoder:
         return Retriever.from_pretrained(None, session, encoder=encoder, pooling=pooling)
     folder = Path(run) if run else paths.saved / "dpr" / "empd"

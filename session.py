@@ -193,7 +193,9 @@ def memory_advice(where: str, args):
         if factor:
             bound = f" --batch-tokens {tokens // factor}" if tokens else ""
             other = "" if tokens else ", or a new run with --batch-size auto"
-            advice = f"--batch-size {size // factor} --accumulate {count * factor}{bound}, as many examples an update{other}"
+            advice = f"--batch-size {size // factor} --accumulate {count * factor}{bound}, "
+            advice += f"as many examples an update{other}"
         raise UserError(
-            f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} ({str(error).splitlines()[0][:120]})"
+            f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} "
+            f"({str(error).splitlines()[0][:120]})"
         ) from error

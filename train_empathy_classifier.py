@@ -6,7 +6,7 @@
 
 The paper's GloVe critic, which stays at chance:
 
-  python train_empathy_classifier.py --epochs 15 --model "glove-t5" --lr 2e-5 --dim exp --pooling first --layers 6
+  python train_empathy_classifier.py --model glove-t5 --lr 2e-5 --dim exp --pooling first --layers 6
 
 Loss: cross-entropy. Kept: the epoch with the best macro-F1 on the validation side. Reported beside it: the
 majority class, and TF-IDF + logistic regression on the response.

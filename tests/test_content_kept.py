@@ -1,7 +1,7 @@
 """What each training keeps: the best of its logged evaluations on valid, which the saved model gives again.
 
-Learning rates are far too high and dropout is strong, so that evaluations go up and down, the last one is not the
-best, and a model that is not in eval mode gives other figures.
+Learning rates are far too high and dropout is strong, so that evaluations go up and down, the last one is not
+the best, and a model that is not in eval mode gives other figures.
 """
 
 import json
@@ -44,7 +44,8 @@ def ids_of(tokenizer, text: str) -> list[int]:
 
 @torch.no_grad()
 def critic_output(critic, tokenizer, context: list[str], reply: str, context_len: int) -> list[float]:
-    """The critic's outputs for one `context </s> reply </s>`, the latest of the context and 64 of the reply."""
+    """The critic's outputs for one `context </s> reply </s>`, the latest of the context and 64 of the
+    reply."""
     before = [i for turn in context for i in ids_of(tokenizer, turn)]
     before = before[max(0, len(before) - context_len) :]
     start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]

@@ -81,7 +81,8 @@ def test_a_clip_below_the_norm_shortens_the_gradient_and_changes_the_weights(tmp
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_precision_that_is_asked_for_is_in_force(workdir, precision):
-    """In updates, in the evaluation and in writing replies every linear layer computes in it; weights are kept in fp32."""
+    """In updates, in the evaluation and in writing replies every linear layer computes in it; weights are
+    kept in fp32."""
     seen: dict[str, set] = {"update": set(), "evaluation": set(), "replies": set()}
     stage = "evaluation"
 

@@ -1,4 +1,5 @@
-"""What the retriever's two commands compute, against the formula, with encoders that differ and texts that are cut."""
+"""What the retriever's two commands compute, against the formula, with encoders that differ and texts that
+are cut."""
 
 import json
 import math

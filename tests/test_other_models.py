@@ -1,4 +1,5 @@
-"""Models and data that are not the default: other encoders as critics, padded vocabularies, what cannot be learnt."""
+"""Models and data that are not the default: other encoders as critics, padded vocabularies, what cannot be
+learnt."""
 
 import json
 import math
@@ -130,7 +131,7 @@ def refusal(main, flags) -> str:
     return str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------- encoders
+# --------------------------------------------------------------------------------------------------- encoders
 
 
 @pytest.mark.parametrize("pooling", ["first", "reply"])
@@ -138,9 +139,16 @@ def refusal(main, flags) -> str:
 def test_an_encoder_of_any_of_these_types_is_saved_and_scores_as_before(tmp_path, words, kind, pooling):
     encoder = load_encoder(save_model(tmp_path / "model", kind, words))
     settings = {
-        "kind": "emo", "outputs": 3, "pooling": pooling, "context_len": 12, "reply_len": 12, "head_dropout": 0.1,
-        "word_dropout": 0.0, "backbone": encoder.config.to_dict(), "tokenizer": "words",
-    }  # fmt: skip
+        "kind": "emo",
+        "outputs": 3,
+        "pooling": pooling,
+        "context_len": 12,
+        "reply_len": 12,
+        "head_dropout": 0.1,
+        "word_dropout": 0.0,
+        "backbone": encoder.config.to_dict(),
+        "tokenizer": "words",
+    }
     critic = Critic(settings, encoder).eval()
     critic.save_pretrained(tmp_path / "critic")
     loaded = Critic.from_pretrained(tmp_path / "critic")
@@ -215,11 +223,18 @@ def test_other_encoders_are_trained_and_label_as_they_score_by_word_ids(workdir,
 def test_what_is_no_encoder_for_critics_is_refused_in_words(workdir, tmp_path, words, model):
     folder = tmp_path / model
     sizes = {
-        "bart": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-                 "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+        "bart": {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+        },
         "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
         "fnet": {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32},
-    }[model]  # fmt: skip
+    }[model]
     config = AutoConfig.for_model(
         model, vocab_size=WORDS, pad_token_id=1, bos_token_id=0, eos_token_id=2, **sizes
     )
@@ -253,14 +268,23 @@ def test_the_encoder_half_of_a_t5_is_a_critic_and_no_generator(tmp_path, words, 
         generators.load_t5(str(tmp_path), False, 0.1, Paths(prepared))
 
 
-# --------------------------------------------------------------------------------------------------- positions
+# -------------------------------------------------------------------------------------------------- positions
 
 
 @pytest.mark.parametrize(
     ("kind", "most"),
-    [("bert", 40), ("roberta", 38), ("xlm-roberta", 38), ("mpnet", 38), ("albert", 40), ("distilbert", 40),
-     ("modernbert", 40), ("deberta-v2", None), ("mt5", None)],
-)  # fmt: skip
+    [
+        ("bert", 40),
+        ("roberta", 38),
+        ("xlm-roberta", 38),
+        ("mpnet", 38),
+        ("albert", 40),
+        ("distilbert", 40),
+        ("modernbert", 40),
+        ("deberta-v2", None),
+        ("mt5", None),
+    ],
+)
 def test_an_encoder_reads_as_many_tokens_as_it_says(tmp_path, words, kind, most):
     """RoBERTa and its relatives count from behind the padding's position, 1."""
     encoder = load_encoder(save_model(tmp_path, kind, words))
@@ -312,7 +336,7 @@ def test_a_retriever_asked_to_read_more_than_its_encoder_can_is_refused(prepared
     assert f"{flag} 17" in refusal(dpr_exemplar_retriever.main, flags)
 
 
-# ------------------------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------------------------------------------------ words
 
 
 @pytest.mark.parametrize("missing", ["padding", "end or separator"])
@@ -339,9 +363,16 @@ def t5_of(vocabulary: int) -> T5ForConditionalGeneration:
 
 def t5_critic(vocabulary: int, words: str) -> Critic:
     settings = {
-        "kind": "emo", "outputs": 3, "pooling": "first", "context_len": 12, "reply_len": 12, "head_dropout": 0.1,
-        "word_dropout": 0.0, "tokenizer": words, "backbone": t5_of(vocabulary).config.to_dict(),
-    }  # fmt: skip
+        "kind": "emo",
+        "outputs": 3,
+        "pooling": "first",
+        "context_len": 12,
+        "reply_len": 12,
+        "head_dropout": 0.1,
+        "word_dropout": 0.0,
+        "tokenizer": words,
+        "backbone": t5_of(vocabulary).config.to_dict(),
+    }
     return Critic(settings)
 
 
@@ -420,7 +451,7 @@ def test_scores_that_are_no_numbers_never_become_labels(words, session):
         critics.critic_scores(critic, data, session, "valid")
 
 
-# -------------------------------------------------------------------------- what has nothing to be learnt from
+# ------------------------------------------------------------------------- what has nothing to be learnt from
 
 
 def entry(question: str, positive: str | None, *negatives: str) -> dict:
@@ -523,7 +554,7 @@ def test_entries_without_a_positive_are_left_out_aloud_where_asked_to(workdir, c
         read_entries(file, drop_without_positive=True)
 
 
-# --------------------------------------------------------------------------- said by the stage that makes them
+# -------------------------------------------------------------------------- said by the stage that makes them
 
 
 @pytest.mark.parametrize(

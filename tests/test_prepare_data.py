@@ -478,7 +478,7 @@ def test_a_wrong_glove_file_is_refused_before_anything_is_scored_or_set_aside(
         prepare(corpus, tmp_path, "--split", "grouped", "--glove", str(tmp_path / "v.txt"))
 
 
-# ------------------------------------------------------------------------------------------------------------ download
+# --------------------------------------------------------------------------------------------------- download
 
 CONTENT = bytes(range(256)) * 40
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
@@ -585,7 +585,7 @@ def test_an_unreachable_server_is_an_error_with_the_way_out(tmp_path, serve):
     assert (tmp_path / "file.part").read_bytes() == b"begun"
 
 
-# ------------------------------------------------------------------------------------- downloads without a checksum
+# ------------------------------------------------------------------------------- downloads without a checksum
 
 
 def zipped(**members):

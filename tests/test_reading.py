@@ -1,4 +1,5 @@
-"""Text is read whole or refused: files as pandas, Excel and Windows write them, beside the official formats."""
+"""Text is read whole or refused: files as pandas, Excel and Windows write them, beside the official
+formats."""
 
 import csv
 import json
@@ -39,7 +40,7 @@ def refusal(path, read=dataloaders.read_dialogues):
     return str(error.value)
 
 
-# ------------------------------------------------------------------------------------------- dialogues with quoting
+# ------------------------------------------------------------------------------------- dialogues with quoting
 
 QUOTINGS = [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]
 
@@ -140,7 +141,7 @@ def test_a_surplus_cell_in_a_quoted_file_is_refused(tmp_path, reader):
         getattr(dataloaders, read)(tmp_path / "f.csv", *more)
 
 
-# --------------------------------------------------------------------------------------- other encodings, separators
+# -------------------------------------------------------------------------------- other encodings, separators
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
@@ -198,7 +199,7 @@ def test_a_byte_order_mark_is_fine_in_json(tmp_path):
     assert read_entries(path) == entries
 
 
-# ------------------------------------------------------------------------------------------------------- speakers
+# --------------------------------------------------------------------------------------------------- speakers
 
 
 @pytest.mark.parametrize("speakers", ["0 1 1", "7 7", "a b a a", "0 1.0 1.0"])
@@ -224,7 +225,7 @@ def test_the_numbers_of_pandas_count_as_numbers(tmp_path):
     assert dataloaders.read_dialogues(path)["utterance_idx"].tolist() == [1, 2]
 
 
-# ----------------------------------------------------------------------------------------------------- predictions
+# ------------------------------------------------------------------------------------------------ predictions
 
 
 def examples(count=6):

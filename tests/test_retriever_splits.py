@@ -1,4 +1,5 @@
-"""Conversations that have one number in two splits: only where they are one conversation are they kept apart."""
+"""Conversations that have one number in two splits: only where they are one conversation are they kept
+apart."""
 
 import json
 

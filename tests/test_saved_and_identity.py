@@ -95,9 +95,17 @@ def test_a_t5_from_scratch_begins_near_a_guess_among_all_words(workdir, tmp_path
 # --------------------------------------------------------------------------------------------------- decoding
 
 OTHERS_WISHES = {
-    "num_beams": 3, "do_sample": True, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_new_tokens": 9,
-    "length_penalty": 9.0, "top_p": 0.01, "temperature": 5.0, "forced_eos_token_id": 7, "bad_words_ids": [[9]],
-}  # fmt: skip
+    "num_beams": 3,
+    "do_sample": True,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 9,
+    "length_penalty": 9.0,
+    "top_p": 0.01,
+    "temperature": 5.0,
+    "forced_eos_token_id": 7,
+    "bad_words_ids": [[9]],
+}
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -85,7 +85,8 @@ def toy_data(count: int = 22, seed: int = 0) -> Data:
 def toy_loop(
     folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Data | None = None, **changes
 ) -> Loop:
-    """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real evaluation; `memory`: the most examples that fit."""
+    """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real
+    evaluation; `memory`: the most examples that fit."""
     flags = DEFAULTS | changes
     options = TrainingOptions(**{f.name: flags[f.name] for f in dataclasses.fields(TrainingOptions)})
     session = Session(flags["device"], flags["precision"], flags["seed"], flags["deterministic"])
@@ -138,7 +139,8 @@ def toy_loop(
 
 
 def keep_the_end() -> None:
-    """A finished run drops its checkpoints; the newest stays in `.end`, for the tests to compare bit for bit."""
+    """A finished run drops its checkpoints; the newest stays in `.end`, for the tests to compare bit for
+    bit."""
     drop = runs.drop_checkpoints
 
     def keep_and_drop(folder: Path) -> None:
