@@ -31,6 +31,7 @@ demo: $(VENV)/.offline
 test: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(PY) -m pytest -q
 
 format: $(VENV)/.installed
@@ -38,4 +39,4 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
