@@ -66,8 +66,7 @@ def newest_generator(paths: Paths) -> Path:
     if not finished:
         raise UserError(
             f"{paths.saved}: no finished generator; make one with: python train_glove_t5.py, try it out on "
-            "the "
-            "sample with: make demo (then --workdir demo), or name a run's folder with --run"
+            "the sample with: make demo (then --workdir demo), or name a run's folder with --run"
         )
     return max(finished, key=lambda f: (f / "result.json").stat().st_mtime)
 

@@ -186,9 +186,8 @@ def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) 
     if most is not None and asked > most:
         raise UserError(
             f"--context-len {options.context_len} and --reply-len {options.reply_len} make, with {special} "
-            "special "
-            f"tokens, {asked} positions, but {options.model} reads only {most}: lower them to at most "
-            f"{max(0, most - special)} together"
+            f"special tokens, {asked} positions, but {options.model} reads only {most}: lower them to at "
+            f"most {max(0, most - special)} together"
         )
 
 
@@ -277,8 +276,7 @@ def report(result: dict, session: Session) -> None:
     if is_useless(result["valid"], result["baselines"]):
         session.say(
             f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by "
-            "noise. Train "
-            "it longer, with another --lr, or from another --model"
+            "noise. Train it longer, with another --lr, or from another --model"
         )
 
 
@@ -431,8 +429,7 @@ def critic_scores(
             if len(bad):  # argmax would make a label of them
                 raise UserError(
                     f"{title}: the {critic.settings.kind} critic's score of row {numbers[bad[0]]} is not "
-                    "finite; its "
-                    "weights are damaged, or --precision fp32 is needed"
+                    "finite; its weights are damaged, or --precision fp32 is needed"
                 )
         return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
 

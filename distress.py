@@ -5,10 +5,8 @@ from collections.abc import Iterable
 
 NOTICE = (
     "This is a research program. It cannot understand you, and it is no help in a crisis. If you are in "
-    "danger or "
-    "think of harming yourself, please turn to a person now: somebody you trust, a doctor, a crisis line, "
-    "or your "
-    "local emergency number."
+    "danger or think of harming yourself, please turn to a person now: somebody you trust, a doctor, a "
+    "crisis line, or your local emergency number."
 )
 
 #: few and plain: a notice too many does little harm, but one for every sad word would not be read any more

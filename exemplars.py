@@ -91,8 +91,7 @@ def require_finite(vectors: np.ndarray, side: str) -> None:
     if len(bad):
         raise UserError(
             f"the vector of {side} {bad[0]} (from 0) is not finite, or too large for an inner product "
-            f"({len(bad):,} "
-            f"of {len(vectors):,} are); the weights of its encoder are damaged"
+            f"({len(bad):,} of {len(vectors):,} are); the weights of its encoder are damaged"
         )
 
 

@@ -177,8 +177,7 @@ def critic_targets(
         if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
             raise UserError(
                 f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} "
-                "labels; label "
-                "with critics of the same --levels, or train this one on them"
+                "labels; label with critics of the same --levels, or train this one on them"
             )
     return {kind: found[kind] for kind in critics.critics}
 
@@ -361,8 +360,7 @@ def write_predictions(
     }
     print(
         f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a "
-        "token, "
-        f"{result['ppl_word']:.2f} a word"
+        f"token, {result['ppl_word']:.2f} a word"
     )
     return result
 

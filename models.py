@@ -253,8 +253,7 @@ def try_out(encoder, name: str | Path) -> None:
     if not torch.allclose(alone, among, rtol=1e-3, atol=1e-3):
         raise UserError(
             f"{name}: what a {encoder.config.model_type} model makes of a text depends on the padding "
-            "behind it, so "
-            "that no score would be the text's own; give another encoder"
+            "behind it, so that no score would be the text's own; give another encoder"
         )
 
 
@@ -289,8 +288,7 @@ def require_words(tokenizer, embeddings: Tensor, name: str | Path) -> None:
     if last >= len(embeddings):
         raise UserError(
             f"{name}: its tokenizer's ids reach {last:,}, but the model knows {len(embeddings):,} words; "
-            "they are "
-            "not of one model, or the model was not resized to its tokenizer"
+            "they are not of one model, or the model was not resized to its tokenizer"
         )
 
 
@@ -431,17 +429,16 @@ class CriticSet:
             same_words = critic.settings.tokenizer == tokenizer_hash
             if not same_words or critic.settings.backbone["model_type"] != "t5":
                 raise UserError(
-                    f"the {kind} critic was trained with another tokenizer or encoder than the "
-                    "generator's; it can "
-                    "label and judge, but not serve as a loss: train one on the generator's family, or set "
-                    "--empathy-loss-w 0 --sentiment-loss-w 0"
+                    f"the {kind} critic was trained with another tokenizer or encoder than the generator's; "
+                    "it can label and judge, but not serve as a loss: train one on the generator's family, "
+                    "or set --empathy-loss-w 0 --sentiment-loss-w 0"
                 )
             rows = len(critic.embeddings)
             if vocabulary is not None and rows != vocabulary:
                 raise UserError(
                     f"the {kind} critic has {rows:,} word embeddings, the generator {vocabulary:,}: one "
-                    "words, but one "
-                    "of the two models is padded; train both from models of one vocabulary size"
+                    "words, but one of the two models is padded; train both from models of one vocabulary "
+                    "size"
                 )
 
     @property

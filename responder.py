@@ -351,6 +351,5 @@ def check_turns(turns: Sequence[str]) -> None:
     if len(turns) % 2 == 0:
         raise UserError(
             f"{len(turns)} turns: the last must be the speaker's, and the speaker begins, so their number "
-            "is odd "
-            "(speaker, listener, speaker); leave one out"
+            "is odd (speaker, listener, speaker); leave one out"
         )

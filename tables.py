@@ -44,9 +44,8 @@ COLUMNS = {
 }
 SMALL_MODEL = (
     "Some of these replies were written by a very small model (fewer than two million weights, trained for "
-    "seconds or minutes). They show "
-    "that every part works, not what the method can do: `python reproduce.py --recipe glove` (hours on one "
-    "GPU) or `--recipe t5` makes better ones."
+    "seconds or minutes). They show that every part works, not what the method can do: `python "
+    "reproduce.py --recipe glove` (hours on one GPU) or `--recipe t5` makes better ones."
 )
 
 

@@ -4,9 +4,8 @@
   python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
 
-The paper's GloVe critic, which stays at chance:
-
-  python train_empathy_classifier.py --model glove-t5 --lr 2e-5 --dim exp --pooling first --layers 6
+The paper's GloVe critic, which stays at chance here: --model glove-t5 --epochs 15 --lr 2e-5 --pooling first
+--layers 6 --context-len 100.
 
 Loss: cross-entropy. Kept: the epoch with the best macro-F1 on the validation side. Reported beside it: the
 majority class, and TF-IDF + logistic regression on the response.

@@ -1,10 +1,9 @@
 """Train the T5 generator: empathetic replies, guided by exemplars and by frozen critics.
 
-  python train_t5.py --epochs 15 --lr 1e-4                                    LEMPEx on T5-small
-  python train_t5.py --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0        plain T5: the paper's
-  T5-PT python train_t5.py --model t5-tiny --epochs 1 --workdir demo                offline, random weights
-  python train_t5.py --inference saved/t5/lempex --beams 8 --overwrite        only write a run's predictions
-  again
+  python train_t5.py --epochs 15 --lr 1e-4                                  LEMPEx on T5-small
+  python train_t5.py --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0     plain: the paper's T5-PT
+  python train_t5.py --model t5-tiny --epochs 1 --workdir demo              offline, random weights
+  python train_t5.py --inference saved/t5/lempex --beams 8 --overwrite      write predictions again
 
     loss = main_w * nll + empathy_w * (emo + exp + int) + sentiment_w * sentiment        (paper, eq. 14)
 

@@ -261,8 +261,7 @@ class Loop:
         if problems := runs.faults(self._best()):
             raise UserError(
                 f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the "
-                "run would "
-                "end without it; --overwrite begins anew, another --name leaves this as it is"
+                "run would end without it; --overwrite begins anew, another --name leaves this as it is"
             )
 
     def _load_weights(self, checkpoint: Path) -> None:
@@ -333,11 +332,9 @@ class Loop:
         trainable, frozen = count_parameters(self.model)
         session.say(
             f"run: {self.run.folder} | device: {session.device} x{session.world}, {session.precision} | "
-            f"parameters: {trainable:,} trainable, {frozen:,} frozen\n"
-            f"data: {len(self.data):,} examples | {options.batch_size} x {options.accumulate} "
-            "micro-batches x "
-            f"{session.world} processes a step | {self.total_steps:,} steps in at most {options.epochs} "
-            "epochs"
+            f"parameters: {trainable:,} trainable, {frozen:,} frozen\ndata: {len(self.data):,} examples | "
+            f"{options.batch_size} x {options.accumulate} micro-batches x {session.world} processes a step "
+            f"| {self.total_steps:,} steps in at most {options.epochs} epochs"
         )
 
     def _epochs(self) -> None:
@@ -471,8 +468,7 @@ class Loop:
         if state.best is None:
             raise UserError(
                 f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so "
-                "there is "
-                "no best model; try a lower --lr, or --precision fp32"
+                "there is no best model; try a lower --lr, or --precision fp32"
             )
         self._check_best()
         self._load_weights(self._best())

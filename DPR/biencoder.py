@@ -179,8 +179,7 @@ def embed(
                 side = "question" if keep_latest else "passage"
                 raise UserError(
                     f"{title}: the {side} encoder's vector of text {texts.index(distinct[i])} (from 0) is "
-                    "not finite: "
-                    "its weights are damaged, or --precision fp32 is needed"
+                    "not finite: its weights are damaged, or --precision fp32 is needed"
                 )
         return {"numbers": np.array([n for n, _ in gathered]), "vectors": np.stack([v for _, v in gathered])}
 

@@ -110,8 +110,8 @@ def main(argv=None):
             continue
         storage.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n", origin)
         print(
-            f"{target}: {len(entries):,} questions, "
-            f"{sum(bool(e['hard_negative_ctxs']) for e in entries):,} with a hard negative"
+            f"{target}: {len(entries):,} questions, {sum(bool(e['hard_negative_ctxs']) for e in entries):,} "
+            "with a hard negative"
         )
 
 

@@ -72,16 +72,14 @@ def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
         if not well_formed(entry):
             raise UserError(
                 f"{path}, entry {n}: needs question, and positive_ctxs, hard_negative_ctxs, negative_ctxs "
-                "with a "
-                "text each"
+                "with a text each"
             )
         if entry.get("positive_ctxs"):
             kept.append(entry)
         elif not drop_without_positive:
             raise UserError(
                 f"{path}, entry {n}: has no positive passage (positive_ctxs); --drop-without-positive "
-                "leaves such "
-                "entries out"
+                "leaves such entries out"
             )
     if not kept:
         raise UserError(f"{path}: none of its {len(entries):,} entries has a positive passage")
@@ -223,18 +221,15 @@ def require_rivals(entries: list[dict], options: RetrieverOptions, loop: Loop, f
     if len(alone) == len(entries):
         raise UserError(
             f"{file}: nothing to tell the positives from: no other passage stands in any forward pass, and "
-            "every loss "
-            f"would be 0. Give a --batch-size above {size}, or negatives (hard_negative_ctxs, negative_ctxs)"
+            f"every loss would be 0. Give a --batch-size above {size}, or negatives (hard_negative_ctxs, "
+            "negative_ctxs)"
         )
     if alone:
         loop.session.say(
-            f"WARNING: {len(alone):,} of {len(entries):,} questions (the first is entry {min(alone)}) "
-            "stand in a "
-            "forward pass without any passage but their own positive in the first epoch: nothing to tell "
-            "it from, "
-            f"so that they teach nothing. They have no negatives; --batch-size {size} leaves them alone, "
-            "or alone "
-            "at an epoch's end"
+            f"WARNING: {len(alone):,} of {len(entries):,} questions (the first is entry {min(alone)}) stand "
+            "in a forward pass without any passage but their own positive in the first epoch: nothing to "
+            f"tell it from, so that they teach nothing. They have no negatives; --batch-size {size} leaves "
+            "them alone, or alone at an epoch's end"
         )
 
 
@@ -331,9 +326,9 @@ def train(
     middle = (len(held.passages) - 1) / 2  # where constant vectors rank
     if not result["after"]["average_rank"] < middle:
         session.say(
-            f"WARNING: the positive's average rank is no better than chance ({middle:.1f}): exemplars "
-            "found with this "
-            "retriever are drawn blindly. Train it longer, with another --lr, or from another --encoder"
+            f"WARNING: the positive's average rank is no better than chance ({middle:.1f}): exemplars found "
+            "with this retriever are drawn blindly. Train it longer, with another --lr, or from another "
+            "--encoder"
         )
     loop.finish(result)
     return result
