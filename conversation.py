@@ -1,6 +1,7 @@
 """respond.py's work: everything found that a reply needs, dialogues from a file, a conversation in the
 terminal."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -60,8 +61,13 @@ def say(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------ found
 
 
+#: the generator that comes with the repository (saved/README.md)
+BUNDLED = Path(__file__).resolve().parent / "saved" / "smollm2-empathetic"
+
+
 def newest_generator(paths: Paths) -> Path:
-    """The generator that was finished last in the workdir."""
+    """The generator that was finished last in the workdir; where there is none, the one that came with the
+    repository."""
     finished = [f.parent for f in paths.saved.glob("*/*/result.json") if model_in(f.parent) in WRITERS]
     if not finished:
         raise UserError(
@@ -74,8 +80,14 @@ def newest_generator(paths: Paths) -> Path:
 def open_responder(
     options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session
 ) -> Responder:
-    """The generator with whatever critics, retriever and pool can be found; says what, and what is
-    missing."""
+    """The generator with what critics, retriever and pool can be found; says what, and what is missing."""
+    with contextlib.redirect_stdout(sys.stderr):  # the notes of loading are no replies
+        return _open_responder(options, given, paths, session)
+
+
+def _open_responder(
+    options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session
+) -> Responder:
     folder = Path(options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths)
     families = list(dict.fromkeys([writer.family, "t5", "glove-t5"]))

@@ -1,0 +1,541 @@
+"""What people do with trained models: score.py, retrieve.py, respond.py, and the objects beneath them."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_causal_models import CHATML, make_tokenizer, save_llama
+
+import conversation
+import distress
+import respond
+import retrieve
+import score
+import train_glove_t5
+from causal_models import CausalGenerator, example_nll, token_nll
+from chats import causal_data
+from commands import pick
+from critics import Score, Scorer
+from dataloaders import Example, generator_data, listener_turns
+from DPR.retriever import Retriever
+from models import Generator, load_tokenizer
+from models import token_nll as seq2seq_nll
+from options import Paths, UserError
+from responder import CausalWriter, Responder, Weights, mean_log_probability
+from session import Session
+
+REPLIES = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
+DIALOGUE = ("My dog ran away last night.", "Oh no!", "We looked for him at the lake.")
+
+
+@pytest.fixture(scope="module")
+def home(trained, tmp_path_factory) -> Path:
+    """A workdir with critics, a retriever and one short GloVe generator that reads exemplars. Read-only."""
+    folder = tmp_path_factory.mktemp("home") / "work"
+    shutil.copytree(trained, folder)
+    lengths = (
+        "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-steps 2 --batch-size 4 --no-predict --size tiny"
+    )
+    weights = "--empathy-loss-w 0 --sentiment-loss-w 0 --device cpu"
+    train_glove_t5.main(["--workdir", str(folder), *lengths.split(), *weights.split()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def responder(home) -> Responder:
+    paths = Paths(home)
+    return Responder.from_pretrained(
+        paths.saved / "glove-t5" / "exemplars",
+        {kind: paths.critic(kind, "glove-t5") for kind in ("emo", "exp", "sentiment")},
+        paths.saved / "dpr" / "empd",
+        REPLIES,
+        Session("cpu"),
+        workdir=home,
+    )
+
+
+def run(script, home: Path, *words: str):
+    return script.main(["--workdir", str(home), "--device", "cpu", *words])
+
+
+# ------------------------------------------------------------------------------------------------------ score
+
+
+def test_a_score_does_not_depend_on_the_texts_beside_it_and_depends_on_the_context(home):
+    for kind in ("emo", "sentiment"):
+        scorer = Scorer.from_pretrained(Paths(home).critic(kind, "t5"), Session("cpu"))
+        together = scorer.score(REPLIES, [DIALOGUE] * 3, batch_size=2)
+        for text, found in zip(REPLIES, together, strict=True):
+            (alone,) = scorer.score([text], [DIALOGUE])
+            assert found.value == pytest.approx(alone.value, abs=1e-5)
+            assert scorer.score([text])[0].value != pytest.approx(alone.value, abs=1e-7)
+        assert scorer.score([]) == []
+
+
+def test_a_level_comes_with_its_probabilities_and_what_it_means(home):
+    scorer = Scorer.from_pretrained(Paths(home).critic("exp", "glove-t5"), Session("cpu"))
+    assert scorer.said([0.3, 0.7]) == Score(0.7, 1, (0.3, 0.7), "asks about what was told")
+    assert scorer.said([0.2, 0.1, 0.7]).meaning == "asks about something in particular"
+    assert scorer.said([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
+    sentiment = Scorer.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
+    assert [sentiment.said([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
+
+
+def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text('id,post,response\n07,"My, dog",I am so sorry.\n08,,\n09,x,"He said ""no"""\n')
+    words = ["--family", "glove-t5", "--input", str(source), "--context", "post", "--output", str(output)]
+    run(score, home, *words)
+    with open(output, newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [r["id"] for r in rows] == ["07", "08", "09"] and rows[2]["response"] == 'He said "no"'
+    assert float(rows[0]["critic_emo_p0"]) + float(rows[0]["critic_emo_p1"]) == pytest.approx(1, abs=2e-4)
+    assert rows[1]["critic_emo"] == rows[1]["critic_sentiment"] == ""
+    scorer = Scorer.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
+    (expected,) = scorer.score(["I am so sorry."], [("My, dog",)])
+    assert float(rows[0]["critic_emo_expected"]) == pytest.approx(expected.value, abs=1e-4)
+    assert "1 replies are empty (the first in line 3)" in capsys.readouterr().out
+
+    run(score, home, *words)
+    assert "kept" in capsys.readouterr().out
+    source.write_text(source.read_text() + "10,y,Hello\n")
+    with pytest.raises(UserError, match="another input; add --overwrite"):
+        run(score, home, *words)
+    with pytest.raises(UserError, match="a column critic_emo already; choose another --prefix"):
+        run(score, home, "--input", str(output), "--column", "response", "--family", "glove-t5")
+
+
+def test_an_interrupted_scoring_goes_on_where_it_stopped(home, tmp_path, monkeypatch):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"n": n, "reply": f"{REPLIES[n % 3]} {n}"} for n in range(40)]
+    source.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ["--family", "glove-t5", "--input", str(source), "--output", str(output), "--batch-size", "2"]
+    real, asked = Scorer.score, []
+
+    def stops(self, *args, **kwargs):
+        if self.kind == "int":
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Scorer, "score", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(score, home, *words)
+    monkeypatch.setattr(Scorer, "score", real)
+    forward = torch.nn.Module.__call__
+    import models
+
+    def counted(self, *args, **kwargs):
+        if isinstance(self, models.Critic):
+            asked.append(self.settings.kind)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    run(score, home, *words)
+    assert set(asked) == {"int", "sentiment"}
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["n"] for r in found] == list(range(40)) and all(r["critic_int"] in (0, 1) for r in found)
+    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.jsonl.origin.json"}
+
+
+def test_unknown_words_and_useless_critics_are_said(home, tmp_path, capsys):
+    work = tmp_path / "work"
+    shutil.copytree(home / "saved" / "empathy", work / "saved" / "empathy")
+    file = Paths(work).critic("emo", "glove-t5") / "result.json"
+    result = json.loads(file.read_text())
+    result["valid"] = result["baselines"]["majority"]
+    file.write_text(json.dumps(result))
+    run(score, work, "--family", "glove-t5", "Qwxz fghj I am sorry")
+    shown = capsys.readouterr().out
+    assert "40% of these words are unknown to emo, exp, int" in shown
+    assert "no better than guessing" in shown and "no sentiment critic" in shown
+
+
+def test_a_broken_input_is_named_with_its_line(home, tmp_path):
+    for name, content, named in (
+        ("a.csv", "id,reply\n1,x\n2\n", r"a.csv, line 3: 1 columns, expected 2"),
+        ("b.jsonl", '{"reply": "x"}\n{bad\n', r"b.jsonl, line 2: not readable as JSON"),
+        ("c.csv", "id,words\n1,x\n", r"no column reply, .*; name one of id, words with --column"),
+        ("d.jsonl", '{"reply": 3}\n', r"d.jsonl, line 1: reply is '3', expected a text"),
+        ("e.txt", "\n\n", r"e.txt: holds no rows"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=named):
+            run(score, home, "--family", "glove-t5", "--input", str(tmp_path / name))
+    with pytest.raises(UserError, match="--emo .*exemplars: holds no critic"):
+        run(score, home, "--emo", str(Paths(home).saved / "glove-t5" / "exemplars"), "Hello")
+    with pytest.raises(UserError, match="holds a critic of exp; give it with --exp"):
+        run(score, home, "--emo", str(Paths(home).critic("exp", "t5")), "Hello")
+
+
+# --------------------------------------------------------------------------------------------------- retrieve
+
+
+def test_search_is_the_inner_product_of_the_encoders_with_equal_texts_in_the_pools_order(home):
+    retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
+    texts = [e.response for e in listener_turns(Paths(home).dialogues("train"))]
+    pool = [*texts, *texts[:5]]
+    asked = ["My dog died.", "I got the job!"]
+    vectors = [
+        retriever.encoders.embed(side, t, retriever.session, "")
+        for side, t in (("question", asked), ("context", pool))
+    ]
+    for hits, query in zip(retriever.search(asked, pool, len(pool)), vectors[0], strict=True):
+        assert [h.text for h in hits] == [pool[h.place] for h in hits]
+        exact = vectors[1].astype(np.float64) @ query
+        assert [h.score for h in hits] == pytest.approx(sorted(exact, reverse=True), rel=1e-6)
+        places = [h.place for h in hits]
+        assert all(places.index(n) < places.index(len(texts) + n) for n in range(5))
+    own = retriever.search(asked[:1], ["a", "b"], 2, owners=["1"])
+    assert len(own[0]) == 2  # a pool without conversations hides nothing
+
+
+def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
+    home, tmp_path, monkeypatch, capsys
+):
+    pool = tmp_path / "replies.txt"
+    pool.write_text("I am so sorry.\n\nWhat happened?\nWell done!\n")
+    output = tmp_path / "found.jsonl"
+    run(retrieve, home, "--pool", str(pool), "--top-k", "2", "--output", str(output), "My dog died.")
+    (row,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert row["text"] == "My dog died." and [e["rank"] for e in row["exemplars"]] == [1, 2]
+    lines = pool.read_text().split("\n")
+    assert all(lines[e["line"] - 1] == e["exemplar"] for e in row["exemplars"])
+
+    embed, sides = Retriever.pool.__globals__["Encoders"].embed, []
+    spy = lambda self, side, *args, **kw: (sides.append(side), embed(self, side, *args, **kw))[1]  # noqa: E731
+    monkeypatch.setattr("DPR.retriever.Encoders.embed", spy)
+    run(retrieve, home, "--pool", str(pool), "Hello")
+    assert sides == ["question"]
+    pool.write_text(pool.read_text() + "Tell me more.\n")
+    run(retrieve, home, "--pool", str(pool), "--top-k", "4", "Hello")
+    assert sides == ["question", "context", "question"]
+    shown = capsys.readouterr().out
+    assert "it is made again" in shown and shown.count("Tell me more.  (line 5)") == 1
+
+    (tmp_path / "replies.txt.index.npz.origin.json").unlink()
+    with pytest.raises(UserError, match="no index of this program; move it"):
+        run(retrieve, home, "--pool", str(pool), "Hello")
+
+
+def test_a_small_pool_needs_no_faiss(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    (tmp_path / "p.csv").write_text("emotion,reply\nsad,Oh no.\njoyful,Well done!\nsad,\nsad,I am sorry.\n")
+    found = run(retrieve, home, "--pool", str(tmp_path / "p.csv"), "--emotion", "sad", "My dog died.")
+    assert {h.text for h in found[0]} == {"Oh no.", "I am sorry."}
+    with pytest.raises(UserError, match="--emotion happy: not known; the known ones are joyful, sad"):
+        run(retrieve, home, "--pool", str(tmp_path / "p.csv"), "--emotion", "happy", "My dog died.")
+
+
+# ---------------------------------------------------------------------------------------------------- respond
+
+
+def test_a_candidates_log_probability_is_the_models_own_of_that_reply(home, monkeypatch):
+    """By teacher forcing of the tokens that were drawn."""
+    folder = Paths(home).saved / "glove-t5" / "exemplars"
+    responder = Responder.from_pretrained(folder, session=Session("cpu"), workdir=home)
+    drawn, real = [], Generator.generate
+    monkeypatch.setattr(
+        Generator, "generate", lambda *args, **kw: (drawn.append(real(*args, **kw)), drawn[-1])[1]
+    )
+    answer = responder.reply(DIALOGUE, n_candidates=6, seed=0)
+    tokenizer, model = load_tokenizer(folder), Generator.from_pretrained(folder)
+    expected = {}
+    for row in drawn[0].sequences[:, 1:].tolist():
+        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+        example = Example("a", 4, "", DIALOGUE, "")
+        batch = generator_data([example], tokenizer, src_len=40, tgt_len=None).collate([0])
+        batch["labels"] = torch.tensor([row[:end]])
+        with torch.no_grad():
+            nll = seq2seq_nll(model(batch), batch["labels"])
+        text = " ".join(tokenizer.decode(row[:end], skip_special_tokens=True).split())
+        expected[text] = -float(nll.mean())
+    assert {c.text: c.log_probability for c in answer.candidates} == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_stands_after_the_end_of_a_reply_does_not_count():
+    each = torch.tensor([[-1.0, -3.0, -50.0, -50.0], [-1.0, -2.0, -3.0, -4.0], [-6.0, -50.0, -50.0, -50.0]])
+    ended = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    assert mean_log_probability(each, ended) == [-2.0, -2.5, -6.0]
+
+
+def test_a_seed_gives_the_same_reply_whatever_was_drawn_before(responder):
+    first = responder.reply(DIALOGUE, seed=5)
+    torch.rand(7)
+    state = torch.get_rng_state()
+    again = responder.reply(DIALOGUE, seed=5)
+    assert again == first and torch.equal(torch.get_rng_state(), state)
+    free = responder.reply(DIALOGUE)
+    assert responder.reply(DIALOGUE, seed=free.seed) == free
+    assert len({responder.reply(DIALOGUE, seed=n).reply for n in range(4)}) > 1
+
+
+def test_the_reply_is_the_likeliest_candidate_or_the_nearest_to_the_target(responder):
+    plain = responder.reply(DIALOGUE, n_candidates=12, seed=1)
+    assert plain.reply == max(plain.candidates, key=lambda c: c.log_probability).text
+    assert len(plain.candidates) == 12 and plain.scores.keys() == {"emo", "exp", "sentiment"}
+    for level in (0, 1):
+        aimed = responder.reply(DIALOGUE, n_candidates=12, seed=1, target={"emo": level})
+        assert {c.text for c in aimed.candidates} == {c.text for c in plain.candidates}
+        for c in aimed.candidates:
+            assert c.total == pytest.approx(c.log_probability - 5 * abs(c.scores["emo"].value - level))
+        totals = [c.total for c in aimed.candidates]
+        assert totals == sorted(totals, reverse=True)
+    mood = responder.reply(DIALOGUE, n_candidates=12, seed=1, target={"sentiment": 1}).candidates[0]
+    assert mood.total == pytest.approx(mood.log_probability - 5 * (1 - mood.scores["sentiment"].value) / 2)
+
+
+def test_weights_of_the_choice_count(responder):
+    only_target = Responder(
+        responder.writer, responder.critics, None, None, responder.session, Weights(likelihood=0)
+    )
+    found = only_target.reply(DIALOGUE, n_candidates=12, seed=1, target={"exp": 0})
+    assert found.scores["exp"].value == min(c.scores["exp"].value for c in found.candidates)
+
+
+def test_exemplars_enter_the_generator(responder):
+    found = responder.reply(DIALOGUE, seed=2)
+    assert {h.text for h in found.exemplars} == set(REPLIES)
+    without = Responder(responder.writer, responder.critics, None, None, responder.session)
+    other = without.reply(DIALOGUE, seed=2)
+    assert (
+        other.exemplars == [] and other.candidates[0].log_probability != found.candidates[0].log_probability
+    )
+
+
+def test_what_a_dialogue_loses_is_counted(responder):
+    writer = responder.writer
+    assert writer.settings.src_len == 40
+    assert writer.unread(["hello there"]) == 0
+    assert writer.unread(["a " * 50]) == 1
+    assert writer.unread(["a " * 10, "b " * 18, "c " * 19]) == 1  # 19 + 1 and 18 + 1 fit, no whole turn more
+    assert writer.unread(["a", "b " * 18, "c " * 25]) == 2
+
+
+@pytest.mark.parametrize("turns", [(), ("a", "b"), ("a", " ", "c")])
+def test_turns_that_no_reply_is_written_to_are_refused(responder, turns):
+    with pytest.raises(UserError, match="turns"):
+        responder.reply(turns)
+
+
+def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_path):
+    base = save_llama(tmp_path / "llama", make_tokenizer(CHATML))
+    model = CausalGenerator.start(
+        base, rank=2, cache=tmp_path, exemplars="prepend", src_len=60, exemplar_len=40
+    )
+    model.save_pretrained(tmp_path / "run", half=False)
+    responder = Responder.from_pretrained(
+        tmp_path / "run",
+        {"emo": Paths(home).critic("emo", "t5")},
+        Paths(home).saved / "dpr" / "empd",
+        REPLIES,
+        Session("cpu"),
+        workdir=tmp_path,
+    )
+    assert isinstance(responder.writer, CausalWriter)
+    answer = responder.reply(DIALOGUE, n_candidates=5, seed=3, target={"emo": 1})
+    assert answer == responder.reply(DIALOGUE, n_candidates=5, seed=3, target={"emo": 1})
+    assert len(answer.exemplars) == 3 and answer.scores.keys() == {"emo"}
+
+    writer = responder.writer
+    out = torch.tensor([[writer.model.chat.end_id]])  # the shortest reply there is
+    writer.model.generate = lambda batch, **decoding: out.repeat(2, 1)
+    ((_, found), _) = writer.generate(writer.encode(DIALOGUE, REPLIES), 2, responder.decoding)
+    example = Example("a", 4, "", DIALOGUE, "")
+    gold = causal_data(
+        [example], writer.tokenizer, packed=False, exemplars=[REPLIES], **writer.settings.layout
+    )
+    batch = gold.collate([0])
+    with torch.no_grad():
+        nll = example_nll(token_nll(writer.model(batch), batch["target_ids"]), batch)
+    assert found == pytest.approx(-float(nll[0]), abs=1e-4)
+    assert writer.unread(DIALOGUE) > 0 and writer.unread(["Hi."]) == 0
+
+
+GENERATOR = "saved/glove-t5/exemplars"
+
+
+def test_a_reply_is_shown_with_what_it_came_from(home, capsys):
+    words = [DIALOGUE[0], "--seed", "3", "--emotion", "sad"]
+    answer = run(respond, home, *words)
+    shown, said = capsys.readouterr()
+    assert shown.splitlines()[0] == answer.reply and "best of 8, seed 3" in shown
+    assert f"exemplar {answer.exemplars[0].score:8.3f}  {answer.exemplars[0].text}" in shown
+    assert "exp " in shown and "sentiment " in shown
+    assert said.count("English only") == 1 and distress.NOTICE not in said
+    sad = {e.response for e in listener_turns(Paths(home).dialogues("train")) if e.emotion == "sad"}
+    assert {h.text for h in answer.exemplars} <= sad
+    assert run(respond, home, *words).reply == answer.reply
+
+
+def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_path, capsys):
+    lines = [
+        "My dog ran away.",
+        json.dumps(["Hi.", "Hello."]),
+        json.dumps({"id": "b7", "turns": list(DIALOGUE)}),
+        "{bad",
+        "",
+        json.dumps({"turns": ["I got the job!"]}),
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "out.jsonl"
+    words = ["--file", str(tmp_path / "in.jsonl"), "--output", str(output), "--seed", "1"]
+    with pytest.raises(UserError, match="2 lines had no reply: 2, 4"):
+        run(respond, home, *words)
+    said = capsys.readouterr().err
+    assert "in.jsonl, line 2: 2 turns: the last must be the speaker's" in said
+    assert "in.jsonl, line 4: not readable as JSON" in said
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["id"] for r in rows] == [1, 2, "b7", 4, 6]
+    assert ["error" in r for r in rows] == [False, True, False, True, False]
+    assert run(respond, home, *DIALOGUE, "--seed", "1").reply == rows[2]["reply"]  # as by itself
+    with pytest.raises(UserError, match="already there; add --overwrite"):
+        run(respond, home, *words)
+
+
+def test_standard_input_is_answered_with_json_and_nothing_else(home, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"My dog ran away.\n")))
+    run(respond, home)
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert row["id"] == 1 and row["reply"]
+
+
+def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_path, capsys):
+    work = tmp_path / "work"
+    shutil.copytree(home / "saved" / "glove-t5", work / "saved" / "glove-t5")
+    answer = run(respond, work, "My dog ran away.")
+    said = capsys.readouterr().err
+    assert "no critics, so replies are chosen by likelihood alone" in said
+    assert "no exemplars, which this generator reads: give replies with --pool FILE" in said
+    assert answer.reply and answer.exemplars == [] and answer.scores == {}
+    with pytest.raises(UserError, match="--target emo: there is no emo critic .* give one with --emo RUN"):
+        run(respond, work, "Hello", "--target", "emo=1")
+    with pytest.raises(UserError, match="no finished generator; make one with"):
+        run(respond, home.parent, "Hello")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--emotion happy", "--emotion happy: not known; the known ones are angry, "),
+        ("--target emo=2", "--target emo=2: this critic knows values from 0 to 1"),
+        ("--run saved/empathy/t5-exp", "a critic, not a generator; give it with --exp"),
+        ("--run saved/none", "no such folder; give the folder of a finished run"),
+        (f"--emo {GENERATOR}", "--emo .*holds no critic"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_remedy(home, words, named):
+    words = [str(home / w) if w.startswith("saved/") else w for w in words.split()]
+    with pytest.raises(UserError, match=named) as error:
+        run(respond, home, "Hello", *words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["joy=1", "emo=3", "sentiment=-2", "emo", "emo=x"])
+def test_an_impossible_target_is_refused_at_once(target, capsys):
+    with pytest.raises(SystemExit):
+        respond.parse_args(["Hello", "--target", target])
+    said = capsys.readouterr().err
+    assert f"--target {target}" in said and ("emo, exp, int, sentiment" in said or "must be" in said)
+
+
+def talk(responder: Responder, *lines: str, seed: int | None = None) -> tuple[list[str], list[str]]:
+    """What a conversation of these lines shows, and its turns at the end."""
+    asked = respond.parse_args([] if seed is None else ["--seed", str(seed)])
+    options = pick(conversation.RespondOptions, asked)
+    left, written = list(lines), []
+
+    def read(prompt: str) -> str:
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    spoken = conversation.Conversation(responder, options, read, written.append)
+    spoken.run()
+    return written[1:], spoken.turns
+
+
+def test_a_conversation_goes_on_is_taken_back_and_tried_again(responder):
+    one, turns = talk(responder, "My dog ran away.", "", "At the lake.", seed=4)
+    assert turns[::2] == ["My dog ran away.", "At the lake."] and one[0].startswith(turns[1])
+    assert talk(responder, "My dog ran away.", "At the lake.", seed=4) == (one, turns)
+    _, undone = talk(responder, "My dog ran away.", "At the lake.", "/undo", seed=4)
+    assert undone == turns[:2]
+    _, retried = talk(responder, "My dog ran away.", "At the lake.", "/retry", seed=4)
+    assert retried[:3] == turns[:3] and retried[3] != turns[3]
+    _, fresh = talk(responder, "My dog ran away.", "/reset", "Hello", seed=4)
+    assert fresh[0] == "Hello" and len(fresh) == 2
+    assert talk(responder, "/quit", "Hello")[1] == []
+
+
+def test_a_conversations_mistakes_are_answered_and_it_goes_on(responder):
+    lines = [
+        "/retry",
+        "/undo",
+        "/nonsense",
+        "/target joy=1",
+        "/target int=1",
+        "/target emo=2",
+        "/save",
+        "Hello",
+    ]
+    said, turns = talk(responder, *lines)
+    assert len(turns) == 2
+    for text, named in zip(
+        said,
+        ["nothing to reply to", "nothing to take back", "there are /retry", "no dimension 'joy'", "no int critic",
+         "values from 0 to 1", "name a file"],
+        strict=False,
+    ):  # fmt: skip
+        assert named in text
+
+
+def test_a_target_of_a_conversation_steers_its_replies(responder):
+    values = {}
+    for level in (0, 1):
+        _, turns = talk(responder, f"/target exp={level}", "My dog ran away.", seed=4)
+        values[level] = responder.critics["exp"].score([turns[1]], [("My dog ran away.",)])[0].value
+    assert values[0] < values[1]
+
+
+def test_a_saved_conversation_holds_its_turns(responder, tmp_path):
+    file = tmp_path / "talk.json"
+    said, turns = talk(responder, "My dog ran away.", f"/save {file}", f"/save {file}")
+    saved = json.loads(file.read_text())
+    assert saved["turns"] == turns and saved["answers"][0]["reply"] == turns[1]
+    assert "already there" in said[-1]
+
+
+# --------------------------------------------------------------------------------------------------- distress
+
+
+def test_the_notice_stands_before_anything_is_written(responder, home, monkeypatch, capsys):
+    said, _ = talk(responder, "I want to kill myself.", "Thank you.")
+    assert said[0] == distress.NOTICE and distress.NOTICE not in said[1:]
+    monkeypatch.setattr(Responder, "reply", lambda *args, **kw: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(respond, home, "I don’t want to live anymore.")
+    assert distress.NOTICE in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "acute"),
+    [
+        ("I have been thinking about suicide", True),
+        ("I'd be better off dead.", True),
+        ("i dont want to wake up tomorrow", True),
+        ("There is no reason\nto live.", True),
+        ("She took an overdose last night", True),
+        ("I ended my lifeguard course", False),
+        ("I could have died of embarrassment", False),
+        ("My dog died and I am so sad", False),
+        ("I cut myself while cooking", False),
+        ("That movie was killing it", False),
+    ],
+)
+def test_words_of_acute_distress_are_told_from_sad_ones(text, acute):
+    assert (distress.notice([text]) is not None) == acute
