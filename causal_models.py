@@ -292,13 +292,16 @@ class CausalGenerator(nn.Module):
         name = "adapter_model.safetensors" if settings.rank else "model.safetensors"
         if not (folder / name).exists():
             raise UserError(f"{folder}: no trained causal generator (no {name}); finish its training first")
+        named = base or settings.base
         if not settings.rank:
             config = backbone_config(settings.backbone or {})
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(device))
         else:
-            model = cls._same_base(folder, settings, base or settings.base, cache, device)
+            model = cls._same_base(folder, settings, named, cache, device)
         try:
-            found = cls(settings, model, load_tokenizer(folder))
+            # an adapter may leave its base's tokenizer where it is
+            own = (folder / "tokenizer_config.json").exists()
+            found = cls(settings, model, load_tokenizer(folder if own else resolve_base(named, cache)))
             if settings.rank:
                 weights = load_file(folder / name)
                 unlike = weights.keys() ^ _adapter(found.lm).keys()

@@ -69,6 +69,8 @@ def newest_generator(paths: Paths) -> Path:
     """The generator that was finished last in the workdir; where there is none, the one that came with the
     repository."""
     finished = [f.parent for f in paths.saved.glob("*/*/result.json") if model_in(f.parent) in WRITERS]
+    if not finished and BUNDLED.is_dir():
+        return BUNDLED
     if not finished:
         raise UserError(
             f"{paths.saved}: no finished generator; make one with: python train_glove_t5.py, try it out on "

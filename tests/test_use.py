@@ -487,10 +487,17 @@ def test_a_conversations_mistakes_are_answered_and_it_goes_on(responder):
     assert len(turns) == 2
     for text, named in zip(
         said,
-        ["nothing to reply to", "nothing to take back", "there are /retry", "no dimension 'joy'", "no int critic",
-         "values from 0 to 1", "name a file"],
+        [
+            "nothing to reply to",
+            "nothing to take back",
+            "there are /retry",
+            "no dimension 'joy'",
+            "no int critic",
+            "values from 0 to 1",
+            "name a file",
+        ],
         strict=False,
-    ):  # fmt: skip
+    ):
         assert named in text
 
 
