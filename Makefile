@@ -1,4 +1,4 @@
-# make demo: every stage on the bundled sample, in demo/.   make test: lint, format, tests.   Each sets up .venv by itself.
+# make demo: every stage on the bundled sample, in demo/.   make chat: a conversation.   make test: lint, format, types, tests.   Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 NVIDIA := $(shell command -v nvidia-smi || ls -d /proc/driver/nvidia 2>/dev/null)
 FAISS := $(if $(NVIDIA),faiss-gpu,faiss-cpu)
 
-.PHONY: install demo test format clean
+.PHONY: install demo chat test format clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ $(VENV)/.offline: $(VENV)/.installed requirements-offline.txt
 demo: $(VENV)/.offline
 	$(PY) reproduce.py --recipe sample --workdir demo
 	@echo "before any other command: . $(VENV)/bin/activate"
+
+chat: $(VENV)/.offline
+	$(PY) respond.py
 
 test: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,9 @@ class CausalGenerator(nn.Module):
                 target_modules="all-linear",
                 base_model_name_or_path=settings.base,
             )
-            self.lm = get_peft_model(base, lora)
+            with warnings.catch_warnings():  # peft asks transformers for a name that will go
+                warnings.simplefilter("ignore", FutureWarning)
+                self.lm = get_peft_model(base, lora)
 
     @classmethod
     def start(
