@@ -9,6 +9,7 @@ A command that fails stops the recipe and is shown with the end of its log; the 
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import options
-from options import DIMENSIONS, Paths, UserError, check, make_parser
+from options import DIMENSIONS, Paths, UserError, batch_count, check, make_parser, number
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,14 +33,77 @@ def parse_args(argv=None):
         default="download",
         help="of the real corpora: download, or a folder with the official files",
     )
+    count = number(int, least=1)
+    parser.add_argument("--seed", type=number(int, least=0, below=2**32), help="of every command")
+    parser.add_argument("--epochs", type=count, help="of every training")
+    parser.add_argument("--batch-size", type=batch_count, help="of every training")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar='"SCRIPT --FLAG VALUE"',
+        help="flags of one script's commands, over those above; may be given several times",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
     if Path.cwd() != HERE:  # the commands run in the project's folder
         args.workdir = str(Path(args.workdir).resolve())
         args.source = args.source if args.source == "download" else str(Path(args.source).resolve())
     Path(args.workdir).mkdir(parents=True, exist_ok=True)
-    check(parser, args)
+    check(parser, args, override_problems(args))
     return args
+
+
+def override_problems(args) -> list[str]:
+    """What is wrong with each --override: a script that the recipe does not run, or no flag of it."""
+    known = {shlex.split(line.removeprefix("-m "))[0] for line in RECIPES[args.recipe](args)}
+    problems = []
+    for text in args.override:
+        script, *words = shlex.split(text.removeprefix("python ").removeprefix("-m ")) or [""]
+        if script not in known:
+            problems.append(f'--override "{text}": the recipe runs {", ".join(sorted(known))}')
+        elif not words or not words[0].startswith("--"):
+            problems.append(f'--override "{text}": needs a flag after {script}')
+        else:
+            place = ["-m", script] if script.startswith("DPR.") else [str(HERE / script)]
+            shown = subprocess.run(
+                [sys.executable, *place, "--help"], cwd=HERE, capture_output=True, text=True
+            ).stdout
+            flags = {word.split("=")[0] for word in words if word.startswith("--")}
+            wrong = sorted(flags - set(re.findall(r"--[a-z][a-z0-9-]*", shown)))
+            problems += [f'--override "{text}": {script} has no {flag}' for flag in wrong]
+    return problems
+
+
+def with_flags(command: list[str], given: list[str]) -> list[str]:
+    """A command's words with the flags of `given`, in place of those that stood there."""
+    groups: dict[str, list[str]] = {}
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            groups[flag] = [flag, value] if equals else [flag]
+        else:
+            groups[list(groups)[-1]].append(word)
+    kept, dropping = [], False
+    for word in command:
+        dropping = word in groups if word.startswith("--") else dropping
+        if not dropping:
+            kept.append(word)
+    return kept + [word for group in groups.values() for word in group]
+
+
+def adjusted(command: list[str], args) -> list[str]:
+    """A command's words after --seed, --epochs, --batch-size and --override."""
+    script = command[1] if command[0] == "-m" else command[0]
+    for flag, value in (("--seed", args.seed), ("--epochs", args.epochs), ("--batch-size", args.batch_size)):
+        trains = script.removeprefix("DPR.").startswith("train_")
+        if value is not None and (trains or flag == "--seed"):
+            command = with_flags(command, [flag, str(value)])
+    for text in args.override:
+        name, *words = shlex.split(text.removeprefix("python ").removeprefix("-m "))
+        if name == script:
+            command = with_flags(command, words)
+    return command
 
 
 def sample_recipe(args) -> list[str]:
@@ -192,10 +256,10 @@ def main(argv=None):
     record_file = paths.results / args.recipe / "stages.json"
     done = storage.read_json(record_file) if record_file.exists() else {}
     began = time.monotonic()
-    for number, line in enumerate(stages, start=1):
-        command = settle(line, args.workdir)
+    for position, line in enumerate(stages, start=1):
+        command = adjusted(settle(line, args.workdir), args)
         shown = shlex.join(["python", *command])
-        print(f"\n[{number}/{len(stages)}] {shown}", flush=True)
+        print(f"\n[{position}/{len(stages)}] {shown}", flush=True)
         if args.dry_run:
             continue
         key = stage_key(line, args)
@@ -204,7 +268,7 @@ def main(argv=None):
             continue
         start = time.monotonic()
         script = command[1] if command[0] == "-m" else command[0].removesuffix(".py")
-        stop = run_stage(command, paths.results / args.recipe / "logs" / f"{number:02d}-{script}.log")
+        stop = run_stage(command, paths.results / args.recipe / "logs" / f"{position:02d}-{script}.log")
         done[key] = round(time.monotonic() - start, 1)
         storage.write_json(record_file, done)
         if stop:

@@ -1,0 +1,64 @@
+"""Flags of a recipe reach the commands that know them, and each command still parses."""
+
+import pytest
+from test_scripts import PARSERS
+
+import prepare_data
+import reproduce
+
+ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
+
+
+def commands(*words: str) -> list[list[str]]:
+    args = reproduce.parse_args([*words, "--dry-run"])
+    return [
+        reproduce.adjusted(reproduce.settle(line, args.workdir), args)
+        for line in reproduce.RECIPES[args.recipe](args)
+    ]
+
+
+def parsed(command: list[str]):
+    """(script, its args) of a command of a recipe."""
+    script, *words = command[1:] if command[0] == "-m" else command
+    return script, ALL[script](words)
+
+
+@pytest.mark.parametrize("recipe", list(reproduce.RECIPES))
+def test_flags_reach_every_training_and_only_trainings(recipe, tmp_path):
+    flags = ["--seed", "7", "--epochs", "3", "--batch-size", "5", "--workdir", str(tmp_path)]
+    for command in commands("--recipe", recipe, *flags):
+        for word in command:
+            if word.startswith(str(tmp_path)):
+                (tmp_path / word).mkdir(parents=True, exist_ok=True)  # what evaluate_responses is given
+        script, args = parsed(command)
+        assert args.seed == 7
+        if script.removeprefix("DPR.").startswith("train_"):
+            assert (args.epochs, args.batch_size) == (3, 5)
+        elif hasattr(args, "batch_size"):
+            assert args.batch_size == 128
+
+
+def test_an_override_is_of_one_script_and_stands_over_the_other_flags(tmp_path):
+    override = ["--override", "train_t5.py --epochs 4 --no-predict", "--override", "DPR.train_dpr --lr=1e-3"]
+    found = dict(
+        parsed(c)
+        for c in commands("--recipe", "t5", "--epochs", "3", "--workdir", str(tmp_path), *override)
+        if "evaluate" not in c[0]
+    )
+    assert (found["train_t5.py"].epochs, found["train_t5.py"].predict) == (4, False)
+    assert (found["DPR.train_dpr"].epochs, found["DPR.train_dpr"].lr) == (3, 1e-3)
+    assert found["train_sentiment_regressor.py"].epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train_t5.py --epoch 3", "train_t5.py has no --epoch"),
+        ("train_gpt.py --epochs 3", "the recipe runs"),
+        ("train_t5.py", "needs a flag"),
+    ],
+)
+def test_a_wrong_override_is_refused_before_anything_runs(override, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        commands("--recipe", "t5", "--workdir", str(tmp_path), "--override", override)
+    assert message in capsys.readouterr().err
