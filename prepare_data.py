@@ -151,10 +151,8 @@ def fetch(url: str, part: Path, title: str) -> None:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with (
-            urllib.request.urlopen(request, timeout=60) as reply,
-            open(part, "ab" if reply.status == 206 else "wb") as out,
-        ):
+        urlopen = urllib.request.urlopen  # on one line: Python 3.8 must get as far as to be told its age
+        with urlopen(request, timeout=60) as reply, open(part, "ab" if reply.status == 206 else "wb") as out:
             size = int(reply.headers.get("Content-Length") or 0)
             with tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=None) as bar:
                 while block := reply.read(1 << 20):
