@@ -196,11 +196,25 @@ def train(command: CausalCommand, session: Session) -> dict:
 
 
 def predict(
-    folder: Path, model: CausalGenerator, split: str, command: CausalCommand, session: Session
+    folder: Path,
+    model: CausalGenerator,
+    split: str,
+    command: CausalCommand,
+    session: Session,
+    output: Path | None = None,
 ) -> dict[str, float]:
     found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
     return write_predictions(
-        folder, model, model.tokenizer, split, found, command.decoding, session, command.paths, predictor
+        folder,
+        model,
+        model.tokenizer,
+        split,
+        found,
+        command.decoding,
+        session,
+        command.paths,
+        predictor,
+        output,
     )
 
 
@@ -210,6 +224,7 @@ def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, f
         raise UserError("--inference: replies are written by one process; run it without torchrun")
     runs.require_run(folder, advice.GIVE_A_GENERATOR)
     split = command.flags["predict_split"]
-    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite, "")
+    output = Path(command.output) if command.output else folder
+    refuse_existing(list(prediction_files(output, split)), command.training.overwrite, "")
     model = CausalGenerator.from_pretrained(folder, cache=command.paths.cache, device=session.device)
-    return predict(folder, model.to(session.device), split, command, session)
+    return predict(folder, model.to(session.device), split, command, session, output)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from chats import SYSTEM, chat_format, pad_id
 from models import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
@@ -173,6 +173,7 @@ class CausalGenerator(nn.Module):
         super().__init__()
         self.settings, self.tokenizer, self.chat = settings, tokenizer, chat_format(tokenizer)
         self.lm: Any = base
+        base.generation_config = GenerationConfig()  # how replies are written is decided here alone
         if settings.rank:
             # what peft notes as the base: not the cache's path on this machine
             base.name_or_path = settings.base

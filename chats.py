@@ -131,7 +131,7 @@ def conversation_rows(
     Its dialogue keeps the latest turns that fit in `src_len` tokens: the oldest are dropped in pairs, so that
     a speaker begins (a long conversation becomes a sequence for each first turn), and where the last turn
     alone is too long, it keeps its latest tokens. Replies keep their first `tgt_len` tokens with their end
-    token, as targets and as history; None: whole. Exemplars stand in the system turn: whole, best first, each
+    token, as targets and as history (the end of a cut one is no target); None: whole. Exemplars stand in the system turn: whole, best first, each
     that still fits in `exemplar_len` tokens with those before it.
     """
     chat = chat_format(tokenizer)
@@ -156,15 +156,19 @@ def conversation_rows(
         block = [encoded[EXEMPLAR_INTRO], *block] if block else []
         return join([encoded[opening], *block, encoded[chat.after_system]])
 
-    def row(numbers: list[int], turns: Sequence[np.ndarray], first: int) -> Row:
-        """The turns from `first` on, up to the last reply of `numbers`; their replies are the targets."""
+    def row(numbers: list[int], turns: Sequence[np.ndarray], cut: Sequence[bool], first: int) -> Row:
+        """The turns from `first` on, up to the last reply of `numbers`; their replies are the targets.
+
+        Where a reply was `cut`, its end token is none: nothing ended there.
+        """
         owners = {len(examples[n].history): n for n in numbers}
         last = max(owners)
         ids, owner = [head(numbers[0])], [np.full(len(head(numbers[0])), -1)]
         for i in range(first, last + 1):
             if i % 2:
                 ids += [turns[i], end] if i == last else [turns[i], end, after]
-                owner.append(np.full(len(turns[i]) + 1, owners.get(i, -1)))
+                owner.append(np.full(len(turns[i]), owners.get(i, -1)))
+                owner.append(np.full(1, -1 if cut[i] else owners.get(i, -1)))
                 owner.append(np.full(0 if i == last else len(after), -1))
             else:
                 over = len(turns[i]) + len(before) - src_len
@@ -179,6 +183,7 @@ def conversation_rows(
         longest = examples[numbers[-1]]
         said = enumerate((*longest.history, longest.response))
         turns = [encoded[cleaned[i % 2, t]] for i, t in said]
+        cut = [bool(i % 2 and tgt_len is not None and len(t) >= tgt_len) for i, t in enumerate(turns)]
         if tgt_len is not None:
             turns = [t[: tgt_len - 1] if i % 2 else t for i, t in enumerate(turns)]
         cost = [len(t) + (1 + len(after) if i % 2 else len(before)) for i, t in enumerate(turns)]
@@ -188,7 +193,7 @@ def conversation_rows(
             while first + 1 < last and sum(cost[first:last]) > src_len:
                 first += 2
             together.setdefault(first, []).append(n)
-        rows += [row(members, turns, first) for first, members in together.items()]
+        rows += [row(members, turns, cut, first) for first, members in together.items()]
     return rows
 
 

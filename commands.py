@@ -150,6 +150,7 @@ class GeneratorCommand:
     name: str | None
     predict_split: str | None  # None: no predictions after training
     inference: str | None
+    output: str | None  # of inference: where predictions go, if not to the run
     device: dict[str, Any]  # arguments of session.Session
     flags: dict[str, Any]  # for the record, and to compare on resume
 
@@ -168,6 +169,7 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
         name=args.name,
         predict_split=args.predict_split if args.predict else None,
         inference=args.inference,
+        output=args.output,
         device=device_flags(args),
         flags=vars(args),
     )
@@ -201,6 +203,7 @@ class CausalCommand:
     name: str | None
     predict_split: str | None  # None: no predictions after training
     inference: str | None
+    output: str | None  # of inference: where predictions go, if not to the run
     device: dict[str, Any]  # arguments of session.Session
     flags: dict[str, Any]  # for the record, and to compare on resume
 
@@ -215,6 +218,7 @@ def causal_command(args: argparse.Namespace) -> CausalCommand:
         name=args.name,
         predict_split=args.predict_split if args.predict else None,
         inference=args.inference,
+        output=args.output,
         device=device_flags(args),
         flags=vars(args),
     )
@@ -412,6 +416,20 @@ DECODING = {
     "predict_split",
     "predict_batch_size",
     "inference",
+    "output",
+}
+
+
+#: flags that --inference heeds
+OF_INFERENCE = DECODING - {"predict"} | {
+    "workdir",
+    "overwrite",
+    "seed",
+    "device",
+    "precision",
+    "deterministic",
+    "exemplars",
+    "exemplar_model",
 }
 
 
@@ -492,6 +510,12 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="train nothing; write predictions of this finished run, with its own lengths and exemplars",
     )
+    add(
+        "--output",
+        metavar="DIR",
+        help="of --inference: folder for the predictions (default: the run's own), so that several decodings "
+        "stand side by side",
+    )
 
 
 def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
@@ -500,7 +524,16 @@ def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namesp
         problems.append(
             "--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on"
         )
+    if args.output and not args.inference:
+        problems.append("--output: only with --inference; a training writes to its own folder (--name)")
     check(parser, args, problems)
+    if args.inference:
+        ignored = [k for k, v in vars(args).items() if v != parser.get_default(k) and k not in OF_INFERENCE]
+        if ignored:
+            flags = ", ".join(f"--{k.replace('_', '-')}" for k in ignored)
+            print(
+                f"note: {flags}: ignored, since --inference trains nothing and takes the run's own settings"
+            )
     return args
 
 

@@ -320,27 +320,30 @@ def write_predictions(
     session: Session,
     paths: Paths,
     predictor: "Predictor | None" = None,
+    output: Path | None = None,
 ) -> dict[str, float]:
     """predictions.tsv and likelihood.csv of a run on one split; returns the gold replies' perplexities.
 
-    `predictor`: another family's, where this family's own would not do.
+    They go to `output`, or to the run's folder. `predictor`: another family's, where this family's own would
+    not do.
     """
     predictor = predictor or Predictor(model, tokenizer, found.data, decoding, session)
     origin: dict[str, Any] = {
-        "model": storage.sha256(weights_file(folder)),
+        "model": storage.source(folder, paths, storage.sha256(weights_file(folder))),
         "dialogues": storage.sha256(paths.dialogues(split)),
         "split": split,
     }
     if model.settings.exemplars != "none":
         shown = paths.exemplars(split)
         origin["exemplars"] = {"path": paths.note(shown), "sha256": storage.sha256(shown)}
-    origin |= predictor.arguments | {"precision": session.precision}
+    origin |= {"decoding": predictor.arguments, "precision": session.precision}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
-    keep = folder / f".partial-{fingerprint(str(storage.content(origin)))[:16]}"
+    output = output or folder
+    keep = output / f".partial-{fingerprint(str(storage.content(origin)))[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
     rows = storage.in_chunks(batches, predictor.chunk, keep, f"replies, {split}", size=4)
 
-    predictions, likelihood = prediction_files(folder, split)
+    predictions, likelihood = prediction_files(output, split)
     examples = found.examples
     keys = pd.DataFrame(
         {
@@ -503,7 +506,12 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
         elif trained.get("exemplars"):
             paths = paths.with_exemplars(trained["exemplars"])
     split = command.flags["predict_split"]
-    refuse_existing(list(prediction_files(folder, split)), command.training.overwrite, "")
+    output = Path(command.output) if command.output else folder
+    if (output / "args.json").exists() and not output.samefile(folder):
+        raise UserError(
+            f"--output {output}: the folder of another run; choose one for these predictions alone"
+        )
+    refuse_existing(list(prediction_files(output, split)), command.training.overwrite, "")
     model = Generator.from_pretrained(folder).to(session.device)
     if command.options.exemplar_model != PARAPHRASER:  # where it lies now
         place = exemplars.note_model(command.options.exemplar_model, paths)
@@ -517,4 +525,6 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
                 "bring those back, or say where they lie: --exemplar-model"
             )
     found = split_data(model.settings, split, tokenizer, way, paths)
-    return write_predictions(folder, model, tokenizer, split, found, command.decoding, session, paths)
+    return write_predictions(
+        folder, model, tokenizer, split, found, command.decoding, session, paths, output=output
+    )

@@ -62,10 +62,15 @@ class TableOptions:
     overwrite: bool
 
 
-def load_system(path: Path, examples: list[Example], split: str) -> dict:
-    """One row: its replies, and for a run also perplexity and number of parameters."""
+def load_system(path: Path, examples: list[Example], split: str, paths: Paths) -> dict:
+    """One row: its replies, how they were decoded, and for a run also perplexity and number of parameters.
+
+    `path`: a run's folder, one of `--inference --output`, or anybody's predictions.
+    """
+    if path.is_dir() and not (path / "args.json").exists() and prediction_files(path, split)[0].exists():
+        path = prediction_files(path, split)[0]
     if path.is_file():
-        return {"name": path.stem, "replies": read_predictions(path, examples)}
+        return load_predictions(path, examples, paths)
     runs.require_run(path, f"{advice.GIVE_A_GENERATOR}; or a file of predictions")
     trained, _ = advice.kind_of(path)
     if trained not in ("Generator", "CausalGenerator"):
@@ -80,32 +85,73 @@ def load_system(path: Path, examples: list[Example], split: str) -> dict:
         "name": f"{path.parent.name}/{path.name}",
         "folder": str(path),
         "replies": read_predictions(predictions, examples),
+        "decoding": decoding_in_words(storage.read_origin(predictions)),
+        **perplexities(likelihood),
     }
-    if likelihood.exists():
-        sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
-        system["ppl_token"] = perplexity(sums["nll"], sums["tokens"])
-        system["ppl_word"] = perplexity(sums["nll"], sums["words"])
     with safe_open(weights_file(path), framework="np") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
     system["parameters"] = sum(math.prod(shape) for shape in shapes)
     return system
 
 
+def load_predictions(file: Path, examples: list[Example], paths: Paths) -> dict:
+    """A row out of a predictions file; what --inference wrote to a folder of its own is named after that."""
+    system: dict = {"name": file.stem, "replies": read_predictions(file, examples)}
+    origin = storage.read_origin(file)
+    if not origin:
+        return system
+    system["name"] = file.parent.resolve().name
+    system["decoding"] = decoding_in_words(origin)
+    if isinstance(origin.get("model"), dict):
+        run = paths.find(origin["model"]["path"])
+        if (run / "args.json").exists():
+            system["run"] = str(run)
+    return system | perplexities(
+        file.with_name(file.name.replace("predictions", "likelihood", 1)[:-4] + ".csv")
+    )
+
+
+def perplexities(likelihood: Path) -> dict[str, float]:
+    """Of the gold replies, where the file with their likelihood is there."""
+    if not likelihood.exists():
+        return {}
+    sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
+    return {
+        "ppl_token": perplexity(sums["nll"], sums["tokens"]),
+        "ppl_word": perplexity(sums["nll"], sums["words"]),
+    }
+
+
+def decoding_in_words(origin: dict) -> str:
+    """How the note beside predictions says that they were decoded; nothing where it does not."""
+    how = origin.get("decoding", {})
+    if how.get("num_beams", 1) > 1:
+        text = f"beam search, {how['num_beams']} beams"
+    elif how.get("do_sample"):
+        text = f"sampled among the {how['top_k']} likeliest tokens at temperature {how['temperature']}"
+        text += f", seed {origin.get('seed')}"
+    else:
+        return ""
+    return f"{text}, at most {how['max_new_tokens']} tokens"
+
+
 def notes(systems: list[dict], folders: dict[str, Path]) -> str:
-    """What the table's reader must know: how sacreBLEU was computed, and which runs were judged by their own
-    loss."""
+    """What the table's reader must know: how sacreBLEU was computed, how replies were decoded, and which runs
+    were judged by their own loss."""
     lines = [
         f"sacreBLEU: {SACREBLEU.get_signature()}. Parameters, perplexity, BLEU, Distinct: "
         "`python evaluate_responses.py --help`."
     ]
     judges = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     for system in systems:
+        name = cell(system["name"])
+        if system.get("decoding"):
+            lines.append(f"Replies of {name}: {system['decoding']}.")
         inputs = {}
-        if "folder" in system:
-            inputs = storage.read_json(Path(system["folder"]) / "args.json").get("inputs", {})
+        if run := system.get("folder", system.get("run")):
+            inputs = storage.read_json(Path(run) / "args.json").get("inputs", {})
         own = [k for k, digest in judges.items() if inputs.get(f"critic {k}") == digest]
         if own:
-            name = cell(system["name"])
             lines.append(f"{name} was trained against the very critics that judge it here: {', '.join(own)}.")
     return "".join(f"\n{line}\n" for line in lines)
 
@@ -195,7 +241,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     examples = listener_turns(paths.dialogues(options.split))
     gold = [e.response for e in examples]
     systems: list[dict] = [{"name": "gold", "replies": gold}]
-    systems += [load_system(Path(run), examples, options.split) for run in options.runs]
+    systems += [load_system(Path(run), examples, options.split, paths) for run in options.runs]
     for n, system in enumerate(systems):  # two files of one name are two rows
         if system["name"] in [s["name"] for s in systems[:n]]:
             system["name"] += f" ({n})"

@@ -190,7 +190,7 @@ def test_from_another_folder_scripts_are_named_by_their_full_path(tmp_path, monk
         assert shown.returncode == 0 and "--workdir" in shown.stdout
 
 
-# ---------------------------------------------------------------------------------------------- one plain line
+# --------------------------------------------------------------------------------------------- one plain line
 
 
 def said(parse_args, words: list[str], capsys) -> str:

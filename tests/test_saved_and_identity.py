@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import dpr_exemplar_retriever
+import evaluate_responses
 import exemplars
 import generators
 import label_dialogues
@@ -129,6 +130,46 @@ def test_the_base_models_own_decoding_decides_nothing(tmp_path, beams):
         found.append(model.generate(make_batch(EXAMPLES), **arguments))
     assert found[0].shape[1] > 3
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_two_decodings_of_one_run_stand_side_by_side(trained_copy, tmp_path, capsys):
+    call(train_glove_t5, trained_copy, "--size tiny --add-exemplars none --max-new-tokens 5")
+    folder = Paths(trained_copy).saved / "glove-t5" / "plain-critics"
+    own = (folder / "predictions.tsv").read_bytes()
+    common = ["--workdir", str(trained_copy), "--device", "cpu"]
+    beams = ["--inference", str(folder), "--output", str(tmp_path / "beams"), "--beams", "3"]
+    train_glove_t5.main([*common, *beams, "--max-new-tokens", "6"])
+    assert (folder / "predictions.tsv").read_bytes() == own
+    assert (tmp_path / "beams" / "predictions.tsv").read_bytes() != own
+    with pytest.raises(UserError, match="already there: .*beams"):
+        train_glove_t5.main([*common, *beams])
+    with pytest.raises(UserError, match="the folder of another run"):
+        other = Paths(trained_copy).critic("emo", "t5")
+        train_glove_t5.main([*common, "--inference", str(folder), "--output", str(other)])
+    capsys.readouterr()
+    found = evaluate_responses.main(
+        [*common, str(folder), str(tmp_path / "beams"), "--family", "glove-t5", "--cases", "1"]
+    )
+    rows = found["systems"]
+    assert list(rows) == ["gold", "glove-t5/plain-critics", "beams"]
+    assert rows["beams"]["ppl_token"] == pytest.approx(rows["glove-t5/plain-critics"]["ppl_token"], rel=1e-4)
+    below = (Paths(trained_copy).results / "evaluation" / "table.md").read_text()
+    assert (
+        "Replies of glove-t5/plain-critics: sampled among the 20 likeliest tokens at temperature 0.9, "
+        "seed 42, at most 5 tokens.\n" in below
+    )
+    assert "Replies of beams: beam search, 3 beams, at most 6 tokens.\n" in below
+    assert "beams was trained against the very critics that judge it here: emo, exp, int, sentiment." in below
+
+
+def test_flags_that_inference_ignores_are_said(capsys):
+    train_t5.parse_args("--inference run --lr 3 --epochs 2 --src-len 9 --beams 2 --exemplars x".split())
+    assert "note: --src-len, --epochs, --lr: ignored, since --inference" in capsys.readouterr().out
+    train_t5.parse_args("--inference run --top-k 3 --output x --seed 1 --predict-split valid".split())
+    assert not capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train_t5.parse_args(["--output", "x"])
+    assert "--output: only with --inference" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------- loaded once before it is finished
