@@ -25,6 +25,9 @@ from training import Loop
 from updates import Objective
 
 FAMILY = "causal-lm"
+IN_HALF = (
+    1e-2  # how far logits may move, as a share of the largest, where weights are saved in half precision
+)
 
 
 class CausalObjective(Objective):
@@ -181,6 +184,9 @@ def train(command: CausalCommand, session: Session) -> dict:
         free=DECODING,
         metric="nll",
         mode="min",
+        reload=lambda place: CausalGenerator.from_pretrained(place, cache=paths.cache, device=session.device),
+        probe=lambda trained: trained(session.move(held.data.collate([0]))),
+        same=IN_HALF,
     )
     result = loop.train()
     if result.get("already_finished"):

@@ -131,8 +131,9 @@ def conversation_rows(
     Its dialogue keeps the latest turns that fit in `src_len` tokens: the oldest are dropped in pairs, so that
     a speaker begins (a long conversation becomes a sequence for each first turn), and where the last turn
     alone is too long, it keeps its latest tokens. Replies keep their first `tgt_len` tokens with their end
-    token, as targets and as history (the end of a cut one is no target); None: whole. Exemplars stand in the system turn: whole, best first, each
-    that still fits in `exemplar_len` tokens with those before it.
+    token, as targets and as history (the end of a cut one is no target); None: whole. Exemplars
+    stand in the system turn: whole, best first, each that still fits in `exemplar_len` tokens with those
+    before it.
     """
     chat = chat_format(tokenizer)
     cleaned = {}  # (listener's, text) -> what is encoded

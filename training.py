@@ -106,6 +106,7 @@ class Loop:
         free: set[str] | frozenset[str] = frozenset(),
         reload: Callable[[Path], nn.Module] | None = None,
         probe: Callable[[nn.Module], Tensor] | None = None,
+        same: float = SAME,
         micro_batches_matter: bool = False,
         evaluate_first: bool = False,
     ):
@@ -121,7 +122,7 @@ class Loop:
         """
         self.options, self.session, self.objective, self.data = options, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
-        self.reload, self.probe = reload, probe
+        self.reload, self.probe, self.same = reload, probe, same
         self.model = model.to(session.device)
         self.state = State(evaluation_due=evaluate_first)
         self._best_before = 0  # best_step when the checkpoint before was written
@@ -496,7 +497,7 @@ class Loop:
         if self.reload is None or self.probe is None:
             return
         folder, remedy = self.run.folder, f"the checkpoints in {self.run.checkpoints} are kept"
-        with own_random_stream(self.options.seed), torch.no_grad():
+        with own_random_stream(self.options.seed), torch.no_grad(), self.session.autocast():
             try:
                 loaded = self.reload(folder).to(self.session.device).eval()
             except UserError as error:
@@ -506,7 +507,7 @@ class Loop:
             trained, found = self.probe(self.model).float(), self.probe(loaded).float()
         scale = max(1.0, float(trained.abs().max()))
         apart = float("inf") if found.shape != trained.shape else float((found - trained).abs().max())
-        if not apart <= SAME * scale:  # nor where it is no number
+        if not apart <= self.same * scale:  # nor where it is no number
             raise UserError(
                 f"{folder}: what was saved answers otherwise than the trained model (by {apart:.3g}); "
                 f"{remedy}"

@@ -189,10 +189,15 @@ def test_a_last_turn_that_is_too_long_keeps_its_latest_words():
     assert text.endswith(" the end<|im_end|>\n<|im_start|>assistant\n") and text.count("word") < 10
 
 
-def test_replies_keep_their_end_token_where_they_are_cut():
-    data = causal_data(talk(OTHER), make_tokenizer(), packed=True, src_len=100, tgt_len=5)
-    ids = data.collate([0])["target_ids"]
-    assert len(ids) == 5 and ids[-1] == make_tokenizer().eos_token_id
+def test_a_cut_reply_is_taught_no_end():
+    tokenizer = make_tokenizer()
+    whole = causal_data(talk(OTHER), tokenizer, packed=True, src_len=100, tgt_len=None)
+    every = whole.collate([0])["target_ids"].tolist()
+    assert every[-1] == tokenizer.eos_token_id
+    cut = causal_data(talk(OTHER), tokenizer, packed=True, src_len=100, tgt_len=5).collate([0])
+    assert cut["target_ids"].tolist() == every[:4]
+    just = causal_data(talk(OTHER), tokenizer, packed=True, src_len=100, tgt_len=len(every))
+    assert just.collate([0])["target_ids"].tolist() == every
 
 
 def test_two_dialogues_under_one_id_are_not_mixed():

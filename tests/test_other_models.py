@@ -302,7 +302,7 @@ def test_lengths_beyond_an_encoders_positions_are_refused_before_training(workdi
     flags = critic_flags(workdir, folder, "--dim", "emo")
     text = refusal(train_empathy_classifier.main, [*flags, "--context-len", "24"])  # 1 + 24 + 1 + 12 + 1 = 39
     assert "--context-len 24" in text and "--reply-len 12" in text and "only 38" in text and "most 35" in text
-    assert not (workdir / "saved").exists()
+    assert not (workdir / "saved" / "empathy").exists()
     train_empathy_classifier.main([*flags, "--context-len", "23"])
 
 
@@ -382,6 +382,7 @@ def test_critics_padded_as_their_generator_serve_as_a_loss_and_others_are_refuse
     padded.check_tokenizer(known, WORDS + 28)
     logits = torch.randn(2, 5, WORDS + 28, requires_grad=True)
     batch = {"context_ids": torch.tensor([[5, 2], [6, 2]]), "critic_targets": {"emo": torch.tensor([0, 2])}}
+    batch["labels"] = torch.tensor([[5, 6, 7, 8, 2]] * 2)
     batch["context_mask"] = torch.ones(2, 2, dtype=torch.long)
     mask = torch.ones(2, 5, dtype=torch.long)
     padded.losses(soft_response(logits, 0), mask, batch)["emo"].backward()
