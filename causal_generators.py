@@ -195,7 +195,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     if split and session.main:
         # what was saved is in half precision: the replies are of that, as they will be later
         saved = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
-        result[f"{split} replies"] = predict(folder, saved.to(session.device), split, command, session)
+        result[likelihood_key(split)] = predict(folder, saved.to(session.device), split, command, session)
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result

@@ -251,6 +251,11 @@ def prediction_files(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"predictions{ending}.tsv", folder / f"likelihood{ending}.csv"
 
 
+def likelihood_key(split: str) -> str:
+    """Under what result.json keeps the gold replies' perplexities; `valid` holds the evaluation's figures."""
+    return "valid_likelihood" if split == "valid" else split
+
+
 def weights_file(folder: Path) -> Path:
     """What a run has learnt: all weights, or an adapter's."""
     adapter = folder / "adapter_model.safetensors"
@@ -442,7 +447,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         return result
     result |= {"valid": loop.measure()}
     if predicted and split and session.main:
-        result[split] = write_predictions(
+        result[likelihood_key(split)] = write_predictions(
             folder, model, tokenizer, split, predicted, command.decoding, session, paths
         )
     loop.finish(result)
