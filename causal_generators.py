@@ -18,16 +18,15 @@ from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, read_exemplars
-from generators import Predictor, SplitData, prediction_files, validate, write_predictions
+from generators import Predictor, SplitData, likelihood_key, prediction_files, validate, write_predictions
 from options import Paths, UserError, refuse_existing
 from session import Session, own_random_stream
 from training import Loop
 from updates import Objective
 
 FAMILY = "causal-lm"
-IN_HALF = (
-    1e-2  # how far logits may move, as a share of the largest, where weights are saved in half precision
-)
+#: how far logits may move, as a share of the largest, where weights are saved in half precision
+IN_HALF = 1e-2
 
 
 class CausalObjective(Objective):
