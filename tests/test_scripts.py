@@ -24,6 +24,7 @@ import reproduce
 import respond
 import retrieve
 import score
+import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
@@ -675,6 +676,7 @@ PARSERS = {
         for m in (
             train_t5,
             train_glove_t5,
+            train_causal_lm,
             train_empathy_classifier,
             train_sentiment_regressor,
             label_dialogues,

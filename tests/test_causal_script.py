@@ -1,0 +1,96 @@
+"""train_causal_lm.py on a tiny Llama: what it leaves behind, and that it goes on bit for bit."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from conftest import Killed
+from safetensors.torch import load_file
+from test_causal_models import make_tokenizer, save_llama
+
+import evaluate_responses
+import train_causal_lm
+import updates
+from dataloaders import listener_turns, read_predictions
+from options import Paths, UserError
+
+
+@pytest.fixture
+def flags(trained_copy, tmp_path) -> list[str]:
+    base = save_llama(tmp_path / "llama", make_tokenizer())
+    short = (
+        "--device cpu --max-steps 4 --batch-size 4 --batch-tokens 0 --save-every 1 --log-every 1"
+    )
+    decoding = "--max-new-tokens 5 --predict-batch-size 8 --valid-conversations 3 --lora-rank 2 --epochs 9"
+    return ["--workdir", str(trained_copy), "--model", base, *short.split(), *decoding.split()]
+
+
+@pytest.mark.parametrize("exemplars", ["none", "prepend"])
+def test_a_run_is_complete_and_stands_on_the_table(trained_copy, flags, exemplars):
+    train_causal_lm.main([*flags, "--add-exemplars", exemplars])
+    folder = trained_copy / "saved" / "causal-lm" / ("plain" if exemplars == "none" else "exemplars")
+    examples = listener_turns(Paths(trained_copy).dialogues("test"))
+    assert len(read_predictions(folder / "predictions.tsv", examples)) == len(examples)
+    likelihood = pd.read_csv(folder / "likelihood.csv")
+    assert likelihood["utterance_idx"].tolist() == [e.utterance_idx for e in examples]
+    assert (likelihood["tokens"] > 1).all() and (likelihood["nll"] > 0).all()
+    evaluate_responses.main(["--workdir", str(trained_copy), str(folder), "--family", "glove-t5"])
+    systems = json.loads((trained_copy / "results" / "evaluation" / "metrics.json").read_text())["systems"]
+    sums = likelihood[["nll", "words"]].sum()
+    expected = 2.718281828459045 ** (sums.nll / sums.words)
+    assert systems[f"causal-lm/{folder.name}"]["ppl_word"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_exemplars_really_enter(trained_copy, flags):
+    """The same run with other exemplars has other likelihoods of the same replies."""
+    words = [*flags, "--add-exemplars", "prepend"]
+    train_causal_lm.main([*words, "--no-predict"])
+    folder = trained_copy / "saved" / "causal-lm" / "exemplars"
+    other = trained_copy / "other"
+    other.mkdir()
+    for split in ("train", "valid", "test"):
+        table = pd.read_csv(Paths(trained_copy).exemplars(split), keep_default_na=False, dtype=str)
+        table.assign(exemplars=json.dumps(["My dog ran away last night."])).to_csv(
+            other / f"{split}_dpr.csv", index=False
+        )
+    found = []
+    for number, extra in enumerate(([], ["--exemplars", str(other)])):
+        output = trained_copy / f"out{number}"
+        train_causal_lm.main([*flags, "--inference", str(folder), "--output", str(output), *extra])
+        found.append(pd.read_csv(output / "likelihood.csv")["nll"])
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_killed_in_an_update_it_ends_as_an_uninterrupted_run(trained_copy, flags, monkeypatch):
+    words = [*flags, "--no-predict", "--lora-dropout", "0.1"]
+    train_causal_lm.main([*words, "--name", "whole"])
+    update, made = updates.Update.__call__, []
+
+    def killed(self, numbers):
+        made.append(numbers)
+        if len(made) == 3:
+            raise Killed
+        return update(self, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(updates.Update, "__call__", killed)
+        with pytest.raises(Killed):
+            train_causal_lm.main([*words, "--name", "cut"])
+    saved = trained_copy / "saved" / "causal-lm"
+    newest = sorted((saved / "cut" / "checkpoints").glob("step-*"))[-1]
+    assert all("lora" in name for name in load_file(newest / "model.safetensors"))  # without the frozen base
+    train_causal_lm.main([*words, "--name", "cut"])
+    left, right = (load_file(saved / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    logs = [(saved / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1] and '"step": 4' in logs[0]
+
+
+def test_another_base_under_the_same_name_is_refused_on_resume(trained_copy, flags, tmp_path):
+    train_causal_lm.main([*flags, "--no-predict"])
+    shutil.rmtree(tmp_path / "llama")
+    save_llama(tmp_path / "llama", make_tokenizer(), seed=1)
+    with pytest.raises(UserError, match="base: its content has changed"):
+        train_causal_lm.main([*flags, "--no-predict"])
