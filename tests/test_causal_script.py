@@ -20,9 +20,7 @@ from options import Paths, UserError
 @pytest.fixture
 def flags(trained_copy, tmp_path) -> list[str]:
     base = save_llama(tmp_path / "llama", make_tokenizer())
-    short = (
-        "--device cpu --max-steps 4 --batch-size 4 --batch-tokens 0 --save-every 1 --log-every 1"
-    )
+    short = "--device cpu --max-steps 4 --batch-size 4 --batch-tokens 0 --save-every 1 --log-every 1"
     decoding = "--max-new-tokens 5 --predict-batch-size 8 --valid-conversations 3 --lora-rank 2 --epochs 9"
     return ["--workdir", str(trained_copy), "--model", base, *short.split(), *decoding.split()]
 

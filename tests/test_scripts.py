@@ -769,5 +769,6 @@ def test_a_recipe_stops_with_the_failing_command_and_goes_on_from_there(tmp_path
 
 def test_the_sample_recipe_runs_every_script():
     lines = " ".join(reproduce.sample_recipe(type("Args", (), {"workdir": "demo"})))
-    others = {"reproduce.py", *(f"{m.__name__}.py" for m in USE)}
+    # a language model takes its base out of a package, and minutes an update on few cores
+    others = {"reproduce.py", "train_causal_lm.py", *(f"{m.__name__}.py" for m in USE)}
     assert all(name in lines for name in itertools.filterfalse(others.__contains__, PARSERS))
