@@ -18,8 +18,8 @@ from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, read_exemplars
-from generators import Predictor, SplitData, likelihood_key, prediction_files, validate, write_predictions
-from options import Paths, UserError, refuse_existing
+from generators import Predictor, SplitData, output_folder, validate, write_predictions
+from options import Paths, UserError
 from session import Session, own_random_stream
 from training import Loop
 from updates import Objective
@@ -229,7 +229,6 @@ def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, f
         raise UserError("--inference: replies are written by one process; run it without torchrun")
     runs.require_run(folder, advice.GIVE_A_GENERATOR)
     split = command.flags["predict_split"]
-    output = Path(command.output) if command.output else folder
-    refuse_existing(list(prediction_files(output, split)), command.training.overwrite, "")
+    output = output_folder(folder, command.output, split, command.training.overwrite)
     model = CausalGenerator.from_pretrained(folder, cache=command.paths.cache, device=session.device)
     return predict(folder, model.to(session.device), split, command, session, output)

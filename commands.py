@@ -524,6 +524,11 @@ def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namesp
         problems.append(
             "--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on"
         )
+    return check_decoding(parser, args, problems)
+
+
+def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]) -> argparse.Namespace:
+    """`check`, and what holds for the decoding flags of every family."""
     if args.output and not args.inference:
         problems.append("--output: only with --inference; a training writes to its own folder (--name)")
     check(parser, args, problems)

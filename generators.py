@@ -498,6 +498,17 @@ def say_other_labellers(chosen: LossCritics, paths: Paths, session: Session) -> 
             )
 
 
+def output_folder(run: Path, output: str | None, split: str, overwrite: bool) -> Path:
+    """Where --inference writes. Raises `UserError` where another run's, or predictions, lie there."""
+    folder = Path(output) if output else run
+    if (folder / "args.json").exists() and not folder.samefile(run):
+        raise UserError(
+            f"--output {folder}: the folder of another run; choose one for these predictions alone"
+        )
+    refuse_existing(list(prediction_files(folder, split)), overwrite, "")
+    return folder
+
+
 def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str, float]:
     """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
     if session.world > 1:
@@ -511,12 +522,7 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
         elif trained.get("exemplars"):
             paths = paths.with_exemplars(trained["exemplars"])
     split = command.flags["predict_split"]
-    output = Path(command.output) if command.output else folder
-    if (output / "args.json").exists() and not output.samefile(folder):
-        raise UserError(
-            f"--output {output}: the folder of another run; choose one for these predictions alone"
-        )
-    refuse_existing(list(prediction_files(output, split)), command.training.overwrite, "")
+    output = output_folder(folder, command.output, split, command.training.overwrite)
     model = Generator.from_pretrained(folder).to(session.device)
     if command.options.exemplar_model != PARAPHRASER:  # where it lies now
         place = exemplars.note_model(command.options.exemplar_model, paths)

@@ -13,8 +13,8 @@ the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.c
 """
 
 import options
-from commands import add_decoding_flags, add_training, causal_command
-from options import COUNT, NATURAL, SHARE, add_common, add_device, check, make_parser, number
+from commands import add_decoding_flags, add_training, causal_command, check_decoding
+from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
 
 
 def parse_args(argv=None):
@@ -47,9 +47,7 @@ def parse_args(argv=None):
     parser.set_defaults(schedule="linear", batch_tokens=2000)
     add_decoding_flags(parser)
     add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return check_decoding(parser, parser.parse_args(argv), [])
 
 
 def main(argv=None):
