@@ -47,7 +47,10 @@ def parse_args(argv=None):
     parser.set_defaults(schedule="linear", batch_tokens=2000)
     add_decoding_flags(parser)
     add_device(parser)
-    return check_decoding(parser, parser.parse_args(argv), [])
+    args = parser.parse_args(argv)
+    if args.batch_size == "auto" and args.batch_tokens == parser.get_default("batch_tokens"):
+        args.batch_tokens = 0  # what fits takes the place of the default bound
+    return check_decoding(parser, args, [])
 
 
 def main(argv=None):
