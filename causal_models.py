@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from chats import SYSTEM, chat_format, pad_id
 from models import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from options import UserError
+from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
 #: the package that carries the weights, its file, and what that file must be
@@ -62,7 +63,8 @@ def resolve_base(name: str, cache: Path) -> Path | str:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=target.parent))
-        convert_gguf(file, part)
+        with own_random_stream(0):  # a first run draws the same adapter as those that find the cache
+            convert_gguf(file, part)
         share(part)
         for written in part.iterdir():
             sync(written)
