@@ -55,7 +55,7 @@ def training_pool(retriever: Retriever, paths: Paths) -> Pool:
     """The listener turns of the training dialogues, with their conversations and emotions."""
     turns = listener_turns(paths.dialogues("train"))
     texts = [t.response for t in turns]
-    key = storage.fingerprint(str(retriever.encoders.origin), texts)[:16]
+    key = storage.fingerprint(str(retriever.encoders.identity), texts)[:16]
     file = paths.cache / f"pool-{key}.npz"
     return retriever.pool(texts, file, [t.conv_id for t in turns], [t.emotion for t in turns])
 
@@ -101,7 +101,10 @@ def search(
     asked, texts = questions
     pool, rows = read_pool(retriever, pool_file, column, overwrite)
     check_emotion(emotion, pool)
-    origin: dict[str, Any] = {"pool": storage.sha256(Path(pool_file)), "encoders": retriever.encoders.origin}
+    origin: dict[str, Any] = {
+        "pool": storage.sha256(Path(pool_file)),
+        "encoders": retriever.encoders.identity,
+    }
     origin |= {"column": column, "top_k": k, "emotion": emotion}
     origin["questions"] = storage.fingerprint(str(asked.rows), texts)
     if output and storage.ready(output, origin, overwrite):

@@ -343,7 +343,7 @@ class Encoders:
     def __init__(self, options: SearchOptions, paths: Paths):
         self.options = options
         self.sides: dict[str, tuple[Any, Any]] = {}
-        self.origin: dict[str, Any] = {}
+        self.origin: dict[str, Any] = {}  # with the places, for people; see `identity`
         if options.path:
             folder = Path(options.path)
             self.sides = load_saved(folder)
@@ -358,6 +358,11 @@ class Encoders:
             with offline("--path with a retriever that DPR.train_dpr has trained"):
                 self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(begin))
             self.origin[side] = storage.source(begin, paths, storage.identity(begin))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What they are, wherever they lie."""
+        return storage.content(self.origin)
 
     def require_fitting(self) -> None:
         """Raises `UserError` where an encoder cannot read as many tokens as it is asked to."""
@@ -546,7 +551,7 @@ class Retriever:
     ) -> Pool:
         """Texts made ready to be searched. `file`: where their vectors are kept, and taken from where they
         are of the same texts and encoders."""
-        origin: dict[str, Any] = {"encoders": self.encoders.origin, "pool": fingerprint(list(texts))}
+        origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(list(texts))}
         options = self.encoders.options
         origin |= {"max_passage_length": options.max_passage_length, "precision": self.session.precision}
 
