@@ -4,6 +4,7 @@ What the model computes stands in causal_models.py, how a dialogue becomes token
 predictions and the figures are those of generators.py.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, read_exemplars
-from generators import Predictor, SplitData, output_folder, validate, write_predictions
+from generators import Predictor, SplitData, output_folder, validate, with_own_exemplars, write_predictions
 from options import Paths, UserError
 from session import Session, own_random_stream
 from training import Loop
@@ -162,11 +163,11 @@ def train(command: CausalCommand, session: Session) -> dict:
         batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
         return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
 
-    inputs = {"base": model.settings.base_sha256}
+    sources = {"base": storage.source(options.model, paths, model.settings.base_sha256)}
     for name in ("train", "valid"):
-        inputs[f"dialogues {name}"] = storage.sha256(paths.dialogues(name))
+        sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
         if options.add_exemplars != "none":
-            inputs[f"exemplars {name}"] = storage.sha256(paths.exemplars(name))
+            sources[f"exemplars {name}"] = storage.source(paths.exemplars(name), paths)
     default = "plain" if options.add_exemplars == "none" else "exemplars"
     folder = paths.saved / FAMILY / (command.name or default)
     loop = Loop(
@@ -179,7 +180,8 @@ def train(command: CausalCommand, session: Session) -> dict:
         model.save_pretrained,
         folder,
         flags=command.flags,
-        inputs=inputs,
+        inputs={name: entry["sha256"] for name, entry in sources.items()},
+        sources=sources,
         free=DECODING,
         metric="nll",
         mode="min",
@@ -224,11 +226,16 @@ def predict(
 
 
 def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, float]:
-    """Only write the predictions of a finished run."""
+    """Only write the predictions of a finished run, with the exemplars it was trained on unless others are
+    given."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
-    runs.require_run(folder, advice.GIVE_A_GENERATOR)
+    trained = runs.require_run(folder, advice.GIVE_A_GENERATOR)
+    paths = command.paths
+    if not command.flags.get("exemplars"):
+        paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
     split = command.flags["predict_split"]
     output = output_folder(folder, command.output, split, command.training.overwrite)
-    model = CausalGenerator.from_pretrained(folder, cache=command.paths.cache, device=session.device)
+    model = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
+    command = replace(command, paths=paths)
     return predict(folder, model.to(session.device), split, command, session, output)

@@ -498,6 +498,13 @@ def say_other_labellers(chosen: LossCritics, paths: Paths, session: Session) -> 
             )
 
 
+def with_own_exemplars(paths: Paths, trained: dict, made_from: dict[str, runs.Source]) -> Paths:
+    """The same places with a run's own exemplars. `trained`: its flags; `made_from`: see `runs.sources`."""
+    if "exemplars train" in made_from:
+        return paths.with_exemplars(made_from["exemplars train"].path.parent)
+    return paths.with_exemplars(trained["exemplars"]) if trained.get("exemplars") else paths
+
+
 def output_folder(run: Path, output: str | None, split: str, overwrite: bool) -> Path:
     """Where --inference writes. Raises `UserError` where another run's, or predictions, lie there."""
     folder = Path(output) if output else run
@@ -517,10 +524,7 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
     paths = command.paths
     made_from = runs.sources(folder, paths)
     if not command.flags.get("exemplars"):
-        if "exemplars train" in made_from:
-            paths = paths.with_exemplars(made_from["exemplars train"].path.parent)
-        elif trained.get("exemplars"):
-            paths = paths.with_exemplars(trained["exemplars"])
+        paths = with_own_exemplars(paths, trained, made_from)
     split = command.flags["predict_split"]
     output = output_folder(folder, command.output, split, command.training.overwrite)
     model = Generator.from_pretrained(folder).to(session.device)
