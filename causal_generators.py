@@ -61,6 +61,7 @@ def read_split(
     if model.settings.exemplars == "none":
         return examples, None
     file = paths.exemplars(split)
+    storage.require_file(file, advice.retrieve(paths.root, file.parent))
     storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
     return examples, read_exemplars(file, examples, model.settings.top_exemplars)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import advice
 import distress
 import storage
 from commands import Decoding, target
@@ -73,8 +74,9 @@ def newest_generator(paths: Paths) -> Path:
         return BUNDLED
     if not finished:
         raise UserError(
-            f"{paths.saved}: no finished generator; make one with: python train_glove_t5.py, try it out on "
-            "the sample with: make demo (then --workdir demo), or name a run's folder with --run"
+            f"{paths.saved}: no finished generator; make one with: "
+            f"{advice.command('train_glove_t5.py', workdir=paths.root)}; try it out on the sample with: "
+            "make demo (then --workdir demo); or name a run's folder with --run"
         )
     return max(finished, key=lambda f: (f / "result.json").stat().st_mtime)
 

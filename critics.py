@@ -673,10 +673,10 @@ def find_judges(
     there = [p for p in places if any((f / "result.json").exists() for f in p.values())]
     if not there and not given:
         if needed:
+            make = [advice.train_critic(kind, families[-1], paths.root) for kind in ("emo", SENTIMENT)]
             raise UserError(
                 f"{places[0]['emo'].parent}: no trained critic of {' or '.join(families)}; make them with: "
-                f"python train_empathy_classifier.py --model {families[-1]} --dim emo (exp, int) and python "
-                f"train_sentiment_regressor.py --model {families[-1]}, or give one with --emo RUN"
+                f"{make[0]} (and --dim exp, int); {make[1]}; or give one with --emo RUN"
             )
         return {}
     return load_judges({**(there[0] if there else {}), **given}, session, given)

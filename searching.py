@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import advice
 import storage
 from dataloaders import EMOTIONS, listener_turns
 from DPR.retriever import Hit, Pool, Retriever
@@ -25,8 +26,8 @@ def find_retriever(
     folder = Path(run) if run else paths.saved / "dpr" / "empd"
     if not run and not (folder / "result.json").exists():
         raise UserError(
-            f"{folder}: no trained retriever; make it with: python -m DPR.train_dpr, name one with --path, "
-            "or take a pretrained one: --encoder minilm --pooling mean"
+            f"{folder}: no trained retriever; make it with: {advice.train_retriever(paths.root)}; or name "
+            "one with --path, or take a pretrained one: --encoder minilm --pooling mean"
         )
     return Retriever.from_pretrained(folder, session)
 
