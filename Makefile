@@ -21,8 +21,8 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.offline: $(VENV)/.installed requirements-offline.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-offline.txt \
-		|| echo "note: the packages of requirements-offline.txt cannot be had here; the demo goes on without them"
-	touch $@
+		&& touch $@ \
+		|| echo "note: the packages of requirements-offline.txt cannot be had here; it goes on without them"
 
 demo: $(VENV)/.offline
 	$(PY) reproduce.py --recipe sample --workdir demo
