@@ -91,6 +91,9 @@ def load_system(path: Path, examples: list[Example], split: str, paths: Paths) -
     with safe_open(weights_file(path), framework="np") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
     system["parameters"] = sum(math.prod(shape) for shape in shapes)
+    system["adapter"] = weights_file(path).name.startswith(
+        "adapter"
+    )  # its base, which is large, is not there
     return system
 
 
@@ -185,7 +188,7 @@ def case_studies(
     """A page: context, exemplars, each system's reply with its critics' scores, the gold reply."""
     chosen = sorted(random.Random(seed).sample(range(len(examples)), min(count, len(examples))))
     lines = ["# Case studies", ""]
-    if any(s.get("parameters", 10**9) < 2_000_000 for s in systems):
+    if any(s.get("parameters", 10**9) < 2_000_000 and not s.get("adapter") for s in systems):
         lines += [SMALL_MODEL, ""]
     for n, i in enumerate(chosen, start=1):
         exemplars = shown[i][:3] if shown is not None else []
