@@ -19,7 +19,15 @@ from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, read_exemplars
-from generators import Predictor, SplitData, output_folder, validate, with_own_exemplars, write_predictions
+from generators import (
+    Predictor,
+    SplitData,
+    likelihood_key,
+    output_folder,
+    validate,
+    with_own_exemplars,
+    write_predictions,
+)
 from options import Paths, UserError
 from session import Session, own_random_stream
 from training import Loop
