@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import options
-from options import DIMENSIONS, Paths, UserError, batch_count, check, make_parser, number
+from options import DIMENSIONS, NATURAL, Paths, UserError, batch_count, check, make_parser, number
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,10 +34,11 @@ def parse_args(argv=None):
         default="download",
         help="of the real corpora: download, or a folder with the official files",
     )
-    count = number(int, least=1)
     parser.add_argument("--seed", type=number(int, least=0, below=2**32), help="of every command")
-    parser.add_argument("--epochs", type=count, help="of every training")
-    parser.add_argument("--batch-size", type=batch_count, help="of every training")
+    parser.add_argument("--epochs", type=NATURAL, help="of every training")
+    parser.add_argument(
+        "--batch-size", type=batch_count, help="of every training; auto: of those without one of their own"
+    )
     parser.add_argument(
         "--override",
         action="append",
@@ -100,6 +101,8 @@ def adjusted(command: list[str], args) -> list[str]:
     script = command[1] if command[0] == "-m" else command[0]
     for flag, value in (("--seed", args.seed), ("--epochs", args.epochs), ("--batch-size", args.batch_size)):
         trains = script.removeprefix("DPR.").startswith("train_")
+        if flag == "--batch-size" and value == "auto" and flag in command:
+            continue  # auto fills up to the script's default update, and the recipe's is another
         if value is not None and (trains or flag == "--seed"):
             command = with_flags(command, [flag, str(value)])
     for text in args.override:
