@@ -650,15 +650,14 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
     for kind, folder in folders.items():
         if kind in missing:
             continue
+        flag = f"--{kind} " if kind in asked_for else ""  # not every command that judges has it
         try:
             judges[kind] = Scorer.from_pretrained(folder, session)
         except UserError as error:
-            raise UserError(f"--{kind} {error}") from error
-        if judges[kind].kind != kind:
-            raise UserError(
-                f"--{kind} {folder}: holds a critic of {judges[kind].kind}; give it with "
-                f"--{judges[kind].kind}"
-            )
+            raise UserError(f"{flag}{error}") from error
+        if (other := judges[kind].kind) != kind:
+            remedy = f"give it with --{other}" if flag else f"it is taken for the {kind} critic"
+            raise UserError(f"{flag}{folder}: holds a critic of {other}; {remedy}")
     return judges
 
 
