@@ -404,7 +404,7 @@ def test_standard_input_is_answered_with_json_and_nothing_else(home, monkeypatch
     assert row["id"] == 1 and row["reply"]
 
 
-def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_path, capsys):
+def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_path, capsys, monkeypatch):
     work = tmp_path / "work"
     shutil.copytree(home / "saved" / "glove-t5", work / "saved" / "glove-t5")
     answer = run(respond, work, "My dog ran away.")
@@ -414,6 +414,8 @@ def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_
     assert answer.reply and answer.exemplars == [] and answer.scores == {}
     with pytest.raises(UserError, match="--target emo: there is no emo critic .* give one with --emo RUN"):
         run(respond, work, "Hello", "--target", "emo=1")
+    assert conversation.newest_generator(Paths(home.parent)) == conversation.BUNDLED
+    monkeypatch.setattr(conversation, "BUNDLED", tmp_path / "none")  # a copy without saved/
     with pytest.raises(UserError, match="no finished generator; make one with"):
         run(respond, home.parent, "Hello")
 
