@@ -56,13 +56,13 @@ def text_vectors(encoder, tokenizer, texts, most: int, end: str) -> torch.Tensor
 
 
 @pytest.mark.parametrize("rule", ["same-emotion", "all"])
-def test_the_retrieved_exemplars_are_those_of_a_brute_force(prepared, tmp_path, rule):
-    save_encoders(prepared, tmp_path, dropout=0.1)
+def test_the_retrieved_exemplars_are_those_of_a_brute_force(workdir, tmp_path, rule):
+    save_encoders(workdir, tmp_path, dropout=0.1)
     dpr_exemplar_retriever.main(
-        ["--workdir", str(prepared), "--device", "cpu", "--path", str(tmp_path), "--output", str(tmp_path)]
+        ["--workdir", str(workdir), "--device", "cpu", "--path", str(tmp_path), "--output", str(tmp_path)]
         + ["--candidates", rule, "--top-k", "4", "--max-length", "40", "--max-passage-length", "12"]
     )
-    paths = Paths(prepared)
+    paths = Paths(workdir)
     question, context, tokenizer = load_encoders(tmp_path)
     corpus = listener_turns(paths.dialogues("train"))
     passages = text_vectors(context, tokenizer, [c.response for c in corpus], 12, "first")
