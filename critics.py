@@ -208,6 +208,7 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         tokenizer=tokenizer_hash(tokenizer),
     )
     critic = Critic(settings, encoder)
+    # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)
     objective = CriticObjective(critic, task.class_weights, session.device)
@@ -219,6 +220,7 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
             with session.autocast():
                 scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
             found += zip(numbers, scores.tolist(), strict=True)
+        # batches are dealt to processes by length: the measure needs the file's order
         by_number = dict(session.gather(found))
         return task.measure(task.valid[2], [by_number[i] for i in range(len(held))])
 

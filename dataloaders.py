@@ -835,7 +835,9 @@ def generator_data(
     rows = []
     for n, example in enumerate(examples):
         turns = [encoded[t] for t in example.history]
+        # every turn ends with </s>, so that the model sees where the speaker changes
         dialogue = join([np.append(t, eos) for t in turns])
+        # one speaker id a token, </s> included: the same cut below keeps the two aligned
         speakers = join([np.full(len(t) + 1, 1 + i % 2) for i, t in enumerate(turns)])
         before = entering.before(n)
         # whole exemplars, then as much of the dialogue's end as fits

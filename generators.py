@@ -390,6 +390,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     tokenizer = backbone.tokenizer
     model = build(backbone, family, options, paths)
     settings = model.settings
+    # built once for all splits: the frozen way loads an encoder of its own
     way = exemplars.enter(settings, tokenizer, session, paths)
     chosen = choose_for_loss(
         command.critics,
@@ -402,6 +403,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     say_other_labellers(chosen, paths, session)
     critics = chosen.critics
 
+    # replies are cut for training alone: a perplexity is of the whole reply
     train = split_data(settings, "train", tokenizer, way, paths, critics, whole=False)
     held = split_data(settings, "valid", tokenizer, way, paths, critics)
     say_uninformed(critics, train.data, session)

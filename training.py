@@ -303,6 +303,7 @@ class Loop:
 
     def _train(self) -> dict:
         session, run = self.session, self.run
+        # the folder decides what this call is: a new run, the rest of one, or nothing to do
         status, checkpoint = self._open()
         if status == "finished":
             run.close()
@@ -312,6 +313,7 @@ class Loop:
                 "--overwrite makes it anew"
             )
             return {**result, "already_finished": True}
+        # the optimizer first: a checkpoint is loaded into it
         self._prepare()
         if checkpoint:
             self._load(checkpoint)
@@ -359,11 +361,13 @@ class Loop:
         ) as bar:
             while state.position < len(steps) and not self._at_end():
                 values = self._update(steps[state.position])
+                # from here on the update counts: whatever follows is saved with it
                 state.step += 1
                 state.position += 1
                 state.seconds = time.monotonic() - self._clock
                 bar.update()
                 self._log(values)
+                # noted before it is done, so that a run that is killed in it evaluates when it goes on
                 state.evaluation_due = self._evaluation_is_due(state.position == len(steps))
                 # every process learns of a signal that any of them got, and all stop at this same step
                 if self.session.sum([float(self._signals.number)])[0]:
@@ -373,6 +377,7 @@ class Loop:
                     self._evaluate()
                 elif self.options.save_every and state.step % self.options.save_every == 0:
                     self._save()
+        # an epoch that a limit has cut short is not over: a longer run would finish it
         if state.position == len(steps):
             state.epoch, state.position = state.epoch + 1, 0
 
@@ -446,6 +451,7 @@ class Loop:
         values = self.measure()
         state.evaluation_due = False
         state.evaluations += 1
+        # a NaN is never the best, also where it comes first
         value = values[self.metric]
         sign = 1 if self.mode == "max" else -1
         better = math.isfinite(value) and (state.best is None or sign * value > sign * state.best)
@@ -471,6 +477,7 @@ class Loop:
                 f"{run.folder}: {self.metric} was not finite in any of {state.evaluations} evaluations, so "
                 "there is no best model; try a lower --lr, or --precision fp32"
             )
+        # the weights at the end are those of the last update; the run's are those of its best evaluation
         self._check_best()
         self._load_weights(self._best())
         self.model.eval()

@@ -111,9 +111,12 @@ class Update:
         # there on
         units = self.count_units(micro_batches)
         sums = self.accumulate_gradients(micro_batches, units)  # (micro-batches, terms)
+        # without a limit this only measures: the norm is logged either way
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf)
+        # one bad number would spoil all weights at once, and the best checkpoint could be hours old
         self.assert_finite(sums, norm, micro_batches)
         self.optimizer.step()
+        # the schedule counts updates, not micro-batches
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.figures(sums, units) | {"grad_norm": float(norm)}
@@ -149,6 +152,7 @@ class Update:
     def accumulate_gradients(self, micro_batches: list[MicroBatch], units: dict[str, float]) -> Tensor:
         """Backward passes over all micro-batches; each term's sum in each of them, (micro-batches, terms)."""
         weights, session = self.objective.weights, self.session
+        # an evaluation in between has left the model in eval mode
         self.wrapped.train()
         sums = torch.zeros(len(micro_batches), len(weights), device=session.device)
         for i, micro in enumerate(micro_batches):
@@ -163,6 +167,7 @@ class Update:
                     for k in weights
                 )
                 loss.backward()
+            # for the log alone, so without the graph behind them
             sums[i] = torch.stack([terms[k].detach().float() * micro.weight for k in weights])
         return sums
 

@@ -251,7 +251,9 @@ def train(
     model: Any = BiEncoder(*encoders).to(session.device)
     require_fitting(model.question, tokenizers["question"], "--max-length", options.max_length)
     require_fitting(model.context, tokenizers["context"], "--max-passage-length", options.max_passage_length)
+    # negatives are part of a batch, so micro-batches matter here as nowhere else (see `Loop`)
     data = training_data(entries, options, tokenizers)
+    # a fixed draw: ranks among other passages would not be comparable between evaluations
     held = HeldOut.draw(held_entries, options.valid_queries, options.seed)
 
     def evaluate() -> dict[str, float]:
