@@ -2,16 +2,18 @@
 
 import ast
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SAMPLE
 from test_scripts import NO_CRITICS, PARSERS, short
 
 import advice
@@ -26,6 +28,7 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
+import updates
 from DPR import prepare_dpr_data, train_dpr
 from options import Paths, UserError
 
@@ -88,6 +91,36 @@ def test_a_run_of_the_last_stages_prints_commands_that_run(place, capsys):
     (table,) = commands(capsys.readouterr().out)  # the table that is there stays
     evaluate_responses.main([*table[1:], "--device", "cpu"])
     assert (place / "results" / "evaluation").exists() and len([*(place / "results").iterdir()]) == 2
+
+
+def test_preparation_says_what_comes_next(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "mein Körper"
+    folder.mkdir()
+    flags = ["--source", str(corpus), "--workdir", str(folder), "--split", "grouped", "--min-count", "1"]
+    prepare_data.main([*flags, "--glove", str(SAMPLE / "glove.sample.50d.txt")])
+    (critic,) = commands(capsys.readouterr().out)
+    assert parse(critic, folder).model == "glove-t5"  # needs no hub
+    train_empathy_classifier.main([*critic[1:], "--device", "cpu", "--max-steps", "1"])
+
+
+def test_a_stopped_training_prints_the_command_that_goes_on(place, monkeypatch, capsys):
+    words = [*short(place), "--size", "tiny", *NO_CRITICS, "--name", "stopped", "--overwrite"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train_glove_t5.py", *words])
+    update = updates.Update.__call__
+
+    def signalled(self, numbers):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, numbers)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(updates.Update, "__call__", signalled)
+        train_glove_t5.main(words)
+    assert stop.value.code == 143
+    (again,) = commands(capsys.readouterr().out)
+    assert again[0] == "train_glove_t5.py" and not parse(again, place).overwrite
+    train_glove_t5.main(again[1:])
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_made_by_the_printed_command(place):
