@@ -20,6 +20,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config
 
+import advice
 from options import UserError
 
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -249,7 +250,7 @@ def save_glove(folder: Path, words: list[str], vectors: np.ndarray) -> None:
 def load_vectors(folder: Path) -> np.ndarray:
     file = Path(folder) / "vectors.safetensors"
     if not file.exists():
-        raise UserError(f"{file}: no such file; make it with: python prepare_data.py")
+        raise UserError(f"{file}: no such file; make it with: {advice.makes(file, 'python prepare_data.py')}")
     return load_file(file)["vectors"]
 
 

@@ -427,10 +427,11 @@ def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
         if recorded and file.exists() and sha256(file) != recorded:
             old.append(name)
     if old:
-        print(
-            f"warning: {path} was made from another {', '.join(old)} than is there now; "
-            "make it again (--overwrite) to be sure"
+        again = advice.makes(path, "")
+        how = (
+            f"to be sure, make it again with: {again}" if again else "make it again (--overwrite) to be sure"
         )
+        print(f"warning: {path} was made from another {', '.join(old)} than is there now; {how}")
     return old
 
 
