@@ -22,6 +22,7 @@ from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, rea
 from generators import (
     Predictor,
     SplitData,
+    begun_from,
     likelihood_key,
     output_folder,
     validate,
@@ -30,7 +31,7 @@ from generators import (
 )
 from options import Paths, UserError
 from session import Session, own_random_stream
-from training import Loop
+from training import Loop, begin_from
 from updates import Objective
 
 FAMILY = "causal-lm"
@@ -160,6 +161,15 @@ def train(command: CausalCommand, session: Session) -> dict:
         exemplar_len=options.exemplar_len,
         top_exemplars=options.top_exemplars,
     )
+    if options.init_from:
+        begun = Path(options.init_from)
+        trained = CausalGenerator.from_pretrained(begun, cache=paths.cache, device=session.device)
+        if trained.settings.base_sha256 != model.settings.base_sha256:
+            raise UserError(
+                f"--init-from {begun}: of another base, {trained.settings.base}; give it as --model"
+            )
+        begin_from(model, trained, begun)
+        del trained
     data = sequences(model, "train", paths, whole=False)
     held = sequences(model, "valid", paths, conversations=options.valid_conversations)
     # read before the training: what would be missing after it is missed now
@@ -173,6 +183,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
 
     sources = {"base": storage.source(options.model, paths, model.settings.base_sha256)}
+    sources |= begun_from(options.init_from, paths)
     for name in ("train", "valid"):
         sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
         if options.add_exemplars != "none":

@@ -93,6 +93,7 @@ class GeneratorOptions:
     tgt_len: int
     dropout: float
     seed: int
+    init_from: str | None = None
 
     @property
     def critics(self) -> list[str]:
@@ -130,6 +131,7 @@ class CriticOptions:
     word_dropout: float
     head_dropout: float
     seed: int
+    init_from: str | None = None
 
     @property
     def family(self) -> str:
@@ -190,6 +192,7 @@ class CausalOptions:
     tgt_len: int
     valid_conversations: int
     seed: int
+    init_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -406,6 +409,14 @@ def add_training(
     add("--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)")
 
 
+def add_init_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="begin with the weights of this finished run: more epochs, or another objective",
+    )
+
+
 #: flags that change what is written after training, not the training
 DECODING = {
     "top_k",
@@ -487,6 +498,7 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     add("--src-len", type=NATURAL, default=200, help="latest tokens of the dialogue")
     add("--tgt-len", type=number(int, least=2), default=50, help="tokens of a reply in training")
     add("--dropout", type=SHARE, default=0.1, help="inside the generator")
+    add_init_from(parser)
     add_decoding_flags(parser)
 
 
@@ -589,6 +601,7 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
         help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)",
     )
     add("--head-dropout", type=SHARE, help="before the linear head (default 0.1, glove-t5 0.4)")
+    add_init_from(parser)
 
 
 def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) -> argparse.Namespace:

@@ -49,7 +49,7 @@ from models import (
 from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError
 from session import Session
 from storage import fingerprint, require
-from training import Loop
+from training import Loop, begin_from
 from updates import Objective
 
 #: contexts (each its turns, oldest first), replies, and what is to be predicted of them
@@ -208,6 +208,13 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         tokenizer=tokenizer_hash(tokenizer),
     )
     critic = Critic(settings, encoder)
+    if options.init_from:
+        folder = Path(options.init_from)
+        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        trained = Critic.from_pretrained(folder)
+        # another dimension's head has learnt nothing of this one
+        fresh = () if trained.settings.kind == task.kind else ("head.",)
+        begin_from(critic, trained, folder, fresh)
     # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)
@@ -238,6 +245,9 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
 
     sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
     sources["model"] = storage.source(begin, paths, storage.identity(begin))
+    if options.init_from:
+        digest = storage.sha256(Path(options.init_from) / "model.safetensors")
+        sources["init"] = storage.source(options.init_from, paths, digest)
     place = paths.critic(task.kind, options.family)
     loop = Loop(
         command.training,

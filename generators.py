@@ -55,7 +55,7 @@ from models import (
 from options import DIMENSIONS, Paths, UserError, refuse_existing
 from session import Session, own_random_stream
 from storage import fingerprint, require
-from training import Loop
+from training import Loop, begin_from
 from updates import Objective
 
 # ------------------------------------------------------------------------------------------------------ built
@@ -99,7 +99,8 @@ def load_glove_t5(size: str, dropout: float, seed: int, paths: Paths, **changes:
 
 
 def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Paths) -> Generator:
-    """A new generator around a backbone, with the layers that the chosen way of exemplars needs."""
+    """A generator around a backbone, with the layers that the chosen way of exemplars needs: new, or with the
+    weights of `--init-from`."""
     settings = GeneratorSettings(
         backbone=backbone.t5.config.to_dict(),
         exemplars=options.add_exemplars,
@@ -113,6 +114,10 @@ def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Pat
     )
     model = Generator(settings, backbone.t5)
     exemplars.begin(model, paths, options.seed)
+    if options.init_from:
+        folder = Path(options.init_from)
+        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        begin_from(model, Generator.from_pretrained(folder), folder, fresh=("exemplar_encoder.", "fusion."))
     return model
 
 
@@ -425,7 +430,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         return Generator.from_pretrained(folder)
 
     folder = paths.saved / family / (command.name or options.default_name)
-    sources = run_sources(backbone, way, chosen, settings, paths)
+    sources = run_sources(backbone, way, chosen, settings, paths) | begun_from(options.init_from, paths)
     loop = Loop(
         command.training,
         session,
@@ -455,6 +460,13 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result
+
+
+def begun_from(folder: str | None, paths: Paths) -> dict[str, dict[str, str]]:
+    """The entry of `--init-from` among a run's sources."""
+    if folder is None:
+        return {}
+    return {"init": storage.source(folder, paths, storage.sha256(weights_file(Path(folder))))}
 
 
 def run_sources(

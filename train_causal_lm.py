@@ -13,7 +13,7 @@ the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.c
 """
 
 import options
-from commands import add_decoding_flags, add_training, causal_command, check_decoding
+from commands import add_decoding_flags, add_init_from, add_training, causal_command, check_decoding
 from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
 
 
@@ -33,6 +33,7 @@ def parse_args(argv=None):
         default=0,
         help="evaluate on the first so many conversations of the validation split; 0: all",
     )
+    add_init_from(parser)
     add = parser.add_argument_group("exemplars").add_argument
     add(
         "--add-exemplars",

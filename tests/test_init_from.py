@@ -1,0 +1,72 @@
+"""--init-from: a new run begins with the weights of a finished one."""
+
+import json
+
+import pytest
+from test_causal_models import make_tokenizer, save_llama
+
+import train_causal_lm
+import train_empathy_classifier
+import train_glove_t5
+from options import UserError
+
+#: one update that moves nothing that can be seen
+STILL = "--device cpu --max-steps 1 --batch-size 8 --lr 1e-9".split()
+PLAIN = "--size tiny --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --no-predict".split()
+
+
+def test_a_generator_goes_on_from_another_ones_weights(trained_copy):
+    common = ["--workdir", str(trained_copy), *PLAIN, "--device", "cpu", "--batch-size", "8"]
+    first = train_glove_t5.main([*common, "--max-steps", "4", "--lr", "1e-2"])
+    run = str(trained_copy / "saved" / "glove-t5" / "plain")
+    still = ["--workdir", str(trained_copy), *STILL, "--size", "tiny", "--no-predict"]
+    plain = [*PLAIN[2:6], *PLAIN[6:8]]
+    again = train_glove_t5.main([*still, *plain, "--name", "again", "--init-from", run])
+    anew = train_glove_t5.main([*still, *plain, "--name", "anew"])
+    assert again["valid"]["nll"] == pytest.approx(first["valid"]["nll"], abs=1e-4)
+    assert anew["valid"]["nll"] > first["valid"]["nll"] + 0.1
+    # another way of exemplars adds layers, which begin as new ones do
+    pooled = ["--add-exemplars", "glove-t5", "--exemplar-layers", "1", *PLAIN[4:8], "--name", "pooled"]
+    found = train_glove_t5.main([*still, *pooled, "--init-from", run])
+    assert abs(found["valid"]["nll"] - first["valid"]["nll"]) < abs(
+        found["valid"]["nll"] - anew["valid"]["nll"]
+    )
+    folder = trained_copy / "saved" / "glove-t5" / "again"
+    assert json.loads((folder / "sources.json").read_text())["init"]["path"] == "saved/glove-t5/plain"
+
+
+def test_another_start_is_another_run(trained_copy):
+    common = ["--workdir", str(trained_copy), *PLAIN, *STILL]
+    train_glove_t5.main([*common, "--name", "a"])
+    train_glove_t5.main([*common, "--name", "b", "--lr", "1e-2", "--seed", "5"])
+    saved = trained_copy / "saved" / "glove-t5"
+    train_glove_t5.main([*common, "--name", "c", "--init-from", str(saved / "a")])
+    with pytest.raises(UserError, match="init"):
+        train_glove_t5.main([*common, "--name", "c", "--init-from", str(saved / "b")])
+
+
+def test_a_critic_begins_from_another_dimension_with_a_new_head(trained_copy):
+    short = ["--workdir", str(trained_copy), *STILL, "--model", "glove-t5", "--size", "tiny"]
+    emo = str(trained_copy / "saved" / "empathy" / "glove-t5-emo")
+    same = train_empathy_classifier.main([*short, "--dim", "emo", "--name", "same", "--init-from", emo])
+    stored = json.loads((trained_copy / "saved" / "empathy" / "glove-t5-emo" / "result.json").read_text())
+    assert same["valid"]["macro_f1"] == pytest.approx(stored["valid"]["macro_f1"], abs=1e-6)
+    train_empathy_classifier.main([*short, "--dim", "exp", "--name", "other", "--init-from", emo])
+    with pytest.raises(UserError, match="--init-from.*args.json"):
+        wider = ["--layers", "2", "--name", "wider", "--init-from", emo]
+        train_empathy_classifier.main([*short, "--dim", "emo", *wider])
+
+
+def test_a_causal_adapter_goes_on_and_another_base_is_refused(trained_copy, tmp_path):
+    tokenizer = make_tokenizer()
+    base, other = save_llama(tmp_path / "llama", tokenizer), save_llama(tmp_path / "other", tokenizer, seed=1)
+    short = "--device cpu --batch-size 8 --lora-rank 2 --no-predict --valid-conversations 3".split()
+    common = ["--workdir", str(trained_copy), *short]
+    first = train_causal_lm.main([*common, "--model", base, "--max-steps", "3", "--lr", "1e-2"])
+    run = ["--init-from", str(trained_copy / "saved" / "causal-lm" / "plain")]
+    still = [*common, *STILL[2:], "--name", "again"]
+    again = train_causal_lm.main([*still, "--model", base, *run])
+    # an adapter is kept in half precision
+    assert again["valid"]["nll"] == pytest.approx(first["valid"]["nll"], abs=2e-3)
+    with pytest.raises(UserError, match="--init-from.*--model"):
+        train_causal_lm.main([*common, "--model", other, "--max-steps", "1", "--name", "c", *run])
