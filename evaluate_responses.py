@@ -9,7 +9,7 @@ capitals), BLEU-1..4 on raw strings (white space, case kept: the paper's), sacre
 Distinct-1/2 (13a, lower-cased), mean length, and the critics' mean scores (expected label, with two labels
 the probability of empathy; sentiment from -1 to 1). Matching the gold row's scores, not topping them, is the
 aim; a run that was trained against these very critics is named. Writes metrics.json, table.md,
-case_studies.md and learning_curves.png to results/NAME/.
+case_studies.md and .html, and learning_curves.png to results/NAME/.
 """
 
 from pathlib import Path

@@ -1,12 +1,23 @@
-"""What people look at: case studies, which show replies beside each other, and learning curves."""
+"""What people look at: case studies, which show replies beside each other, and learning curves.
+
+The pages take plain lists, so that any caller can fill them: a system is a dict with `name`, `replies` (one
+an item) and `scores` (a judge's name -> one number an item); a run has its `folder` too.
+"""
 
 import html
+import json
 import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
+import jinja2
 import matplotlib
 import pandas as pd
 
+import storage
 from dataloaders import Example
 from options import CRITICS
 
@@ -18,62 +29,230 @@ SMALL_MODEL = (
     "seconds or minutes). They show that every part works, not what the method can do: `python "
     "reproduce.py --recipe glove` (hours on one GPU) or `--recipe t5` makes better ones."
 )
+#: what a column of the case studies says; judges that are not here are explained by the caller
+COLUMN_KEYS = {
+    "case": "the number of the case in this page; conversation and utterance find it in the data",
+    "emotion": "the emotion that the speaker was asked to tell about, as the data give it",
+    "context": "everything said before, oldest first; the listener's next turn is what the systems write",
+    "exemplars": "the three retrieved replies to similar contexts that rank highest",
+    "system": "who wrote the reply; gold is the person's own",
+    "reply": "the text that is judged",
+    "words": "the reply's length in words, split at white space",
+    "emo": "emotional reaction: the critic's expected level of the reply (with two levels: its probability)",
+    "exp": "exploration: the same for asking about what was not told",
+    "int": "interpretation: the same for putting into words what the speaker feels",
+    "sentiment": "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
+}
+TERMS = {
+    "nll": "nats a token",
+    "emo": "nats an example",
+    "exp": "nats an example",
+    "int": "nats an example",
+    "sentiment": "squared score",
+}
+
+
+def render(template: str, **content: object) -> str:
+    """A page out of templates/; every text is escaped on its way in, unless the template says otherwise."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**content)
 
 
 def cell(text: str) -> str:
-    """Text that is safe in a markdown table or page: no HTML, no column breaks, one line."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """Text that is safe in a markdown table or page: no HTML, no markup, no column breaks, one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    # emphasis, code, links and images, by which a reply could hide a part of itself or fetch something
+    text = re.sub(r"[\\`*\[\]~]|(?<!\w)_|_(?!\w)", lambda sign: f"&#{ord(sign[0])};", text)
+    return text.replace("|", "\\|")
 
 
-def case_studies(
-    systems: list[dict], examples: list[Example], shown: list[list[str]] | None, count: int, seed: int
+# ----------------------------------------------------------------------------------------------- case studies
+
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of case study: some systems beside each other, on the cases of the page."""
+
+    title: str
+    systems: list[dict]
+    exemplars: Sequence[Sequence[str]] | None = field(default=None, repr=False)  # of every item
+
+
+def choose(total: int, count: int, seed: int) -> list[int]:
+    """The numbers of the items that are shown: a random sample of all of them, in their order."""
+    return sorted(random.Random(seed).sample(range(total), min(count, total)))
+
+
+def rule(total: int, count: int, seed: int) -> str:
+    return (
+        f"{min(count, total)} of the {total} items, drawn at random with seed {seed} before any reply was "
+        "looked at; none was left out or put in by hand. The same cases stand in every section."
+    )
+
+
+def traits(run: Path) -> dict:
+    """What a run's settings say for the sections: its script's kind, exemplars or none, losses or none."""
+    given = storage.read_json(run / "args.json").get("args", {})
+    losses = ("empathy_loss_w", "sentiment_loss_w")
+    return {
+        "model": str(given.get("model", run.parent.name)),
+        "exemplars": given.get("add_exemplars", "none") != "none",
+        "losses": any(given.get(name, 0) for name in losses),
+    }
+
+
+def sections(
+    systems: list[dict],
+    exemplars: Sequence[Sequence[str]] | None = None,
+    retrievers: dict[str, Sequence[Sequence[str]]] | None = None,
+) -> list[Section]:
+    """The paper's four kinds, those that the systems allow.
+
+    `exemplars`: of every item, best first. `retrievers`: the same by name, of two retrievers or more (tuned,
+    untuned). Two systems make a pair where their `traits` (key "traits" of a system) differ in one thing.
+    """
+    found = [Section("Models side by side", systems, exemplars)]
+    gold = [s for s in systems if s["name"] == "gold"]
+    for title, differs in (
+        ("With and without exemplars", "exemplars"),
+        ("With and without the losses of empathy and sentiment", "losses"),
+    ):
+        for a, b in combinations([s for s in systems if s.get("traits")], 2):
+            if [k for k in a["traits"] if a["traits"][k] != b["traits"][k]] == [differs]:
+                with_it, without = (a, b) if a["traits"][differs] else (b, a)
+                found.append(Section(title, [*gold, with_it, without], exemplars))
+    if retrievers and len(retrievers) > 1:
+        best = [
+            {"name": name, "replies": [rows[0] if rows else "" for rows in lists], "scores": {}}
+            for name, lists in retrievers.items()
+        ]
+        found.append(Section("Top exemplar of each retriever", [*gold, *best]))
+    return found
+
+
+def judges_of(section: Section) -> list[str]:
+    """The judges of any of its systems, in their order."""
+    return list(dict.fromkeys(kind for system in section.systems for kind in system["scores"]))
+
+
+def keys_of(shown: list[Section], keys: dict[str, str] | None = None) -> dict[str, str]:
+    """What each column of the page means; `keys` adds to COLUMN_KEYS, or overrules it."""
+    explained = COLUMN_KEYS | (keys or {})
+    plain = ["case", "emotion", "context", "exemplars", "system", "reply", "words"]
+    judges = [kind for section in shown for kind in judges_of(section)]
+    return {k: explained.get(k, "a judge's score of the reply") for k in dict.fromkeys([*plain, *judges])}
+
+
+def markdown_cases(
+    shown: list[Section], examples: list[Example], count: int, seed: int, keys: dict[str, str] | None = None
 ) -> str:
-    """A page: context, exemplars, each system's reply with its critics' scores, the gold reply."""
-    chosen = sorted(random.Random(seed).sample(range(len(examples)), min(count, len(examples))))
+    """All sections as one markdown page; `keys` explains judges that COLUMN_KEYS does not know."""
     lines = ["# Case studies", ""]
-    if any(s.get("parameters", 10**9) < 2_000_000 and not s.get("adapter") for s in systems):
+    if small_models(shown):
         lines += [SMALL_MODEL, ""]
-    for n, i in enumerate(chosen, start=1):
-        exemplars = shown[i][:3] if shown is not None else []
-        lines += one_case(n, i, systems, examples[i], exemplars)
+    lines += [f"Rule: {rule(len(examples), count, seed)}", ""]
+    lines += [f"- **{cell(name)}**: {cell(text)}" for name, text in keys_of(shown, keys).items()] + [""]
+    for section in shown:
+        lines += [f"# {section.title}: {', '.join(cell(s['name']) for s in section.systems)}", ""]
+        for n, i in enumerate(choose(len(examples), count, seed), start=1):
+            lines += one_case(n, i, section, examples[i])
     return "\n".join(lines) + "\n"
 
 
-def one_case(n: int, i: int, systems: list[dict], example: Example, exemplars: list[str]) -> list[str]:
+def small_models(shown: list[Section]) -> bool:
+    systems = [s for section in shown for s in section.systems]
+    return any(s.get("parameters", 10**9) < 2_000_000 and not s.get("adapter") for s in systems)
+
+
+def one_case(n: int, i: int, section: Section, example: Example) -> list[str]:
     """The `n`-th case study, of example number `i`."""
     title = f"## {n}. {example.emotion} ({cell(example.conv_id)}, utterance {example.utterance_idx})"
     lines = [title, ""]
     for t, turn in enumerate(example.history):
         lines.append(f"- **{('speaker', 'listener')[t % 2]}:** {cell(turn)}")
+    exemplars = section.exemplars[i][:3] if section.exemplars is not None else []
     if exemplars:
         lines.append("")
     for rank, text in enumerate(exemplars, start=1):
         lines.append(f"> exemplar {rank}: {cell(text)}  ")
-    kinds = list(systems[0]["scores"])
-    lines += ["", "| | reply | " + " | ".join(kinds) + " |", "|---" * (2 + len(kinds)) + "|"]
-    for system in systems:
-        scores = " | ".join(f"{system['scores'][k][i]:.2f}" for k in kinds)
-        lines.append(f"| {cell(system['name'])} | {cell(system['replies'][i])} | {scores} |")
+    kinds = judges_of(section)
+    titles = ["", "reply", *map(cell, kinds)]
+    lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for system in section.systems:
+        scores = [f"{system['scores'][k][i]:.2f}" if k in system["scores"] else "-" for k in kinds]
+        lines.append("| " + " | ".join([cell(system["name"]), cell(system["replies"][i]), *scores]) + " |")
     return [*lines, ""]
 
 
+def html_cases(
+    shown: list[Section], examples: list[Example], count: int, seed: int, keys: dict[str, str] | None = None
+) -> str:
+    """The same as one self-contained page whose cases sort by any column; texts are escaped."""
+    chosen = choose(len(examples), count, seed)
+    tables = []
+    for section in shown:
+        kinds = judges_of(section)
+        cases = []
+        for n, i in enumerate(chosen, start=1):
+            rows = []
+            for system in section.systems:
+                scores = [system["scores"][k][i] if k in system["scores"] else None for k in kinds]
+                text = system["replies"][i]
+                rows.append({"system": system["name"], "reply": text, "scores": scores})
+            exemplars = section.exemplars[i][:3] if section.exemplars is not None else []
+            cases.append({"number": n, "example": examples[i], "exemplars": exemplars, "rows": rows})
+        names = [s["name"] for s in section.systems]
+        tables.append({"title": section.title, "systems": names, "judges": kinds, "cases": cases})
+    return render(
+        "cases.html",
+        tables=tables,
+        rule=rule(len(examples), count, seed),
+        keys=keys_of(shown, keys),
+        warning=SMALL_MODEL.replace("`", "") if small_models(shown) else "",
+    )
+
+
+# -------------------------------------------------------------------------------------------- learning curves
+
+
 def plot_learning(systems: list[dict], target: Path) -> bool:
-    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run."""
-    logs = {s["name"]: Path(s["folder"]) / "metrics.jsonl" for s in systems if "folder" in s}
-    logs = {k: v for k, v in logs.items() if v.exists()}
-    if not logs:
+    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run.
+
+    A panel for each term, a colour for each run: solid where it trains, dashed with marks where it is
+    validated.
+    """
+    logs = {}
+    for system in systems:
+        file = Path(system.get("folder", "")) / "metrics.jsonl"
+        if "folder" in system and file.exists():
+            logs[system["name"]] = pd.DataFrame(map(json.loads, file.read_text("utf-8").splitlines()))
+    terms = [t for t in ("nll", *CRITICS) if any(t in log and log[t].notna().any() for log in logs.values())]
+    if not terms:
         return False
-    figure, axes = pyplot.subplots(1, len(logs), figsize=(5.5 * len(logs), 4), squeeze=False)
-    for axis, (name, file) in zip(axes[0], logs.items(), strict=True):
-        rows = pd.read_json(file, lines=True)
-        for kind, style in (("train", "-"), ("valid", "o--")):
-            part = rows[rows["kind"] == kind]
-            for term in ("nll", *CRITICS):
-                if term in part and part[term].notna().any():
-                    axis.plot(part["step"], part[term], style, label=f"{term}, {kind}")
-        axis.set(title=name, xlabel="updates", ylabel="loss (nats, or squared error)")
-        axis.legend(fontsize="small")
-    figure.tight_layout()
+    figure, axes = pyplot.subplots(
+        1, len(terms), figsize=(0.5 + 3.4 * len(terms), 3.6), squeeze=False, layout="constrained"
+    )
+    colours = pyplot.get_cmap("tab10").colors
+    for axis, term in zip(axes[0], terms, strict=True):
+        for n, log in enumerate(logs.values()):
+            for kind, style in (("train", "-"), ("valid", "o--")):
+                if term in log:
+                    part = log[(log["kind"] == kind) & log[term].notna()]
+                    axis.plot(part["step"], part[term], style, color=colours[n % 10], markersize=4)
+        axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
+        axis.grid(alpha=0.25)
+    lines = [pyplot.Line2D([], [], color=colours[n % 10], label=name) for n, name in enumerate(logs)]
+    lines += [
+        pyplot.Line2D([], [], color="grey", label="train"),
+        pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="valid"),
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 2 + len(terms)))
     figure.savefig(target, dpi=120)
     pyplot.close(figure)
     return True

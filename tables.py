@@ -20,7 +20,7 @@ from dataloaders import Example, listener_turns, read_exemplars, read_prediction
 from generators import prediction_files, weights_file
 from metrics import SACREBLEU, bleu, perplexity, reply_statistics
 from options import CRITICS, Paths, UserError, refuse_existing
-from pages import case_studies, cell, plot_learning
+from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
 from session import Session
 
 COLUMNS = {
@@ -168,9 +168,10 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
-    """Write metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/."""
+    """Write metrics.json, table.md, case_studies.md and .html, and learning_curves.png to results/NAME/."""
     folder = paths.results / options.name
-    files = {n: folder / n for n in ("metrics.json", "table.md", "case_studies.md", "learning_curves.png")}
+    names = ("metrics.json", "table.md", "case_studies.md", "case_studies.html", "learning_curves.png")
+    files = {n: folder / n for n in names}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     examples = listener_turns(paths.dialogues(options.split))
     gold = [e.response for e in examples]
@@ -184,14 +185,17 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     judges = load_judges(folders, session)
     for system in systems:
         system["scores"] = judge(judges, examples, system["replies"], paths.cache, system["name"])
+        if run := system.get("folder", system.get("run")):
+            system["traits"] = traits(Path(run))
     rows = {s["name"]: measure(s, gold) for s in systems}
     found = paths.exemplars(options.split)
     shown = read_exemplars(found, examples) if found.exists() else None
 
     below = notes(systems, {kind: folders[kind] for kind in judges})
     storage.write_text(files["table.md"], table(rows) + below)
-    page = case_studies(systems, examples, shown, options.cases, options.seed)
-    storage.write_text(files["case_studies.md"], page)
+    cases = sections(systems, shown)
+    for name, page in (("case_studies.md", markdown_cases), ("case_studies.html", html_cases)):
+        storage.write_text(files[name], page(cases, examples, options.cases, options.seed))
     plot_learning(systems, files["learning_curves.png"])
     content = {"split": options.split, "replies": len(gold), "judges": options.family, "systems": rows}
     storage.write_json(files["metrics.json"], content)

@@ -498,7 +498,8 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
         ]
     )
     folder = trained_copy / "results" / "evaluation"
-    assert files_of(folder) == {"metrics.json", "table.md", "case_studies.md", "learning_curves.png"}
+    pages = {"case_studies.md", "case_studies.html"}
+    assert files_of(folder) == {"metrics.json", "table.md", "learning_curves.png"} | pages
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
     below = (folder / "table.md").read_text().split("\n\n", 1)[1]
