@@ -1,0 +1,267 @@
+"""The pages for people: rating kit and its summary, case studies, learning curves.
+
+No person rated anything here: every rating in this file is a row made for its test.
+"""
+
+import html
+import json
+import re
+from math import comb
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import pages
+import ratings
+from dataloaders import Example
+from options import UserError
+
+TRICKY = '<b>"hi"</b> <script>document.title = "taken"</script>'
+
+
+def example(i: int, emotion: str = "sad") -> Example:
+    history = (
+        f"It was day {i} without sleep. <i>So tired.</i>",
+        "Why is that?",
+        "The neighbours' dog barks.",
+    )
+    return Example(f"hit:{i}_conv:{2 * i}", 4, emotion, history, f"Poor you, {i} days.")
+
+
+def plain(examples: list[Example]) -> list[dict]:
+    return [{"conv_id": e.conv_id, "utterance_idx": e.utterance_idx, "history": e.history} for e in examples]
+
+
+EXAMPLES = [example(i, ("sad", "proud")[i % 2]) for i in range(40)]
+SYSTEMS = {
+    "one/lempex": [f"I feel for you in night {i}." for i in range(40)],
+    "mime": [f"{TRICKY} {i}" for i in range(40)],
+    "empdg": ["I feel for you in night 3." if i == 3 else f"oh no , {i}" for i in range(40)],
+}
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """make(mode, count) -> page, key of a rating kit of the three systems."""
+
+    def make(mode: str = "likert", count: int = 40):
+        page, key = ratings.write_kit(tmp_path / mode, plain(EXAMPLES), SYSTEMS, count, mode, seed=1)
+        return page, pd.read_csv(key)
+
+    return make
+
+
+def save(file: Path, mode: str, rows: list[tuple]) -> Path:
+    """Made rows as the page would save them."""
+    pd.DataFrame(rows, columns=list(ratings.SAVED[mode])).to_csv(file, index=False)
+    return file
+
+
+def likert_rows(key: pd.DataFrame, rater: str, value) -> list[tuple]:
+    """One row for each reply of the key; `value(system, item number)`: its six made points."""
+    numbers = {item: n for n, item in enumerate(key["item"].unique())}
+    rows = key.drop_duplicates("reply").itertuples()
+    return [(r.kit, rater, r.item, r.reply, 1, *[value(r.system, numbers[r.item])] * 6) for r in rows]
+
+
+# ------------------------------------------------------------------------------------------------- rating kit
+
+
+def test_the_rating_page_names_no_system_and_its_key_names_the_writer_of_each_reply(kit):
+    page, key = kit(count=12)
+    text = page.read_text()
+    assert not any(name in text for name in SYSTEMS) and "http" not in text.replace("http-equiv", "")
+    shown = json.loads(re.search(r'id="content">(.*?)</script>', text).group(1))
+    assert len(shown["items"]) == 12 and set(key["item"]) == {i["id"] for i in shown["items"]}
+    assert not set(key["item"]) & set(key["conv_id"])
+    texts = {reply["id"]: reply["text"] for item in shown["items"] for reply in item["replies"]}
+    of_example = {e.conv_id: i for i, e in enumerate(EXAMPLES)}
+    for row in key.itertuples():
+        assert texts[row.reply] == row.response == SYSTEMS[row.system][of_example[row.conv_id]]
+    for name, question, high, low in ratings.SCALES.values():
+        assert all(
+            html.escape(part) in text for part in (name, question, high.replace("'", "&#39;"), low)
+        ) or (
+            all(
+                html.escape(part, quote=False).replace("'", "&#39;") in text for part in (name, question, low)
+            )
+        )
+
+
+def test_a_reply_that_two_systems_share_is_shown_once_and_counts_for_both(kit):
+    _, key = kit()
+    shared = key[key.duplicated("reply", keep=False)]
+    assert set(shared["system"]) == {"one/lempex", "empdg"} and len(shared) == 2
+
+
+def test_the_same_seed_draws_the_same_kit_which_is_never_replaced_unasked(kit, tmp_path):
+    page, _ = kit()
+    again, _ = ratings.write_kit(tmp_path / "again", plain(EXAMPLES), SYSTEMS, 40, "likert", seed=1)
+    assert page.read_text() == again.read_text()
+    with pytest.raises(UserError, match="--overwrite"):
+        kit()
+
+
+# --------------------------------------------------------------------------------------- what the raters said
+
+
+def test_means_intervals_agreement_and_wins_are_those_worked_out_by_hand(kit, tmp_path):
+    _, key = kit()
+
+    def anna(system, n):
+        return {"one/lempex": 4 + n % 2, "mime": 1 + n % 2, "empdg": 4 + (n < 5)}[system]
+
+    files = [
+        save(tmp_path / "a.csv", "likert", likert_rows(key, "Anna", anna)),
+        save(tmp_path / "b.csv", "likert", likert_rows(key, "Ben", lambda s, n: anna(s, n) - (s != "mime"))),
+    ]
+    text = ratings.summarise(files, tmp_path / "likert" / "key.csv")
+    assert "2 raters, 40 items" in text
+    # forty values, half 4 and half 3.5 + .5: mean 4, standard error .5 / sqrt(39), t(39) = 2.0227
+    half = 2.0227 * 0.5 / 39**0.5
+    row = next(line for line in text.splitlines() if line.startswith("| one/lempex |"))
+    assert row.count(f"4.00 ({4 - half:.2f} to {4 + half:.2f})") == 6
+    # mime loses every item: 2 * .5**40
+    wins = next(line for line in text.splitlines() if line.startswith("| one/lempex : mime"))
+    assert wins.count("**40 / 0 / 0**, p 0.000") == 6
+    assert "krippendorff" in text.lower() and "single rater" not in text
+
+
+def test_alpha_is_one_for_equal_raters_and_refused_for_a_single_one(kit, tmp_path):
+    _, key = kit()
+    value = {"one/lempex": 5, "mime": 1, "empdg": 3}
+    rows = {name: likert_rows(key, name, lambda s, n: value[s]) for name in ("Anna", "Ben")}
+    files = [save(tmp_path / f"{name}.csv", "likert", r) for name, r in rows.items()]
+    key_file = tmp_path / "likert" / "key.csv"
+    assert "alpha* |" + " 1.00 |" * 6 in ratings.summarise(files, key_file)
+    assert "alpha* |" + " a single rater |" * 6 in ratings.summarise(files[:1], key_file)
+
+
+def test_a_rater_who_saved_twice_counts_once_and_two_minds_are_refused(kit, tmp_path):
+    _, key = kit()
+    rows = likert_rows(key, "Anna", lambda s, n: 2)
+    files = [save(tmp_path / "1.csv", "likert", rows[:50]), save(tmp_path / "2.csv", "likert", rows)]
+    assert "1 rater, 40 items" in ratings.summarise(files, tmp_path / "likert" / "key.csv")
+    other = save(tmp_path / "3.csv", "likert", [(*rows[0][:5], *[4] * 6)])
+    with pytest.raises(UserError, match=r"3\.csv, line 2: Anna rated the same otherwise in .*1\.csv, line 2"):
+        ratings.summarise([*files, other], tmp_path / "likert" / "key.csv")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda row: ("other", *row[1:]), "line 2: a rating of kit 'other'"),
+        (lambda row: (row[0], " ", *row[2:]), "line 2: no name"),
+        (lambda row: (*row[:3], "xxxxxx", *row[4:]), "line 2: a reply that is not in this kit"),
+        (lambda row: (*row[:5], 6, *row[6:]), "line 2: empathy is '6', expected 1 to 5"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named_by_file_and_line(kit, tmp_path, change, message):
+    _, key = kit()
+    rows = likert_rows(key, "Anna", lambda s, n: 2)
+    file = save(tmp_path / "a.csv", "likert", [change(rows[0]), *rows[1:]])
+    with pytest.raises(UserError, match=message):
+        ratings.summarise([file], tmp_path / "likert" / "key.csv")
+
+
+def test_too_few_rated_items_are_refused_with_their_number(kit, tmp_path):
+    _, key = kit()
+    rows = [r for r in likert_rows(key, "Anna", lambda s, n: 2) if r[2] in set(key["item"].unique()[:29])]
+    file = save(tmp_path / "a.csv", "likert", rows)
+    with pytest.raises(UserError, match="29 rated items, of 40 in the kit, are too few"):
+        ratings.summarise([file], tmp_path / "likert" / "key.csv")
+
+
+def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_test(kit, tmp_path):
+    _, key = kit("ab")
+    by = key.pivot(index="item", columns="system", values="reply")
+    rows = []
+    for n, (item, reply) in enumerate(by.iterrows()):
+        first, second = reply["one/lempex"], reply["mime"]
+        chosen = first if n < 25 else second if n < 35 else "tie"
+        rows.append((key["kit"][0], "Anna", item, *((first, second) if n % 2 else (second, first)), chosen))
+    file = save(tmp_path / "a.csv", "ab", rows)
+    text = ratings.summarise([file], tmp_path / "ab" / "key.csv")
+    p = 2 * sum(comb(35, k) for k in range(11)) / 2**35  # 25 of 35
+    assert f"| one/lempex : mime | **25 / 5 / 10**, p {p:.3f} |" in text
+    # empdg's one reply that is also one/lempex's was judged against mime's, and found equal to itself
+    assert "| mime : empdg | too few (n = 1) |" in text and "| one/lempex : empdg | too few (n = 1) |" in text
+    assert "Krippendorff's alpha of the choices: a single rater" in text
+    assert "same word by word count as ties unseen: 1." in text
+
+
+# ----------------------------------------------------------------------------------------------- case studies
+
+
+def judged(name: str, **traits) -> dict:
+    scores = {kind: [((7 * i + len(name)) % 40) / 40 for i in range(40)] for kind in ("emo", "MiniLM <emo>")}
+    found = {"name": name, "replies": SYSTEMS.get(name, SYSTEMS["mime"]), "scores": scores}
+    return found | ({"traits": {"model": "t5", **traits}} if traits else {})
+
+
+@pytest.fixture
+def four_kinds() -> list[pages.Section]:
+    systems = [
+        {"name": "gold", "replies": [e.response for e in EXAMPLES], "scores": {"emo": [0.5] * 40}},
+        judged("one/lempex", exemplars=True, losses=True),
+        judged("no losses", exemplars=True, losses=False),
+        judged("plain | *T5*", exemplars=False, losses=False),
+        judged("mime"),
+    ]
+    exemplars = [[f"{TRICKY} [x](http://x) {i}", f"second {i}", "third", "fourth"] for i in range(40)]
+    return pages.sections(systems, exemplars, {"tuned": exemplars, "untuned": [["as it was"]] * 40})
+
+
+def test_the_four_kinds_of_case_studies_stand_where_the_systems_allow_them(four_kinds):
+    assert [(s.title, [x["name"] for x in s.systems]) for s in four_kinds] == [
+        ("Models side by side", ["gold", "one/lempex", "no losses", "plain | *T5*", "mime"]),
+        ("With and without exemplars", ["gold", "no losses", "plain | *T5*"]),
+        ("With and without the losses of empathy and sentiment", ["gold", "one/lempex", "no losses"]),
+        ("Top exemplar of each retriever", ["gold", "tuned", "untuned"]),
+    ]
+    assert [s.title for s in pages.sections([judged("mime")])] == ["Models side by side"]
+
+
+@pytest.mark.parametrize("page", [pages.markdown_cases, pages.html_cases])
+def test_case_studies_print_their_rule_explain_each_column_and_show_every_text_as_text(four_kinds, page):
+    text = page(four_kinds, EXAMPLES, 5, seed=7, keys={"MiniLM <emo>": "another judge"})
+    assert "5 of the 40 items, drawn at random with seed 7" in text
+    explained = ["another judge", *(v for k, v in pages.COLUMN_KEYS.items() if k not in ("exp", "int"))]
+    assert all(key in html.unescape(text) for key in explained[:-1])
+    is_markdown = page == pages.markdown_cases
+    assert "<i>" not in text and "<emo>" not in text and not (is_markdown and "](http" in text)
+    assert "document.title" in text and "<script>document" not in text
+    assert text.count("as it was") == 5 and "third" in text and "fourth" not in text
+
+
+def test_cases_are_a_random_sample_of_all_items_and_the_same_for_the_same_seed():
+    assert pages.choose(40, 5, 7) == pages.choose(40, 5, 7) != pages.choose(40, 5, 8)
+    assert pages.choose(3, 5, 7) == [0, 1, 2]
+    drawn = {i for seed in range(200) for i in pages.choose(40, 5, seed)}
+    assert drawn == set(range(40))
+
+
+# -------------------------------------------------------------------------------------------- learning curves
+
+
+def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkeypatch):
+    for name, terms in (("a", ("nll", "emo")), ("b", ("nll",))):
+        rows = [
+            {"step": step, "kind": kind, **{t: 3 - step / 10 for t in terms}}
+            for step in range(3)
+            for kind in ("train", "valid")
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = []
+    monkeypatch.setattr(pages.pyplot, "close", drawn.append)
+    systems = [{"name": name, "folder": str(tmp_path / name)} for name in "ab"] + [{"name": "a file"}]
+    assert pages.plot_learning(systems, tmp_path / "curves.png") and (tmp_path / "curves.png").exists()
+    panels = {axis.get_title(): axis.get_lines() for axis in drawn[0].axes}
+    assert {k: len(v) for k, v in panels.items()} == {"nll": 4, "emo": 2}
+    colours = [[line.get_color() for line in lines] for lines in panels.values()]
+    assert colours[0][0] == colours[0][1] == colours[1][0] != colours[0][2] == colours[0][3]
+    assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
+    assert panels["emo"][0].get_marker() == "None" and panels["emo"][1].get_marker() == "o"
+    assert not pages.plot_learning([{"name": "a file"}], tmp_path / "none.png")
