@@ -61,14 +61,18 @@ def prepare(workdir: Path) -> str:
 
 
 def train_critic(kind: str, model: str, workdir: Path, name: str | None = None) -> str:
-    """What trains a critic: of the sample a small one, which needs no model hub."""
+    """What trains a critic: of the sample a small one, which needs no model hub.
+
+    `model`: a family, or one with the data that train_empathy_classifier.py puts behind it (minilm-seeker-a).
+    """
+    variant = re.fullmatch(r"(t5|glove-t5|minilm)(?:-(seeker))?(?:-([ab]))?", model)
+    model, split_by, part = variant.groups() if variant else (model, None, None)
     small = prepared_from(workdir) == "sample" and model in ("t5", "glove-t5")
     size = "tiny" if small else None
     if kind == SENTIMENT:
         return command("train_sentiment_regressor.py", workdir=workdir, model=model, size=size, name=name)
-    return command(
-        "train_empathy_classifier.py", "--dim", kind, workdir=workdir, model=model, size=size, name=name
-    )
+    flags = {"model": model, "size": size, "split_by": split_by, "part": part, "name": name}
+    return command("train_empathy_classifier.py", "--dim", kind, workdir=workdir, **flags)
 
 
 def for_critic(folder: Path, kind: str, family: str) -> str:

@@ -135,7 +135,8 @@ class CriticOptions:
 
     @property
     def family(self) -> str:
-        """t5, glove-t5, or the last part of a name or folder: names the run, so that the commands chain."""
+        """t5, glove-t5, minilm, or the last part of a name or folder: names the run, so that the commands
+        chain."""
         return self.model if self.model in ("t5", "glove-t5") else self.model.rstrip("/").split("/")[-1]
 
 
@@ -337,17 +338,23 @@ def target(text: str) -> Any:
 def add_training(
     parser: argparse.ArgumentParser,
     *,
-    epochs: int,
+    epochs: int | None,
     lr: float | None,
     batch_size: int,
+    schedule: str | None = "constant",
     clip: float = 1.0,
     patience: int = 0,
 ) -> None:
-    """The flags of the training loop; the keyword arguments are the stage's own defaults."""
+    """The flags of the training loop; the keyword arguments are the stage's own defaults (None: by model)."""
     group = parser.add_argument_group("training loop")
     add = group.add_argument
     add("--name", type=run_name, help="name of the run's folder (default: from the stage and the model)")
-    add("--epochs", type=NATURAL, default=epochs, help="passes over the training data")
+    add(
+        "--epochs",
+        type=NATURAL,
+        default=epochs,
+        help="passes over the training data" + ("" if epochs else "; default: 12, minilm 4"),
+    )
     add("--max-steps", type=COUNT, default=0, help="stop after so many updates; 0: no limit")
     add(
         "--lr",
@@ -374,8 +381,9 @@ def add_training(
     add(
         "--schedule",
         choices=["constant", "linear", "cosine"],
-        default="constant",
-        help="course of the learning rate after warm-up (constant: the paper's)",
+        default=schedule,
+        help="course of the learning rate after warm-up (constant: the paper's)"
+        + ("" if schedule else "; default: constant, minilm linear"),
     )
     add("--warmup-steps", type=COUNT, default=0, help="updates over which the rate rises from 0")
     add("--weight-decay", type=WEIGHT, default=0.0, help="AdamW's, not on norms and biases")
@@ -564,6 +572,16 @@ GLOVE_CRITIC = {
     "lr": 5e-4,
 }
 T5_CRITIC = {"pooling": "first", "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1}
+#: MiniLM was trained as a mean over positions; it is done with these pairs in a few epochs
+MINILM_CRITIC = {
+    "pooling": "reply",
+    "context_len": 64,
+    "word_dropout": 0.0,
+    "head_dropout": 0.1,
+    "lr": 6e-5,
+    "epochs": 4,
+    "schedule": "linear",
+}
 
 
 def add_critic_flags(parser: argparse.ArgumentParser) -> None:
@@ -572,7 +590,8 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="t5",
-        help="t5, glove-t5, or a hub name or folder of any encoder (T5, BERT, RoBERTa ...)",
+        help="t5, glove-t5, minilm (labels and judges, serves as no loss), or a hub name or folder of "
+        "any encoder (T5, BERT, RoBERTa ...)",
     )
     add(
         "--size",
@@ -584,14 +603,15 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--pooling",
         choices=["first", "reply"],
-        help="first position (the paper's; default but for glove-t5), or mean and max over the reply",
+        help="first position (the paper's; default but for glove-t5 and minilm), or mean and max over the "
+        "reply",
     )
     add("--layers", type=NATURAL, help="depth of a glove-t5 encoder (default 1; the paper's 6)")
     add(
         "--context-len",
         type=COUNT,
-        help="latest tokens of the context that are read (default 100, glove-t5 0: from scratch it only "
-        "distracts)",
+        help="latest tokens of the context that are read (default 100, minilm 64, glove-t5 0: from scratch "
+        "it only distracts)",
     )
     add("--reply-len", type=NATURAL, default=64, help="first tokens of the reply that are read")
     add("--dropout", type=SHARE, default=0.1, help="inside the encoder")
@@ -609,7 +629,8 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    for name, value in (GLOVE_CRITIC if args.model == "glove-t5" else T5_CRITIC | {"lr": t5_lr}).items():
+    own = {"glove-t5": GLOVE_CRITIC, "minilm": MINILM_CRITIC}.get(args.model, T5_CRITIC | {"lr": t5_lr})
+    for name, value in ({"epochs": 12, "schedule": "constant"} | own).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     check(parser, args, problems)

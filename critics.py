@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 
 import advice
@@ -26,6 +27,7 @@ from dataloaders import (
     Example,
     critic_data,
     encode,
+    hash_seed,
     listener_turns,
     plan_once,
     read_pairs,
@@ -34,6 +36,7 @@ from dataloaders import (
     require_same_words,
     tokenizer_hash,
 )
+from DPR.biencoder import resolve
 from glove_models import glove_config, load_vectors, set_word_vectors
 from models import (
     Critic,
@@ -96,12 +99,39 @@ class CriticTask:
     baselines: dict[str, dict[str, float]]
     inputs: Mapping[str, Path]  # the files that the sides were read from
     class_weights: Sequence[float] | None = None
+    variant: str = ""  # of the data, at the end of the family's name
 
 
-def empathy_task(dim: str, paths: Paths, weigh_classes: bool) -> CriticTask:
-    """A dimension's label of a response, given the post before it. `weigh_classes`: by inverse frequency."""
+def choose_pairs(
+    train: pd.DataFrame, valid: pd.DataFrame, split_by: str, part: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pairs that a critic learns from, and those it is measured on.
+
+    `split_by` "files": as they were prepared; "seeker": a fifth of all seeker posts, chosen by their text,
+    is the validation side. `part` "a" or "b": only that half of the training side, again by the text of the
+    seeker posts, so that critics of the two halves share none, in any dimension.
+    """
+    if split_by == "seeker":
+        both = pd.concat([train, valid], ignore_index=True)
+        held = both["seeker_post"].map(lambda post: hash_seed("valid", post) % 5 == 0)
+        train, valid = both[~held], both[held]
+    if part != "all":
+        half = train["seeker_post"].map(lambda post: "ab"[hash_seed("part", post) % 2])
+        train = train[half == part]
+    return train, valid
+
+
+def empathy_task(
+    dim: str, paths: Paths, weigh_classes: bool, split_by: str = "files", part: str = "all"
+) -> CriticTask:
+    """A dimension's label of a response, given the post before it. `weigh_classes`: by inverse frequency;
+    `split_by`, `part`: see `choose_pairs`."""
     files = {f"pairs {split}": paths.pairs(dim, split) for split in ("train", "valid")}
-    train, valid = (read_pairs(f) for f in files.values())
+    train, valid = choose_pairs(*(read_pairs(f) for f in files.values()), split_by, part)
+    if not len(train) or not len(valid):
+        raise UserError(
+            f"{files['pairs train']}: too few seeker posts for --split-by {split_by} --part {part}"
+        )
     labels = int(max(train["label"].max(), valid["label"].max())) + 1
     counts = train["label"].value_counts()
     if len(counts) < 2:
@@ -116,8 +146,11 @@ def empathy_task(dim: str, paths: Paths, weigh_classes: bool) -> CriticTask:
         sides.append((posts, table["response_post"].tolist(), table["label"].tolist()))
 
     def measure(gold: list, scores: list[list[float]]) -> dict[str, float]:
-        predicted = [max(range(labels), key=row.__getitem__) for row in scores]
-        return metrics.classification(gold, predicted, labels)
+        found = softmax(np.array(scores), axis=1)
+        return {
+            **metrics.classification(gold, found.argmax(1).tolist(), labels),
+            "calibration_error": metrics.calibration_error(gold, found),
+        }
 
     return CriticTask(
         kind=dim,
@@ -130,6 +163,7 @@ def empathy_task(dim: str, paths: Paths, weigh_classes: bool) -> CriticTask:
         baselines=metrics.classification_baselines(sides[0][1:], sides[1][1:], labels),
         inputs=files,
         class_weights=weights,
+        variant=("-seeker" if split_by == "seeker" else "") + (f"-{part}" if part != "all" else ""),
     )
 
 
@@ -169,7 +203,7 @@ def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
     if options.model == "t5" and options.size == "tiny":
         place = require(paths.t5_tiny)
         return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout), place
-    name = f"t5-{options.size}" if options.model == "t5" else options.model
+    name = f"t5-{options.size}" if options.model == "t5" else resolve(options.model)
     with offline("--model glove-t5, or --model t5 --size tiny (random weights)"):
         tokenizer, encoder = load_tokenizer(name), load_encoder(name, dropout=options.dropout)
     require_words(tokenizer, encoder.get_input_embeddings().weight, name)
@@ -248,7 +282,7 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
     if options.init_from:
         digest = storage.sha256(Path(options.init_from) / "model.safetensors")
         sources["init"] = storage.source(options.init_from, paths, digest)
-    place = paths.critic(task.kind, options.family)
+    place = paths.critic(task.kind, options.family + task.variant)
     loop = Loop(
         command.training,
         session,

@@ -11,7 +11,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 
 def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -> dict[str, float]:
@@ -27,20 +27,41 @@ def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -
     return {k: 100 * float(v) for k, v in scores.items()}
 
 
+def calibration_error(gold: Sequence[int], probabilities: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error of the most likely label, in percent (Guo et al. 2017, eq. 3).
+
+    `probabilities` (N, labels). Mean gap between confidence and accuracy, over equally wide bins of
+    confidence, each weighted by its share of the examples.
+    """
+    confidence = probabilities.max(1)
+    gap = (probabilities.argmax(1) == np.asarray(gold)) - confidence  # (N,)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    return 100 * float(np.abs(np.bincount(bin_of, weights=gap, minlength=bins)).sum()) / len(gap)
+
+
+def tfidf_classifier() -> Pipeline:
+    """TF-IDF of words (1-2 grams) and logistic regression, to be fitted on texts."""
+    return make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10, max_iter=2000, class_weight="balanced"),
+    )
+
+
 def classification_baselines(
     train: tuple[Sequence[str], Sequence[int]], valid: tuple[Sequence[str], Sequence[int]], labels: int
 ) -> dict:
     """What a critic has to beat: the majority class, and TF-IDF (1-2 grams) + logistic regression on the
     response."""
-    majority = DummyClassifier(strategy="most_frequent")
-    tfidf = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=10, max_iter=2000, class_weight="balanced"),
-    )
     out = {}
-    for name, model in (("majority", majority), ("tfidf", tfidf)):
+    for name, model in (
+        ("majority", DummyClassifier(strategy="most_frequent")),
+        ("tfidf", tfidf_classifier()),
+    ):
         model.fit(train[0], train[1])
-        out[name] = classification(valid[1], model.predict(valid[0]), labels)
+        found = np.zeros((len(valid[0]), labels))  # a label that training lacks stays at 0
+        found[:, model.classes_] = model.predict_proba(valid[0])
+        out[name] = classification(valid[1], found.argmax(1), labels)
+        out[name]["calibration_error"] = calibration_error(valid[1], found)
     return out
 
 

