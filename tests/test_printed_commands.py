@@ -22,6 +22,7 @@ import evaluate_responses
 import label_dialogues
 import options
 import prepare_data
+import recipes
 import reproduce
 import train_causal_lm
 import train_empathy_classifier
@@ -304,7 +305,7 @@ def test_an_older_python_is_told_so_before_it_reads_what_it_cannot(script, monke
 
 
 def test_the_recipes_commands_can_be_pasted_from_the_projects_folder(place, capsys):
-    for recipe in reproduce.RECIPES:
+    for recipe in recipes.RECIPES:
         reproduce.main(["--recipe", recipe, "--workdir", str(place), "--dry-run"])
         for line in re.findall(r"\] python (.*)", capsys.readouterr().out):
             words = shlex.split(line.removeprefix("-m "))

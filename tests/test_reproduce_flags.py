@@ -4,6 +4,7 @@ import pytest
 from test_scripts import PARSERS
 
 import prepare_data
+import recipes
 import reproduce
 
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
@@ -11,10 +12,9 @@ ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
 
 def commands(*words: str) -> list[list[str]]:
     args = reproduce.parse_args([*words, "--dry-run"])
-    return [
-        reproduce.adjusted(reproduce.settle(line, args.workdir), args)
-        for line in reproduce.RECIPES[args.recipe](args)
-    ]
+    changes = recipes.Changes(args.seed, args.epochs, args.batch_size, tuple(args.override))
+    recipe = recipes.RECIPES[args.recipe](args.source)
+    return [stage.command for stage in recipes.plan(recipe, args.workdir, args.source, changes)]
 
 
 def parsed(command: list[str]):
@@ -23,7 +23,7 @@ def parsed(command: list[str]):
     return script, ALL[script](words)
 
 
-@pytest.mark.parametrize("recipe", list(reproduce.RECIPES))
+@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 def test_flags_reach_every_training_and_only_trainings(recipe, tmp_path):
     flags = ["--seed", "7", "--epochs", "3", "--batch-size", "5", "--workdir", str(tmp_path)]
     for command in commands("--recipe", recipe, *flags):

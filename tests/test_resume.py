@@ -18,7 +18,8 @@ from toy import __file__ as TOY
 
 import dpr_exemplar_retriever
 import label_dialogues
-import reproduce
+import recipes
+import stages
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
@@ -251,9 +252,11 @@ def test_a_recipe_that_is_stopped_lets_its_stage_save(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(SystemExit) as end:
-        reproduce.run_stage([TOY, str(tmp_path / "run"), "epochs=4", "pause=0.2"], tmp_path / "log")
+        todo = [recipes.Stage("toy", [TOY, str(tmp_path / "run"), "epochs=4", "pause=0.2"], "toy", "", ())]
+        record = stages.Record(tmp_path / "stages.json")
+        stages.settle_outcome(stages.run(todo, record, tmp_path, stages.Box()), todo)
     assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
-    assert "stopped at step" in (tmp_path / "log").read_text()
+    assert "stopped at step" in next(tmp_path.glob("01-*.log")).read_text()
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 

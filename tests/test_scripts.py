@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
+import recipes
 import reproduce
 import respond
 import retrieve
@@ -711,8 +712,8 @@ def documented() -> list[str]:
     found = [
         re.split(r"\s{3,}| \.\.\.", line)[0].strip() for text in texts for line in re.findall(starts, text)
     ]
-    args = type("Args", (), {"workdir": "demo", "source": "download"})
-    found += [line.removeprefix("-m ") for recipe in reproduce.RECIPES.values() for line in recipe(args)]
+    for recipe in recipes.RECIPES.values():
+        found += [line.removeprefix("-m ") for line in recipes.lines_of(recipe("download"))]
     return sorted(set(found))
 
 
@@ -753,9 +754,10 @@ def test_help_answers_within_a_second():
 
 
 def test_a_recipe_stops_with_the_failing_command_and_goes_on_from_there(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(reproduce.RECIPES, "sample", lambda args: ["-m platform", "label_dialogues.py"])
+    two = {"one": recipes.Group(["-m platform"]), "two": recipes.Group(["label_dialogues.py"], ("one",))}
+    monkeypatch.setitem(recipes.RECIPES, "sample", lambda source: two)
     monkeypatch.setattr(
-        reproduce,
+        recipes,
         "settle",
         lambda line, workdir: line.split() + (["--workdir", workdir] if "label" in line else []),
     )
@@ -770,7 +772,7 @@ def test_a_recipe_stops_with_the_failing_command_and_goes_on_from_there(tmp_path
 
 
 def test_the_sample_recipe_runs_every_script():
-    lines = " ".join(reproduce.sample_recipe(type("Args", (), {"workdir": "demo"})))
+    lines = " ".join(recipes.lines_of(recipes.sample_recipe("download")))
     # a language model takes its base out of a package, and minutes an update on few cores
     others = {"reproduce.py", "train_causal_lm.py", *(f"{m.__name__}.py" for m in USE)}
     assert all(name in lines for name in itertools.filterfalse(others.__contains__, PARSERS))

