@@ -42,20 +42,34 @@ def command(script: str, *words: object, workdir: str | Path = ".", **flags: obj
 # ------------------------------------------------------------------------------------------- what makes what
 
 
-def prepared_from(workdir: Path) -> str | None:
-    """What prepare_data.py has prepared a workdir from: sample, download or folder; None: not yet."""
+def preparation(workdir: Path) -> dict:
+    """What prepare_data.py has noted of a workdir; empty: not yet prepared."""
     try:
         made = json.loads((Paths(workdir).data / "prepared.json").read_text(encoding="utf-8"))
-        return made.get("source")
-    except (OSError, ValueError, AttributeError):
-        return None
+    except (OSError, ValueError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def prepared_from(workdir: Path) -> str | None:
+    """What prepare_data.py has prepared a workdir from: sample, download, folder or own; None: not yet."""
+    return preparation(workdir).get("source")
+
+
+def candidates(workdir: Path) -> str | None:
+    """Whose replies are exemplars, where it is not the default: own dialogues may have no emotions."""
+    own = preparation(workdir).get("own")
+    return "all" if isinstance(own, dict) and not own.get("emotions") else None
 
 
 def prepare(workdir: Path) -> str:
     """What makes the prepared data of a workdir, again where some of it is there."""
     paths, source = Paths(workdir), prepared_from(workdir)
     again = any(p.exists() for p in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny))
-    if source == "folder":  # the note does not say which, and without --source the sample would replace it
+    if source in (
+        "folder",
+        "own",
+    ):  # the note does not say which, and without --source the sample would replace it
         return "prepare_data.py --overwrite, and the --source and --workdir it was made with"
     return command("prepare_data.py", workdir=workdir, source=source, overwrite=again)
 
@@ -100,7 +114,19 @@ def retrieve(workdir: Path, output: Path | None = None, again: bool = False) -> 
     default = paths.saved / "dpr" / "empd"
     path = default if default in there or not there else there[0]
     output = None if output == paths.dialogues_dir else output
-    return command("dpr_exemplar_retriever.py", workdir=workdir, path=path, output=output, overwrite=again)
+    flags = {"path": path, "candidates": candidates(workdir), "output": output, "overwrite": again}
+    return command("dpr_exemplar_retriever.py", workdir=workdir, **flags)
+
+
+def after_own_dialogues(workdir: Path) -> str:
+    """What comes after own dialogues without pairs, from which no critic of empathy can be trained."""
+    return command(
+        "dpr_exemplar_retriever.py",
+        workdir=workdir,
+        encoder="minilm",
+        pooling="mean",
+        candidates=candidates(workdir),
+    )
 
 
 def train_retriever(workdir: Path, name: str = "empd") -> str:

@@ -3,6 +3,7 @@
   python prepare_data.py --source sample --workdir demo        the bundled sample
   python prepare_data.py --source ~/corpora                    a folder with the official files (plain or .gz)
   python prepare_data.py --source download                     the official sources, checked by sha256
+  python prepare_data.py --source chats.jsonl --workdir own    your own dialogues (docs/own-dialogues.md)
 
 Writes data/empathetic_dialogues/ (the dialogues, and VADER's sentiment of every utterance),
 data/empathy_mental_health/ (pairs with a label, train and valid), data/glove/ (word-level tokenizer and
@@ -13,15 +14,18 @@ Dialogues may be in the official format, or quoted as pandas and Excel write csv
 import http.client
 import shutil
 import tarfile
+import tempfile
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from advice import train_critic
+import own_dialogues
+from advice import after_own_dialogues, train_critic
 from options import (
     COUNT,
     DIMENSIONS,
@@ -36,6 +40,9 @@ from options import (
 )
 
 HERE = Path(__file__).resolve().parent
+#: where the official files lie in a source
+DIALOGUE_FOLDERS = ("empathetic_dialogues", "empatheticdialogues", ".")
+PAIR_FOLDERS = ("empathy_mental_health", ".")
 SAMPLE = HERE / "data" / "sample"
 ED_URL = "https://dl.fbaipublicfiles.com/parlai/empatheticdialogues/empatheticdialogues.tar.gz"
 ED_SHA256 = "56f234d77b7dd1f005fd365bb17769cfe346c3c84295b69bc069c8ccb83be03d"
@@ -57,7 +64,15 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument(
-        "--source", default="sample", help="sample, download, or a folder with the official files"
+        "--source",
+        default="sample",
+        help="sample, download, a folder with the official files, or own dialogues: a jsonl, a csv, or a "
+        "folder of them",
+    )
+    parser.add_argument(
+        "--listener",
+        metavar="NAME",
+        help="of own dialogues: who the listener is (default: who answers the first to speak)",
     )
     parser.add_argument(
         "--levels",
@@ -76,7 +91,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--glove",
         default="auto",
-        help="auto, package, download, or a GloVe text file; auto: what the source offers",
+        help="auto, package, download, a GloVe text file, or another workdir's data/glove, whose words are "
+        "taken as they are, so that critics trained there fit; auto: what the source offers",
     )
     parser.add_argument(
         "--glove-dim",
@@ -93,10 +109,10 @@ def parse_args(argv=None):
     )
     args = parser.parse_args(argv)
     problems = []
-    if args.source not in ("sample", "download") and not Path(args.source).is_dir():
-        problems.append(f"--source {args.source}: neither sample, download nor a folder")
-    if args.glove not in ("auto", "package", "download") and not Path(args.glove).is_file():
-        problems.append(f"--glove {args.glove}: neither auto, package, download nor a file")
+    if args.source not in ("sample", "download") and not Path(args.source).exists():
+        problems.append(f"--source {args.source}: neither sample, download, a folder nor a file")
+    if args.glove not in ("auto", "package", "download") and not Path(args.glove).exists():
+        problems.append(f"--glove {args.glove}: neither auto, package, download, a file nor a folder")
     check(parser, args, problems)
     return args
 
@@ -221,14 +237,14 @@ def copy_dialogues(source: Path, paths: Paths) -> dict:
 
     tables = {}
     for split in SPLITS:
-        found = find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv")
+        found = find(source, DIALOGUE_FOLDERS, f"{split}.csv")
         table = dataloaders.read_dialogues(found, made_by=None)
         target = paths.dialogues_dir / "original" / found.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(found, target)
         listeners = int((table["utterance_idx"] % 2 == 0).sum())
         print(
-            f"  {found}: {len(table):,} rows, {len(table):,} kept, 0 refused "
+            f"  {target}: {len(table):,} rows, {len(table):,} kept, 0 refused "
             f"({table['conv_id'].nunique():,} conversations, {listeners:,} listener turns)"
         )
         tables[split] = table
@@ -286,7 +302,7 @@ def prepare_pairs(args, source: Path, paths: Paths) -> list[str]:
 
     texts = []
     for dim, (name, official) in DIMENSIONS.items():
-        found = find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv")
+        found = find(source, PAIR_FOLDERS, f"{official}-reddit.csv")
         table = read_pairs(found, raw=True, made_by=None)
         table["label"] = (table["level"] >= 1).astype(int) if args.levels == 2 else table["level"]
         held = table.index.isin(valid_rows(args, source, dim, table))
@@ -310,6 +326,8 @@ def glove_source(args, paths: Paths):
     from glove_models import check_glove, glove_package, read_glove
 
     choice = args.glove
+    if folder := words_folder(args):
+        return choice, prepared_words(folder)
     if choice == "auto" and args.source == "sample":
         choice = str(SAMPLE / "glove.sample.50d.txt")
     package = glove_package() if choice in ("auto", "package") else None
@@ -324,6 +342,24 @@ def glove_source(args, paths: Paths):
         choice = str(fetch_glove(paths.data / "downloads", f"glove.6B.{args.glove_dim}d.txt"))
     check_glove(Path(choice))
     return choice, read_glove(Path(choice))
+
+
+def words_folder(args) -> Path | None:
+    """The data/glove of another workdir that `--glove` names."""
+    named = args.glove not in ("auto", "package", "download")
+    return Path(args.glove) if named and Path(args.glove).is_dir() else None
+
+
+def prepared_words(folder: Path):
+    """(word, vector) of a data/glove that this command has made elsewhere, in its order."""
+    from glove_models import SPECIALS, load_vectors
+    from models import load_tokenizer
+
+    if not (folder / "vectors.safetensors").exists() or not (folder / "tokenizer.json").exists():
+        raise UserError(f"--glove {folder}: no data/glove of a workdir (tokenizer.json, vectors.safetensors)")
+    ids = load_tokenizer(folder).get_vocab()
+    words = [word for word in sorted(ids, key=ids.__getitem__) if word not in SPECIALS.values()]
+    return zip(words, load_vectors(folder), strict=True)
 
 
 def fetch_glove(folder: Path, name: str) -> Path:
@@ -350,15 +386,17 @@ def prepare_glove(args, paths: Paths, texts: list[str]) -> None:
     counts = count_words(tqdm(texts, desc="counting words", disable=None, leave=False))
     wanted = {w for w, n in counts.items() if n >= least} | set(count_words([EXEMPLAR_MARKER]))
     name, pairs = glove_source(args, paths)
-    vectors = {w: v for w, v in tqdm(pairs, desc="GloVe", disable=None, leave=False) if w in wanted}
-    if not vectors:
+    as_it_is = words_folder(args) is not None
+    each = tqdm(pairs, desc="GloVe", disable=None, leave=False)
+    vectors = {w: v for w, v in each if as_it_is or w in wanted}
+    if not counts.keys() & vectors.keys():
         raise UserError(f"--glove {name}: knows none of the corpus's words")
-    words = sorted(vectors, key=lambda w: (-counts[w], w))
+    words = list(vectors) if as_it_is else sorted(vectors, key=lambda w: (-counts[w], w))
     save_glove(paths.glove, words, np.stack([vectors[w] for w in words]))
     covered = sum(counts[w] for w in words) / sum(counts.values())
     print(
-        f"  {name}: {len(words):,} of the {len(wanted):,} words used at least {least} times; "
-        f"they cover {covered:.2%} of the running words"
+        f"  {name}: {len(wanted & vectors.keys()):,} of the {len(wanted):,} words used at least {least} "
+        f"times; its words cover {covered:.2%} of the running words"
     )
 
 
@@ -421,31 +459,68 @@ def prepare_bert_tiny(paths: Paths, seed: int) -> None:
     print(f"  {paths.bert_tiny}: {len(tokenizer):,} pieces")
 
 
-def official_files(source: Path) -> list[Path]:
-    dialogues = [
-        find(source, ("empathetic_dialogues", "empatheticdialogues", "."), f"{split}.csv") for split in SPLITS
-    ]
-    return dialogues + [
-        find(source, ("empathy_mental_health", "."), f"{official}-reddit.csv")
-        for _, official in DIMENSIONS.values()
-    ]
+@dataclass(frozen=True)
+class Sources:
+    """Where the dialogues and the pairs lie in the official layout."""
+
+    dialogues: Path
+    pairs: Path | None  # None: own dialogues without pairs, for critics that were trained elsewhere
+    given: list[Path]  # all files that the user gave
+    own: dict | None = None  # of own dialogues: what own_dialogues.convert says of them
+
+    @property
+    def files(self) -> list[Path]:
+        dialogues = [find(self.dialogues, DIALOGUE_FOLDERS, f"{split}.csv") for split in SPLITS]
+        return dialogues + (pair_files(self.pairs) if self.pairs else [])
 
 
-def origin_of(args, source: Path) -> dict:
+def pair_files(source: Path) -> list[Path]:
+    return [find(source, PAIR_FOLDERS, f"{official}-reddit.csv") for _, official in DIMENSIONS.values()]
+
+
+def sources_of(args, paths: Paths, converted: Path) -> Sources:
+    """What `--source` names; own dialogues are brought into the official layout in the folder `converted`."""
+    source = Path(args.source)
+    own = own_dialogues.files_in(source) if args.source not in ("sample", "download") else []
+    if not own:
+        if args.listener:
+            raise UserError(
+                f"--listener: only of own dialogues; --source {args.source} has the official ones"
+            )
+        if args.source == "sample":
+            source = SAMPLE
+        elif args.source == "download":
+            source = fetch_official(paths.data / "downloads")
+        return Sources(source, source, Sources(source, source, []).files)
+    print("own dialogues")
+    said = own_dialogues.convert(own, converted, args.listener, args.seed)
+    has_pairs = source.is_dir() and any(source.rglob("*-reddit.csv*"))
+    return Sources(
+        converted, source if has_pairs else None, own + (pair_files(source) if has_pairs else []), said
+    )
+
+
+def origin_of(args, sources: Sources) -> dict:
     """All that the outputs depend on."""
     import storage
     from glove_models import glove_package_folder
 
-    files = [*official_files(source), *([splits_file(source)] if args.split == "paper" else [])]
+    files = sources.files
+    if args.split == "paper" and sources.pairs:
+        files.append(splits_file(sources.pairs))
     origin = {k: getattr(args, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
     origin |= {
         "source": args.source if args.source in ("sample", "download") else "folder",
         **{f.name: storage.sha256(f) for f in files},
     }
+    if sources.own:
+        origin |= {"source": "own", "own": sources.own}
     if args.glove == "auto":
         origin["glove"] = "auto, package" if glove_package_folder() else "auto"
     elif Path(args.glove).is_file():
         origin["glove"] = storage.sha256(Path(args.glove))
+    elif folder := words_folder(args):
+        origin["glove"] = storage.sha256(folder / "tokenizer.json") + storage.identity(folder)
     return origin
 
 
@@ -465,35 +540,40 @@ def main(argv=None):
         paths.bert_tiny,
     ]
     paths.data.mkdir(parents=True, exist_ok=True)
-    with storage.locked(paths.data, "another prepare_data.py is at work there"):
+    with (
+        storage.locked(paths.data, "another prepare_data.py is at work there"),
+        tempfile.TemporaryDirectory(prefix="own-dialogues-") as converted,
+    ):
         storage.restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
-        prepare(args, paths, made, outputs)
+        prepare(args, paths, made, outputs, sources_of(args, paths, Path(converted)))
 
 
-def prepare(args, paths: Paths, made: Path, outputs: list[Path]) -> None:
+def prepare(args, paths: Paths, made: Path, outputs: list[Path], sources: Sources) -> None:
     import storage
 
-    source = {"sample": SAMPLE}.get(args.source) or (
-        fetch_official(paths.data / "downloads") if args.source == "download" else Path(args.source)
-    )
-    for file in official_files(source):
+    words = words_folder(args)
+    for file in [*sources.given, *([words / "tokenizer.json"] if words else [])]:
         if any(old.resolve() in file.resolve().parents for old in outputs):
-            raise UserError(f"--source {args.source}: {file} stands where the outputs go; move it elsewhere")
-    origin = origin_of(args, source)
+            flag = "--source" if file in sources.given else "--glove"
+            raise UserError(f"{flag}: {file} stands where the outputs go; move it elsewhere")
+    origin = origin_of(args, sources)
+    expected = [p for p in outputs if sources.pairs or p != paths.pairs_dir]
     # everything was made from the same files before
-    if all(p.exists() for p in outputs) and not args.overwrite and storage.read_json(made) == origin:
+    if all(p.exists() for p in expected) and not args.overwrite and storage.read_json(made) == origin:
         print(f"{paths.data}: already made from the same inputs, kept")
         return
     refuse_existing(outputs, args.overwrite)
     glove_source(args, paths)  # fetched, and its head read, before anything is set aside
     with storage.replacing(outputs, paths.data / ".before"):
-        print(f"EmpatheticDialogues from {source}")
-        tables = copy_dialogues(source, paths)
-        utterances = tables["train"]["utterance"].tolist()
-        print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")
-        posts = prepare_pairs(args, source, paths)
+        if not sources.own:
+            print(f"EmpatheticDialogues from {sources.dialogues}")
+        tables = copy_dialogues(sources.dialogues, paths)
+        utterances = texts = tables["train"]["utterance"].tolist()
+        if sources.pairs:
+            print(f"Empathy Mental Health, {args.levels} labels, {args.split} split")
+            texts = utterances + prepare_pairs(args, sources.pairs, paths)
         print("GloVe")
-        prepare_glove(args, paths, utterances + posts)
+        prepare_glove(args, paths, texts)
         # minutes of work: begun only when all that was given has been read
         score_dialogues(tables, paths)
         print("small models with random weights")
@@ -503,7 +583,8 @@ def prepare(args, paths: Paths, made: Path, outputs: list[Path]) -> None:
             storage.share(folder)
         storage.write_json(made, origin)
     # the GloVe family needs no model hub
-    print(f"written to {paths.data}; next: {train_critic('emo', 'glove-t5', paths.root)}")
+    after = train_critic("emo", "glove-t5", paths.root) if sources.pairs else after_own_dialogues(paths.root)
+    print(f"written to {paths.data}; next: {after}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,340 @@
+"""People's own dialogues as a corpus: jsonl or csv -> the official layout, which every later stage reads.
+
+A jsonl holds a dialogue a line: its turns in order, each with a speaker and a text, or texts alone that
+alternate. A csv holds a turn a row, the rows of a conversation together and in order. Id, emotion and split
+are optional.
+"""
+
+import csv
+import io
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from options import SPLITS, UserError
+from records import FORMATS, Records, format_of, read_records
+
+#: what a part of a dialogue is called in people's files, the first that is there; capitals do not matter
+NAMES = {
+    "turns": ("turns", "dialogue", "dialog", "conversation", "messages", "utterances"),
+    "conversation": (
+        *("conversation", "conversation_id", "conv_id", "conv"),
+        *("dialogue", "dialogue_id", "dialog", "dialog_id", "id"),
+    ),
+    "id": ("id", "conversation_id", "conv_id", "dialogue_id", "dialog_id"),
+    "speaker": ("speaker", "speaker_id", "speaker_idx", "role", "name", "author", "from"),
+    "text": ("text", "utterance", "content", "message", "turn", "value"),
+    "emotion": ("emotion", "feeling"),
+    "split": ("split", "fold"),
+}
+#: what a split is called in people's files
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    "test": "test",
+}
+#: columns without which a csv is no official dialogue file
+OFFICIAL = {"conv_id", "utterance_idx", "context", "speaker_idx", "utterance"}
+SHARE_HELD_OUT = 0.1  # of the dialogues, for each of valid and test, where a split is drawn
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One dialogue as it stands in a file."""
+
+    place: str  # file and line, for messages
+    name: str
+    turns: Sequence[tuple[str, str]]  # (speaker, text), oldest first
+    emotion: str  # "" for none
+    split: str  # "" for none
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A dialogue's texts as speaker and listener take turns, the speaker first."""
+
+    texts: list[str]
+    joined: int  # turns that were joined to the one before, by the same person
+    opening: bool  # whether a turn of the listener stood first, which answers nothing and is left out
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def files_in(source: Path) -> list[Path]:
+    """The files of a `--source` that hold own dialogues: none where it is a folder of official files."""
+    if source.is_file():
+        return [source]
+    if any(
+        (source / name).exists() for name in ("empathetic_dialogues", "empatheticdialogues", "train.csv.gz")
+    ):
+        return []
+    found = [f for f in sorted(source.iterdir()) if f.is_file() and f.suffix.lower() in FORMATS]
+    found = [f for f in found if not f.name.endswith("-reddit.csv")]
+    tables = {f: set(header(f)) for f in found if format_of(f) != "jsonl"}
+    if any(columns >= OFFICIAL for columns in tables.values()):
+        return []
+    wanted = [NAMES[part] for part in ("conversation", "speaker", "text")]
+    return [f for f in found if f not in tables or all(tables[f] & set(names) for names in wanted)]
+
+
+def header(file: Path) -> list[str]:
+    """The columns of a csv in small letters; whatever it holds, this is no error."""
+    with open(file, encoding="utf-8-sig", errors="replace", newline="") as handle:
+        line = handle.readline()
+    delimiter = "\t" if format_of(file) == "tsv" else ","
+    return [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def read(file: Path) -> list[Dialogue]:
+    """Every dialogue of a jsonl, csv or tsv. Raises `UserError` that names the line and what is wrong."""
+    kind = format_of(file)
+    if kind == "text":
+        raise UserError(f"{file}: own dialogues are read from a file that ends in {', '.join(FORMATS)}")
+    records = read_records(file)
+    found = of_lines(records) if kind == "jsonl" else of_rows(records)
+    by_name: dict[str, str] = {}
+    for dialogue in found:
+        if dialogue.name in by_name:
+            remedy = "give each its own id" if kind == "jsonl" else "keep the rows of a conversation together"
+            raise UserError(
+                f"{dialogue.place}: conversation {dialogue.name[:40]} was there already "
+                f"({by_name[dialogue.name]}); {remedy}"
+            )
+        by_name[dialogue.name] = dialogue.place
+    return found
+
+
+def pick(row: Mapping[str, Any], part: str) -> Any:
+    """What a row holds under one of the names of `part`; None where there is none."""
+    lower = {str(key).strip().lower(): value for key, value in row.items()}
+    return next((lower[name] for name in NAMES[part] if lower.get(name) is not None), None)
+
+
+def word(value: Any, what: str, place: str) -> str:
+    """A name, number or text as one line, "" for none. Raises `UserError` for anything else."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{place}: the {what} is {str(value)[:40]!r}, expected a text")
+    return " ".join(str(value).split())
+
+
+def of_lines(records: Records) -> list[Dialogue]:
+    """The dialogues of a jsonl."""
+    found = []
+    for row, line in zip(records.rows, records.lines, strict=True):
+        place = f"{records.place}, line {line}"
+        turns = pick(row, "turns")
+        if not isinstance(turns, list) or not turns:
+            raise UserError(
+                f"{place}: no list of turns; it stands under one of {', '.join(NAMES['turns'])} "
+                f"(found: {', '.join(row)[:200]})"
+            )
+        said = [a_turn(turn, n, f"{place}, turn {n + 1}") for n, turn in enumerate(turns)]
+        if len({isinstance(turn, str) for turn in turns}) > 1:
+            raise UserError(f"{place}: some turns have a speaker and some have none; give it to all or none")
+        name = word(pick(row, "id"), "id", place) or f"{Path(records.place).stem}:{line}"
+        found.append(Dialogue(place, name, said, emotion_of(row, place), split_of(row, place)))
+    return found
+
+
+def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
+    """(speaker, text) of a turn: an object, or a text alone, whose speakers alternate."""
+    if isinstance(turn, str):
+        speaker, text = str(number % 2), word(turn, "text", place)
+    elif isinstance(turn, dict):
+        speaker = word(pick(turn, "speaker"), "speaker", place)
+        text = word(pick(turn, "text"), "text", place)
+    else:
+        raise UserError(f'{place}: expected {{"speaker": ..., "text": ...}} or a text')
+    for what, value in (("speaker", speaker), ("text", text)):
+        if not value:
+            raise UserError(f"{place}: no {what}; it stands under one of {', '.join(NAMES[what])}")
+    return speaker, text
+
+
+def of_rows(records: Records) -> list[Dialogue]:
+    """The dialogues of a csv."""
+    known = {column.strip().lower() for column in records.columns}
+    for part in ("conversation", "speaker", "text"):
+        if not known & set(NAMES[part]):
+            raise UserError(
+                f"{records.place}, line 1: no column for the {part}; name it one of {', '.join(NAMES[part])} "
+                f"(found: {', '.join(records.columns)[:200]})"
+            )
+    numbered = list(zip(records.rows, records.lines, strict=True))
+    found = []
+    for name, group in itertools.groupby(numbered, key=lambda pair: str(pick(pair[0], "conversation"))):
+        rows = list(group)
+        place = f"{records.place}, line {rows[0][1]}"
+        if not name.strip():
+            raise UserError(f"{place}: no conversation; number the conversations")
+        turns = [a_turn(row, n, f"{records.place}, line {line}") for n, (row, line) in enumerate(rows)]
+        first = rows[0][0]
+        emotion, split = emotion_of(first, place), split_of(first, place)
+        for row, line in rows[1:]:
+            here = f"{records.place}, line {line}"
+            for what, mine, other in (
+                ("emotion", emotion_of(row, here), emotion),
+                ("split", split_of(row, here), split),
+            ):
+                if mine != other:
+                    raise UserError(
+                        f"{here}: {what} {mine!r} in a conversation of {other!r}; it is one for a whole "
+                        "conversation: repeat it in each row, or leave the column out"
+                    )
+        found.append(Dialogue(place, name.strip(), turns, emotion, split))
+    return found
+
+
+def emotion_of(row: Mapping[str, Any], place: str) -> str:
+    """One of the corpus's 32, or "" for none."""
+    from dataloaders import EMOTIONS  # late: brings torch
+
+    emotion = word(pick(row, "emotion"), "emotion", place).lower()
+    if emotion and emotion not in EMOTIONS:
+        raise UserError(
+            f"{place}: unknown emotion {emotion[:40]!r}; rename it to one of {', '.join(EMOTIONS)}, or leave "
+            "emotions out"
+        )
+    return emotion
+
+
+def split_of(row: Mapping[str, Any], place: str) -> str:
+    split = word(pick(row, "split"), "split", place).lower()
+    if split and split not in SPLIT_NAMES:
+        raise UserError(f"{place}: unknown split {split[:40]!r}; the known ones are {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES.get(split, "")
+
+
+# ------------------------------------------------------------------------------------- roles, and a split
+
+
+def cast(dialogue: Dialogue, listener: str | None) -> Cast:
+    """Who is speaker, who listener: the first to speak is the speaker, unless the listener is named.
+
+    Consecutive turns of one person are joined to one. Raises `UserError` where more than two speak, or nobody
+    has the listener's name.
+    """
+    people = list(dict.fromkeys(speaker for speaker, _ in dialogue.turns))
+    if len(people) > 2:
+        raise UserError(
+            f"{dialogue.place}: {len(people)} speakers ({', '.join(people)[:100]}), expected two; leave the "
+            "turns of the others out, or the dialogue"
+        )
+    if listener is not None and listener not in people:
+        raise UserError(f"{dialogue.place}: nobody is called {listener!r} (--listener); {', '.join(people)}")
+    texts: list[str] = []
+    last, joined, opening = None, 0, False
+    for speaker, text in dialogue.turns:
+        if not texts and speaker == listener:
+            opening = True
+        elif speaker == last:
+            texts[-1] += f" {text}"
+            joined += 1
+        else:
+            texts.append(text)
+            last = speaker
+    return Cast(texts, joined, opening)
+
+
+def draw_splits(count: int, seed: int) -> list[str]:
+    """A split for each of `count` dialogues: a tenth is valid, a tenth test, at least one each."""
+    held = max(1, round(SHARE_HELD_OUT * count))
+    order = random.Random(seed).sample(range(count), count)
+    splits = ["train"] * count
+    for place in order[:held]:
+        splits[place] = "valid"
+    for place in order[held : 2 * held]:
+        splits[place] = "test"
+    return splits
+
+
+def splits_of(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[str], str]:
+    """(the split of each dialogue, how it came about): as given, or drawn where no dialogue has one."""
+    if len(dialogues) < len(SPLITS):
+        raise UserError(
+            f"{dialogues[0].place}: {len(dialogues)} dialogues with a reply; training, validation and test "
+            "need at least one each"
+        )
+    without = [d for d in dialogues if not d.split]
+    if len(without) == len(dialogues):
+        return draw_splits(len(dialogues), seed), f"drawn by dialogue, seed {seed}"
+    if without:
+        raise UserError(f"{without[0].place}: no split, but others have one; give it to all or none")
+    for split in SPLITS:
+        if all(d.split != split for d in dialogues):
+            raise UserError(
+                f"{dialogues[0].place}: no dialogue of the split {split}; give it some, or leave the splits "
+                "out, and one is drawn"
+            )
+    return [d.split for d in dialogues], "as given"
+
+
+# ------------------------------------------------------------------------------------------------- converting
+
+
+def read_all(files: Sequence[Path]) -> list[Dialogue]:
+    """The dialogues of all files, with names that differ; a file's name can be its split (dev.jsonl)."""
+    found = []
+    for file in files:
+        of_name = SPLIT_NAMES.get(file.stem.lower(), "") if len(files) > 1 else ""
+        for d in read(file):
+            name = f"{file.stem}:{d.name}" if len(files) > 1 else d.name
+            found.append(Dialogue(d.place, name, d.turns, d.emotion, d.split or of_name))
+    return found
+
+
+def convert(files: Sequence[Path], folder: Path, listener: str | None, seed: int) -> dict[str, Any]:
+    """{train,valid,test}.csv in `folder`, in the official columns; says what was joined and left out.
+
+    Returns what is to be recorded: how many dialogues each split has, how it came about, whether there are
+    emotions. Raises `UserError` with the file and line of what cannot be read.
+    """
+    dialogues = read_all(files)
+    casts = {d.name: cast(d, listener) for d in dialogues}
+    answered = [d for d in dialogues if len(casts[d.name].texts) > 1]
+    if not answered:
+        raise UserError(f"{files[0]}: no dialogue has a reply: a second speaker after the first")
+    splits, how = splits_of(answered, seed)
+    emotions = all(d.emotion for d in answered)
+
+    def count(chosen: Sequence[Dialogue], what: str) -> None:
+        if chosen:
+            print(f"  {len(chosen):,} {what} (the first: {chosen[0].place})")
+
+    turns = sum(len(casts[d.name].texts) for d in answered)
+    print(f"  {', '.join(map(str, files))}: {len(answered):,} dialogues, {turns:,} turns")
+    joined = sum(c.joined for c in casts.values())
+    count(
+        [d for d in dialogues if casts[d.name].joined],
+        f"with consecutive turns of one person: {joined} joined",
+    )
+    count([d for d in dialogues if casts[d.name].opening], "where the listener begins: that turn left out")
+    count([d for d in dialogues if len(casts[d.name].texts) < 2], "without a reply: left out")
+    if not emotions and (some := [d for d in answered if d.emotion]):
+        count(some, f"of {len(answered):,} have an emotion: none is used; give it to all, or to none")
+    sizes = {split: splits.count(split) for split in SPLITS}
+    shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    print(
+        f"  split {how}: {shown}" + ("" if emotions else "; no emotions: exemplars come from all dialogues")
+    )
+    for split in SPLITS:
+        chosen = [d for d, own in zip(answered, splits, strict=True) if own == split]
+        (folder / f"{split}.csv").write_text(official(chosen, casts, emotions), encoding="utf-8")
+    return {"dialogues": sizes, "split": how, "emotions": emotions, "listener": listener, "joined": joined}
+
+
+def official(dialogues: Sequence[Dialogue], casts: Mapping[str, Cast], emotions: bool) -> str:
+    """A dialogue file in the official columns, every cell in quotation marks."""
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerow(("conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"))
+    for d in dialogues:
+        for n, text in enumerate(casts[d.name].texts):
+            writer.writerow((d.name, n + 1, d.emotion if emotions else "", "", n % 2, text))
+    return out.getvalue()

@@ -1,0 +1,188 @@
+"""People's own dialogues become a corpus: roles, joined turns, a split, and every later stage."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SAMPLE
+
+import dpr_exemplar_retriever
+import evaluate_responses
+import label_dialogues
+import own_dialogues
+import prepare_data
+import train_glove_t5
+from dataloaders import listener_turns, read_dialogues
+from options import SPLITS, Paths, UserError
+
+MAINS = {
+    "prepare_data.py": prepare_data.main,
+    "dpr_exemplar_retriever.py": dpr_exemplar_retriever.main,
+    "label_dialogues.py": label_dialogues.main,
+    "train_glove_t5.py": train_glove_t5.main,
+    "evaluate_responses.py": evaluate_responses.main,
+}
+TALK = [("Ann", "Hello."), ("Ann", "My cat, Tom, is ill."), ("Bob", 'Oh "no"!'), ("Ann", "He sleeps.")]
+
+
+def jsonl(file: Path, *dialogues, **fields) -> Path:
+    """Each dialogue a list of (speaker, text)."""
+    lines = []
+    for turns in dialogues:
+        said = [{"speaker": speaker, "text": text} for speaker, text in turns]
+        lines.append(json.dumps({"turns": said, **fields}) + "\n")
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
+
+
+def converted(files: list[Path], folder: Path, listener: str | None = None, seed: int = 42) -> dict:
+    folder.mkdir(exist_ok=True)
+    return own_dialogues.convert(files, folder, listener, seed)
+
+
+def all_rows(folder: Path) -> dict[str, list[str]]:
+    """{conversation: its turns} of all splits."""
+    found = {}
+    for split in SPLITS:
+        for name, turns in read_dialogues(folder / f"{split}.csv").groupby("conv_id"):
+            found[name] = turns["utterance"].tolist()
+    return found
+
+
+def test_turns_of_one_person_are_joined_and_the_first_to_speak_is_the_speaker(tmp_path, capsys):
+    file = jsonl(tmp_path / "a.jsonl", *[TALK] * 3)
+    converted([file], tmp_path / "out")
+    turns = ["Hello. My cat, Tom, is ill.", 'Oh "no"!', "He sleeps."]
+    assert all_rows(tmp_path / "out") == {f"a:{n}": turns for n in (1, 2, 3)}
+    assert "3 with consecutive turns of one person: 3 joined" in capsys.readouterr().out
+
+
+def test_a_named_listener_answers_and_its_first_turn_is_left_out(tmp_path, capsys):
+    file = jsonl(tmp_path / "a.jsonl", *[[("Bob", "Yes?"), *TALK, ("Bob", "Poor Tom.")]] * 3)
+    converted([file], tmp_path / "out", listener="Bob")
+    assert all_rows(tmp_path / "out")["a:1"] == [
+        "Hello. My cat, Tom, is ill.",
+        'Oh "no"!',
+        "He sleeps.",
+        "Poor Tom.",
+    ]
+    assert "3 where the listener begins: that turn left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"a.jsonl, line 1: nobody is called 'Eva' \(--listener\); Bob, Ann"):
+        converted([file], tmp_path / "out", listener="Eva")
+
+
+def test_a_csv_a_chat_export_and_plain_turns_give_the_same_corpus(tmp_path):
+    rows, chats, plain = ["Dialogue_ID\tRole\tUtterance"], [], []
+    for n in range(3):
+        talk = [("user", f"Hello {n}, you."), ("assistant", 'Oh "no"!'), ("user", "Yes.")]
+        rows += [f'{n}\t{speaker}\t"{text.replace(chr(34), chr(34) * 2)}"' for speaker, text in talk]
+        messages = [{"role": speaker, "content": text} for speaker, text in talk]
+        chats.append(json.dumps({"conversation_id": n, "messages": messages}))
+        plain.append(json.dumps({"id": n, "turns": [text for _, text in talk]}))
+    found = []
+    for name, lines in (("a.tsv", rows), ("b.jsonl", chats), ("c.jsonl", plain)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        converted([tmp_path / name], tmp_path / "out")
+        found.append({s: (tmp_path / "out" / f"{s}.csv").read_text() for s in SPLITS})
+    assert found[0] == found[1] == found[2]
+    assert '"Hello 0, you."' in "".join(found[0].values())
+
+
+def test_a_split_is_drawn_by_dialogue_from_the_seed_with_one_each_at_least(tmp_path):
+    assert sorted(own_dialogues.draw_splits(3, 0)) == ["test", "train", "valid"]
+    drawn = own_dialogues.draw_splits(40, 7)
+    assert [drawn.count(s) for s in SPLITS] == [32, 4, 4]
+    assert drawn == own_dialogues.draw_splits(40, 7) != own_dialogues.draw_splits(40, 8)
+
+
+def test_files_named_by_their_split_keep_it(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train", "dev", "test"):
+        jsonl(source / f"{name}.jsonl", TALK, emotion="Sad")
+    said = converted(own_dialogues.files_in(source), tmp_path / "out")
+    assert said["split"] == "as given" and said["emotions"]
+    assert [e.conv_id for e in listener_turns(tmp_path / "out" / "valid.csv")] == ["dev:dev:1"]
+    assert listener_turns(tmp_path / "out" / "test.csv")[0].emotion == "sad"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("a.csv", "id,who,text\n1,a,b\n", "line 1: no column for the speaker; name it one of speaker"),
+        ("a.csv", "id,speaker,text\n1,a,b\n2,a,b\n1,b,c\n", "line 4: conversation 1 was there already"),
+        ("a.csv", "id,speaker,text\n1,a,\n", "line 2: no text"),
+        ("a.csv", "id,speaker,text,emotion\n1,a,b,sad\n1,b,c,proud\n", "line 3: emotion 'proud' in a"),
+        ("a.jsonl", '{"turns": [["a", "b"]]}\n', "line 1, turn 1: expected"),
+        ("a.jsonl", '{"turns": ["a"], "id": 1}\n\n{"turns": ["b"], "id": 1}\n', "line 3: conversation 1 was"),
+        ("a.jsonl", '{"lines": []}\n', "line 1: no list of turns; .*found: lines"),
+        ("a.jsonl", '{"turns": ["a", "b"], "emotion": "hungry"}\n', "line 1: unknown emotion 'hungry'"),
+        ("a.jsonl", '{"turns": ["a", "b"], "split": "eval"}\n', "line 1: unknown split 'eval'"),
+        ("a.jsonl", '{"turns": ["a", "b"]}\n' * 2, "2 dialogues with a reply"),
+        ("a.jsonl", '{"turns": ["a"]}\n' * 3, "no dialogue has a reply"),
+        ("a.txt", "hello\n", "ends in .csv, .tsv, .jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, named):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=named):
+        converted([tmp_path / name], tmp_path / "out")
+
+
+def test_a_third_person_is_refused_with_the_line(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", TALK, [*TALK, ("Eva", "Hello?")])
+    with pytest.raises(UserError, match=r"line 2: 3 speakers \(Ann, Bob, Eva\), expected two"):
+        converted([file], tmp_path / "out")
+
+
+def test_official_folders_are_not_taken_for_own_dialogues(corpus, tmp_path):
+    assert own_dialogues.files_in(corpus) == own_dialogues.files_in(SAMPLE) == []
+
+
+# ------------------------------------------------------------------------------------------ the page, walked
+
+
+def commands_of_the_page() -> list[list[str]]:
+    page = (ROOT / "docs" / "own-dialogues.md").read_text(encoding="utf-8")
+    return [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("python ")]
+
+
+def test_every_command_of_the_page_runs(trained, tmp_path, monkeypatch, capsys):
+    """With less training, and without the word vectors and the encoder that a test machine may lack."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sample").symlink_to(SAMPLE)
+    (tmp_path / "demo").symlink_to(trained)
+    commands = commands_of_the_page()
+    assert {words[0] for words in commands} == set(MAINS) and len(commands) == 9
+    for script, *words in commands:
+        folder = Path(words[words.index("--workdir") + 1])
+        folder.mkdir(exist_ok=True)
+        if script == "prepare_data.py" and "--glove" not in words:
+            words += ["--glove", str(SAMPLE / "glove.sample.50d.txt")]
+        if "minilm" in words:
+            words[words.index("minilm")] = str(folder / "data" / "bert-tiny")
+        if script == "train_glove_t5.py":
+            words += ["--max-steps", "1", "--max-new-tokens", "4"]
+        MAINS[script]([*words, *([] if script == "prepare_data.py" else ["--device", "cpu"])])
+
+    paths = Paths("own")
+    turns = {split: listener_turns(paths.dialogues(split)) for split in SPLITS}
+    assert sum(len({e.conv_id for e in found}) for found in turns.values()) == 20
+    exemplars = (paths.dialogues_dir / "test_dpr.csv").read_text(encoding="utf-8")
+    assert all(e.conv_id in exemplars for e in turns["test"]) and not paths.pairs_dir.exists()
+    made = json.loads((paths.data / "prepared.json").read_text())
+    assert made["own"]["dialogues"] == {"train": 16, "valid": 2, "test": 2} and made["own"]["joined"] == 3
+    table = Path("own-critics", "results", "evaluation", "table.md").read_text(encoding="utf-8")
+    assert "exemplars-empathy" in table
+    labels = Paths("own-critics").labels("train").read_text(encoding="utf-8").splitlines()
+    assert len(labels) == 1 + len(turns["train"])
+
+    capsys.readouterr()
+    again = ["--source", str(SAMPLE / "own.jsonl"), "--workdir", "own", "--min-count", "1"]
+    again += ["--glove", str(SAMPLE / "glove.sample.50d.txt")]
+    prepare_data.main(again)
+    assert "already made from the same inputs, kept" in capsys.readouterr().out
+    with pytest.raises(UserError, match="already there: .*--overwrite"):
+        prepare_data.main([*again, "--seed", "43"])
