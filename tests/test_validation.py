@@ -1,0 +1,64 @@
+"""Columns against human ratings. All ratings here are made up for the tests."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from options import UserError
+from validation import read_ratings, validate_metrics
+
+#: made up: 60 texts of a known quality, which three raters see with errors of their own
+RNG = np.random.default_rng(3)
+TEXTS = [f"Reply number {n} , isn't it?" for n in range(60)]
+QUALITY = RNG.normal(size=60)
+RATERS = {f"rater_{r}": np.clip(np.round(3 + QUALITY + RNG.normal(0, 0.5, 60)), 1, 5) for r in range(3)}
+
+
+@pytest.fixture
+def wide(tmp_path):
+    table = pd.DataFrame({"reply": TEXTS, "scale": "empathy", **RATERS}).astype(object)
+    table.loc[0, "rater_1"] = ""  # rater 1 has left it out
+    table.to_csv(tmp_path / "wide.csv", index=False)
+    return tmp_path / "wide.csv"
+
+
+def test_columns_are_correlated_with_the_mean_rating_of_the_same_texts(wide):
+    replies = [text.lower() for text in reversed(TEXTS)] + ["Nobody rated this."]
+    good, noise = [*QUALITY[::-1], 0.0], RNG.normal(size=61).tolist()
+    found = validate_metrics(read_ratings(wide), replies, {"good": good, "noise": noise, "same": [1.0] * 61})
+    mean = np.mean([*RATERS.values()], axis=0)
+    mean[0] = (RATERS["rater_0"][0] + RATERS["rater_2"][0]) / 2
+    best = found.correlations["empathy"]["good"]
+    assert best.rho == pytest.approx(spearmanr(mean, QUALITY).statistic)
+    assert best.low < best.rho < best.high and best.count == found.matched == 60
+    noisy = found.correlations["empathy"]["noise"]
+    assert noisy.low < 0 < noisy.high
+    assert np.isnan(found.correlations["empathy"]["same"].rho)
+    assert 0.5 < found.raters["empathy"].alpha < found.raters["empathy"].against_others < 1
+    assert "| good | 0.9" in found.table() and "60 of the 60 rated texts" in found.table()
+
+
+def test_a_rating_a_row_is_the_same_as_a_column_a_rater(wide, tmp_path):
+    rows = [
+        {"text": text, "rater": rater, "scale": "empathy", "value": values[n]}
+        for rater, values in RATERS.items()
+        for n, text in enumerate(TEXTS)
+        if (rater, n) != ("rater_1", 0)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "long.csv", index=False)
+    columns = {"good": QUALITY}
+    one, other = (validate_metrics(read_ratings(f), TEXTS, columns) for f in (wide, tmp_path / "long.csv"))
+    assert one == other
+
+
+def test_ratings_that_cannot_be_used_are_refused_in_words(wide, tmp_path):
+    with pytest.raises(UserError, match="only 10 of the 60 rated texts stand among the 10 replies"):
+        validate_metrics(read_ratings(wide), TEXTS[:10], {"good": QUALITY[:10]})
+    file = tmp_path / "bad.csv"
+    file.write_text("reply,rater,value\nhello,ann,4\nhello,bob,good\n")
+    with pytest.raises(UserError, match=r"bad.csv, line 3: the rating 'good' is no number"):
+        read_ratings(file)
+    file.write_text("reply,score\nhello,4\n")
+    with pytest.raises(UserError, match="rater and value, or a column for each rater"):
+        read_ratings(file)
