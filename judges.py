@@ -49,6 +49,7 @@ class Judge:
     held_out: Mapping[str, float]  # {dim: macro-F1 on the validation side of the pairs, in percent}
     ask: Mapping[str, Ask]  # {dim: ...}
     reads_context: bool
+    caveat: str = ""  # to `held_out`
     known: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)  # {text: (dimensions,)}
 
     def levels(
@@ -132,7 +133,7 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
         held_out[dim] = storage.read_json(folder / "result.json")["valid"]["macro_f1"]
         ask[dim] = asker_of_critic(scorer, f"{family}, {dim}", sha256[dim], paths.cache)
         reads_context |= scorer.critic.settings.context_len > 0
-    return Judge(family, sha256, held_out, ask, reads_context)
+    return Judge(family, sha256, held_out, ask, reads_context, " (their epochs were chosen there, too)")
 
 
 def asker_of_critic(scorer: Scorer, title: str, digest: str, cache: Path) -> Ask:
@@ -215,7 +216,7 @@ def report(
         what = ", ".join(f"{dim} {judge.sha256[dim][:12]}" for dim in DIMENSIONS)
         lines.append(
             f"Judge {judge.name} (sha256: {what}): macro-F1 on held-out pairs "
-            f"{listed(judge.held_out, '.1f')}."
+            f"{listed(judge.held_out, '.1f')}{judge.caveat}."
         )
     for (first, second), kappas in agreement(judges, replies, contexts).items():
         lines.append(
@@ -250,6 +251,7 @@ def context_auc(
 
     `levels`: the mean judged level of several replies that a system sampled for one context, or what a
     predictor says; `gold`: the judged level of the gold reply. All nan where every gold reply is on one side.
+    By a judge that reads the context, even a constant reply is above .5: ask it without contexts.
     """
     reached = np.asarray(gold) >= 0.5
     if reached.all() or not reached.any():
