@@ -127,7 +127,8 @@ def empathy_task(
     """A dimension's label of a response, given the post before it. `weigh_classes`: by inverse frequency;
     `split_by`, `part`: see `choose_pairs`."""
     files = {f"pairs {split}": paths.pairs(dim, split) for split in ("train", "valid")}
-    train, valid = choose_pairs(*(read_pairs(f) for f in files.values()), split_by, part)
+    prepared = {name: read_pairs(file) for name, file in files.items()}
+    train, valid = choose_pairs(prepared["pairs train"], prepared["pairs valid"], split_by, part)
     if not len(train) or not len(valid):
         raise UserError(
             f"{files['pairs train']}: too few seeker posts for --split-by {split_by} --part {part}"
