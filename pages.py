@@ -1,7 +1,8 @@
 """What people look at: case studies, which show replies beside each other, and learning curves.
 
 The pages take plain lists, so that any caller can fill them: a system is a dict with `name`, `replies` (one
-an item) and `scores` (a judge's name -> one number an item); a run has its `folder` too.
+an item) and `scores` (a judge's name -> one number an item); a run has its `folder` too. `write_cases` does
+it all.
 """
 
 import html
@@ -115,15 +116,23 @@ def sections(
     """The paper's four kinds, those that the systems allow.
 
     `exemplars`: of every item, best first. `retrievers`: the same by name, of two retrievers or more (tuned,
-    untuned). Two systems make a pair where their `traits` (key "traits" of a system) differ in one thing.
+    untuned). Two systems make a pair where their traits differ in one thing only: those of their runs, or
+    what a system's key "traits" says.
     """
     found = [Section("Models side by side", systems, exemplars)]
+    known = []
+    for system in systems:
+        run = system.get("folder", system.get("run"))
+        if run and "traits" not in system:
+            system = system | {"traits": traits(Path(run))}
+        if system.get("traits"):
+            known.append(system)
     gold = [s for s in systems if s["name"] == "gold"]
     for title, differs in (
         ("With and without exemplars", "exemplars"),
         ("With and without the losses of empathy and sentiment", "losses"),
     ):
-        for a, b in combinations([s for s in systems if s.get("traits")], 2):
+        for a, b in combinations(known, 2):
             if [k for k in a["traits"] if a["traits"][k] != b["traits"][k]] == [differs]:
                 with_it, without = (a, b) if a["traits"][differs] else (b, a)
                 found.append(Section(title, [*gold, with_it, without], exemplars))
@@ -134,6 +143,22 @@ def sections(
         ]
         found.append(Section("Top exemplar of each retriever", [*gold, *best]))
     return found
+
+
+def write_cases(
+    folder: Path,
+    systems: list[dict],
+    examples: list[Example],
+    count: int,
+    seed: int,
+    exemplars: Sequence[Sequence[str]] | None = None,
+    retrievers: dict[str, Sequence[Sequence[str]]] | None = None,
+    keys: dict[str, str] | None = None,
+) -> None:
+    """case_studies.md and case_studies.html in `folder`: all `sections`, and `keys_of` their columns."""
+    shown = sections(systems, exemplars, retrievers)
+    storage.write_text(folder / "case_studies.md", markdown_cases(shown, examples, count, seed, keys))
+    storage.write_text(folder / "case_studies.html", html_cases(shown, examples, count, seed, keys))
 
 
 def judges_of(section: Section) -> list[str]:
@@ -238,16 +263,16 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
     figure, axes = pyplot.subplots(
         1, len(terms), figsize=(0.5 + 3.4 * len(terms), 3.6), squeeze=False, layout="constrained"
     )
-    colours = pyplot.get_cmap("tab10").colors
+    colours = [f"C{n % 10}" for n in range(len(logs))]
     for axis, term in zip(axes[0], terms, strict=True):
         for n, log in enumerate(logs.values()):
             for kind, style in (("train", "-"), ("valid", "o--")):
                 if term in log:
                     part = log[(log["kind"] == kind) & log[term].notna()]
-                    axis.plot(part["step"], part[term], style, color=colours[n % 10], markersize=4)
+                    axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
         axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
         axis.grid(alpha=0.25)
-    lines = [pyplot.Line2D([], [], color=colours[n % 10], label=name) for n, name in enumerate(logs)]
+    lines = [pyplot.Line2D([], [], color=colours[n], label=name) for n, name in enumerate(logs)]
     lines += [
         pyplot.Line2D([], [], color="grey", label="train"),
         pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="valid"),

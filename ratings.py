@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import krippendorff
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 import storage
-from dataloaders import read_rows
+from dataloaders import Example, read_rows
 from options import UserError, refuse_existing
 from pages import cell, render
 
@@ -135,6 +136,30 @@ def write_kit(
     return page, key
 
 
+def kit_of(
+    folder: Path,
+    examples: Sequence[Example],
+    systems: Sequence[dict],
+    count: int,
+    mode: str,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """`write_kit` of a table's systems (dicts with name and replies), and say what to do with it.
+
+    The gold replies are rated too; where two systems or more are compared pair by pair, they are not.
+    """
+    replies = {s["name"]: s["replies"] for s in systems}
+    if mode == AB and len(replies) > 2:
+        replies.pop("gold", None)
+    plain = [{k: getattr(e, k) for k in ("conv_id", "utterance_idx", "history")} for e in examples]
+    page, key = write_kit(folder, plain, replies, count, mode, seed, overwrite)
+    print(f"{page}: for the raters, who open it in a browser and send back the csv that it saves")
+    print(f"{key}: says whose each reply is; raters must not have it")
+    if count < MIN_ITEMS:
+        print(f"warning: --rating-kit {count}: the summary will refuse fewer than {MIN_ITEMS} rated items")
+
+
 def new_id(draw: random.Random, used: set[str]) -> str:
     """Six letters that were not drawn before."""
     while True:
@@ -200,6 +225,21 @@ def check_row(row: dict, where: str, kit: str, mode: str, known: set[tuple[str, 
         for scale in SCALES:
             if row[scale].strip() not in ("", "1", "2", "3", "4", "5"):
                 raise UserError(f"{where}: {scale} is {row[scale][:20]!r}, expected 1 to 5, or nothing")
+
+
+def unblinded(files: Iterable[str | Path], key_file: Path) -> pd.DataFrame:
+    """Likert ratings, one a row: rater, scale, value, response, and the systems whose reply that is.
+
+    Raises UserError as `read_ratings`, and for choices between two, which rate no reply by itself.
+    """
+    key = read_key(key_file)
+    if key["mode"].iloc[0] != LIKERT:
+        raise UserError(f"{key_file}: the key of choices between two replies, not of ratings of each")
+    told = key.groupby(["item", "reply", "conv_id", "utterance_idx", "response"], as_index=False)
+    told = told.agg(system=("system", ", ".join))
+    long = read_ratings(files, key).melt(["rater", "item", "reply"], list(SCALES), "scale", "value")
+    long = long[long["value"] != ""].merge(told, on=["item", "reply"])
+    return long[["conv_id", "utterance_idx", "system", "response", "rater", "scale", "value"]]
 
 
 def summarise(files: Iterable[str | Path], key_file: Path) -> str:
@@ -297,7 +337,7 @@ def mean_cell(values: pd.Series) -> str:
     return f"{values.mean():.2f} ({values.mean() - half:.2f} to {values.mean() + half:.2f})"
 
 
-def agreement(table: pd.DataFrame, level: str) -> str:
+def agreement(table: pd.DataFrame, level: Literal["ordinal", "nominal"]) -> str:
     """Krippendorff's alpha of a table raters x units with gaps, or why there is none."""
     shared = table.loc[:, table.notna().sum() > 1]
     if table.notna().any(axis=1).sum() < 2:
@@ -351,3 +391,14 @@ def holm(values: dict) -> dict:
         highest = max(highest, min(1.0, p * (len(values) - rank)))
         adjusted[case] = highest
     return adjusted
+
+
+def report(files: Iterable[str | Path], folder: Path, overwrite: bool) -> str:
+    """`summarise` the ratings of the kit in `folder`, into ratings.md; `unblinded`, into ratings.csv."""
+    key, text, table = (folder / name for name in ("key.csv", "ratings.md", "ratings.csv"))
+    refuse_existing([text, table], overwrite, "")
+    found = summarise(files, key)
+    if read_key(key)["mode"].iloc[0] == LIKERT:
+        storage.write_csv(table, unblinded(files, key))
+    storage.write_text(text, found)
+    return found

@@ -20,7 +20,7 @@ from dataloaders import Example, listener_turns, read_exemplars, read_prediction
 from generators import prediction_files, weights_file
 from metrics import SACREBLEU, bleu, perplexity, reply_statistics
 from options import CRITICS, Paths, UserError, refuse_existing
-from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
+from pages import cell, plot_learning, write_cases
 from session import Session
 
 COLUMNS = {
@@ -185,17 +185,13 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     judges = load_judges(folders, session)
     for system in systems:
         system["scores"] = judge(judges, examples, system["replies"], paths.cache, system["name"])
-        if run := system.get("folder", system.get("run")):
-            system["traits"] = traits(Path(run))
     rows = {s["name"]: measure(s, gold) for s in systems}
     found = paths.exemplars(options.split)
     shown = read_exemplars(found, examples) if found.exists() else None
 
     below = notes(systems, {kind: folders[kind] for kind in judges})
     storage.write_text(files["table.md"], table(rows) + below)
-    cases = sections(systems, shown)
-    for name, page in (("case_studies.md", markdown_cases), ("case_studies.html", html_cases)):
-        storage.write_text(files[name], page(cases, examples, options.cases, options.seed))
+    write_cases(folder, systems, examples, options.cases, options.seed, shown)
     plot_learning(systems, files["learning_curves.png"])
     content = {"split": options.split, "replies": len(gold), "judges": options.family, "systems": rows}
     storage.write_json(files["metrics.json"], content)

@@ -6,6 +6,7 @@ No person rated anything here: every rating in this file is a row made for its t
 import html
 import json
 import re
+import shutil
 from math import comb
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import ratings
 from dataloaders import Example
 from options import UserError
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run".split()
 TRICKY = '<b>"hi"</b> <script>document.title = "taken"</script>'
 
 
@@ -265,3 +268,133 @@ def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkey
     assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
     assert panels["emo"][0].get_marker() == "None" and panels["emo"][1].get_marker() == "o"
     assert not pages.plot_learning([{"name": "a file"}], tmp_path / "none.png")
+
+
+# --------------------------------------------------------------------------------------------- in the browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright (requirements-app.txt)")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(file): its page, opened with empty storage on a phone's width; it may ask for nothing else."""
+    context = browser.new_context(viewport={"width": 360, "height": 700}, accept_downloads=True)
+    context.set_default_timeout(15000)
+    asked, faults = [], []
+
+    def go(file: Path):
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(file.as_uri())
+        return page
+
+    yield go
+    context.close()
+    assert not faults and all(url.startswith(("file:", "blob:", "data:")) for url in asked)
+
+
+def fits(page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def begin(page, rater: str) -> None:
+    page.get_by_label("Your name").fill(rater)
+    page.keyboard.press("Enter")
+
+
+def saved_by(page, target: Path) -> Path:
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as csv").click()
+    download.value.save_as(target)
+    return target
+
+
+def test_a_rater_leaves_comes_back_and_saves_what_was_rated_by_keys_and_clicks(kit, visit, tmp_path):
+    file, key = kit(count=3)
+    page = visit(file)
+    assert fits(page)
+    begin(page, 'Anna  "A", Ähm')
+    assert fits(page) and TRICKY in page.inner_text("body") and page.title() == "Rating replies"
+    for n in range(3 * 6):
+        page.keyboard.press("13542"[n % 5])
+    page.keyboard.press("Enter")  # Next has the focus after the last scale
+    page.get_by_label("Fluency: 2, a little").nth(1).check()
+    order = page.locator(".reply > p:first-child").all_inner_texts()
+    page.reload()
+    assert page.inner_text("#status").startswith('Anna "A", Ähm: 19 of 54')
+    assert page.inner_text("h1 >> visible=true") == "Conversation 2 of 3"
+    assert page.locator(".reply > p:first-child").all_inner_texts() == order
+    assert page.get_by_label("Fluency: 2, a little").nth(1).is_checked()
+    page.get_by_role("button", name="Back").click()
+    assert page.locator(".points :checked").count() == 18
+
+    again = ratings.read_ratings([saved_by(page, tmp_path / "a.csv")], key)
+    assert set(again["rater"]) == {'Anna "A", Ähm'} and len(again) == 4
+    points = ["13542"[n % 5] for n in range(18)]
+    assert again[list(ratings.SCALES)].iloc[:3].to_numpy().ravel().tolist() == points
+    assert again["position"].tolist() == ["1", "2", "3", "2"]
+    shown = key.drop_duplicates("reply").set_index("reply")["response"]
+    assert shown[again["reply"].iloc[3]] == order[1]
+    assert again[list(ratings.SCALES)].iloc[3].tolist() == ["", "", "2", "", "", ""]
+
+
+def test_raters_see_the_same_conversations_with_their_replies_in_orders_of_their_own(kit, visit):
+    file, _ = kit(count=3)
+    page = visit(file)
+    orders = set()
+    for rater in ("Anna", "Ben", "Cleo"):
+        begin(page, rater)
+        assert "It was day" in page.inner_text(".turns") and page.locator(":checked").count() == 0
+        orders.add(tuple(page.locator(".reply > p:first-child").all_inner_texts()))
+        page.get_by_role("button", name="Change name").click()
+    assert len(orders) > 1 and len(set(map(frozenset, orders))) == 1
+
+
+def test_two_replies_are_compared_by_the_keys_a_t_and_b(kit, visit, tmp_path):
+    file, key = kit("ab", 2)
+    page = visit(file)
+    begin(page, "Ben")
+    assert fits(page)
+    for letter in "atb":
+        page.keyboard.press(letter)
+        page.keyboard.press("Enter")
+    again = ratings.read_ratings([saved_by(page, tmp_path / "b.csv")], key)
+    expected = [again["first"][0], "tie", again["second"][2]]
+    assert again["chosen"].tolist() == expected and again["item"].nunique() == 1
+
+
+def test_cases_sort_whole_by_the_score_of_the_chosen_system(four_kinds, visit, tmp_path):
+    file = tmp_path / "cases.html"
+    file.write_text(pages.html_cases(four_kinds, EXAMPLES, 5, seed=7), encoding="utf-8")
+    page = visit(file)
+    page.set_viewport_size({"width": 1200, "height": 800})
+    section = page.locator("section").first
+    assert TRICKY in section.inner_text() and page.title() == "Case studies"
+
+    def column(row: int, place: int) -> list[str]:
+        rows = section.locator(f"tbody > tr:nth-child({row})")
+        return [r.locator("td").nth(place).inner_text() for r in rows.all()]
+
+    assert column(1, 0) == ["1", "2", "3", "4", "5"]
+    before = sorted(map(str.strip, section.locator("tbody").all_inner_texts()))
+    section.get_by_role("button", name="emo", exact=True).click()
+    scores = [float(text) for text in column(2, 3)]  # one/lempex, the first after gold
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 5
+    section.get_by_role("button", name="emo", exact=True).click()
+    assert [float(text) for text in column(2, 3)] == scores[::-1]
+    section.get_by_role("combobox").select_option("mime")
+    scores = [float(text) for text in column(5, 3)]
+    assert scores == sorted(scores)
+    assert sorted(map(str.strip, section.locator("tbody").all_inner_texts())) == before  # whole cases
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert fits(page)
