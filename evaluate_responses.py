@@ -2,6 +2,8 @@
 
   python evaluate_responses.py saved/t5/lempex saved/t5/plain       runs, or predictions.tsv files of anybody
   python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
+  python evaluate_responses.py saved/t5/lempex saved/t5/plain --rating-kit 50    a page for human raters
+  python evaluate_responses.py --ratings ratings-*.csv                           what they said
 
 Columns: perplexity of the gold replies per model token and per word (13a words and one end a reply; the same
 unit for every model, though a GloVe model pays for an unknown word as for one known word, and not for
@@ -23,7 +25,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument(
-        "runs", nargs="+", help="run folders, or tab-separated files with conv_id, utterance_idx, response"
+        "runs", nargs="*", help="run folders, or tab-separated files with conv_id, utterance_idx, response"
     )
     parser.add_argument(
         "--split", choices=SPLITS[1:], default="test", help="which split the predictions are of"
@@ -41,18 +43,52 @@ def parse_args(argv=None):
         metavar="DIR",
         help="folder of {split}_dpr.csv, shown in the case studies (default: data/empathetic_dialogues)",
     )
+    parser.add_argument(
+        "--rating-kit",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="instead of a table: a page on which people rate replies to N items blindly, and its key, in "
+        "results/NAME/rating_kit/",
+    )
+    parser.add_argument(
+        "--rating-mode",
+        choices=["likert", "ab"],
+        default="likert",
+        help="likert: 1 to 5 on six scales, for gold replies too; ab: the better one of two, or a tie",
+    )
+    parser.add_argument(
+        "--ratings",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="instead of a table, without systems: what the kit's raters saved, as means with intervals, "
+        "agreement, wins and losses; to ratings.md beside the kit",
+    )
     add_device(parser)
     args = parser.parse_args(argv)
     problems = [f"{r}: no such run folder or file" for r in args.runs if not Path(r).exists()]
+    problems += [f"--ratings {f}: no such file" for f in args.ratings if not Path(f).is_file()]
+    if bool(args.runs) == bool(args.ratings):
+        problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
     check(parser, args, problems)
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
+    import ratings
     import tables
 
     paths = Paths(args.workdir, exemplars=args.exemplars)
+    kit = paths.results / args.name / "rating_kit"
+    if args.ratings:
+        return print(ratings.report(args.ratings, kit, args.overwrite))
+    if args.rating_kit:
+        examples, systems = tables.replies(pick(tables.TableOptions, args), paths)
+        return ratings.kit_of(
+            kit, examples, systems, args.rating_kit, args.rating_mode, args.seed, args.overwrite
+        )
     return tables.evaluate(pick(tables.TableOptions, args), paths, tables.Session(**device_flags(args)))
 
 

@@ -167,20 +167,25 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def replies(options: TableOptions, paths: Paths) -> tuple[list[Example], list[dict]]:
+    """The split's listener turns, and all systems with their replies to them, gold first."""
+    examples = listener_turns(paths.dialogues(options.split))
+    systems: list[dict] = [{"name": "gold", "replies": [e.response for e in examples]}]
+    systems += [load_system(Path(run), examples, options.split, paths) for run in options.runs]
+    for n, system in enumerate(systems):  # two files of one name are two rows
+        if system["name"] in [s["name"] for s in systems[:n]]:
+            system["name"] += f" ({n})"
+    return examples, systems
+
+
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     """Write metrics.json, table.md, case_studies.md and .html, and learning_curves.png to results/NAME/."""
     folder = paths.results / options.name
     names = ("metrics.json", "table.md", "case_studies.md", "case_studies.html", "learning_curves.png")
     files = {n: folder / n for n in names}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
-    examples = listener_turns(paths.dialogues(options.split))
+    examples, systems = replies(options, paths)
     gold = [e.response for e in examples]
-    systems: list[dict] = [{"name": "gold", "replies": gold}]
-    systems += [load_system(Path(run), examples, options.split, paths) for run in options.runs]
-    for n, system in enumerate(systems):  # two files of one name are two rows
-        if system["name"] in [s["name"] for s in systems[:n]]:
-            system["name"] += f" ({n})"
-
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
     judges = load_judges(folders, session)
     for system in systems:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import evaluate_responses
 import pages
 import ratings
-from dataloaders import Example
-from options import UserError
+from dataloaders import Example, listener_turns
+from options import Paths, UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run".split()
@@ -192,6 +193,33 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
     assert "| mime : empdg | too few (n = 1) |" in text and "| one/lempex : empdg | too few (n = 1) |" in text
     assert "Krippendorff's alpha of the choices: a single rater" in text
     assert "same word by word count as ties unseen: 1." in text
+
+
+def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_saved(
+    prepared, tmp_path, capsys, monkeypatch
+):
+    examples = listener_turns(Paths(prepared).dialogues("test"))
+    rows = [f"{e.conv_id}\t{e.utterance_idx}\tReply number {n}." for n, e in enumerate(examples)]
+    theirs = tmp_path / "theirs.tsv"
+    theirs.write_text("\n".join(["conv_id\tutterance_idx\tresponse", *rows]) + "\n", encoding="utf-8")
+    (tmp_path / "data").symlink_to(prepared / "data")
+    common = ["--workdir", str(tmp_path)]
+    evaluate_responses.main([*common, str(theirs), "--rating-kit", "10", "--rating-mode", "likert"])
+    folder = tmp_path / "results" / "evaluation" / "rating_kit"
+    key = pd.read_csv(folder / "key.csv")
+    assert set(key["system"]) == {"gold", "theirs"} and key["item"].nunique() == 10
+    assert "refuse fewer than 30 rated items" in capsys.readouterr().out
+
+    monkeypatch.setattr(ratings, "MIN_ITEMS", 10)
+    file = save(tmp_path / "a.csv", "likert", likert_rows(key, "Anna", lambda s, n: 2 + (s == "gold")))
+    evaluate_responses.main([*common, "--ratings", str(file)])
+    assert "| gold | 3.00 (3.00 to 3.00) |" in (folder / "ratings.md").read_text()
+    table = pd.read_csv(folder / "ratings.csv")
+    assert table.groupby("system")["value"].mean().to_dict() == {"gold": 3, "theirs": 2}
+    assert set(table["response"]) == set(key["response"]) and len(table) == 20 * 6
+    with pytest.raises(SystemExit):
+        evaluate_responses.main([*common, str(theirs), "--ratings", str(file)])
+    assert "not both" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------- case studies
