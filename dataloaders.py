@@ -61,7 +61,7 @@ GRADES = re.compile(r"[0-9]*[|_][0-9|_]*")
 WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 #: pandas writes whole numbers as 2.0 where a cell of the column is empty
 WHOLE_OR_FLOAT = re.compile(r"\s*[0-9]+(?:\.0*)?\s*")
-SEPARATORS = {"commas": ",", "semicolons": ";", "tabs": "\t", "vertical bars": "|"}
+SEPARATORS = {"commas": ",", "semicolons": ";", "tabs": "\t", "vertical bars": "|", "tildes": "~"}
 #: what tokenizers write for their control tokens
 CONTROL_TOKEN = re.compile(
     r"</?s>|<pad>|<unk>|<mask>|<[be]os>|<extra_id_\d+>|\[(?:PAD|SEP|CLS|UNK|MASK)\]|<\|\w+\|>"
@@ -91,7 +91,7 @@ def read_rows(
     remedy = f"make it again with: {makes(path, made_by)}" if made_by else "save or fetch it again"
     if not path.exists():
         raise UserError(f"{path}: no such file; {remedy}")
-    text = decode(_content(path, remedy), path)
+    text = decode(file_content(path, remedy), path)
     try:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), None)
         if header is None:
@@ -110,7 +110,7 @@ def read_rows(
     return table
 
 
-def _content(path: Path, remedy: str) -> bytes:
+def file_content(path: Path, remedy: str) -> bytes:
     """The bytes of a plain or gzip file, whatever its name ends with."""
     pieces = []
     try:
@@ -521,8 +521,15 @@ def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
     error, and so are replies that consist of control tokens; a control token inside a reply is warned about.
     """
     made_by = "a train_*.py run, or --inference RUN"
-    table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", unquoted=_not_a_prediction)
+    table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", unquoted=not_a_prediction)
     keys = _keyed(table, path)
+    refuse_unknown(path, keys, examples)
+    check_control_tokens(path, table["response"], table["line"])
+    return _covering(dict(zip(keys, table["response"], strict=True)), examples, path, made_by)
+
+
+def refuse_unknown(path: Path, keys: Sequence[tuple[str, int]], examples: Sequence[Example]) -> None:
+    """Raise `UserError` where a file of replies answers what is none of `examples`."""
     known = {e.key for e in examples}
     unknown = [key for key in keys if key not in known]
     if unknown:
@@ -531,11 +538,9 @@ def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
             f"{path}: {len(unknown):,} of {len(keys):,} rows are no listener turn of this split (first: "
             f"{first}); give the predictions of this split, one row for each listener turn"
         )
-    _check_control_tokens(path, table)
-    return _covering(dict(zip(keys, table["response"], strict=True)), examples, path, made_by)
 
 
-def _not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
+def not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
     """A function that says why a row cannot be a row of an unquoted predictions file."""
 
     def why_not(row: list[str]) -> str | None:
@@ -550,10 +555,10 @@ def _not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[lis
     return why_not
 
 
-def _check_control_tokens(path: Path, table: pd.DataFrame) -> None:
+def check_control_tokens(path: Path, replies: Sequence[str], lines: Sequence[int]) -> None:
     """Refuse replies of nothing but control tokens; warn of one inside a reply, since it counts as a word."""
     inside = []
-    for reply, line in zip(table["response"], table["line"], strict=True):
+    for reply, line in zip(replies, lines, strict=True):
         if CONTROL_TOKEN.search(reply):
             inside.append(line)
             if not CONTROL_TOKEN.sub("", reply).strip():

@@ -4,24 +4,25 @@ A system is a run's folder or anybody's predictions. The numbers themselves stan
 critics.py.
 """
 
-import math
+import html
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
 
-import advice
-import runs
 import storage
 from critics import judge, load_judges
-from dataloaders import Example, listener_turns, read_exemplars, read_predictions
-from generators import prediction_files, weights_file
-from metrics import SACREBLEU, bleu, perplexity, reply_statistics
-from options import CRITICS, Paths, UserError, refuse_existing
-from pages import cell, plot_learning, write_cases
+from dataloaders import Example, listener_turns, read_exemplars
+from metrics import SACREBLEU, bleu, reply_statistics
+from options import CRITICS, Paths, refuse_existing
 from session import Session
+from systems import read_system, require_complete
+
+matplotlib.use("Agg")  # draws into files, with no screen
+from matplotlib import pyplot  # noqa: E402
 
 COLUMNS = {
     "parameters": ("#params", "{:,.0f}"),
@@ -37,6 +38,11 @@ COLUMNS = {
     "length": ("words", "{:.1f}"),
     **{f"critic_{k}": (k, "{:.3f}") for k in CRITICS},
 }
+SMALL_MODEL = (
+    "Some of these replies were written by a very small model (fewer than two million weights, trained for "
+    "seconds or minutes). They show that every part works, not what the method can do: `python "
+    "reproduce.py --recipe glove` (hours on one GPU) or `--recipe t5` makes better ones."
+)
 
 
 @dataclass(frozen=True)
@@ -52,80 +58,19 @@ class TableOptions:
     overwrite: bool
 
 
-def load_system(path: Path, examples: list[Example], split: str, paths: Paths) -> dict:
-    """One row: its replies, how they were decoded, and for a run also perplexity and number of parameters.
-
-    `path`: a run's folder, one of `--inference --output`, or anybody's predictions.
-    """
-    if path.is_dir() and not (path / "args.json").exists() and prediction_files(path, split)[0].exists():
-        path = prediction_files(path, split)[0]
-    if path.is_file():
-        return load_predictions(path, examples, paths)
-    runs.require_run(path, f"{advice.GIVE_A_GENERATOR}; or a file of predictions")
-    trained, _ = advice.kind_of(path)
-    if trained not in ("Generator", "CausalGenerator"):
-        raise UserError(
-            f"{path}: the run of a {trained or 'retriever'}, not of a generator, whose replies are scored"
-        )
-    predictions, likelihood = prediction_files(path, split)
-    if not predictions.exists():
-        raise UserError(f"{predictions}: no such file; make it with: {advice.replies(path, split)}")
-    storage.warn_if_stale(predictions, {"model": weights_file(path)})
-    system: dict = {
-        "name": f"{path.parent.name}/{path.name}",
-        "folder": str(path),
-        "replies": read_predictions(predictions, examples),
-        "decoding": decoding_in_words(storage.read_origin(predictions)),
-        **perplexities(likelihood),
-    }
-    with safe_open(weights_file(path), framework="np") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
-    system["parameters"] = sum(math.prod(shape) for shape in shapes)
-    system["adapter"] = weights_file(path).name.startswith(
-        "adapter"
-    )  # its base, which is large, is not there
-    return system
-
-
-def load_predictions(file: Path, examples: list[Example], paths: Paths) -> dict:
-    """A row out of a predictions file; what --inference wrote to a folder of its own is named after that."""
-    system: dict = {"name": file.stem, "replies": read_predictions(file, examples)}
-    origin = storage.read_origin(file)
-    if not origin:
-        return system
-    system["name"] = file.parent.resolve().name
-    system["decoding"] = decoding_in_words(origin)
-    if isinstance(origin.get("model"), dict):
-        run = paths.find(origin["model"]["path"])
-        if (run / "args.json").exists():
-            system["run"] = str(run)
-    return system | perplexities(
-        file.with_name(file.name.replace("predictions", "likelihood", 1)[:-4] + ".csv")
-    )
-
-
-def perplexities(likelihood: Path) -> dict[str, float]:
-    """Of the gold replies, where the file with their likelihood is there."""
-    if not likelihood.exists():
-        return {}
-    sums = pd.read_csv(likelihood)[["nll", "tokens", "words"]].sum()
-    return {
-        "ppl_token": perplexity(sums["nll"], sums["tokens"]),
-        "ppl_word": perplexity(sums["nll"], sums["words"]),
-    }
-
-
-def decoding_in_words(origin: dict) -> str:
-    """How the note beside predictions says that they were decoded; nothing where it does not."""
-    how = origin.get("decoding", {})
-    if how.get("num_beams", 1) > 1:
-        text = f"beam search, {how['num_beams']} beams"
-    elif how.get("do_sample"):
-        text = f"sampled among the {how['top_k']} likeliest tokens at temperature {how['temperature']}"
-        text += f", seed {origin.get('seed')}"
-    else:
-        return ""
-    return f"{text}, at most {how['max_new_tokens']} tokens"
+def load_systems(path: Path, examples: list[Example], split: str, paths: Paths) -> list[dict]:
+    """The rows of a run's folder or of anybody's predictions, which must cover the split."""
+    rows = []
+    for system in read_system(path, examples, split, paths):
+        require_complete(system, range(len(examples)), examples)
+        row: dict = {"name": system.name, "replies": system.replies, **system.perplexities}
+        row |= {k: v for k in ("folder", "run") if (v := getattr(system, k))}
+        if system.decoding:
+            row["decoding"] = system.decoding
+        if system.parameters is not None:
+            row |= {"parameters": system.parameters, "adapter": system.adapter}
+        rows.append(row)
+    return rows
 
 
 def notes(systems: list[dict], folders: dict[str, Path]) -> str:
@@ -156,6 +101,11 @@ def measure(system: dict, gold: list[str]) -> dict[str, float]:
     return row | {f"critic_{k}": float(np.mean(v)) for k, v in system["scores"].items()}
 
 
+def cell(text: str) -> str:
+    """Text that is safe in a markdown table or page: no HTML, no column breaks, one line."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
 def table(rows: dict[str, dict]) -> str:
     lines = [
         "| system | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
@@ -167,25 +117,74 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replies(options: TableOptions, paths: Paths) -> tuple[list[Example], list[dict]]:
-    """The split's listener turns, and all systems with their replies to them, gold first."""
-    examples = listener_turns(paths.dialogues(options.split))
-    systems: list[dict] = [{"name": "gold", "replies": [e.response for e in examples]}]
-    systems += [load_system(Path(run), examples, options.split, paths) for run in options.runs]
-    for n, system in enumerate(systems):  # two files of one name are two rows
-        if system["name"] in [s["name"] for s in systems[:n]]:
-            system["name"] += f" ({n})"
-    return examples, systems
+def case_studies(
+    systems: list[dict], examples: list[Example], shown: list[list[str]] | None, count: int, seed: int
+) -> str:
+    """A page: context, exemplars, each system's reply with its critics' scores, the gold reply."""
+    chosen = sorted(random.Random(seed).sample(range(len(examples)), min(count, len(examples))))
+    lines = ["# Case studies", ""]
+    if any(s.get("parameters", 10**9) < 2_000_000 and not s.get("adapter") for s in systems):
+        lines += [SMALL_MODEL, ""]
+    for n, i in enumerate(chosen, start=1):
+        exemplars = shown[i][:3] if shown is not None else []
+        lines += one_case(n, i, systems, examples[i], exemplars)
+    return "\n".join(lines) + "\n"
+
+
+def one_case(n: int, i: int, systems: list[dict], example: Example, exemplars: list[str]) -> list[str]:
+    """The `n`-th case study, of example number `i`."""
+    title = f"## {n}. {example.emotion} ({cell(example.conv_id)}, utterance {example.utterance_idx})"
+    lines = [title, ""]
+    for t, turn in enumerate(example.history):
+        lines.append(f"- **{('speaker', 'listener')[t % 2]}:** {cell(turn)}")
+    if exemplars:
+        lines.append("")
+    for rank, text in enumerate(exemplars, start=1):
+        lines.append(f"> exemplar {rank}: {cell(text)}  ")
+    kinds = list(systems[0]["scores"])
+    lines += ["", "| | reply | " + " | ".join(kinds) + " |", "|---" * (2 + len(kinds)) + "|"]
+    for system in systems:
+        scores = " | ".join(f"{system['scores'][k][i]:.2f}" for k in kinds)
+        lines.append(f"| {cell(system['name'])} | {cell(system['replies'][i])} | {scores} |")
+    return [*lines, ""]
+
+
+def plot_learning(systems: list[dict], target: Path) -> bool:
+    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run."""
+    logs = {s["name"]: Path(s["folder"]) / "metrics.jsonl" for s in systems if "folder" in s}
+    logs = {k: v for k, v in logs.items() if v.exists()}
+    if not logs:
+        return False
+    figure, axes = pyplot.subplots(1, len(logs), figsize=(5.5 * len(logs), 4), squeeze=False)
+    for axis, (name, file) in zip(axes[0], logs.items(), strict=True):
+        rows = pd.read_json(file, lines=True)
+        for kind, style in (("train", "-"), ("valid", "o--")):
+            part = rows[rows["kind"] == kind]
+            for term in ("nll", *CRITICS):
+                if term in part and part[term].notna().any():
+                    axis.plot(part["step"], part[term], style, label=f"{term}, {kind}")
+        axis.set(title=name, xlabel="updates", ylabel="loss (nats, or squared error)")
+        axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+    return True
 
 
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
-    """Write metrics.json, table.md, case_studies.md and .html, and learning_curves.png to results/NAME/."""
+    """Write metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/."""
     folder = paths.results / options.name
-    names = ("metrics.json", "table.md", "case_studies.md", "case_studies.html", "learning_curves.png")
-    files = {n: folder / n for n in names}
+    files = {n: folder / n for n in ("metrics.json", "table.md", "case_studies.md", "learning_curves.png")}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
-    examples, systems = replies(options, paths)
+    examples = listener_turns(paths.dialogues(options.split))
     gold = [e.response for e in examples]
+    systems: list[dict] = [{"name": "gold", "replies": gold}]
+    for run in options.runs:
+        systems += load_systems(Path(run), examples, options.split, paths)
+    for n, system in enumerate(systems):  # two files of one name are two rows
+        if system["name"] in [s["name"] for s in systems[:n]]:
+            system["name"] += f" ({n})"
+
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
     judges = load_judges(folders, session)
     for system in systems:
@@ -196,7 +195,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
 
     below = notes(systems, {kind: folders[kind] for kind in judges})
     storage.write_text(files["table.md"], table(rows) + below)
-    write_cases(folder, systems, examples, options.cases, options.seed, shown)
+    page = case_studies(systems, examples, shown, options.cases, options.seed)
+    storage.write_text(files["case_studies.md"], page)
     plot_learning(systems, files["learning_curves.png"])
     content = {"split": options.split, "replies": len(gold), "judges": options.family, "systems": rows}
     storage.write_json(files["metrics.json"], content)

@@ -1,0 +1,418 @@
+"""Files of replies in the layouts that groups publish: a file -> its systems' replies, each with all that
+says which item it answers.
+
+Every reader returns every reply of its file or raises `UserError` naming file and line. Which of the items a
+reply answers, systems.py finds out.
+"""
+
+import ast
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dataloaders
+import records
+import storage
+from options import UserError
+
+#: what --format takes; auto: by the name's ending, and in a text file by its labels
+LAYOUTS = ("auto", "tsv", "csv", "tilde", "jsonl", "json", "lines", "ref-pred", "blocks", "ref-lines")
+DELIMITERS = {"tsv": "\t", "csv": ",", "tilde": "~"}
+ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+#: what columns and labels are called, small and without blanks and marks -> what they hold
+NAMES = {
+    "conv_id": "convid conversationid dialogid dialogueid",
+    "utterance_idx": "utteranceidx utteranceindex turnidx turnindex",
+    "history": "history context contexts dialogue dialog dialoguehistory dialoghistory dialoguecontext",
+    "reference": "ref reference references gold golden goldreply goldresponse goldenresponse groundtruth "
+    "target targettext goldtext",
+    "sample": "sample samplenumber sampleindex",
+    "reply": "pred prediction predicted greedy predgreedy greedypred beam beamsearch topk topktopp topp hyp "
+    "hypothesis generated generation generatedtext generatedresponse generatedreply output textprediction "
+    "beamtextprediction predictedresponse modelresponse",
+    # the gold replies where a column of the names above stands beside them
+    "response": "response reply",
+}
+ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
+LABEL = re.compile(r"\s*([A-Za-z][\w /().-]{0,39}?)\s*:")
+RULE = re.compile(r"\s*[-=*_#]{4,}\s*")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply and what its file says about the item that it answers."""
+
+    line: int  # 1-based, or the number of the object in a json
+    text: str
+    key: tuple[str, int] | None = None
+    history: str | None = None  # all turns, oldest first, a blank between
+    reference: str | None = None
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one system of a file says."""
+
+    name: str  # the column or label; "" where the file holds one system only
+    replies: list[Reply]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_outputs(path: Path, layout: str = "auto", references: Path | None = None) -> list[Output]:
+    """All systems of one file. `references`: the gold replies, one a line, in the order of the replies.
+
+    Raises `UserError` where a row cannot be read whole, and where a file is of another layout.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"--format {layout}: must be one of {', '.join(LAYOUTS)}")
+    text = _text(path)
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    if layout == "auto":
+        layout = guess(path, text)
+    if layout in DELIMITERS:
+        found = _table(path, text, DELIMITERS[layout])
+    elif layout == "jsonl":
+        rows = records.read_records(path, "jsonl")
+        found = _objects(path, rows.rows, rows.lines)
+    elif layout == "json":
+        found = _json(path, text)
+    elif layout in ("ref-pred", "blocks"):
+        found = _labelled(path, text)
+    elif layout == "ref-lines":
+        found = _below_references(path, text)
+    else:
+        found = _lines(path, text)
+    if references is not None:
+        gold = lines_of(_text(references))
+        found = [_with_references(path, output, gold, references) for output in found]
+    return found
+
+
+def guess(path: Path, text: str) -> str:
+    """The layout of a file: by its name's ending, else by the labels at the beginnings of its lines."""
+    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if ending == ".csv":
+        header = text.split("\n", 1)[0]
+        return "tilde" if header.count("~") > header.count(",") else "csv"
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    roles = set()
+    for line in lines_of(text):
+        if found := LABEL.match(line):
+            roles.add(ROLES.get(squashed(found[1])))
+    if "reference" not in roles:
+        return "lines"
+    return "blocks" if "reply" in roles else "ref-lines"
+
+
+def squashed(name: str) -> str:
+    """A column's or label's name without what differs between groups: blanks, marks, capitals."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, the empty ones too: an empty line is an empty reply."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _text(path: Path) -> str:
+    return storage.decode(dataloaders.file_content(Path(path), "save or fetch it again"), path)
+
+
+def _with_references(path: Path, output: Output, gold: list[str], references: Path) -> Output:
+    if len(gold) != len(output.replies):
+        raise UserError(
+            f"{references}: {len(gold):,} lines for the {len(output.replies):,} replies of {path}; give the "
+            "gold replies in the order of the replies, one a line"
+        )
+    replies = [
+        dataclasses.replace(reply, reference=line) for reply, line in zip(output.replies, gold, strict=True)
+    ]
+    return dataclasses.replace(output, replies=replies)
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+
+def _roles(path: Path, columns: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """({role: its column}, {system: its columns}) of a table; the columns of one system are its samples."""
+    roles: dict[str, str] = {}
+    systems: dict[str, list[str]] = {}
+    weaker = []
+    for column in columns:
+        name = squashed(column)
+        role = ROLES.get(name) or ROLES.get(name.rstrip("0123456789"))
+        if role == "reply":
+            systems.setdefault(name.rstrip("0123456789"), []).append(column)
+        elif role == "response":
+            weaker.append(column)
+        elif role and role in roles:
+            raise UserError(f"{path}, line 1: {roles[role]} and {column} both may be the {role}; leave one")
+        elif role:
+            roles[role] = column
+    if weaker and not systems:
+        systems = {squashed(weaker[0]).rstrip("0123456789"): weaker}
+    elif weaker and "reference" not in roles:
+        roles["reference"] = weaker[0]
+    if not systems:
+        raise UserError(
+            f"{path}, line 1: no column of replies (found: {', '.join(map(str, columns))[:200]}); call it "
+            "response, or generated"
+        )
+    return roles, systems
+
+
+def _table(path: Path, text: str, delimiter: str) -> list[Output]:
+    """The systems of a file with a header and a separator."""
+    try:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: cannot be read ({error})") from error
+    if set(dataloaders.PREDICTION_COLUMNS) <= set(header) or len(header) < 2:
+        columns = [*dataloaders.PREDICTION_COLUMNS, *(c for c in ("sample",) if c in header)]
+        roles = {c: c for c in columns if c != "response"}
+        systems = {"response": ["response"]}
+    else:
+        roles, systems = _roles(path, header)
+        columns = [*roles.values(), *(c for group in systems.values() for c in group)]
+    unquoted = dataloaders.not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
+    table = dataloaders.read_rows(path, columns, made_by=None, delimiter=delimiter, unquoted=unquoted)
+    lines = table.pop("line").tolist()
+    return _systems(path, table.to_dict("records"), lines, roles, systems)
+
+
+def _systems(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    lines: Sequence[int],
+    roles: dict[str, str],
+    systems: dict[str, list[str]],
+) -> list[Output]:
+    """The replies of each system of a table; a cell that is a list holds several samples."""
+    outputs = []
+    for name, columns in systems.items():
+        replies = []
+        for row, line in zip(rows, lines, strict=True):
+            texts = [text for column in columns for text in _texts(path, line, column, row.get(column))]
+            if not texts:
+                raise UserError(f"{path}, line {line}: no reply ({', '.join(columns)})")
+            known = _item(path, line, row, roles)
+            first = known.sample
+            if len(texts) > 1 and "sample" in roles:
+                raise UserError(f"{path}, line {line}: {len(texts)} replies and a sample number; give one")
+            for n, text in enumerate(texts):
+                replies.append(dataclasses.replace(known, text=text, sample=first + n))
+        outputs.append(Output(name if len(systems) > 1 else "", replies))
+    return outputs
+
+
+def _texts(path: Path, line: int, column: str, value: object) -> list[str]:
+    """The replies of one cell."""
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{path}, line {line}: {column} is {str(text)[:40]!r}, expected a text")
+    return texts
+
+
+def _item(path: Path, line: int, row: dict[str, Any], roles: dict[str, str]) -> Reply:
+    """What a row says about its item."""
+    values = {role: row.get(column) for role, column in roles.items()}
+    key, history, reference = None, values.get("history"), values.get("reference")
+    if "conv_id" in roles and "utterance_idx" in roles:
+        index = _whole(path, line, roles["utterance_idx"], values["utterance_idx"])
+        key = (str(values["conv_id"]), index)
+    if isinstance(reference, list) and len(reference) == 1:
+        reference = reference[0]
+    if reference is not None and not isinstance(reference, str):
+        raise UserError(f"{path}, line {line}: {roles['reference']} is {str(reference)[:40]!r}, not a text")
+    sample = _whole(path, line, roles["sample"], values["sample"]) if "sample" in roles else 0
+    turns = None if history is None else joined_turns(history)
+    return Reply(line, "", key, turns, reference, sample)
+
+
+def _whole(path: Path, line: int, column: str, value: object) -> int:
+    text = str(value)
+    if not dataloaders.WHOLE_OR_FLOAT.fullmatch(text) or len(text) > 20:
+        raise UserError(f"{path}, line {line}: {column} is {text[:40]!r}, expected a whole number")
+    return int(text.split(".")[0])
+
+
+def joined_turns(history: object) -> str:
+    """The turns of a history with blanks between: a text, a list of them in Python's spelling, or a list of
+    texts or of objects with a text."""
+    if isinstance(history, str) and history.lstrip().startswith("["):
+        try:
+            history = ast.literal_eval(history.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return str(history)
+    if not isinstance(history, list | tuple):
+        return str(history)
+    turns = []
+    for turn in history:
+        if isinstance(turn, dict):
+            turn = next((turn[k] for k in ("text", "content", "utterance", "value") if k in turn), turn)
+        turns.append(str(turn))
+    return " ".join(turns)
+
+
+def _json(path: Path, text: str) -> list[Output]:
+    """A list of objects, or an object of equally long lists: the columns, each unknown one a system."""
+    value = records.json_value(text, str(path))
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
+        value = next(iter(value.values()))  # {"data": [...]}
+    if isinstance(value, list):
+        return _objects(path, value, range(1, len(value) + 1))
+    if not isinstance(value, dict) or not all(isinstance(v, list) for v in value.values()):
+        raise UserError(f"{path}: expected a list of objects, or an object of lists, one for each column")
+    lengths = {name: len(column) for name, column in value.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"{path}: its columns have unequal lengths: {str(lengths)[:200]}")
+    roles = {}
+    for column in value:
+        role = ROLES.get(squashed(column))
+        if role not in (None, "reply", "response"):
+            roles[role] = column
+    systems = {c: [c] for c in value if c not in roles.values()}
+    rows = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if not rows or not systems:
+        raise UserError(f"{path}: holds no replies")
+    return _systems(path, rows, range(1, len(rows) + 1), roles, systems)
+
+
+def _objects(path: Path, rows: Sequence[Any], lines: Sequence[int]) -> list[Output]:
+    columns: dict[str, None] = {}
+    for row, line in zip(rows, lines, strict=True):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {line}: expected an object with named values")
+        columns |= dict.fromkeys(row)
+    roles, systems = _roles(path, list(columns))
+    return _systems(path, rows, lines, roles, systems)
+
+
+# ------------------------------------------------------------------------------------------------ plain texts
+
+
+def _lines(path: Path, text: str) -> list[Output]:
+    lines = lines_of(text)
+    for number, line in enumerate(lines, 1):
+        if "\t" in line:
+            raise UserError(
+                f"{path}, line {number}: a tab, but the file is read as one reply a line; a table is called "
+                ".tsv and has a header, or say --format tsv"
+            )
+    return [Output("", [Reply(number, line.strip()) for number, line in enumerate(lines, 1)])]
+
+
+def _labelled(path: Path, text: str) -> list[Output]:
+    """Blocks of `Label: value` lines, one of them the reference, one or more of them replies.
+
+    A block ends at a rule or where one of its labels comes again; all blocks have the same labels.
+    """
+    blocks: list[dict[str, tuple[int, str]]] = [{}]
+    head, open_label = 0, None
+    for number, line in enumerate(lines_of(text), 1):
+        if RULE.fullmatch(line) or not line.strip():
+            if line.strip() and blocks[-1]:
+                blocks.append({})
+            continue
+        found = LABEL.match(line)
+        label = squashed(found[1]) if found else ""
+        if found and (ROLES.get(label) or label == "emotion" or blocks[-1]):
+            if label in blocks[-1]:
+                blocks.append({})
+            value = line[found.end() :].strip()
+            blocks[-1][label] = (number, value)
+            open_label = label if value == "" else None  # its value may stand on the next line
+        elif open_label and open_label in blocks[-1]:
+            blocks[-1][open_label] = (number, line.strip())
+            open_label = None
+        elif len(blocks) == 1 and not blocks[0]:
+            head += 1
+        else:
+            raise UserError(
+                f"{path}, line {number}: stands under no label such as Pred: or Ref: ({line[:40]!r}); a "
+                "reply with a line break in it goes on one line"
+            )
+    blocks = [block for block in blocks if block]
+    if not blocks:
+        raise UserError(f"{path}: no line begins with a label such as Pred: or Ref:")
+    _require_same_labels(path, blocks)
+    by_role: dict[str | None, list[str]] = {}
+    for label in blocks[0]:
+        by_role.setdefault(ROLES.get(label), []).append(label)
+    replies = by_role.get("reply", []) or by_role.get("response", [])
+    if not replies or len(by_role.get("reference", [])) != 1:
+        raise UserError(
+            f"{path}: its blocks have the labels {', '.join(blocks[0])}; expected one Ref: and at least one "
+            "of Pred:, Greedy:, Beam:, Topk:"
+        )
+    notes = [f"{head} lines before the first block are not read"] if head else []
+    outputs = []
+    for label in replies:
+        rows = []
+        for block in blocks:
+            histories = [joined_turns(block[h][1]) for h in by_role.get("history", [])]
+            reference = block[by_role["reference"][0]][1]
+            line, value = block[label]
+            rows.append(Reply(line, value, None, histories[0] if histories else None, reference))
+        outputs.append(Output(label if len(replies) > 1 else "", rows, notes))
+    return outputs
+
+
+def _require_same_labels(path: Path, blocks: list[dict[str, tuple[int, str]]]) -> None:
+    """Blocks with other labels than the first: a line is missing, or a text was taken for a label."""
+    first = list(blocks[0])
+    for block in blocks:
+        if list(block) != first:
+            line = next(iter(block.values()))[0]
+            raise UserError(
+                f"{path}, line {line}: the block has the labels {', '.join(block)[:120]}, the first one "
+                f"{', '.join(first)[:120]}; a line is missing there, or a reply goes over two lines"
+            )
+
+
+def _below_references(path: Path, text: str) -> list[Output]:
+    """`ref: ...` and below it a line for each system, with its name and a colon in all blocks or in none."""
+    blocks: list[list[tuple[int, str]]] = []
+    head = 0
+    for number, line in enumerate(lines_of(text), 1):
+        found = LABEL.match(line)
+        if found and ROLES.get(squashed(found[1])) == "reference":
+            blocks.append([(number, line[found.end() :].strip())])
+        elif not blocks:
+            head += bool(line.strip())
+        else:
+            blocks[-1].append((number, line.strip()))
+    if not blocks:
+        raise UserError(f"{path}: no line begins with ref:")
+    for block in blocks:
+        while len(block) > 1 and (not block[-1][1] or RULE.fullmatch(block[-1][1])):
+            block.pop()
+        if len(block) != len(blocks[0]) or len(block) < 2:
+            raise UserError(
+                f"{path}, line {block[0][0]}: {len(block) - 1} lines under this reference, "
+                f"{len(blocks[0]) - 1} under the first; each system has one line there"
+            )
+    notes = [f"{head} lines before the first reference are not read"] if head else []
+    outputs = []
+    for place in range(1, len(blocks[0])):
+        labels = {found[1] if (found := LABEL.match(b[place][1])) else "" for b in blocks}
+        name = labels.pop() if len(labels) == 1 else ""
+        rows = []
+        for block in blocks:
+            line, value = block[place]
+            if name:
+                value = value[LABEL.match(value).end() :].strip()  # type: ignore[union-attr]
+            rows.append(Reply(line, value, None, None, block[0][1]))
+        only = len(blocks[0]) == 2
+        outputs.append(Output("" if only else name or f"system {place}", rows, notes))
+    return outputs

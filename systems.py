@@ -1,0 +1,417 @@
+"""Systems to be compared: whose replies they are, to which items, and on which items they can be compared.
+
+A system is a run's folder or anybody's file (layouts.py reads it). Its replies are matched with the split's
+listener turns by key, else by history and reference as normalising.py writes them, else by order.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from safetensors import safe_open
+
+import advice
+import dataloaders
+import runs
+import storage
+from dataloaders import Example
+from generators import prediction_files, weights_file
+from layouts import LAYOUTS as LAYOUTS  # --format's choices
+from layouts import Output, Reply, joined_turns, read_outputs
+from metrics import perplexity
+from normalising import words
+from options import Paths, UserError
+
+ITEM_SETS = ("all", "last", "non-last", "shared")
+#: files of a folder that may hold replies, by their endings
+READABLE = {".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".txt"}
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table."""
+
+    name: str
+    replies: list[str]  # one for each of `numbers`; the first sample where there are several
+    numbers: list[int]  # which listener turns of the split they answer, ascending
+    samples: list[list[str]] | None = None  # all replies to each, where the file gives several
+    folder: Path | None = None  # of a run
+    run: Path | None = None  # whose replies these are, where they lie in a folder of their own
+    decoding: str = ""
+    perplexities: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    adapter: bool = False  # `parameters` are an adapter's, without its base
+    notes: list[str] = field(default_factory=list)  # what a reader of the table must know of the file
+    #: number of a listener turn -> (nll of its gold reply, tokens, words)
+    likelihoods: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def read_system(
+    path: Path,
+    examples: Sequence[Example],
+    split: str,
+    paths: Paths,
+    *,
+    layout: str = "auto",
+    references: Path | None = None,
+) -> list[System]:
+    """The systems of a run's folder, a file of replies, or a folder of such files.
+
+    `examples`: all listener turns of the split. `layout`: one of layouts.LAYOUTS. `references`: the gold
+    replies of a file without keys, one a line. Raises `UserError` where a reply cannot be read whole, answers
+    no item of the split, or all are empty; what else could not be matched stands in `notes`.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / "args.json").exists():
+        predictions = prediction_files(path, split)[0]
+        if predictions.exists():
+            return read_file(predictions, examples, paths, layout, references)
+        files = _files(path)
+        if files:
+            found = [s for f in files for s in read_file(f, examples, paths, layout, references)]
+            return [dataclasses.replace(s, name=f"{path.resolve().name}/{s.name}") for s in found]
+    if path.is_file():
+        return read_file(path, examples, paths, layout, references)
+    runs.require_run(path, f"{advice.GIVE_A_GENERATOR}; or a file of predictions")
+    return [read_run(path, examples, split)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that may hold replies, without our notes and likelihoods."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        ours = file.name.startswith((".", "likelihood")) or file.name.endswith(".origin.json")
+        if file.suffix.lower() in READABLE and file.is_file() and not ours:
+            found.append(file)
+    return found
+
+
+def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
+    """A generator's run: its replies, the gold replies' perplexity, its number of parameters."""
+    trained, _ = advice.kind_of(folder)
+    if trained not in ("Generator", "CausalGenerator"):
+        raise UserError(
+            f"{folder}: the run of a {trained or 'retriever'}, not of a generator, whose replies are scored"
+        )
+    predictions, likelihood = prediction_files(folder, split)
+    if not predictions.exists():
+        raise UserError(f"{predictions}: no such file; make it with: {advice.replies(folder, split)}")
+    storage.warn_if_stale(predictions, {"model": weights_file(folder)})
+    with safe_open(weights_file(folder), framework="np") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
+    [output] = read_outputs(predictions, "tsv")
+    return dataclasses.replace(
+        placed(output, examples, predictions),
+        name=f"{folder.parent.name}/{folder.name}",
+        folder=folder,
+        decoding=decoding_in_words(storage.read_origin(predictions)),
+        **_likelihood(likelihood, examples),
+        parameters=sum(math.prod(shape) for shape in shapes),
+        adapter=weights_file(folder).name.startswith("adapter"),  # its base, which is large, is not there
+    )
+
+
+def read_file(
+    file: Path,
+    examples: Sequence[Example],
+    paths: Paths,
+    layout: str = "auto",
+    references: Path | None = None,
+) -> list[System]:
+    """The systems of one file; what --inference wrote to a folder of its own is named after that."""
+    outputs = read_outputs(file, layout, references)
+    systems = [placed(output, examples, file) for output in outputs]
+    origin = storage.read_origin(file)
+    if not origin or len(systems) > 1:
+        return systems
+    run = None
+    if isinstance(origin.get("model"), dict):
+        found = paths.find(origin["model"]["path"])
+        run = found if (found / "args.json").exists() else None
+    likelihood = file.with_name(file.name.replace("predictions", "likelihood", 1)[:-4] + ".csv")
+    return [
+        dataclasses.replace(
+            systems[0],
+            name=file.parent.resolve().name,
+            run=run,
+            decoding=decoding_in_words(origin),
+            **_likelihood(likelihood, examples),
+        )
+    ]
+
+
+def decoding_in_words(origin: dict) -> str:
+    """How the note beside predictions says that they were decoded; nothing where it does not."""
+    how = origin.get("decoding", {})
+    if how.get("num_beams", 1) > 1:
+        text = f"beam search, {how['num_beams']} beams"
+    elif how.get("do_sample"):
+        text = f"sampled among the {how['top_k']} likeliest tokens at temperature {how['temperature']}"
+        text += f", seed {origin.get('seed')}"
+    else:
+        return ""
+    return f"{text}, at most {how['max_new_tokens']} tokens"
+
+
+def _likelihood(file: Path, examples: Sequence[Example]) -> dict:
+    """`likelihoods` and `perplexities` of a System, where the file with its gold replies' likelihood is
+    there."""
+    if not file.exists():
+        return {}
+    table = pd.read_csv(file, dtype={"conv_id": str}, keep_default_na=False)
+    number = {e.key: n for n, e in enumerate(examples)}
+    keys = zip(table["conv_id"], table["utterance_idx"], strict=True)
+    values = table[["nll", "tokens", "words"]].astype(float).itertuples(index=False, name=None)
+    found = {number[key]: row for key, row in zip(keys, values, strict=True) if key in number}
+    return {"likelihoods": found, "perplexities": perplexities(found.values())}
+
+
+def perplexities(rows) -> dict[str, float]:
+    """Of the gold replies, from (nll, tokens, words) of each; empty where there are none."""
+    rows = list(rows)
+    if not rows:
+        return {}
+    nll, tokens, count = (sum(column) for column in zip(*rows, strict=True))
+    return {"ppl_token": perplexity(nll, tokens), "ppl_word": perplexity(nll, count)}
+
+
+# ------------------------------------------------------------------------------------------------- matching
+
+
+def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
+    """The replies of one file beside the items that they answer.
+
+    Raises `UserError` for unknown and doubled keys, for a file of empty replies, of control tokens, and for
+    one that answers no item.
+    """
+    replies = output.replies
+    name = f"{path.stem}/{output.name}" if output.name else path.stem
+    if not any(reply.text.strip() for reply in replies):
+        raise UserError(f"{path}: every reply of {name} is empty; write the file again")
+    _check_quotes(path, replies)
+    dataloaders.check_control_tokens(path, [r.text for r in replies], [r.line for r in replies])
+    if replies[0].key is not None:
+        found, notes = _by_key(replies, examples, path)
+    else:
+        found, notes = _by_text(replies, examples, path)
+    numbers = sorted(found)
+    several = [len(found[n]) for n in numbers]
+    texts = [[r.text.strip() for r in sorted(found[n], key=lambda r: r.sample)] for n in numbers]
+    empty = sum(not row[0] for row in texts)
+    if empty:
+        notes.append(f"{empty:,} replies are empty and count as such")
+    if len(set(several)) > 1:
+        notes.append(f"between {min(several)} and {max(several)} samples a context")
+    notes = [*output.notes, *notes]
+    for note in notes:
+        print(f"{path}: {name}: {note}")
+    return System(
+        name,
+        [row[0] for row in texts],
+        numbers,
+        samples=texts if max(several) > 1 else None,
+        notes=notes,
+    )
+
+
+def _check_quotes(path: Path, replies: Sequence[Reply]) -> None:
+    """Refuse replies that some writer has quoted and nobody has unquoted."""
+    texts = [r for r in replies if r.text.strip()]
+    quoted = [r for r in texts if len(r.text) > 1 and r.text[0] == r.text[-1] == '"']
+    if len(quoted) == len(texts) > 1:
+        raise UserError(
+            f"{path}, line {quoted[0].line}: every reply stands in quotation marks; write them without, or "
+            "as a csv with a header"
+        )
+    escaped = [r.line for r in replies if '\\"' in r.text or "\\n" in r.text]
+    if escaped:
+        print(
+            f"warning: {path}: {len(escaped):,} replies hold escaped marks or line ends (first: line "
+            f"{escaped[0]}), which count as words here; write the file again without them"
+        )
+
+
+Found = dict[int, list[Reply]]  # number of an item -> the replies to it
+
+
+def _by_key(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
+    keys = [r.key for r in replies if r.key is not None]
+    dataloaders.refuse_unknown(path, keys, examples)
+    number = {e.key: n for n, e in enumerate(examples)}
+    found: Found = {}
+    taken: set[tuple] = set()
+    other = 0
+    for reply, key in zip(replies, keys, strict=True):
+        if (key, reply.sample) in taken:
+            raise UserError(
+                f"{path}, line {reply.line}: {key[0]}, utterance {key[1]} stands there twice; where a system "
+                "gives several replies, number them in a column named sample"
+            )
+        taken.add((key, reply.sample))
+        n = number[key]
+        found.setdefault(n, []).append(reply)
+        if reply.reference is not None:
+            other += _letters(reply.reference) != _letters(examples[n].response)
+    notes = [f"{other:,} references differ from the split's"] if other else []
+    return found, notes
+
+
+def _letters(text: str) -> str:
+    """What two spellings of one text share: its words without marks and blanks; marks where it has no
+    word."""
+    parts = words(text)
+    return "".join(w for w in parts if w.isalnum()) or "".join(parts)
+
+
+#: by what a reply finds its item: the places of (history, reference) that must agree, and what a note says
+WAYS: tuple[tuple[tuple[int, ...], str], ...] = (
+    ((0, 1), ""),
+    ((0,), "matched by the history alone, their references are written otherwise"),
+    ((1,), "matched by the reference alone"),
+)
+
+
+def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
+    """By history and reference; what is left by one of the two, where that stands once in the split and once
+    in the file. Without histories first by order, where every reference agrees."""
+    theirs = [(_letters_or_none(r.history), _letters_or_none(r.reference)) for r in replies]
+    ours = [(_letters(joined_turns(e.history)), _letters(e.response)) for e in examples]
+    if all(pair == (None, None) for pair in theirs):
+        return _in_order(replies, examples, path)
+    if all(history is None for history, _ in theirs):
+        for which in ("all", "last", "non-last"):
+            numbers = item_set(examples, which)
+            if [reference for _, reference in theirs] == [ours[n][1] for n in numbers]:
+                return {n: [reply] for n, reply in zip(numbers, replies, strict=True)}, []
+    found: Found = {}
+    left, notes = list(range(len(replies))), []
+    for parts, how in WAYS:
+        before = len(left)
+        left = _matched(found, left, parts, theirs, ours, replies)
+        if how and before > len(left):
+            notes.append(f"{before - len(left):,} replies {how}")
+    if not found:
+        raise UserError(
+            f"{path}: none of its {len(replies):,} replies answers a listener turn of this split, neither by "
+            "its history nor by its reference; is it of another --split?"
+        )
+    if left:
+        first = ", ".join(str(replies[row].line) for row in left[:3])
+        notes.append(
+            f"{len(left):,} of {len(replies):,} replies answer no listener turn of this split, or one that "
+            f"another reply answers, and are left out (first: line {first})"
+        )
+    return found, notes
+
+
+def _letters_or_none(text: str | None) -> str | None:
+    return None if text is None else _letters(text)
+
+
+Pair = tuple[str | None, str | None]  # history and reference
+
+
+def _matched(
+    found: Found,
+    left: list[int],
+    parts: tuple[int, ...],
+    theirs: list[Pair],
+    ours: Sequence[Pair],
+    replies: Sequence[Reply],
+) -> list[int]:
+    """Put the replies of the rows `left` beside free items that agree in `parts`; returns what is still
+    left."""
+    places: dict[tuple, list[int]] = {}
+    for n, pair in enumerate(ours):
+        places.setdefault(tuple(pair[part] for part in parts), []).append(n)
+    asked = Counter(tuple(theirs[row][part] for part in parts) for row in left)
+    rest = []
+    for row in left:
+        name = tuple(theirs[row][part] for part in parts)
+        items = places.get(name, [])
+        free = [n for n in items if n not in found]
+        # of items that agree in both one is as good as the other; in one of the two it must be the only one
+        if None in name or not free or (len(parts) == 1 and (len(items) > 1 or asked[name] > 1)):
+            rest.append(row)
+        else:
+            found[free[0]] = [replies[row]]
+    return rest
+
+
+def _in_order(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
+    """Replies without keys, histories and references: one for each listener turn."""
+    if len(replies) != len(examples):
+        raise UserError(
+            f"{path}: {len(replies):,} replies for the {len(examples):,} listener turns of this split, and "
+            "nothing says which they answer; give the gold replies in their order, one a line: --references "
+            "FILE"
+        )
+    return {n: [reply] for n, reply in enumerate(replies)}, []
+
+
+# ------------------------------------------------------------------------------------------------- item sets
+
+
+def item_set(examples: Sequence[Example], which: str, systems: Sequence[System] = ()) -> list[int]:
+    """Numbers of the listener turns of a set, ascending: all; the last of each conversation; the others;
+    those that every one of `systems` answers."""
+    everything = list(range(len(examples)))
+    if which == "all":
+        return everything
+    if which == "shared":
+        answered = [set(system.numbers) for system in systems]
+        numbers = sorted(set(everything).intersection(*answered))
+        if not numbers:
+            counts = ", ".join(f"{s.name} {len(s.numbers):,}" for s in systems)
+            raise UserError(f"--items shared: no item is answered by every system ({counts}); leave some out")
+        return numbers
+    last = {e.conv_id: n for n, e in enumerate(examples)}
+    wanted = set(last.values())
+    if which == "last":
+        return sorted(wanted)
+    if which == "non-last":
+        return [n for n in everything if n not in wanted]
+    raise UserError(f"--items {which}: must be one of {', '.join(ITEM_SETS)}")
+
+
+def require_complete(system: System, numbers: Sequence[int], examples: Sequence[Example]) -> None:
+    """Raise `UserError` where a system leaves one of the items `numbers` without a reply."""
+    answered = set(system.numbers)
+    missing = [n for n in numbers if n not in answered]
+    if missing:
+        first = ", ".join(f"{examples[n].conv_id} utterance {examples[n].utterance_idx}" for n in missing[:3])
+        raise UserError(
+            f"{system.name}: covers {len(numbers) - len(missing):,} of {len(numbers):,} listener turns "
+            f"(first missing: {first}); compare on fewer items: --items shared, last or non-last"
+        )
+
+
+def restrict(system: System, numbers: Sequence[int]) -> System:
+    """The same system on the items `numbers`, all of which it answers, in their order; its perplexities are
+    those of these items, and none where some are unknown."""
+    place = {n: i for i, n in enumerate(system.numbers)}
+    chosen = [place[n] for n in numbers]
+    known = {n: system.likelihoods[n] for n in numbers if n in system.likelihoods}
+    return dataclasses.replace(
+        system,
+        replies=[system.replies[i] for i in chosen],
+        numbers=list(numbers),
+        samples=None if system.samples is None else [system.samples[i] for i in chosen],
+        likelihoods=known,
+        perplexities=perplexities(known.values()) if len(known) == len(numbers) else {},
+    )
+
+
+def set_hash(examples: Sequence[Example], numbers: Sequence[int]) -> str:
+    """12 hexadecimal digits of the items' ids and gold replies: equal on equal items only, in any order."""
+    items = sorted([*examples[n].key, examples[n].response] for n in numbers)
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]

@@ -1,0 +1,382 @@
+"""Anybody's replies are read whole, beside the items that they answer, whatever their layout; all texts are
+written for these tests."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import storage
+from dataloaders import Example
+from metrics import bleu
+from normalising import normalise, words
+from options import Paths, UserError
+from systems import item_set, read_system, require_complete, restrict, set_hash
+
+SAID = [
+    "I can't believe it, my neighbour's dog bit me!",
+    "I'm so sorry; didn't they say \u201csorry\u201d, at least?",
+    "They're not even home... it's awful.",
+    "You shouldn't have to wait. Let's call the vet \u2014 or what's his name?",
+]
+EXAMPLES = [
+    Example("c:1", 2, "angry", (SAID[0],), SAID[1]),
+    Example("c:1", 4, "angry", tuple(SAID[:3]), SAID[3]),
+    Example("c:2", 2, "proud", ('I\'ve won (the "big" prize)!',), "Wow, that's great, isn't it? I'd cry :)"),
+    Example("c:3", 2, "sad", ("My gran cannot walk.",), "Oh no! He'll be fine, won't he? You've a doctor?"),
+    Example(
+        "c:3", 4, "sad", ("My gran cannot walk.", "x", "She's 90."), "I'm sure you're gonna manage, Ann."
+    ),
+]
+GOLD = [e.response for e in EXAMPLES]
+
+
+def read(path, **options):
+    return read_system(path, EXAMPLES, "test", Paths(path.parent), **options)
+
+
+def refusal(path, **options):
+    with pytest.raises(UserError) as error:
+        read(path, **options)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------------------- how groups write the same reply
+
+OPENED = {"can't": "cannot", "i'm": "i am", "didn't": "did not", "it's": "it is", "what's": "what is"} | {
+    "that's": "that is", "isn't": "is not", "i'd": "i would", "won't": "will not", "you're": "you are"
+}  # fmt: skip
+
+
+def as_nltk(text):
+    """Cut as nltk's word tokenizer does."""
+    text = re.sub(r'(^|[ (])"', r"\1`` ", text).replace('"', " '' ")
+    text = re.sub(r"(?i)\b(can)(not)\b|\b(gon)(na)\b", r"\1\3 \2\4", text)
+    text = re.sub(r"(?i)(n't|'(?:s|m|d|re|ve|ll))\b", r" \1", text)
+    return " ".join(re.findall(r"\.\.\.|``|''|\w*'\w+|\w+(?=n't)|n't|\w+|\S", text))
+
+
+def as_opened(text):
+    """Lower case, frequent contractions opened, then cut: the published preprocessing of this corpus."""
+    text = text.lower()
+    for short, long in OPENED.items():
+        text = text.replace(short, long)
+    return as_nltk(text) + "  "
+
+
+def as_moses(text):
+    text = text.replace("&", "&amp;").replace("'", "&apos;").replace('"', "&quot;")
+    text = re.sub(r"(\w)(&apos;\w)", r"\1 \2", text)
+    return re.sub(r"(&quot;|[,.!?:;()])(?!\w)", r" \1 ", text)
+
+
+WRITERS = {
+    "nltk": as_nltk,
+    "opened": as_opened,
+    "moses": as_moses,
+    "lower": str.lower,
+    "ends": lambda text: f"{text} </s><pad>",
+    "wordpiece": lambda text: re.sub(r"([^\w\s])", r" \1 ", text.lower()),
+    "official": lambda text: text.replace(",", "_comma_"),
+    "straight": lambda text: text.translate({0x201C: '"', 0x201D: '"', 0x2014: "-"}),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_gold_as_each_group_writes_it_scores_100(writer):
+    written = [WRITERS[writer](text) for text in GOLD]
+    assert written != GOLD
+    normal = [normalise(text) for text in GOLD]
+    assert [normalise(text) for text in written] == normal
+    assert bleu([normalise(text) for text in written], normal)["bleu_4"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I don't, dont do n't don \u2019 t", "i do not , do not do not do not"),
+        ("the dog's bone", "the dog 's bone"),
+        ("He's in; she 's out", "he is in ; she is out"),
+        ("well, we're ill; its id", "well , we are ill ; its id"),
+        ("So... 3,000$", "so . . . 3 , 000 $"),
+        ("ﬁne\u00a0Stra\u00dfe \u200bso", "fine strasse so"),
+        ("", ""),
+        ("</s>", ""),
+    ],
+)
+def test_a_text_is_written_in_one_way(text, expected):
+    assert normalise(text) == expected
+    assert words(text) == expected.split()
+
+
+PIECES = st.sampled_from(
+    "' ’ n't do ca wo can not cannot gon na got ta it im 's 'd _comma_ & amp; ; `` '' </s> . @ - _".split()
+)
+HARD = st.lists(PIECES | st.just(" ") | st.characters(), max_size=10).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(HARD)
+def test_normalising_again_changes_nothing(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+# ------------------------------------------------------------------------------------------ published layouts
+
+
+def blocks(replies, label="Pred", rule="", head="", cut=as_opened):
+    """Blocks of labelled lines, with the history as a list in Python's spelling."""
+    text = head
+    for example, reply in zip(EXAMPLES, replies, strict=True):
+        text += f"emotion:{example.emotion} \nContext:{[cut(t).strip() for t in example.history]} \n"
+        text += f"Concept:['dog', 'bite'] \n{label}:{reply} \nRef:{cut(example.response)}\n{rule}"
+    return text
+
+
+def gold_file(folder, layout):
+    """A file of one layout that holds the gold replies as `as_opened` writes them."""
+    cut = [as_opened(text) for text in GOLD]
+    columns = {"history": [" </s> ".join(map(as_opened, e.history)) for e in EXAMPLES], "gold": cut}
+    table = pd.DataFrame(columns | {"generated": cut})
+    path = folder / {"tilde": "out.csv", "json": "out.json"}.get(layout, "out.txt")
+    if layout == "ref-pred":
+        path.write_text(blocks(cut))
+    elif layout == "blocks":
+        path.write_text(blocks(cut, rule="-" * 40 + "\n", head="### head ###\nEVAL\tLoss\n", label="Greedy"))
+    elif layout == "ref-lines":
+        path.write_text("".join(f"ref: {text}\nOurs: {text}\n\n" for text in cut))
+    elif layout == "tilde":
+        table.to_csv(path, sep="~", index=False)
+    elif layout == "json":
+        rows = [{"context": list(e.history), "gold": e.response, "output": e.response} for e in EXAMPLES]
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("\n".join(cut) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("layout", ["ref-pred", "blocks", "ref-lines", "tilde", "json", "lines"])
+@pytest.mark.parametrize("named", [True, False])
+def test_gold_in_each_published_layout_answers_every_item_and_scores_100(tmp_path, layout, named):
+    [system] = read(gold_file(tmp_path, layout), layout=layout if named else "auto")
+    assert system.numbers == [0, 1, 2, 3, 4]
+    found, expected = [[normalise(t) for t in texts] for texts in (system.replies, GOLD)]
+    assert found == expected
+    assert bleu(found, expected)["bleu_4"] == pytest.approx(100)
+
+
+def test_the_label_is_taken_off_and_its_letters_stay(tmp_path):
+    replies = ["dear, red Fred:", "rePred", "Pre", "Red: no", "ed"]
+    (tmp_path / "p.txt").write_text(blocks(replies))
+    assert read(tmp_path / "p.txt")[0].replies == replies
+
+
+def test_each_label_of_a_block_is_a_system(tmp_path):
+    text = ""
+    for n, example in enumerate(EXAMPLES):
+        text += f"Context:{list(example.history)}\nTopk:t{n}\nBeam: b{n}\nGreedy:g{n}\n"
+        text += f"Ref:{example.response}\n-------\n"
+    (tmp_path / "mime.txt").write_text(text)
+    found = {s.name: s.replies for s in read(tmp_path / "mime.txt")}
+    expected = {k: [f"{k[0]}{n}" for n in range(5)] for k in ("topk", "beam", "greedy")}
+    assert found == {f"mime/{k}": v for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("names", [("Ours: ", "MoEL: "), ("", "")])
+def test_each_line_under_a_reference_is_a_system(tmp_path, names):
+    text = "".join(f"ref: {t}\n{names[0]}a{n}: so\n{names[1]}b{n}\n\n" for n, t in enumerate(GOLD))
+    (tmp_path / "all.txt").write_text(text)
+    found = [(s.name, s.replies[1]) for s in read(tmp_path / "all.txt")]
+    titles = [name.strip(": ") or f"system {n}" for n, name in enumerate(names, start=1)]
+    assert found == [(f"all/{titles[0]}", "a1: so"), (f"all/{titles[1]}", "b1")]
+
+
+def test_columns_of_lists_are_systems(tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps({"ref": GOLD, "ours": GOLD, "MoEL": ["a"] * 5}))
+    assert [s.name for s in read(tmp_path / "m.json")] == ["m/ours", "m/MoEL"]
+
+
+# ------------------------------------------------------------------------------------------------- by its key
+
+
+def keyed(path, rows, columns="conv_id utterance_idx response", **options):
+    pd.DataFrame(rows, columns=columns.split()).to_csv(path, index=False, **options)
+    return path
+
+
+ROWS = [(*e.key, f"reply {n}, so") for n, e in enumerate(EXAMPLES)]
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
+def test_a_file_with_keys_is_read_in_any_order_and_may_lack_items(tmp_path, ending):
+    path, rows = tmp_path / f"ours.{ending}", [ROWS[3], ROWS[0]]
+    if ending == "jsonl":
+        names = ("conv_id", "utterance_idx", "response")
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    else:
+        keyed(path, rows, sep="\t" if ending == "tsv" else ",")
+    [system] = read(path)
+    assert (system.name, system.numbers) == ("ours", [0, 3])
+    assert system.replies == ["reply 0, so", "reply 3, so"]
+
+
+def test_the_tsv_of_the_papers_code_is_read(tmp_path):
+    rows = [(*e.key, "\n".join(e.history), e.response, f"r{n}") for n, e in enumerate(EXAMPLES)]
+    table = pd.DataFrame(rows, columns=["Conv ID", "Utterance Index", "Context", "Reference", "Generated"])
+    table.to_csv(tmp_path / "1_output.tsv", sep="\t", index=False)
+    assert read(tmp_path / "1_output.tsv")[0].replies == [f"r{n}" for n in range(5)]
+
+
+def test_several_replies_to_one_context_are_samples(tmp_path):
+    by_row = [(*row, s) for row in ROWS for s in (1, 0)]
+    by_row = [(c, u, f"{text} {s}", s) for c, u, text, s in by_row]
+    keyed(tmp_path / "a.csv", by_row, "conv_id utterance_idx response sample")
+    by_column = [(c, u, f"{text} 0", f"{text} 1") for c, u, text in ROWS]
+    keyed(tmp_path / "b.csv", by_column, "conv_id utterance_idx response_0 response_1")
+    for name in ("a.csv", "b.csv"):
+        [system] = read(tmp_path / name)
+        assert system.samples[2] == ["reply 2, so 0", "reply 2, so 1"]
+        assert system.replies[2] == "reply 2, so 0"
+
+
+def test_a_folder_of_files_is_as_many_systems(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    keyed(folder / "a.csv", ROWS)
+    keyed(folder / "b.tsv", ROWS, sep="\t")
+    (folder / "a.csv.origin.json").write_text("{}")
+    assert [s.name for s in read(folder)] == ["theirs/a", "theirs/b"]
+
+
+# ------------------------------------------------------------------------------- by history, reference, order
+
+
+def test_without_keys_history_and_reference_find_the_item_in_any_order(tmp_path, capsys):
+    text = blocks([f"r{n}" for n in range(5)]).split("emotion:")[1:]
+    text = "emotion:".join(["", text[4], text[2], text[1].replace("Ref:you", "Ref:thou"), text[0]])
+    text += "emotion:sad\nContext:['never said']\nConcept:[]\nPred:lost\nRef:nor this\n"
+    (tmp_path / "p.txt").write_text(text)
+    [system] = read(tmp_path / "p.txt")
+    assert (system.numbers, system.replies) == ([0, 1, 2, 4], ["r0", "r1", "r2", "r4"])
+    assert "1 replies matched by the history alone" in system.notes[0]
+    assert "1 of 5 replies answer no listener turn" in system.notes[1]
+    assert "first: line 24" in system.notes[1] and system.notes[1] in capsys.readouterr().out
+
+
+def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path):
+    numbers = item_set(EXAMPLES, "last")
+    (tmp_path / "hyp.txt").write_text("a\n\nb\n")
+    (tmp_path / "ref.txt").write_text("".join(as_opened(GOLD[n]) + "\n" for n in numbers))
+    [system] = read(tmp_path / "hyp.txt", references=tmp_path / "ref.txt")
+    assert (system.numbers, system.replies) == (numbers, ["a", "", "b"])
+    assert "1 replies are empty" in system.notes[0]
+    (tmp_path / "ref.txt").write_text(f"{GOLD[4]}\nother\n{GOLD[1]}\n")
+    [system] = read(tmp_path / "hyp.txt", references=tmp_path / "ref.txt")
+    assert (system.numbers, system.replies) == ([1, 4], ["b", "a"])
+    assert "1 of 3 replies" in system.notes[1]
+
+
+def test_two_items_of_one_history_and_reference_are_answered_in_order(tmp_path):
+    twins = [Example(f"t:{n}", 2, "sad", ("Hello.",), "Hi.") for n in range(2)]
+    text = "".join(f"Context:['hello .']\nPred:{r}\nRef:hi .\n" for r in ("first", "second", "third"))
+    (tmp_path / "p.txt").write_text(text)
+    [system] = read_system(tmp_path / "p.txt", twins, "test", Paths(tmp_path))
+    assert system.replies == ["first", "second"]
+    assert "1 of 3 replies" in system.notes[0]
+
+
+# --------------------------------------------------------------------------------------------------- refusals
+
+FAULTS = {
+    "unknown id": ("p.csv", "conv_id,utterance_idx,response\nc:1,3,a\n", "c:1 utterance 3"),
+    "doubled id": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,a\nc:1,2,b\n", "line 3.*twice.*sample"),
+    "no number": ("p.csv", "conv_id,utterance_idx,response\nc:1,two,a\n", "line 2: utterance_idx is 'two'"),
+    "surplus tab": ("p.tsv", "conv_id\tutterance_idx\tresponse\nc:1\t2\ta\tb\n", "line 2: 4 columns"),
+    "surplus comma": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,a, b\n", "line 2: 4 columns"),
+    "all empty": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,\n", "empty"),
+    "empty file": ("p.txt", "\n\n", "empty"),
+    "control token": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,</s>\n", "control tokens"),
+    "no replies": ("p.csv", "conv_id,utterance_idx,answer\nc:1,2,a\n", "no column of replies"),
+    "a tab in a line": ("p.txt", "a\nb\tc\n", "line 2: a tab"),
+    "too few lines": ("p.txt", "a\nb\n", "2 replies for the 5 listener turns.*--references"),
+    "quoted lines": ("p.txt", '"a"\n"b"\n', "line 1: every reply stands in quotation marks"),
+    "missing line": (
+        "p.txt",
+        "Ref:a\nPred:b\nRef:c\nRef:d\nPred:e\n",
+        "line 3: the block has the labels ref,",
+    ),
+    "broken reply": ("p.txt", "Ref:a\nPred:b\nso\nRef:c\nPred:d\n", "line 3: stands under no label"),
+    "text as label": ("p.txt", "Ref:a\nPred:b\nNote: so\nRef:c\nPred:d\n", "line 4: the block"),
+    "other split": ("p.txt", "Ref:a\nPred:b\n", "none of its 1 replies"),
+    "ref lines": ("p.txt", "ref:a\nb\nref:c\nd\ne\n", "line 3: 2 lines under"),
+    "json": ("p.json", '[{"gold": "a", "output": 3}]', "line 1: output is '3'"),
+    "not json": ("p.json", "{", "not readable as JSON"),
+    "unequal": ("p.json", '{"ref": ["a"], "ours": ["a", "b"]}', "unequal"),
+    "null": ("p.jsonl", '{"conv_id": "c:1", "utterance_idx": 2, "response": null}\n', "response is 'None'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_read_whole_is_refused_with_its_place(tmp_path, fault):
+    name, content, message = FAULTS[fault]
+    (tmp_path / name).write_text(content)
+    assert re.search(message, refusal(tmp_path / name))
+    assert name in refusal(tmp_path / name)
+
+
+def test_references_of_another_length_are_refused(tmp_path):
+    (tmp_path / "hyp.txt").write_text("a\nb\n")
+    (tmp_path / "ref.txt").write_text("a\n")
+    assert "1 lines for the 2 replies" in refusal(tmp_path / "hyp.txt", references=tmp_path / "ref.txt")
+
+
+@pytest.mark.parametrize("reply", ["so.</s>", 'she said \\"no\\"'])
+def test_control_tokens_and_escaped_quotes_inside_a_reply_are_warned_about_and_kept(tmp_path, capsys, reply):
+    (tmp_path / "p.txt").write_text("\n".join([reply, "b", "c", "d", "e"]))
+    assert read(tmp_path / "p.txt")[0].replies[0] == reply
+    assert "warning" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- item sets
+
+
+def test_item_sets_are_named_by_conversations_and_by_what_systems_answer(tmp_path):
+    [a] = read(keyed(tmp_path / "a.csv", ROWS[:4]))
+    [b] = read(keyed(tmp_path / "b.csv", ROWS[2:]))
+    assert [item_set(EXAMPLES, s) for s in ("all", "last", "non-last")] == [
+        [0, 1, 2, 3, 4],
+        [1, 2, 4],
+        [0, 3],
+    ]
+    assert item_set(EXAMPLES, "shared", [a, b]) == [2, 3]
+    assert restrict(b, [2, 4]).replies == ["reply 2, so", "reply 4, so"]
+    with pytest.raises(UserError, match=r"a: covers 4 of 5.*c:3 utterance 4.*--items shared"):
+        require_complete(a, range(5), EXAMPLES)
+    require_complete(a, [0, 3], EXAMPLES)
+    with pytest.raises(UserError, match="no item is answered by every system"):
+        item_set(EXAMPLES, "shared", [restrict(a, [0]), restrict(b, [4])])
+
+
+def test_the_hash_of_a_set_is_of_its_items_and_replies():
+    own = set_hash(EXAMPLES, [0, 2])
+    assert own == set_hash(EXAMPLES, [2, 0]) and re.fullmatch("[0-9a-f]{12}", own)
+    other = [Example("c:1", 2, "angry", ("x",), "other"), *EXAMPLES[1:]]
+    assert own not in (set_hash(EXAMPLES, [0]), set_hash(EXAMPLES, [0, 1]), set_hash(other, [0, 2]))
+
+
+def test_perplexity_on_a_set_is_of_its_items(tmp_path):
+    keys = pd.DataFrame([e.key for e in EXAMPLES], columns=["conv_id", "utterance_idx"])
+    predictions = tmp_path / "out" / "predictions.tsv"
+    predictions.parent.mkdir()
+    storage.write_csv(predictions, keys.assign(response="a"), sep="\t", origin={})
+    table = keys.assign(nll=[0.0, 1, 2, 3, 4], tokens=2, words=1)
+    storage.write_csv(predictions.with_name("likelihood.csv"), table)
+    note = {"decoding": {"num_beams": 8, "max_new_tokens": 50}}
+    storage.write_json(storage.origin_file(predictions), note)
+    [system] = read(predictions.parent)
+    assert system.name == "out" and system.decoding.startswith("beam search, 8 beams")
+    assert system.perplexities["ppl_word"] == pytest.approx(2.718281828**2)
+    assert restrict(system, [1, 3]).perplexities["ppl_token"] == pytest.approx(2.718281828)
