@@ -1,0 +1,346 @@
+"""Every column of the tables, once: what it is called, how it is computed, in which unit, by whose
+definition, and which side of it is better.
+
+The figures themselves are computed in measures.py, their intervals in intervals.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from options import DIMENSIONS
+
+#: the tables, in the order in which they are printed
+GROUPS = {
+    "paper": "The paper's columns",
+    "overlap": "Overlap with the gold reply, on normalised text",
+    "likelihood": "Likelihood of the gold reply",
+    "diversity": "Diversity and copying",
+    "stand-ins": "Stand-ins for relevance and fluency, and sentiment",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `key`: its name in metrics.json and items.csv."""
+
+    key: str
+    title: str
+    group: str
+    formula: str
+    unit: str
+    source: str
+    #: higher, lower, gold (the nearer to the gold replies' figure the better), or none (not ranked)
+    better: str
+    shape: str = "{:.2f}"
+    per_item: bool = False  # has a value of its own for each item, which stands in items.csv
+    main: bool = False  # stands in the compact table, too
+    #: says what the replies are like as a whole; another item's gold replies are like that by construction
+    of_the_whole: bool = False
+    signed: bool = False  # shown with its signed distance from the gold replies' figure
+
+    def shown(self, value: float | None) -> str:
+        """A value as the tables show it; nan and None are `-`."""
+        return "-" if value is None or value != value else self.shape.format(value)
+
+    def badness(self, value, gold):
+        """What is smaller where a value is better; arrays of one shape, or plain values."""
+        if self.better == "gold":
+            return abs(value - gold)
+        return -value if self.better == "higher" else value
+
+
+NORMALISED = "on normalised words"
+COLUMNS: tuple[Column, ...] = (
+    Column(
+        "parameters",
+        "#params",
+        "paper",
+        "number of weights in the run's own file (of an adapter: without its base)",
+        "weights",
+        "the run's safetensors file",
+        "none",
+        "{:,.0f}",
+        main=True,
+    ),
+    Column(
+        "ppl_token",
+        "PPL/token",
+        "paper",
+        "exp(sum of the gold replies' NLL / sum of model tokens); not comparable between tokenizers",
+        "1",
+        "paper, section V",
+        "lower",
+        main=True,
+    ),
+    Column(
+        "bleu_1",
+        "BLEU-1 raw",
+        "paper",
+        "corpus BLEU, 1-grams, raw strings split at white space, case kept: not comparable between "
+        "systems that write case, marks or contractions otherwise",
+        "%",
+        "paper, section V; sacrebleu, tokenize none",
+        "higher",
+        main=True,
+    ),
+    Column(
+        "distinct_1",
+        "Distinct-1 %",
+        "paper",
+        "distinct 1-grams / all 1-grams of all replies (13a words, lower-cased); falls as replies are added, "
+        "so it has no interval",
+        "%",
+        "Li et al. 2016, corpus level",
+        "higher",
+        main=True,
+        of_the_whole=True,
+    ),
+    Column(
+        "distinct_2",
+        "Distinct-2 %",
+        "paper",
+        "the same for 2-grams",
+        "%",
+        "Li et al. 2016, corpus level",
+        "higher",
+        main=True,
+        of_the_whole=True,
+    ),
+    *(
+        Column(
+            f"norm_bleu_{n}",
+            f"BLEU-{n}",
+            "overlap",
+            f"corpus BLEU, up to {n}-grams, no smoothing, {NORMALISED}",
+            "%",
+            "Papineni et al. 2002; sacrebleu",
+            "higher",
+            per_item=True,
+            main=n == 4,
+        )
+        for n in (1, 2, 3, 4)
+    ),
+    Column(
+        "rouge_l",
+        "ROUGE-L",
+        "overlap",
+        f"mean over items of the F1 of the longest common subsequence, {NORMALISED}, no stemming",
+        "%",
+        "Lin 2004; rouge-score",
+        "higher",
+        per_item=True,
+        main=True,
+    ),
+    Column(
+        "bertscore",
+        "BERTScore F1",
+        "overlap",
+        "mean over items of BERTScore's F1, no rescaling, no idf; an empty reply counts 0",
+        "%",
+        "Zhang et al. 2020; bert-score with --bertscore-model",
+        "higher",
+        per_item=True,
+    ),
+    Column(
+        "ppl_word",
+        "PPL/word",
+        "likelihood",
+        "exp(sum of the gold replies' NLL / sum of words and one end a reply); 13a words, the same unit for "
+        "every model",
+        "1",
+        "likelihood.csv of the run",
+        "lower",
+        main=True,
+    ),
+    *(
+        Column(
+            f"distinct_{n}_{kind}",
+            f"Distinct-{n} % of {{{kind}:,}} {kind}",
+            "diversity",
+            f"distinct {n}-grams / all {n}-grams in a random draw of that many {kind}, mean over draws; "
+            f"{NORMALISED}",
+            "%",
+            "Li et al. 2016, at a fixed size",
+            "gold",
+            main=kind == "items",
+            of_the_whole=True,
+        )
+        for kind in ("items", "tokens")
+        for n in (1, 2)
+    ),
+    Column(
+        "length",
+        "words",
+        "diversity",
+        "mean number of normalised words of a reply, marks among them",
+        "words",
+        "here",
+        "gold",
+        "{:.1f}",
+        per_item=True,
+        main=True,
+        of_the_whole=True,
+    ),
+    Column(
+        "most_frequent",
+        "most frequent %",
+        "diversity",
+        "share of the items whose reply is the system's most frequent one (normalised)",
+        "%",
+        "here",
+        "gold",
+        of_the_whole=True,
+        per_item=True,
+    ),
+    Column(
+        "verbatim_training",
+        "verbatim training %",
+        "diversity",
+        "share of the replies that are, normalised, a listener's turn of the training dialogues",
+        "%",
+        "here",
+        "gold",
+        of_the_whole=True,
+        per_item=True,
+    ),
+    Column(
+        "verbatim_exemplar",
+        "verbatim exemplar %",
+        "diversity",
+        "share of the replies that are, normalised, one of the exemplars found for their item",
+        "%",
+        "here",
+        "lower",
+        per_item=True,
+    ),
+    Column(
+        "vader",
+        "VADER",
+        "stand-ins",
+        "mean compound sentiment of the replies by VADER itself, from -1 to 1",
+        "1",
+        "Hutto and Gilbert 2014; vaderSentiment",
+        "gold",
+        "{:.3f}",
+        per_item=True,
+        main=True,
+        of_the_whole=True,
+        signed=True,
+    ),
+    Column(
+        "cosine_last_turn",
+        "relevance stand-in",
+        "stand-ins",
+        "mean cosine of reply and last turn before it, all-MiniLM-L6-v2, mean pooling; a stand-in, high for "
+        "a reply that only repeats the turn",
+        "1",
+        "here; --relevance",
+        "gold",
+        "{:.3f}",
+        per_item=True,
+    ),
+    Column(
+        "fluency_ppl",
+        "fluency stand-in",
+        "stand-ins",
+        "perplexity per normalised word of the replies alone, under --fluency-model; a stand-in, low for a "
+        "dull reply",
+        "1",
+        "here; --fluency-model",
+        "gold",
+        of_the_whole=True,
+        per_item=True,
+    ),
+)
+
+
+def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
+    """The columns of one judge of empathy; `judge` is its name, and their group."""
+    group, found = f"judge {judge}", []
+    for dim in dimensions:
+        name = DIMENSIONS[dim][0] if dim in DIMENSIONS else dim
+        found += [
+            Column(
+                f"{judge}_{dim}_level",
+                f"{dim} level",
+                group,
+                f"mean expected level of {name}; beside it the signed gap to the gold replies'",
+                "levels",
+                "Sharma et al. 2020, the judge's view",
+                "gold",
+                "{:.3f}",
+                per_item=True,
+                of_the_whole=True,
+                signed=True,
+            ),
+            Column(
+                f"{judge}_{dim}_f1",
+                f"{dim} macro-F1",
+                group,
+                "macro-F1 of the reply's likeliest level against the gold reply's, as this judge sees both; "
+                "cannot tell a perfect sampler from another item's gold",
+                "%",
+                "here",
+                "higher",
+                "{:.1f}",
+            ),
+            Column(
+                f"{judge}_{dim}_kappa",
+                f"{dim} kappa",
+                group,
+                "Cohen's kappa of the same two levels",
+                "1",
+                "Cohen 1960",
+                "higher",
+                "{:.3f}",
+            ),
+        ]
+    found.append(
+        Column(
+            f"{judge}_diff_epitome",
+            "diff-EPITOME",
+            group,
+            "sum over the dimensions of the mean squared difference between the reply's likeliest level and "
+            "the gold reply's; a constant beats most systems, so it ranks nobody by itself",
+            "levels squared",
+            "Lee et al. 2022",
+            "lower",
+            "{:.3f}",
+            per_item=True,
+        )
+    )
+    for dim in dimensions:
+        found.append(
+            Column(
+                f"{judge}_{dim}_context_auc",
+                f"{dim} context AUC",
+                group,
+                "area under the ROC curve of the mean judged level over a context's samples, against the "
+                "gold reply's level being above 0; only where a system gives several replies to a context",
+                "1",
+                "here",
+                "higher",
+                "{:.3f}",
+            )
+        )
+    return tuple(found)
+
+
+def critic_columns(kinds: Sequence[str]) -> tuple[Column, ...]:
+    """The scores of the training critics (--family)."""
+    return tuple(
+        Column(
+            f"critic_{kind}",
+            f"{kind} (critic)",
+            "training critics",
+            "mean score of the critic that trains generators: expected level, or sentiment from -1 to 1; a "
+            "run that had it as a loss can have learnt to please it",
+            "levels",
+            "paper, section III",
+            "gold",
+            "{:.3f}",
+            per_item=True,
+            of_the_whole=True,
+        )
+        for kind in kinds
+    )

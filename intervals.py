@@ -1,0 +1,214 @@
+"""Uncertainty of the tables' figures: bootstrap over items, subsamples where a bootstrap would be biased,
+paired tests, Holm's correction.
+
+A figure is a function of sums over items, so a resample is a vector of counts, and all resamples of all
+columns are one matrix product. Two systems on the same items share their resamples: their difference is
+paired.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+LEVEL = 0.95  # of an interval; 1 - LEVEL of a test
+FEWEST = 200  # items that a paired test needs
+
+Value = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A figure that is `value` of the sums over items of `statistics` (N, K): a mean, BLEU, an F1.
+
+    `value` takes (..., K) sums and gives (...).
+    """
+
+    statistics: np.ndarray
+    value: Value
+
+    def take(self, places: np.ndarray) -> "Additive":
+        return Additive(self.statistics[places], self.value)
+
+    @property
+    def point(self) -> float:
+        return float(self.value(self.statistics.sum(0)))
+
+    def items(self) -> np.ndarray:
+        """(N,) the figure of each item by itself."""
+        return self.value(self.statistics)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and what it was in each resample (R,); `rough` where R is too few for a tail."""
+
+    point: float
+    replicates: np.ndarray | None = None
+    rough: bool = False
+    runs: tuple[float, ...] = ()  # the figure of each of a system's seeds, where it has several
+
+    def interval(self) -> tuple[float, float] | None:
+        """The middle 95 %: percentiles, or the normal's where there are few resamples."""
+        if self.replicates is None or not math.isfinite(self.point):
+            return None
+        if self.rough:
+            half = float(norm.ppf((1 + LEVEL) / 2) * self.replicates.std())
+            return self.point - half, self.point + half
+        low, high = np.nanpercentile(self.replicates, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        return float(low), float(high)
+
+
+def item_means(values: Sequence[float] | np.ndarray) -> Additive:
+    """A mean over items of `values` (N,)."""
+    column = np.asarray(values, dtype=float)
+    return Additive(np.stack([column, np.ones(len(column))], axis=1), ratio)
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """First over second; nan where the second is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[..., 0] / sums[..., 1]
+
+
+def resamples(items: int, count: int, seed: int) -> np.ndarray:
+    """(count, items) how often each item stands in each bootstrap resample."""
+    rng = np.random.default_rng(seed)
+    out = np.empty((count, items), dtype=np.float32)
+    for row in out:  # counts of drawn places: faster than a multinomial over all items
+        row[:] = np.bincount(rng.integers(items, size=items), minlength=items)
+    return out
+
+
+def bootstrap(measures: dict[str, Additive], counts: np.ndarray) -> dict[str, Estimate]:
+    """Each figure with its resamples. `counts`: see `resamples`."""
+    if not measures:
+        return {}
+    # float32 products of counts below 2^24 in pieces: sums of at most thousands of items stay exact enough
+    stacked = np.concatenate([m.statistics for m in measures.values()], axis=1).astype(np.float32)
+    sums = (counts @ stacked).astype(float)  # (R, N) @ (N, K) -> (R, K)
+    found, start = {}, 0
+    for key, measure in measures.items():
+        width = measure.statistics.shape[1]
+        found[key] = Estimate(measure.point, measure.value(sums[:, start : start + width]))
+        start += width
+    return found
+
+
+def joined(estimates: Sequence[Estimate]) -> Estimate:
+    """Several runs of one system as one figure: their mean, and the resamples of that mean."""
+    points = tuple(e.point for e in estimates)
+    found = [e.replicates for e in estimates if e.replicates is not None]
+    replicates = np.mean(found, axis=0) if len(found) == len(estimates) else None
+    return Estimate(float(np.mean(points)), replicates, any(e.rough for e in estimates), points)
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """One less the other, on the same resamples."""
+    replicates = None
+    if one.replicates is not None and other.replicates is not None:
+        replicates = one.replicates - other.replicates
+    return Estimate(one.point - other.point, replicates, one.rough or other.rough)
+
+
+# ------------------------------------------------------------------------------------------------------ tests
+
+
+def paired_p(one: Estimate, other: Estimate, badness: Callable, gold: Estimate | None) -> float:
+    """Two-sided p of "equally good" for two systems on the same resamples; nan where it cannot be had.
+
+    `badness(value, gold's value)` is smaller for the better one. The resampled differences, moved to have
+    mean zero, are what chance does (Efron and Tibshirani 1993, 16.4); few resamples: their spread, and the
+    normal's tail.
+    """
+    if one.replicates is None or other.replicates is None:
+        return math.nan
+    if gold is None:
+        difference = badness(one.point, 0.0) - badness(other.point, 0.0)
+        chance = badness(one.replicates, 0.0) - badness(other.replicates, 0.0)
+    else:
+        moving = gold.point if gold.replicates is None else gold.replicates
+        difference = badness(one.point, gold.point) - badness(other.point, gold.point)
+        chance = badness(one.replicates, moving) - badness(other.replicates, moving)
+    if not math.isfinite(difference):
+        return math.nan
+    if one.rough or other.rough:
+        spread = float(chance.std())
+        if spread == 0:
+            return float(difference == 0)
+        return float(2 * norm.sf(abs(difference) / spread))
+    as_far = np.abs(chance - np.nanmean(chance)) >= abs(difference) - 1e-12
+    return float((1 + as_far.sum()) / (1 + len(chance)))
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Holm's step-down correction (1979) over the tests that could be made; the others stay nan."""
+    tested = sorted((key for key in p if not math.isnan(p[key])), key=p.__getitem__)
+    corrected, most = dict(p), 0.0
+    for rank, key in enumerate(tested):
+        most = max(most, min(1.0, (len(tested) - rank) * p[key]))
+        corrected[key] = most
+    return corrected
+
+
+# ------------------------------------------------------------------------------------------------- subsamples
+
+
+def fixed_size(available: int) -> int:
+    """The largest of 1, 2 or 5 times a power of ten, at most 20,000, that is at most half of `available`.
+
+    Half, so that draws differ; round, so that tables of sets of about one size can be compared.
+    """
+    sizes = [m * 10**power for power in range(5) for m in (1, 2, 5)]
+    return max((s for s in sizes if s <= min(available // 2, 20_000)), default=0)
+
+
+def distinct_of_draws(
+    replies: Sequence[Sequence[str]], n: int, orders: np.ndarray, size: int, tokens: bool
+) -> Estimate:
+    """Distinct-n in percent of draws of `size` items, or of the first `size` tokens of randomly ordered ones.
+
+    `orders` (R, N): the items in a random order, for each draw. The spread of draws without replacement is
+    scaled by sqrt(m / (N - m)) to that of the mean over all N items, m of which a draw holds (Politis and
+    Romano 1994): at m = N / 2 that is the delete-half jackknife.
+    """
+    lengths = np.array([len(r) for r in replies])
+    if (tokens and lengths.sum() < 2 * size) or (not tokens and len(replies) < 2 * size) or size == 0:
+        return Estimate(math.nan)
+    grams, begins = numbered_grams(replies, n)
+    counts = np.diff(begins)
+    found, held = [], []
+    for order in orders:
+        chosen = np.zeros(len(replies), dtype=bool)
+        rest = 0  # grams of the reply that the last tokens are of
+        if tokens:
+            ends = lengths[order].cumsum()
+            drawn = int(np.searchsorted(ends, size, side="right"))
+            if drawn < len(order):
+                rest = max(0, size - int(ends[drawn] - lengths[order[drawn]]) - n + 1)
+        else:
+            drawn = size
+        chosen[order[:drawn]] = True
+        mine = grams[np.repeat(chosen, counts)]
+        if rest:
+            first = begins[order[drawn]]
+            mine = np.concatenate([mine, grams[first : first + rest]])
+        found.append(100 * np.count_nonzero(np.bincount(mine)) / len(mine) if len(mine) else 0.0)
+        held.append(drawn)
+    values, items = np.array(found), float(np.mean(held))
+    scale = math.sqrt(items / max(len(replies) - items, 1.0))
+    return Estimate(float(values.mean()), values.mean() + scale * (values - values.mean()), rough=True)
+
+
+def numbered_grams(replies: Sequence[Sequence[str]], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The n-grams of all replies as numbers (G,), and where those of each reply begin (N + 1,)."""
+    numbers: dict[tuple[str, ...], int] = {}
+    grams: list[int] = []
+    begins = [0]
+    for words in replies:
+        for start in range(len(words) - n + 1):
+            grams.append(numbers.setdefault(tuple(words[start : start + n]), len(numbers)))
+        begins.append(len(grams))
+    return np.array(grams, dtype=np.int64), np.array(begins)
