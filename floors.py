@@ -1,0 +1,120 @@
+"""What a system has to beat: replies that anyone could give without reading, and levels without a reply.
+
+A column in which one of these beats a system says little about that system.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+import searching
+import storage
+from dataloaders import Example
+from exemplars import Index
+from options import Paths
+from session import Session
+
+ZERO_LEVEL, MEAN_LEVEL, MAJORITY_LEVEL = "floor: level 0", "floor: mean level", "floor: majority level"
+CONSTANT = "floor: constant reply"
+OTHER_GOLD = "floor: another item's gold"
+NEAREST = "floor: nearest training reply"
+
+
+def constant_reply(training: Sequence[str]) -> str:
+    """The most frequent reply of the training dialogues; of equally frequent ones the first."""
+    return Counter(training).most_common(1)[0][0]
+
+
+def derangement(conversations: Sequence[str], seed: int) -> list[int]:
+    """For each item the place of another item, of another conversation, each place once.
+
+    Items in random order, sorted by conversation, turned by the size of the largest conversation: no one
+    meets their own. Where one conversation holds more than half of the items, the fewest possible do.
+    """
+    rng = np.random.default_rng(seed)
+    names = list(dict.fromkeys(conversations))
+    rank = dict(zip(names, rng.permutation(len(names)), strict=True))
+    order = sorted(rng.permutation(len(conversations)), key=lambda i: rank[conversations[i]])
+    turned = np.roll(order, max(Counter(conversations).values(), default=0))
+    out = [0] * len(conversations)
+    for place, other in zip(order, turned, strict=True):
+        out[place] = int(other)
+    return out
+
+
+def nearest_by_tfidf(
+    asked: Sequence[str], known: Sequence[str], owners: Sequence[str | None], held: Sequence[str]
+) -> list[int]:
+    """For each history asked the place of the most alike known one (TF-IDF cosine) of another conversation.
+
+    `owners`: the conversation of `held` that a history belongs to, None for none.
+    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
+    table = vectorizer.fit_transform(known)  # (P, V), rows of length 1
+    queries = vectorizer.transform(asked)
+    names = np.array(held, dtype=object)
+    out = []
+    for start in range(0, len(asked), 256):
+        scores = (queries[start : start + 256] @ table.T).toarray()  # (256, P)
+        for row, owner in zip(scores, owners[start : start + 256], strict=True):
+            if owner is not None:
+                row[names == owner] = -1.0
+            out.append(int(row.argmax()))
+    return out
+
+
+def nearest_by_minilm(
+    asked: Sequence[str],
+    known: Sequence[str],
+    owners: Sequence[str | None],
+    held: Sequence[str],
+    paths: Paths,
+    session: Session,
+) -> list[int]:
+    """The same by MiniLM's cosine; the known histories' vectors stay in the cache."""
+    retriever = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
+    encoders = retriever.encoders
+    key = storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
+
+    def make() -> dict[str, np.ndarray]:
+        return {"vectors": encoders.embed("question", list(known), session, "training", paths.cache / key)}
+
+    vectors = storage.cached(paths.cache / f"histories-{key}.npz", make)["vectors"]
+    queries = encoders.embed("question", list(asked), session, "histories")
+    index = Index(of_length_one(vectors), held)
+    return [row[0][0] for row in index.search(of_length_one(queries), 1, owners)]
+
+
+def of_length_one(vectors: np.ndarray) -> np.ndarray:
+    """(N, E) so that an inner product is a cosine."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def replies(
+    examples: Sequence[Example],
+    training: Sequence[Example],
+    seed: int,
+    nearest: Callable[[list[str], list[str]], list[int]] | None,
+) -> dict[str, list[str]]:
+    """{name: the reply to each of `examples`}. `nearest(histories asked, known)` gives places in
+    `training`."""
+    found = {CONSTANT: [constant_reply([t.response for t in training])] * len(examples)}
+    others = derangement([e.conv_id for e in examples], seed)
+    found[OTHER_GOLD] = [examples[i].response for i in others]
+    if nearest:
+        places = nearest([" ".join(e.history) for e in examples], [" ".join(t.history) for t in training])
+        found[NEAREST] = [training[i].response for i in places]
+    return found
+
+
+def levels(gold: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: a level for each item} of judges' floors, given the gold replies' levels (N,): constants that
+    know how the gold levels are spread, and nothing of any item."""
+    counts = np.bincount(gold.astype(int))
+    return {
+        ZERO_LEVEL: np.zeros(len(gold)),
+        MEAN_LEVEL: np.full(len(gold), gold.mean() if len(gold) else 0.0),
+        MAJORITY_LEVEL: np.full(len(gold), float(counts.argmax()) if len(gold) else 0.0),
+    }

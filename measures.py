@@ -1,0 +1,175 @@
+"""The figures of replies, each as sums over items (intervals.Additive), so that any resample and any subset
+of items is had without reading the replies again. What each is called and means stands in columns.py.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+from tqdm import tqdm
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from intervals import Additive, item_means
+from options import UserError
+
+#: on strings that are normalised already; the mean of logarithms below is its "none" smoothing
+SENTENCES = BLEU(tokenize="none", smooth_method="none", effective_order=True, force=True)
+#: VADER knows contractions ("can't") with this apostrophe only; people write these besides
+APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
+
+
+# ---------------------------------------------------------------------------------------------------- overlap
+
+
+def bleu(replies: Sequence[str], references: Sequence[str], orders: Sequence[int]) -> dict[int, Additive]:
+    """Corpus BLEU in percent, up to n-grams for each n of `orders`, strings split at white space.
+
+    Their sums are sacreBLEU's sentence statistics: matches and totals of 1- to 4-grams, both lengths.
+    """
+    rows = []
+    for reply, reference in zip(replies, references, strict=True):
+        found = SENTENCES.sentence_score(reply, [reference])
+        rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
+    statistics = np.array(rows, dtype=float).reshape(-1, 10)
+    return {n: Additive(statistics, BleuOfSums(n)) for n in orders}
+
+
+def signature() -> str:
+    """How sacreBLEU names this BLEU."""
+    whole = BLEU(tokenize="none", smooth_method="none", force=True)
+    whole.corpus_score(["a"], [["a"]])  # it says nothing before it has seen references
+    return str(whole.get_signature())
+
+
+class BleuOfSums:
+    """BLEU (Papineni et al. 2002) of summed statistics (..., 10); 0 where an order has no match."""
+
+    def __init__(self, order: int):
+        self.order = order
+
+    def __call__(self, sums: np.ndarray) -> np.ndarray:
+        matches, totals = sums[..., : self.order], sums[..., 4 : 4 + self.order]
+        said, wanted = sums[..., 8], sums[..., 9]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = np.log(matches / totals).mean(-1)
+            penalty = np.minimum(0.0, 1 - wanted / said)
+            score = 100 * np.exp(precision + penalty)
+        return np.nan_to_num(score, nan=0.0)
+
+
+class AtSpaces:
+    """rouge-score's own tokenizer drops whatever is not a Latin letter or a digit; the words are known."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def rouge_l(replies: Sequence[str], references: Sequence[str]) -> Additive:
+    """Mean F1 of the longest common subsequence, in percent, strings split at white space."""
+    scorer = RougeScorer(["rougeL"], tokenizer=AtSpaces())
+    pairs = zip(references, replies, strict=True)
+    return item_means([100 * scorer.score(reference, reply)["rougeL"].fmeasure for reference, reply in pairs])
+
+
+def bertscore(replies: Sequence[str], references: Sequence[str], model: Path, device: str) -> Additive:
+    """Mean BERTScore F1 in percent under the last layer of the model in a folder; an empty side counts 0."""
+    import bert_score
+    from transformers import AutoConfig, AutoTokenizer
+
+    if AutoTokenizer.from_pretrained(model).model_max_length > 1_000_000:  # bert-score would overflow
+        raise UserError(
+            f"--bertscore-model {model}: its tokenizer_config.json has no model_max_length; write the number "
+            'of tokens that the model can read there ("model_max_length": 512)'
+        )
+    layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    values = np.zeros(len(replies))
+    pairs = zip(replies, references, strict=True)
+    said = [n for n, pair in enumerate(pairs) if all(text.strip() for text in pair)]
+    if said:
+        found = bert_score.score(
+            [replies[n] for n in said],
+            [references[n] for n in said],
+            model_type=str(model),
+            num_layers=layers,
+            device=device,
+        )
+        values[said] = 100 * found[2].numpy()
+    return item_means(values)
+
+
+# -------------------------------------------------------------------------------------- diversity and copying
+
+
+def shares(hits: Sequence[bool]) -> Additive:
+    """In percent."""
+    return item_means(100 * np.asarray(hits, dtype=float))
+
+
+def most_frequent(replies: Sequence[str]) -> Additive:
+    """Share of the most frequent reply, in percent."""
+    if not replies:
+        return shares([])
+    usual = Counter(replies).most_common(1)[0][0]
+    return shares([reply == usual for reply in replies])
+
+
+# ----------------------------------------------------------------------------------------------------- levels
+
+
+def agreement(gold: np.ndarray, levels: np.ndarray, kinds: int) -> dict[str, Additive]:
+    """Macro-F1 in percent and Cohen's kappa of whole levels (N,) from 0 to `kinds` - 1."""
+    cells = np.eye(kinds * kinds)[gold.astype(int) * kinds + levels.astype(int)]  # (N, kinds^2), one hot
+    return {"f1": Additive(cells, macro_f1), "kappa": Additive(cells, kappa)}
+
+
+def squares(sums: np.ndarray) -> np.ndarray:
+    """(..., kinds^2) -> (..., gold level, the reply's level)"""
+    kinds = round(sums.shape[-1] ** 0.5)
+    return sums.reshape(*sums.shape[:-1], kinds, kinds)
+
+
+def macro_f1(sums: np.ndarray) -> np.ndarray:
+    """Over the levels that occur on either side."""
+    table = squares(sums)
+    hits, both = np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1) + table.sum(-2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 100 * np.nanmean(np.where(both > 0, 2 * hits / both, np.nan), axis=-1)
+
+
+def kappa(sums: np.ndarray) -> np.ndarray:
+    """nan where both sides always have one and the same level."""
+    table = squares(sums)
+    total = table.sum((-2, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        agreed = np.trace(table, axis1=-2, axis2=-1) / total
+        chance = (table.sum(-1) * table.sum(-2)).sum(-1) / total**2
+        return (agreed - chance) / (1 - chance)
+
+
+def diff_epitome(gold: Sequence[np.ndarray], levels: Sequence[np.ndarray]) -> Additive:
+    """The sum over dimensions of the mean squared difference of levels (N,) (Lee et al. 2022)."""
+    return item_means(sum((mine - right) ** 2 for right, mine in zip(gold, levels, strict=True)))
+
+
+# --------------------------------------------------------------------------------------- sentiment, stand-ins
+
+
+class Vader:
+    """VADER's compound sentiment in [-1, 1], each text once."""
+
+    def __init__(self):
+        self.analyser, self.known = SentimentIntensityAnalyzer(), {}
+
+    def __call__(self, replies: Sequence[str], title: str) -> Additive:
+        for text in tqdm(set(replies) - self.known.keys(), desc=title, disable=None, leave=False):
+            self.known[text] = self.analyser.polarity_scores(text.translate(APOSTROPHES))["compound"]
+        return item_means([self.known[text] for text in replies])
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> Additive:
+    """Mean cosine of (N, E) with (N, E)."""
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return item_means((one * other).sum(1) / np.maximum(lengths, 1e-12))
