@@ -1,94 +1,117 @@
-"""Score runs' predictions against the gold replies: one table, and a page of case studies.
+"""Score systems' replies against the gold ones, beside floors that read nothing: tables, and case studies.
 
   python evaluate_responses.py saved/t5/lempex saved/t5/plain       runs, or predictions.tsv files of anybody
   python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
-  python evaluate_responses.py saved/t5/lempex saved/t5/plain --rating-kit 50    a page for human raters
-  python evaluate_responses.py --ratings ratings-*.csv                           what they said
+  python evaluate_responses.py plain=runs/1,runs/2,runs/3 theirs.tsv    three seeds of one system, and a file
 
-Columns: perplexity of the gold replies per model token and per word (13a words and one end a reply; the same
-unit for every model, though a GloVe model pays for an unknown word as for one known word, and not for
-capitals), BLEU-1..4 on raw strings (white space, case kept: the paper's), sacreBLEU (13a, lower-cased),
-Distinct-1/2 (13a, lower-cased), mean length, and the critics' mean scores (expected label, with two labels
-the probability of empathy; sentiment from -1 to 1). Matching the gold row's scores, not topping them, is the
-aim; a run that was trained against these very critics is named. Writes metrics.json, table.md,
-case_studies.md and .html, and learning_curves.png to results/NAME/.
+Each table is of one set of items (--items), names it, and has a gold row and floors: one constant reply,
+another item's gold reply, the nearest training reply. What each column is stands under its table. Matching
+the gold row, not topping it, is the aim wherever a column says "nearer to gold". Figures have 95 % bootstrap
+intervals; every two systems are tested pairwise on the items that both have. Writes metrics.json, table.md,
+items.csv (every score of every item), pairs.csv (every test), case_studies.md and .html, and
+learning_curves.png to results/NAME/.
 """
 
 from pathlib import Path
 
 import options
 from commands import device_flags, pick
-from options import COUNT, SPLITS, Paths, add_common, add_device, check, make_parser, run_name
+from layouts import LAYOUTS
+from options import COUNT, SPLITS, Paths, add_common, add_device, check, make_parser, number, run_name
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
-    parser.add_argument(
-        "runs", nargs="*", help="run folders, or tab-separated files with conv_id, utterance_idx, response"
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="+",
+        metavar="SYSTEM",
+        help="run folders, or files of predictions; NAME=PLACE,PLACE,... are runs of one system with several "
+        "seeds",
     )
-    parser.add_argument(
-        "--split", choices=SPLITS[1:], default="test", help="which split the predictions are of"
+    add("--split", choices=SPLITS[1:], default="test", help="which split the predictions are of")
+    add(
+        "--items",
+        choices=["all", "last", "non-last", "shared"],
+        default="all",
+        help="the listener turns that the tables are of: all, each conversation's last, the others, or those "
+        "that every system answers",
     )
-    parser.add_argument(
+    add(
+        "--format",
+        choices=LAYOUTS,
+        default="auto",
+        help="how files of predictions are laid out (auto: by their names and first lines)",
+    )
+    add(
+        "--references",
+        metavar="FILE",
+        help="gold replies, one a line, in the order of files that hold nothing but replies, one a line",
+    )
+    add(
         "--family",
         default="t5",
         help="whose critics judge: saved/empathy/FAMILY-DIM and saved/sentiment/FAMILY; those missing are "
         "left out",
     )
-    parser.add_argument("--name", type=run_name, default="evaluation", help="folder under results/")
-    parser.add_argument("--cases", type=COUNT, default=12, help="case studies on the page")
-    parser.add_argument(
+    add("--name", type=run_name, default="evaluation", help="folder under results/")
+    add("--cases", type=COUNT, default=12, help="case studies on the page")
+    add("--resamples", type=number(int, least=100), default=2000, help="bootstrap resamples of the intervals")
+    add(
+        "--judges",
+        metavar="NAME,NAME",
+        help="judges of empathy that served no loss: tfidf, or families in saved/empathy (minilm, ...); none "
+        "for no judge (default: minilm and tfidf, those that can be had)",
+    )
+    add(
+        "--nearest",
+        choices=["tfidf", "minilm", "none"],
+        default="tfidf",
+        help="how the floor of the nearest training reply finds a history like this one: TF-IDF (seconds) or "
+        "MiniLM (the first time as long as it takes to read all training histories; then kept in the cache)",
+    )
+    add(
+        "--relevance",
+        action="store_true",
+        help="the relevance stand-in, MiniLM's cosine of reply and last turn (minutes a system on a CPU)",
+    )
+    add(
+        "--fluency-model",
+        metavar="MODEL",
+        help="the fluency stand-in: perplexity of the replies under this causal language model (smollm2, a "
+        "folder or a hub name)",
+    )
+    add("--bertscore-model", metavar="DIR", help="BERTScore with the model in this folder (its last layer)")
+    add(
         "--exemplars",
         metavar="DIR",
-        help="folder of {split}_dpr.csv, shown in the case studies (default: data/empathetic_dialogues)",
-    )
-    parser.add_argument(
-        "--rating-kit",
-        type=COUNT,
-        default=0,
-        metavar="N",
-        help="instead of a table: a page on which people rate replies to N items blindly, and its key, in "
-        "results/NAME/rating_kit/",
-    )
-    parser.add_argument(
-        "--rating-mode",
-        choices=["likert", "ab"],
-        default="likert",
-        help="likert: 1 to 5 on six scales, for gold replies too; ab: the better one of two, or a tie",
-    )
-    parser.add_argument(
-        "--ratings",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="instead of a table, without systems: what the kit's raters saved, as means with intervals, "
-        "agreement, wins and losses; to ratings.md beside the kit",
+        help="folder of {split}_dpr.csv: shown in the case studies, and looked for in the replies (default: "
+        "data/empathetic_dialogues)",
     )
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = [f"{r}: no such run folder or file" for r in args.runs if not Path(r).exists()]
-    problems += [f"--ratings {f}: no such file" for f in args.ratings if not Path(f).is_file()]
-    if bool(args.runs) == bool(args.ratings):
-        problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
+    problems = []
+    for text in args.runs:
+        name, equals, places = text.partition("=")
+        several = bool(name and equals) and not Path(text).exists()
+        for place in places.split(",") if several else [text]:
+            if not Path(place).exists():
+                problems.append(f"{place or text}: no such run folder or file")
+    if args.references and not Path(args.references).is_file():
+        problems.append(f"--references {args.references}: no such file")
+    if args.bertscore_model and not Path(args.bertscore_model).is_dir():
+        problems.append(f"--bertscore-model {args.bertscore_model}: no such folder")
     check(parser, args, problems)
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    import ratings
     import tables
 
     paths = Paths(args.workdir, exemplars=args.exemplars)
-    kit = paths.results / args.name / "rating_kit"
-    if args.ratings:
-        return print(ratings.report(args.ratings, kit, args.overwrite))
-    if args.rating_kit:
-        examples, systems = tables.replies(pick(tables.TableOptions, args), paths)
-        return ratings.kit_of(
-            kit, examples, systems, args.rating_kit, args.rating_mode, args.seed, args.overwrite
-        )
     return tables.evaluate(pick(tables.TableOptions, args), paths, tables.Session(**device_flags(args)))
 
 

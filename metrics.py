@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from scipy.stats import pearsonr
 from sklearn.dummy import DummyClassifier
@@ -90,23 +89,6 @@ def perplexity(nll: float, units: float) -> float:
     return math.exp(min(nll / units, 700)) if units else math.nan
 
 
-#: sacreBLEU's own tokenisation, lower-cased: fair to models whose words have no capitals
-SACREBLEU = BLEU(lowercase=True, force=True)
-
-
-def bleu(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU-1..4 on raw strings split at white space, case kept (the paper's), and sacreBLEU, case
-    apart."""
-    refs = [list(references)]
-    scores = {
-        f"bleu_{n}": BLEU(tokenize="none", max_ngram_order=n, force=True)
-        .corpus_score(list(responses), refs)
-        .score
-        for n in (1, 2, 3, 4)
-    }
-    return {**scores, "sacrebleu": SACREBLEU.corpus_score(list(responses), refs).score}
-
-
 def distinct(responses: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of all responses, in percent (Li et al. 2016, corpus level).
 
@@ -119,11 +101,3 @@ def distinct(responses: Sequence[str], n: int) -> float:
         for i in range(len(words) - n + 1)
     ]
     return 100 * len(set(grams)) / len(grams) if grams else 0.0
-
-
-def reply_statistics(responses: Sequence[str]) -> dict[str, float]:
-    return {
-        "distinct_1": distinct(responses, 1),
-        "distinct_2": distinct(responses, 2),
-        "length": float(np.mean([len(r.split()) for r in responses])),
-    }

@@ -1,48 +1,41 @@
-"""Systems on one table: their replies read, measured, judged, and shown beside the gold ones.
+"""Systems on one table: their replies read, measured, judged, and shown beside the gold ones and the floors.
 
-A system is a run's folder or anybody's predictions. The numbers themselves stand in metrics.py, the judges in
-critics.py.
+Here all parts meet, in order. What is read: systems.py; what is measured: measuring.py, by the definitions in
+columns.py; what is compared: comparison.py; how it is shown: rendering.py, pages.py.
 """
 
-import html
-import random
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 
+import causal_models
+import critics as training_critics
+import floors
+import judges
+import normalising
+import runs
+import searching
 import storage
-from critics import judge, load_judges
+from columns import COLUMNS, Column, critic_columns, judge_columns
+from comparison import Comparison, Numbers, Row, Test
+from critics import Judges
 from dataloaders import Example, listener_turns, read_exemplars
-from metrics import SACREBLEU, bleu, reply_statistics
-from options import CRITICS, Paths, refuse_existing
+from DPR.retriever import own_conversations
+from measures import signature
+from measuring import Extras, Standard
+from options import CRITICS, DIMENSIONS, Paths, refuse_existing
+from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
+from rendering import Page
 from session import Session
-from systems import read_system, require_complete
+from systems import System, item_set, read_system, require_complete, set_hash
 
-matplotlib.use("Agg")  # draws into files, with no screen
-from matplotlib import pyplot  # noqa: E402
-
-COLUMNS = {
-    "parameters": ("#params", "{:,.0f}"),
-    "ppl_token": ("PPL/token", "{:.2f}"),
-    "ppl_word": ("PPL/word", "{:.2f}"),
-    "bleu_1": ("BLEU-1", "{:.2f}"),
-    "bleu_2": ("BLEU-2", "{:.2f}"),
-    "bleu_3": ("BLEU-3", "{:.2f}"),
-    "bleu_4": ("BLEU-4", "{:.2f}"),
-    "sacrebleu": ("sacreBLEU", "{:.2f}"),
-    "distinct_1": ("Distinct-1 %", "{:.2f}"),
-    "distinct_2": ("Distinct-2 %", "{:.2f}"),
-    "length": ("words", "{:.1f}"),
-    **{f"critic_{k}": (k, "{:.3f}") for k in CRITICS},
-}
-SMALL_MODEL = (
-    "Some of these replies were written by a very small model (fewer than two million weights, trained for "
-    "seconds or minutes). They show that every part works, not what the method can do: `python "
-    "reproduce.py --recipe glove` (hours on one GPU) or `--recipe t5` makes better ones."
-)
+FILES = ("metrics.json", "table.md", "items.csv", "pairs.csv")
+PAGES = {"case_studies.md": markdown_cases, "case_studies.html": html_cases}
+CURVES = "learning_curves.png"
 
 
 @dataclass(frozen=True)
@@ -51,155 +44,326 @@ class TableOptions:
 
     runs: list[str]
     split: str
+    items: str
+    format: str
+    references: str | None
     family: str
     name: str
     cases: int
     seed: int
     overwrite: bool
+    resamples: int
+    judges: str | None
+    nearest: str
+    relevance: bool
+    fluency_model: str | None
+    bertscore_model: str | None
 
 
-def load_systems(path: Path, examples: list[Example], split: str, paths: Paths) -> list[dict]:
-    """The rows of a run's folder or of anybody's predictions, which must cover the split."""
-    rows = []
-    for system in read_system(path, examples, split, paths):
-        require_complete(system, range(len(examples)), examples)
-        row: dict = {"name": system.name, "replies": system.replies, **system.perplexities}
-        row |= {k: v for k in ("folder", "run") if (v := getattr(system, k))}
-        if system.decoding:
-            row["decoding"] = system.decoding
-        if system.parameters is not None:
-            row |= {"parameters": system.parameters, "adapter": system.adapter}
-        rows.append(row)
+@dataclass
+class Named:
+    """A line of the table: one system, or several runs of one under a name."""
+
+    name: str
+    systems: list[System]
+
+
+def asked(text: str) -> tuple[str, list[str]]:
+    """(name, places) of one argument: a place, or NAME=place,place,... ; the name may be empty."""
+    name, equals, places = text.partition("=")
+    if not equals or Path(text).exists():
+        return "", [text]
+    return name, [place for place in places.split(",") if place]
+
+
+def as_path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -> list[Named]:
+    """Every system of the table; two of one name are told apart by a number."""
+    found: list[Named] = []
+    for text in options.runs:
+        name, places = asked(text)
+        read: list[System] = []
+        for place in places:
+            read += read_system(
+                Path(place),
+                examples,
+                options.split,
+                paths,
+                layout=options.format,
+                references=as_path(options.references),
+            )
+        found += [Named(name, read)] if name else [Named(system.name, [system]) for system in read]
+    for n, line in enumerate(found):
+        if line.name in ["gold", *(other.name for other in found[:n])]:
+            line.name += f" ({n + 1})"
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def standard(
+    options: TableOptions, examples: Sequence[Example], paths: Paths, session: Session, critics: Judges
+) -> Standard:
+    """What every line is held against."""
+
+    def scores(numbers: Numbers, replies: Sequence[str], title: str) -> dict[str, list[float]]:
+        return training_critics.judge(
+            critics, [examples[i] for i in numbers], list(replies), paths.cache, title
+        )
+
+    shown = paths.exemplars(options.split)
+    extras = Extras(bertscore=as_path(options.bertscore_model))
+    if options.relevance:
+        minilm = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
+        extras = dataclasses.replace(extras, relevance=minilm)
+    if options.fluency_model:
+        loaded = causal_models.load_base(options.fluency_model, paths.cache, session.device)
+        extras = dataclasses.replace(extras, fluency=loaded)
+    return Standard(
+        examples=examples,
+        training=listener_turns(paths.dialogues("train")),
+        exemplars=read_exemplars(shown, examples) if shown.exists() else None,
+        judges=load_judges(options, paths, session),
+        critics=scores,
+        session=session,
+        extras=extras,
+    )
+
+
+def load_judges(options: TableOptions, paths: Paths, session: Session) -> list[judges.Judge]:
+    """Those asked for; by default those that can be had."""
+    if options.judges is not None:
+        return judges.load(paths, session, [] if options.judges == "none" else options.judges.split(","))
+    if all(paths.pairs(dim, split).exists() for dim in DIMENSIONS for split in ("train", "valid")):
+        return judges.load(paths, session)
+    session.say(f"note: no tfidf judge: {paths.pairs_dir} does not hold the pairs that it is fitted on")
+    named = [name for name in judges.DEFAULT if name != "tfidf" and not judges.lacking(name, paths)]
+    return judges.load(paths, session, named)
+
+
+def nearest(
+    options: TableOptions, against: Standard, examples: Sequence[Example], paths: Paths, session: Session
+) -> Callable | None:
+    """How the nearest training reply is found, for floors.replies."""
+    if options.nearest == "none":
+        return None
+    training = against.training
+    owners, held = own_conversations(examples, training), [t.conv_id for t in training]
+    if options.nearest == "tfidf":
+        return lambda asked, known: floors.nearest_by_tfidf(asked, known, owners, held)
+    return lambda asked, known: floors.nearest_by_minilm(asked, known, owners, held, paths, session)
+
+
+def all_rows(
+    options: TableOptions,
+    against: Standard,
+    lines: Sequence[Named],
+    numbers: Numbers,
+    how: Callable | None,
+    paths: Paths,
+) -> list[Row]:
+    """Gold, floors, systems. `numbers`: the items of the tables; levels' floors know the gold levels of
+    those."""
+    everything = tuple(range(len(against.examples)))
+    gold = against.measure("gold", [e.response for e in against.examples], everything)
+    rows = [Row("gold", "gold", [gold]), *against.floors(numbers, options.seed, how)]
+    rows += against.level_floors(numbers)
+    if any(system.samples for line in lines for system in line.systems):
+        encoder = "minilm" if options.nearest == "minilm" else None
+        rows += against.context_only(numbers, encoder, paths.cache)
+    for line in lines:
+        measured = []
+        for system in line.systems:
+            own = tuple(system.numbers)
+            measured.append(
+                against.measure(
+                    line.name,
+                    system.replies,
+                    own,
+                    likelihoods=system.likelihoods,
+                    samples=system.samples,
+                    parameters=system.parameters,
+                )
+            )
+        rows.append(Row(line.name, "system", measured))
     return rows
 
 
-def notes(systems: list[dict], folders: dict[str, Path]) -> str:
-    """What the table's reader must know: how sacreBLEU was computed, how replies were decoded, and which runs
-    were judged by their own loss."""
-    lines = [
-        f"sacreBLEU: {SACREBLEU.get_signature()}. Parameters, perplexity, BLEU, Distinct: "
-        "`python evaluate_responses.py --help`."
+# --------------------------------------------------------------------------------------------------- output
+
+
+def notes(lines: Sequence[Named], folders: dict[str, Path]) -> list[str]:
+    """How replies were decoded, and which runs were judged by their own loss."""
+    out = []
+    critics = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
+    for line in lines:
+        for system in line.systems:
+            name = cell(line.name if len(line.systems) == 1 else f"{line.name}, {system.name}")
+            if system.decoding:
+                out.append(f"Replies of {name}: {system.decoding}.")
+            inputs = {}
+            if run := system.folder or system.run:
+                inputs = storage.read_json(Path(run) / "args.json").get("inputs", {})
+            own = [k for k, digest in critics.items() if inputs.get(f"critic {k}") == digest]
+            if own:
+                out.append(
+                    f"{name} was trained against the very critics that judge it here: {', '.join(own)}."
+                )
+    return out
+
+
+def footer(options: TableOptions, numbers: Numbers, digest: str, named: Sequence[str]) -> list[str]:
+    """Of what and by what the tables are."""
+    made = runs.environment("")
+    return [
+        f"Split {options.split}, items {options.items}, n = {len(numbers):,}, set {digest}; "
+        f"{options.resamples:,} resamples, seed {options.seed}.",
+        f"{normalising.DESCRIPTION}. BLEU-1..4: {signature()}.",
+        f"Judges: {', '.join(named) or 'none'}; training critics, which stand apart: {options.family}.",
+        f"Commit {made['commit']}; `{made['command']}`.",
     ]
-    judges = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
-    for system in systems:
-        name = cell(system["name"])
-        if system.get("decoding"):
-            lines.append(f"Replies of {name}: {system['decoding']}.")
-        inputs = {}
-        if run := system.get("folder", system.get("run")):
-            inputs = storage.read_json(Path(run) / "args.json").get("inputs", {})
-        own = [k for k, digest in judges.items() if inputs.get(f"critic {k}") == digest]
-        if own:
-            lines.append(f"{name} was trained against the very critics that judge it here: {', '.join(own)}.")
-    return "".join(f"\n{line}\n" for line in lines)
 
 
-def measure(system: dict, gold: list[str]) -> dict[str, float]:
-    """The automatic columns of one row."""
-    row = {k: system[k] for k in ("parameters", "ppl_token", "ppl_word") if k in system}
-    row |= bleu(system["replies"], gold) | reply_statistics(system["replies"])
-    return row | {f"critic_{k}": float(np.mean(v)) for k, v in system["scores"].items()}
+def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequence[Example]) -> pd.DataFrame:
+    """One row for each item of each run, one column for each score that an item has by itself."""
+    parts = []
+    for row in rows:
+        for run_number, run in enumerate(row.runs):
+            if row.kind == "level floor":
+                continue
+            keys = [examples[i].key for i in run.numbers]
+            part = pd.DataFrame(keys, columns=["conv_id", "utterance_idx"])
+            part.insert(0, "run", run_number + 1)
+            part.insert(0, "system", row.name)
+            part["reply_normalised"] = run.replies
+            values = {
+                c.key: np.round(run.figures[c.key].items(), 5)
+                for c in columns
+                if c.per_item and c.key in run.figures
+            }
+            parts.append(pd.concat([part, pd.DataFrame(values)], axis=1))
+    return pd.concat(parts, ignore_index=True)
 
 
-def cell(text: str) -> str:
-    """Text that is safe in a markdown table or page: no HTML, no column breaks, one line."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:
+    """One row for each two systems and column."""
+    rows = []
+    for t in tests:
+        rows.append((t.one, t.other, t.column, t.items, t.difference, *t.interval, t.p, t.corrected))
+    names = ["system", "other", "column", "items", "difference", "low", "high", "p", "p_holm"]
+    return pd.DataFrame(rows, columns=names)
 
 
-def table(rows: dict[str, dict]) -> str:
-    lines = [
-        "| system | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
-    for name, row in rows.items():
-        values = [shape.format(row[key]) if key in row else "-" for key, (_, shape) in COLUMNS.items()]
-        lines.append(f"| {cell(name)} | " + " | ".join(values) + " |")
-    return "\n".join(lines) + "\n"
+def as_numbers(page: Page) -> dict[str, dict]:
+    """The tables as data: {systems, floors, intervals}."""
+    out: dict[str, dict] = {"systems": {}, "floors": {}, "intervals": {}, "runs": {}}
+    for row in page.comparison.rows:
+        found = page.table[row.name]
+        points = {key: e.point for key, e in found.items() if np.isfinite(e.point)}
+        out["floors" if "floor" in row.kind else "systems"][row.name] = points
+        spans = {key: e.interval() for key, e in found.items()}
+        out["intervals"][row.name] = {key: span for key, span in spans.items() if span}
+        if len(row.runs) > 1:
+            out["runs"][row.name] = {key: e.runs for key, e in found.items()}
+    return out
 
 
-def case_studies(
-    systems: list[dict], examples: list[Example], shown: list[list[str]] | None, count: int, seed: int
-) -> str:
-    """A page: context, exemplars, each system's reply with its critics' scores, the gold reply."""
-    chosen = sorted(random.Random(seed).sample(range(len(examples)), min(count, len(examples))))
-    lines = ["# Case studies", ""]
-    if any(s.get("parameters", 10**9) < 2_000_000 and not s.get("adapter") for s in systems):
-        lines += [SMALL_MODEL, ""]
-    for n, i in enumerate(chosen, start=1):
-        exemplars = shown[i][:3] if shown is not None else []
-        lines += one_case(n, i, systems, examples[i], exemplars)
-    return "\n".join(lines) + "\n"
+def cases(
+    lines: Sequence[Named], rows: Sequence[Row], examples: Sequence[Example], numbers: Numbers
+) -> list[dict]:
+    """What pages.py shows: each system's replies to the items of the tables, with the judges' scores."""
+    found = []
+    systems = {line.name: line.systems[0] for line in lines}
+    for row in (r for r in rows if r.kind in ("gold", "system")):
+        run = row.runs[0]
+        places = run.places(numbers)
+        scores = {}
+        for key, figure in run.figures.items():
+            if key.startswith("critic_"):
+                scores[key.removeprefix("critic_")] = figure.items()[places].tolist()
+            elif key.endswith("_level"):
+                scores[key.removesuffix("_level").replace("_", ": ")] = figure.items()[places].tolist()
+        shown: dict = {"name": row.name, "scores": scores}
+        if row.kind == "gold":
+            shown["replies"] = [examples[i].response for i in numbers]
+        else:
+            system = systems[row.name]
+            shown["replies"] = [system.replies[place] for place in places]
+            if system.folder:
+                shown["folder"] = str(system.folder)
+            if run_folder := system.folder or system.run:
+                shown["traits"] = traits(run_folder)
+            if system.parameters is not None:
+                shown |= {"parameters": system.parameters, "adapter": system.adapter}
+        found.append(shown)
+    return found
 
 
-def one_case(n: int, i: int, systems: list[dict], example: Example, exemplars: list[str]) -> list[str]:
-    """The `n`-th case study, of example number `i`."""
-    title = f"## {n}. {example.emotion} ({cell(example.conv_id)}, utterance {example.utterance_idx})"
-    lines = [title, ""]
-    for t, turn in enumerate(example.history):
-        lines.append(f"- **{('speaker', 'listener')[t % 2]}:** {cell(turn)}")
-    if exemplars:
-        lines.append("")
-    for rank, text in enumerate(exemplars, start=1):
-        lines.append(f"> exemplar {rank}: {cell(text)}  ")
-    kinds = list(systems[0]["scores"])
-    lines += ["", "| | reply | " + " | ".join(kinds) + " |", "|---" * (2 + len(kinds)) + "|"]
-    for system in systems:
-        scores = " | ".join(f"{system['scores'][k][i]:.2f}" for k in kinds)
-        lines.append(f"| {cell(system['name'])} | {cell(system['replies'][i])} | {scores} |")
-    return [*lines, ""]
-
-
-def plot_learning(systems: list[dict], target: Path) -> bool:
-    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run."""
-    logs = {s["name"]: Path(s["folder"]) / "metrics.jsonl" for s in systems if "folder" in s}
-    logs = {k: v for k, v in logs.items() if v.exists()}
-    if not logs:
-        return False
-    figure, axes = pyplot.subplots(1, len(logs), figsize=(5.5 * len(logs), 4), squeeze=False)
-    for axis, (name, file) in zip(axes[0], logs.items(), strict=True):
-        rows = pd.read_json(file, lines=True)
-        for kind, style in (("train", "-"), ("valid", "o--")):
-            part = rows[rows["kind"] == kind]
-            for term in ("nll", *CRITICS):
-                if term in part and part[term].notna().any():
-                    axis.plot(part["step"], part[term], style, label=f"{term}, {kind}")
-        axis.set(title=name, xlabel="updates", ylabel="loss (nats, or squared error)")
-        axis.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(target, dpi=120)
-    pyplot.close(figure)
-    return True
+def write_cases(
+    options: TableOptions,
+    against: Standard,
+    lines: Sequence[Named],
+    rows: Sequence[Row],
+    numbers: Numbers,
+    files: dict[str, Path],
+) -> None:
+    """The pages that people look at, of the items of the tables."""
+    shown = None
+    if against.exemplars is not None:
+        shown = [against.exemplars[i] for i in numbers]
+    systems = cases(lines, rows, against.examples, numbers)
+    chosen = [against.examples[i] for i in numbers]
+    for name, page in PAGES.items():
+        storage.write_text(files[name], page(sections(systems, shown), chosen, options.cases, options.seed))
+    plot_learning(systems, files[CURVES])
 
 
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
-    """Write metrics.json, table.md, case_studies.md and learning_curves.png to results/NAME/."""
+    """Write FILES to results/NAME/."""
     folder = paths.results / options.name
-    files = {n: folder / n for n in ("metrics.json", "table.md", "case_studies.md", "learning_curves.png")}
+    files = {name: folder / name for name in (*FILES, *PAGES, CURVES)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     examples = listener_turns(paths.dialogues(options.split))
-    gold = [e.response for e in examples]
-    systems: list[dict] = [{"name": "gold", "replies": gold}]
-    for run in options.runs:
-        systems += load_systems(Path(run), examples, options.split, paths)
-    for n, system in enumerate(systems):  # two files of one name are two rows
-        if system["name"] in [s["name"] for s in systems[:n]]:
-            system["name"] += f" ({n})"
+    lines = read_all(options, examples, paths)
+    numbers = tuple(item_set(examples, options.items, [s for line in lines for s in line.systems]))
+    for line in lines:
+        for system in line.systems:
+            require_complete(system, numbers, examples)
 
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
-    judges = load_judges(folders, session)
-    for system in systems:
-        system["scores"] = judge(judges, examples, system["replies"], paths.cache, system["name"])
-    rows = {s["name"]: measure(s, gold) for s in systems}
-    found = paths.exemplars(options.split)
-    shown = read_exemplars(found, examples) if found.exists() else None
+    critics = training_critics.load_judges(folders, session)
+    against = standard(options, examples, paths, session, critics)
+    how = nearest(options, against, [examples[i] for i in numbers], paths, session)
+    rows = all_rows(options, against, lines, numbers, how, paths)
+    columns = list(COLUMNS)
+    for j in against.judges:
+        columns += judge_columns(j.name, list(DIMENSIONS))
+    columns += critic_columns(list(critics))
+    comparison = Comparison(rows, columns, options.resamples, options.seed)
+    comparison.settle(numbers)
+    scope = item_set(examples, "all" if options.items == "shared" else options.items, [])
+    tests, refused = comparison.tests(scope)
+    page = Page(comparison, tests)
 
-    below = notes(systems, {kind: folders[kind] for kind in judges})
-    storage.write_text(files["table.md"], table(rows) + below)
-    page = case_studies(systems, examples, shown, options.cases, options.seed)
-    storage.write_text(files["case_studies.md"], page)
-    plot_learning(systems, files["learning_curves.png"])
-    content = {"split": options.split, "replies": len(gold), "judges": options.family, "systems": rows}
+    digest = set_hash(examples, numbers)
+    place = f"Items: {options.items}, n = {len(numbers):,}, set {digest}."
+    below = [place, *page.remarks(refused), *notes(lines, {kind: folders[kind] for kind in critics})]
+    if against.judges:
+        chosen = [examples[i] for i in numbers]
+        below += judges.report(against.judges, [e.response for e in chosen], [e.history for e in chosen])
+    below += footer(options, numbers, digest, [j.name for j in against.judges])
+    first = "\n\n".join([page.main(), *below])
+    storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
+    write_cases(options, against, lines, rows, numbers, files)
+    storage.write_csv(files["items.csv"], items_table(rows, columns, examples))
+    storage.write_csv(files["pairs.csv"], pairs_table(tests))
+    content = {"split": options.split, "items": options.items, "replies": len(numbers), "set": digest}
+    content |= {"normaliser": normalising.VERSION, "judges": options.family, **as_numbers(page)}
     storage.write_json(files["metrics.json"], content)
-    print(table(rows) + below)
+    print(first)
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")
     return content

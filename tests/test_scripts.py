@@ -501,14 +501,17 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
     )
     folder = trained_copy / "results" / "evaluation"
     pages = {"case_studies.md", "case_studies.html"}
-    assert files_of(folder) == {"metrics.json", "table.md", "learning_curves.png"} | pages
+    assert (
+        files_of(folder)
+        == {"metrics.json", "table.md", "items.csv", "pairs.csv", "learning_curves.png"} | pages
+    )
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
     below = (folder / "table.md").read_text().split("\n\n", 1)[1]
     judged = "glove-t5/lempex was trained against the very critics that judge it here: "
-    assert "case:lc" in below and judged + "emo, exp, int, sentiment" in below
+    assert "tok:none" in below and judged + "emo, exp, int, sentiment" in below
     assert (
-        systems["gold"]["bleu_4"] == pytest.approx(100)
+        systems["gold"]["norm_bleu_4"] == pytest.approx(100)
         and systems["glove-t5/lempex"]["ppl_word"] > 1
         and "ppl_word" not in systems["theirs"]
     )

@@ -1,0 +1,250 @@
+"""Everything that is measured of one run's replies, once, on all items that it has: comparison.py takes any
+subset of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import floors
+import measures
+import metrics
+from comparison import Measured, Numbers, Row
+from dataloaders import Example, plan_once
+from intervals import Additive, item_means, ratio
+from judges import Judge, context_auc, context_predictor
+from normalising import normalise
+from session import Session
+
+
+def perplexity(sums: np.ndarray) -> np.ndarray:
+    """exp(NLL / units) of sums (..., 2)."""
+    return np.exp(np.minimum(ratio(sums), 700))
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is measured only where it was asked for: models that take minutes, or have to be brought."""
+
+    relevance: Any = None  # a retriever of MiniLM
+    fluency: tuple[Any, Any] | None = None  # (causal language model, tokenizer)
+    bertscore: Path | None = None
+
+
+@dataclass
+class Standard:
+    """What every row is held against: the split's listener turns, and who judges."""
+
+    examples: Sequence[Example]
+    training: Sequence[Example]
+    exemplars: Sequence[Sequence[str]] | None
+    judges: Sequence[Judge]
+    #: the training critics' scores of (replies to these items), under a title
+    critics: Callable[[Numbers, Sequence[str], str], dict[str, list[float]]]
+    session: Session
+    extras: Extras = field(default_factory=Extras)
+
+    def __post_init__(self):
+        self.gold = [normalise(e.response) for e in self.examples]
+        self.known = frozenset(normalise(t.response) for t in self.training)
+        self.shown = None
+        if self.exemplars is not None:
+            texts = {text for row in self.exemplars for text in row}
+            plain = {text: normalise(text) for text in texts}
+            self.shown = [frozenset(plain[text] for text in row) for row in self.exemplars]
+        self.vader = measures.Vader()
+        self.turns: np.ndarray | None = None  # the last turns' vectors
+        self.gold_levels: dict[str, dict[str, np.ndarray]] = {}  # {judge: {dim: (N,)}}
+        histories = [e.history for e in self.examples]
+        for judge in self.judges:
+            self.gold_levels[judge.name] = judge.levels([e.response for e in self.examples], histories)
+
+    # -------------------------------------------------------------------------------------------- one run
+
+    def measure(
+        self,
+        name: str,
+        replies: Sequence[str],
+        numbers: Numbers,
+        *,
+        likelihoods: Mapping[int, Sequence[float]] | None = None,
+        samples: Sequence[Sequence[str]] | None = None,
+        parameters: float | None = None,
+    ) -> Measured:
+        """`replies` to the examples `numbers`. `likelihoods`: see systems.System. `samples`: several
+        replies to each."""
+        plain = [normalise(reply) for reply in replies]
+        gold = [self.gold[i] for i in numbers]
+        found: dict[str, Additive] = {}
+        raw = measures.bleu(replies, [self.examples[i].response for i in numbers], (1,))
+        found["bleu_1"] = raw[1]
+        for n, figure in measures.bleu(plain, gold, (1, 2, 3, 4)).items():
+            found[f"norm_bleu_{n}"] = figure
+        found["rouge_l"] = measures.rouge_l(plain, gold)
+        found["length"] = item_means([len(reply.split()) for reply in plain])
+        found["verbatim_training"] = measures.shares([reply in self.known for reply in plain])
+        if self.shown is not None:
+            hits = [reply in self.shown[i] for reply, i in zip(plain, numbers, strict=True)]
+            found["verbatim_exemplar"] = measures.shares(hits)
+        found["vader"] = self.vader(replies, f"{name}: VADER")
+        found |= self.likelihoods(likelihoods or {}, numbers) | self.stand_ins(name, replies, plain, numbers)
+        for judge in self.judges:
+            histories = [self.examples[i].history for i in numbers]
+            found |= self.judged(judge.name, judge.levels(replies, histories), numbers)
+        for kind, values in self.critics(numbers, replies, name).items():
+            found[f"critic_{kind}"] = item_means(values)
+        constants = {} if parameters is None else {"parameters": float(parameters)}
+
+        def of_the_set(places: np.ndarray) -> dict[str, float]:
+            some = [replies[place] for place in places]
+            values = {f"distinct_{n}": metrics.distinct(some, n) for n in (1, 2)}
+            if samples is not None:
+                some_samples = [samples[place] for place in places]
+                some_numbers = tuple(numbers[place] for place in places)
+                for judge in self.judges:
+                    values |= self.context_auc(judge, some_samples, some_numbers)
+            return values
+
+        return Measured(numbers, found, plain, constants, of_the_set)
+
+    def likelihoods(self, known: Mapping[int, Sequence[float]], numbers: Numbers) -> dict[str, Additive]:
+        """Perplexities, where the (nll, tokens, words) of all gold replies are known."""
+        if not numbers or any(n not in known for n in numbers):
+            return {}
+        nll, tokens, words = np.array([known[n] for n in numbers], dtype=float).T
+        units = {"ppl_token": tokens, "ppl_word": words}
+        return {key: Additive(np.stack([nll, unit], axis=1), perplexity) for key, unit in units.items()}
+
+    def judged(self, judge: str, levels: dict[str, np.ndarray], numbers: Numbers) -> dict[str, Additive]:
+        """One judge's columns, of its levels (n,) of the replies to `numbers`; a level is a probability."""
+        found: dict[str, Additive] = {}
+        whole, right = [], []
+        for dim, mine in levels.items():
+            gold = self.gold_levels[judge][dim][list(numbers)]
+            found[f"{judge}_{dim}_level"] = item_means(mine)
+            whole.append((mine >= 0.5).astype(float))
+            right.append((gold >= 0.5).astype(float))
+            for key, figure in measures.agreement(right[-1], whole[-1], 2).items():
+                found[f"{judge}_{dim}_{key}"] = figure
+        found[f"{judge}_diff_epitome"] = measures.diff_epitome(right, whole)
+        return found
+
+    def context_auc(
+        self, judge: Judge, samples: Sequence[Sequence[str]], numbers: Numbers
+    ) -> dict[str, float]:
+        """How well the mean judged level of a context's samples foretells the gold reply's."""
+        texts = [text for row in samples for text in row]
+        histories = [self.examples[i].history for i, row in zip(numbers, samples, strict=True) for _ in row]
+        owners = np.repeat(np.arange(len(samples)), [len(row) for row in samples])
+        counts = np.maximum(np.bincount(owners, minlength=len(samples)), 1)
+        found: dict[str, float] = {}
+        for dim, levels in judge.levels(texts, histories).items():
+            means = np.bincount(owners, levels, len(samples)) / counts
+            found |= self.foretold(judge.name, dim, means, numbers)
+        return found
+
+    def foretold(self, judge: str, dim: str, levels: np.ndarray, numbers: Numbers) -> dict[str, float]:
+        gold = self.gold_levels[judge][dim][list(numbers)]
+        return {f"{judge}_{dim}_context_auc": context_auc(levels, gold, draws=1)[0]}
+
+    def context_only(self, numbers: Numbers, encoder: str | None, cache: Path) -> list[Row]:
+        """What each judge's gold level can be foretold without a reply: a ceiling for context AUC."""
+        held = [self.examples[i] for i in numbers]
+        values: dict[str, float] = {}
+        for judge in self.judges:
+            found, _ = context_predictor(judge, self.training, held, self.session, cache, encoder)
+            for dim, chances in found.items():
+                values |= self.foretold(judge.name, dim, chances, numbers)
+        return [Row("ceiling: context alone", "ceiling", [Measured(numbers, {}, [], values)])]
+
+    def stand_ins(
+        self, name: str, replies: Sequence[str], plain: Sequence[str], numbers: Numbers
+    ) -> dict[str, Additive]:
+        """The columns of `extras`."""
+        found: dict[str, Additive] = {}
+        if self.extras.bertscore:
+            gold = [self.gold[i] for i in numbers]
+            device = str(self.session.device)
+            found["bertscore"] = measures.bertscore(plain, gold, self.extras.bertscore, device)
+        if retriever := self.extras.relevance:
+            if self.turns is None:
+                turns = [e.history[-1] for e in self.examples]
+                self.turns = retriever.encoders.embed("context", turns, self.session, "last turns")
+            vectors = retriever.encoders.embed("context", list(replies), self.session, f"{name}: relevance")
+            found["cosine_last_turn"] = measures.cosines(vectors, self.turns[list(numbers)])
+        if self.extras.fluency:
+            nll = text_nll(*self.extras.fluency, replies, self.session, f"{name}: fluency")
+            words = np.array([len(reply.split()) for reply in plain], dtype=float)
+            found["fluency_ppl"] = Additive(np.stack([nll * (words > 0), words], axis=1), perplexity)
+        return found
+
+    # ------------------------------------------------------------------------------------------- all rows
+
+    def floors(self, numbers: Numbers, seed: int, nearest: Callable | None) -> list[Row]:
+        """The replies of floors.py to the items `numbers`; another item's gold is one of theirs."""
+        rows = []
+        chosen = [self.examples[i] for i in numbers]
+        for name, replies in floors.replies(chosen, self.training, seed, nearest).items():
+            rows.append(Row(name, "floor", [self.measure(name, replies, numbers)]))
+        return rows
+
+    def level_floors(self, numbers: Numbers) -> list[Row]:
+        """Constants that know how the gold levels of the items `numbers` are spread, and nothing else."""
+        parts: dict[str, dict[str, Additive]] = {}
+        for judge, dimensions in self.gold_levels.items():
+            each: dict[str, dict[str, np.ndarray]] = {}
+            for dim, gold in dimensions.items():
+                for name, levels in floors.levels((gold[list(numbers)] >= 0.5).astype(float)).items():
+                    each.setdefault(name, {})[dim] = levels
+            for name, of_dim in each.items():
+                parts.setdefault(name, {}).update(self.of_constants(judge, name, of_dim, numbers))
+        return [Row(name, "level floor", [Measured(numbers, part, [])]) for name, part in parts.items()]
+
+    def of_constants(
+        self, judge: str, name: str, levels: dict[str, np.ndarray], numbers: Numbers
+    ) -> dict[str, Additive]:
+        """A constant's columns; the mean is no level, so that it has no macro-F1 and no kappa."""
+        found = self.judged(judge, levels, numbers)
+        if name == floors.MEAN_LEVEL:
+            found = {key: figure for key, figure in found.items() if key.endswith("_level")}
+            right = [(self.gold_levels[judge][d][list(numbers)] >= 0.5).astype(float) for d in levels]
+            found[f"{judge}_diff_epitome"] = measures.diff_epitome(right, list(levels.values()))
+        return found
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+@torch.inference_mode()
+def text_nll(model, tokenizer, texts: Sequence[str], session: Session, title: str) -> np.ndarray:
+    """(N,) the summed negative log-likelihood of each text's tokens under a causal language model, in nats.
+
+    A text is read after the model's begin (or end) token, by itself; each distinct one once.
+    """
+    model = model.to(session.device).eval()
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    distinct = list(dict.fromkeys(texts))
+    rows = [[begin, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in distinct]
+    found = np.zeros(len(distinct))
+    for group in tqdm(plan_once([len(r) for r in rows], 32), desc=title, disable=None, leave=False):
+        width = max(len(rows[i]) for i in group)
+        ids = torch.full((len(group), width), begin)
+        mask = torch.zeros((len(group), width), dtype=torch.long)
+        for place, i in enumerate(group):
+            ids[place, : len(rows[i])] = torch.tensor(rows[i])
+            mask[place, : len(rows[i])] = 1
+        ids, mask = ids.to(session.device), mask.to(session.device)
+        if width == 1:
+            continue
+        with session.autocast():
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        sums = (nll.view(len(group), -1) * mask[:, 1:]).sum(1)
+        for i, value in zip(group, sums.tolist(), strict=True):
+            found[i] = value
+    number = {text: n for n, text in enumerate(distinct)}
+    return found[[number[text] for text in texts]]
