@@ -183,16 +183,20 @@ class HeldOut:
 
 
 def rank_report(questions: np.ndarray, passages: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    """Average rank (0 is best) of each question's positive among all passages, and recall@k in percent.
+    """`rank_scores` by inner product; questions (Q, E), passages (P, E), positive (Q,)."""
+    return rank_scores(questions @ passages.T, positive)  # (Q, E) @ (E, P) -> (Q, P)
 
-    questions (Q, E), passages (P, E), positive (Q,). Ties count half, so that constant vectors rank in the
-    middle.
+
+def rank_scores(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Average rank (0 is best) of each question's positive among all passages; recall@k and mean reciprocal
+    rank in percent.
+
+    scores (Q, P), positive (Q,). Ties count half, so that constant vectors rank in the middle.
     """
-    scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
     own = scores[np.arange(len(positive)), positive][:, None]
     ranks = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
     recalls = {f"recall_{k}": 100 * float((ranks < k).mean()) for k in (1, 10, 50)}
-    return {"average_rank": float(ranks.mean()), **recalls}
+    return {"average_rank": float(ranks.mean()), **recalls, "mrr": 100 * float((1 / (ranks + 1)).mean())}
 
 
 def without_rivals(

@@ -31,7 +31,7 @@ import train_glove_t5
 import train_sentiment_regressor
 import train_t5
 from dataloaders import listener_turns, read_exemplars, read_labels
-from DPR import prepare_dpr_data, train_dpr
+from DPR import evaluate_retriever, prepare_dpr_data, train_dpr
 from models import Critic
 from options import CRITICS, Paths, UserError
 
@@ -177,7 +177,7 @@ def test_the_retriever_is_saved_as_two_folders_and_reports_before_and_after(trai
     assert (
         result["before"].keys()
         == result["after"].keys()
-        == {"average_rank", "recall_1", "recall_10", "recall_50"}
+        == {"average_rank", "recall_1", "recall_10", "recall_50", "mrr"}
     )
 
 
@@ -694,6 +694,7 @@ PARSERS = {
     },
     "DPR.prepare_dpr_data": prepare_dpr_data.parse_args,
     "DPR.train_dpr": train_dpr.parse_args,
+    "DPR.evaluate_retriever": evaluate_retriever.parse_args,
 }
 
 
@@ -777,5 +778,10 @@ def test_a_recipe_stops_with_the_failing_command_and_goes_on_from_there(tmp_path
 def test_the_sample_recipe_runs_every_script():
     lines = " ".join(recipes.lines_of(recipes.sample_recipe("download")))
     # a language model takes its base out of a package, and minutes an update on few cores
-    others = {"reproduce.py", "train_causal_lm.py", *(f"{m.__name__}.py" for m in USE)}
+    others = {
+        "reproduce.py",
+        "train_causal_lm.py",
+        "DPR.evaluate_retriever",
+        *(f"{m.__name__}.py" for m in USE),
+    }
     assert all(name in lines for name in itertools.filterfalse(others.__contains__, PARSERS))

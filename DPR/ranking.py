@@ -1,0 +1,113 @@
+"""How well a retriever ranks, without training it: encoders by inner product or cosine, and BM25 beside them.
+
+The held-out questions and passages are those of DPR.train_dpr (same data, same seed), so that the figures
+stand beside what it logs.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+
+import storage
+from commands import SearchOptions
+from dataloaders import listener_turns
+from DPR.retriever import Encoders, HeldOut, rank_scores, read_entries
+from options import Paths, UserError, refuse_existing
+from session import Session
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """What is ranked by what (DPR/evaluate_retriever.py says what each flag means)."""
+
+    bm25: bool
+    similarity: str
+    dataset: str
+    valid_queries: int
+    seed: int
+    name: str | None
+
+    def default_name(self, search: SearchOptions) -> str:
+        system = Path(search.path or search.encoder or "dpr").name
+        system += "-cosine" if self.similarity == "cosine" else ""
+        emotion = "-same-emotion" if search.candidates == "same-emotion" else ""
+        return ("bm25" if self.bm25 else system) + emotion
+
+
+def bm25(questions: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> np.ndarray:
+    """Okapi BM25 of each question and passage (Q, P); words as scikit-learn's CountVectorizer finds them.
+
+        sum over the question's words of idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))
+
+    idf = log(1 + (P - n + 0.5) / (n + 0.5)), n: passages with the word (Robertson and Zaragoza 2009).
+    """
+    vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
+    counts = vectorizer.fit_transform(passages).astype(np.float64)  # (P, W)
+    lengths = np.asarray(counts.sum(1)).ravel()
+    holding = np.asarray((counts > 0).sum(0)).ravel()
+    weights = counts.tocoo()
+    norm = k1 * (1 - b + b * lengths / lengths.mean())  # (P,)
+    weights.data *= (k1 + 1) / (weights.data + norm[weights.row])
+    weights.data *= np.log(1 + (len(passages) - holding + 0.5) / (holding + 0.5))[weights.col]
+    return (vectorizer.transform(questions) @ weights.T.tocsr()).toarray()  # (Q, W) @ (W, P) -> (Q, P)
+
+
+def same_emotion(held: HeldOut, dialogues: Path) -> np.ndarray:
+    """(Q, P) bool: passages that were also said in a dialogue of the question's own (gold) emotion."""
+    asked, said = {}, defaultdict(set)
+    for turn in listener_turns(dialogues):
+        asked[" ".join(turn.history), turn.response] = turn.emotion
+        said[turn.response].add(turn.emotion)
+    allowed = np.zeros((len(held.questions), len(held.passages)), bool)
+    for n, (question, place) in enumerate(zip(held.questions, held.positive.tolist(), strict=True)):
+        emotion = asked[question, held.passages[place]]
+        allowed[n] = [emotion in said[passage] for passage in held.passages]
+    return allowed
+
+
+def measure(options: RankingOptions, search: SearchOptions, session: Session, paths: Paths, overwrite: bool):
+    """Ranks of the held-out questions' positives; written to results/retrieval/NAME.json and returned."""
+    target = paths.results / "retrieval" / f"{options.name or options.default_name(search)}.json"
+    refuse_existing([target], overwrite, "another --name")
+    file = paths.dpr_data(options.dataset, "valid")
+    held = HeldOut.draw(read_entries(file), options.valid_queries, options.seed)
+    narrow = search.candidates == "same-emotion"
+    if narrow and options.dataset != "empd":
+        raise UserError("--candidates same-emotion: only the questions of --dataset empd have an emotion")
+    began = time.monotonic()
+    sources: dict[str, Any] = {"questions": storage.source(file, paths)}
+    if options.bm25:
+        scores = bm25(held.questions, held.passages)
+    else:
+        encoders = Encoders(search, paths)
+        encoders.require_fitting()
+        sources |= encoders.origin
+        for model, _ in encoders.sides.values():
+            model.to(session.device)
+        questions = encoders.embed("question", held.questions, session, "questions")
+        passages = encoders.embed("context", held.passages, session, "passages")
+        if options.similarity == "cosine":
+            questions, passages = (
+                v / np.linalg.norm(v, axis=1, keepdims=True) for v in (questions, passages)
+            )
+        scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
+    seconds = time.monotonic() - began
+    if narrow:
+        scores = np.where(same_emotion(held, paths.dialogues("valid")), scores, -np.inf)
+    found: dict[str, Any] = rank_scores(scores, held.positive)
+    found |= {"questions": len(held.questions), "passages": float(np.isfinite(scores).sum(1).mean())}
+    session.say(
+        ", ".join(f"{key} {value:.1f}" for key, value in found.items())
+        + f" (by chance an average rank of {(found['passages'] - 1) / 2:.1f})"
+    )
+    found |= {"seconds": round(seconds, 1), "sources": sources}
+    storage.write_text(target, json.dumps(found, indent=1) + "\n")
+    session.say(f"written: {target}")
+    return found
