@@ -1,13 +1,19 @@
-"""Run a whole recipe: every command, printed as you would type it, finished ones skipped.
+"""Run a whole recipe or table: every command, printed as you would type it, finished ones skipped.
 
   python reproduce.py --recipe sample --workdir demo      every stage on the bundled sample (make demo)
   python reproduce.py --recipe glove --source ~/corpora   the GloVe-T5 family on the real corpora, one GPU
   python reproduce.py --recipe t5 --source download       the T5 family on the real corpora, one GPU
   python reproduce.py --recipe glove --dry-run            only print the commands
   python reproduce.py --recipe glove --source prepared --minutes 25 --parallel 4    a GPU's half hour
+  python reproduce.py --table classifiers --seeds 3       the rows that are missing, three seeds of each
+  python reproduce.py --table main --systems mime.tsv     with published replies beside them
+  python reproduce.py --check emo-glove-t5                one row again, in a fresh folder, and compared
+  python reproduce.py --render                            README's and docs/results.md's tables, from the data
 
 A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there.
-At the end of --minutes what is running saves and stops (exit code 143), and the same call goes on, too.
+At the end of --minutes what is running saves and stops (exit code 143), and the same call goes on, too; what
+is worth carrying away lies then in results/RECIPE/gathered, 60 MB at most. The rows of the tables, their
+commands and what is recorded of them: results/results.yaml.
 """
 
 import json
@@ -23,11 +29,20 @@ from options import NATURAL, POSITIVE, Paths, UserError, batch_count, check, mak
 from recipes import PREPARED, RECIPES, Changes, lines_of, plan, script_of, split_override
 
 HERE = Path(__file__).resolve().parent
+TABLES = ("classifiers", "retrieval", "main", "ablations")  # of results/results.yaml
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("--recipe", choices=list(RECIPES), required=True, help="which list of commands")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", choices=list(RECIPES), help="run a list of commands")
+    what.add_argument("--table", choices=TABLES, help="run the missing rows of a table, and show it")
+    what.add_argument(
+        "--check", metavar="ROW", help="run one row again and compare (default workdir: results/checks/ROW)"
+    )
+    what.add_argument(
+        "--render", action="store_true", help="write the tables of README.md and docs/results.md anew"
+    )
     parser.add_argument("--workdir", default=".", help="folder that holds data/ saved/ results/")
     parser.add_argument(
         "--source",
@@ -47,6 +62,14 @@ def parse_args(argv=None):
         metavar='"SCRIPT --FLAG VALUE"',
         help="flags of one script's commands, over those above; may be given several times",
     )
+    parser.add_argument("--seeds", type=NATURAL, default=1, help="of --table and --check: 42, 43 ...")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="of --table: other people's replies, for the command that scores the runs",
+    )
     parser.add_argument(
         "--parallel", type=NATURAL, default=1, help="stages at once, where none needs another"
     )
@@ -57,27 +80,55 @@ def parse_args(argv=None):
         args.workdir = str(Path(args.workdir).resolve())
         if args.source not in ("download", PREPARED):
             args.source = str(Path(args.source).resolve())
+    if args.check and args.workdir == ".":
+        args.workdir = str(Path("results", "checks", args.check))
     Path(args.workdir).mkdir(parents=True, exist_ok=True)
-    check(parser, args, override_problems(args))
+    check(parser, args, problems_of(args))
     return args
 
 
+def problems_of(args) -> list[str]:
+    """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
+    problems = [f"--systems {file}: no such file" for file in args.systems if not Path(file).exists()]
+    if args.systems and not args.table:
+        problems.append("--systems: goes with --table")
+    if args.seeds > 1 and (args.recipe or args.render or args.seed is not None):
+        problems.append("--seeds: goes with --table or --check, and without --seed")
+    if args.override:
+        problems += override_problems(args)
+    return problems
+
+
 def override_problems(args) -> list[str]:
-    """What is wrong with each --override: a script that the recipe does not run, or no flag of it."""
-    if not args.override or not args.recipe:
-        return ["--override: is of a recipe's commands"] * bool(args.override)
-    known = {script_of(shlex.split(line)) for line in lines_of(RECIPES[args.recipe](args.source))}
+    """What is wrong with each --override: a script that is not run, or no flag of it."""
+    known = {script_of(shlex.split(line.removeprefix("python "))) for line in lines_for(args)}
     problems = []
     for text in args.override:
         script, words = split_override(text)
         if script not in known:
-            problems.append(f'--override "{text}": the recipe runs {", ".join(sorted(known))}')
+            name = "recipe" if args.recipe else "table"
+            problems.append(f'--override "{text}": the {name} runs {", ".join(sorted(known))}')
         elif not words or not words[0].startswith("--"):
             problems.append(f'--override "{text}": needs a flag after {script}')
         else:
             wrong = sorted({w.split("=")[0] for w in words if w.startswith("--")} - flags_of(script))
             problems += [f'--override "{text}": {script} has no {flag}' for flag in wrong]
     return problems
+
+
+def lines_for(args) -> list[str]:
+    """All commands that this call may run."""
+    if args.recipe:
+        return lines_of(RECIPES[args.recipe](args.source))
+    if args.render:
+        return []
+    import reproductions
+    import results
+
+    data = results.read(HERE / results.FILE)
+    rows = data.of(args.table) if args.table else [reproductions.row_of(data, args.check)]
+    tables = {data.tables[row.table].evaluate for row in rows} - {""}
+    return [*lines_of(reproductions.recipe_of(data, rows, args.source)), *tables]
 
 
 def flags_of(script: str) -> set[str]:
@@ -121,6 +172,11 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
     if source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
         raise UserError(f"--source prepared: no data/prepared.json in {workdir}; prepare_data.py makes it")
     outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
+    if box.seconds:
+        from gathering import gather
+
+        left = gather(Paths(workdir), folder / "gathered")
+        print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  too large: {x}" for x in left)]))
     stages.settle_outcome(outcome, todo)
     if name == "sample":
         page = folder / "page.md"
@@ -136,7 +192,22 @@ def main(argv=None):
 
     changes = Changes(args.seed, args.epochs, args.batch_size, tuple(args.override))
     box = stages.Box(args.parallel, 60 * (args.minutes or 0))
-    return run_recipe(args.recipe, args.workdir, args.source, changes, box, args.dry_run)
+    if args.recipe:
+        return run_recipe(args.recipe, args.workdir, args.source, changes, box, args.dry_run)
+    import reproductions
+    import results
+
+    if args.render:
+        return results.render(HERE)
+    data = results.read(HERE / results.FILE)
+    request = reproductions.Request(
+        args.workdir, args.source, changes, box, args.seeds, tuple(args.systems), args.dry_run
+    )
+    if args.table:
+        return reproductions.make_table(data, args.table, request)
+    if not reproductions.check_row(data, args.check, request):
+        raise SystemExit(1)
+    return None
 
 
 if __name__ == "__main__":

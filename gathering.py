@@ -1,0 +1,62 @@
+"""What is worth carrying away from a machine that is lent for minutes, in one small folder."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from options import Paths
+
+#: of a run: what it was, what it logged, what a reader of its weights needs, and what it wrote
+OF_A_RUN = ("*.json", "*.jsonl", "*.tsv", "*.csv", "*.model", "README.md")
+OF_RESULTS = ("*.json", "*.md", "*.png", "*.csv", "*.log")
+MEGABYTE = 10**6
+
+
+def gather(paths: Paths, target: Path, limit: int = 60 * MEGABYTE) -> list[str]:
+    """Copy the runs' metrics, notes and replies, the tables, and as many finished weights, in half precision,
+    as fit into `limit` bytes together; small ones first. What was gathered before is replaced.
+
+    Returns what was left out, each with its size.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    files = [f for f in found(paths.saved, OF_A_RUN) if "checkpoints" not in f.parts]
+    files += [f for f in found(paths.results, OF_RESULTS) if target not in f.parents]
+    left, used = [], 0
+    for file in sorted(files, key=lambda f: f.stat().st_size):
+        size = file.stat().st_size
+        if used + size > limit:
+            left.append(f"{paths.note(file)} ({size / MEGABYTE:.1f} MB)")
+            continue
+        used += size
+        place = target / file.relative_to(paths.root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    for file in sorted(finished_weights(paths.saved), key=lambda f: f.stat().st_size):
+        weights = {name: half(tensor) for name, tensor in load_file(file).items()}
+        size = sum(tensor.nbytes for tensor in weights.values()) + MEGABYTE // 10  # names and shapes
+        if used + size > limit:
+            left.append(f"{paths.note(file)} ({size / MEGABYTE:.1f} MB in half precision)")
+            continue
+        used += size
+        place = target / file.relative_to(paths.root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, place, metadata={"format": "pt"})
+    return left
+
+
+def found(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return [f for pattern in patterns for f in folder.rglob(pattern) if f.is_file()]
+
+
+def finished_weights(saved: Path) -> list[Path]:
+    """Of runs whose result.json is there, their checkpoints left out."""
+    out = []
+    for result in saved.rglob("result.json"):
+        out += [f for f in result.parent.rglob("*.safetensors") if "checkpoints" not in f.parts]
+    return out
+
+
+def half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if tensor.dtype == torch.float32 else tensor

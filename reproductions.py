@@ -1,0 +1,265 @@
+"""A table's rows trained and measured, and one row made again and compared with what is recorded of it.
+
+Rows, steps and columns stand in results/results.yaml (results.py); the commands are run by stages.py.
+"""
+
+import difflib
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import stages
+import storage
+from options import Paths, UserError
+from recipes import Changes, Group, Recipe, Stage, plan
+from results import Column, Figure, Results, Row, Table, cell, figures_of, not_run
+
+FIRST_SEED = 42  # of every command that is given none
+
+
+@dataclass(frozen=True)
+class Request:
+    """What reproduce.py was asked for (its --help says what each flag means)."""
+
+    workdir: str
+    source: str
+    changes: Changes
+    box: stages.Box
+    seeds: int = 1
+    systems: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+# ---------------------------------------------------------------------------------------- rows as a recipe
+
+
+def recipe_of(results: Results, rows: Sequence[Row], source: str) -> Recipe:
+    """The commands of the rows and of the steps that they build on, each command once, under its own name."""
+    recipe: Recipe = {}
+
+    def add(command: str, after: tuple[str, ...]) -> tuple[str, ...]:
+        line = command.replace("--source SOURCE", f"--source {shlex.quote(source)}")
+        recipe.setdefault(line, Group([line], after))
+        return (line,)
+
+    def step(name: str) -> tuple[str, ...]:
+        before = tuple(line for other in results.steps[name].after for line in step(other))
+        return tuple(line for command in results.steps[name].commands for line in add(command, before))
+
+    for row in rows:
+        after = tuple(line for name in row.after for line in step(name))
+        for command in row.commands:  # one after the other
+            after = add(command, after)
+    return recipe
+
+
+def where(request: Request, row: Row, table: Table, seed: int) -> str:
+    """The workdir of a row: places have data of their own, further seeds everything."""
+    folder = Path(request.workdir)
+    if seed != FIRST_SEED:
+        folder /= f"seed-{seed}"
+    return str(folder / (row.place or table.place))
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def run_rows(results: Results, table: Table, rows: Sequence[Row], request: Request) -> dict[str, list[dict]]:
+    """Trains and measures the rows; {row: one {column: value} for each seed of which there are figures}."""
+    found: dict[str, list[dict]] = {row.row: [] for row in rows}
+    for seed in range(FIRST_SEED, FIRST_SEED + request.seeds):
+        own = request.changes if seed == FIRST_SEED else replace(request.changes, seed=seed)
+        at_place: dict[str, list[Row]] = {}
+        for row in rows:
+            at_place.setdefault(where(request, row, table, seed), []).append(row)
+        for workdir, here in at_place.items():
+            run_at(results, table, here, workdir, replace(request, changes=own))
+        for workdir, here in at_place.items():
+            for row in here:
+                if values := read_figures(table, row, Path(workdir)):
+                    found[row.row].append(values)
+    return found
+
+
+def run_at(results: Results, table: Table, rows: Sequence[Row], workdir: str, request: Request) -> None:
+    """The commands of rows that share a workdir, and the one that scores their runs."""
+    todo = plan(recipe_of(results, rows, request.source), workdir, request.source, request.changes)
+    if request.dry_run:
+        print("\n" + "\n\n".join(stages.title(todo, n) for n in range(len(todo))))
+        if table.evaluate and (last := evaluation(table, rows, workdir, request, todo)):
+            print("\n" + shlex.join(["python", *last.command]))
+        return
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    folder = Paths(Path(workdir).resolve()).results / "tables"
+    record = stages.Record(folder / "stages.json")
+    outcome = stages.run(todo, record, folder / "logs", replace(request.box, keep_going=True))
+    if outcome.stopped:
+        stages.settle_outcome(outcome, todo)
+    for failure in outcome.failed.values():
+        print(f"\n{failure}; the rows that build on it stay without figures", flush=True)
+    last = evaluation(table, rows, workdir, request, [s for s in todo if record.finished(s)])
+    if last:
+        outcome = stages.run([last], record, folder / "logs", replace(request.box, keep_going=False))
+        stages.settle_outcome(outcome, [last])
+
+
+def evaluation(
+    table: Table, rows: Sequence[Row], workdir: str, request: Request, built_on: Sequence[Stage]
+) -> Stage | None:
+    """What scores the runs of all rows that have finished, with other people's replies beside them."""
+    if not table.evaluate:
+        return None
+    runs = [row.run for row in rows if row.run]
+    if not request.dry_run:
+        runs = [run for run in runs if (Path(workdir) / run / "result.json").exists()]
+    if not runs and not request.systems:
+        return None
+    files = [shlex.quote(str(Path(file).resolve())) for file in request.systems]
+    line = table.evaluate.replace("RUNS", " ".join([*map(shlex.quote, runs), *files]))
+    stage = plan({"table": Group([line])}, workdir, request.source, request.changes)[0]
+    # the table of fewer runs that an earlier call has left is replaced
+    return replace(
+        stage,
+        command=[*stage.command, "--overwrite"],
+        identity="-".join([stage.identity, *(s.identity for s in built_on)]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- measuring
+
+
+def read_figures(table: Table, row: Row, workdir: Path) -> dict[str, float]:
+    """A row's figures as its commands have left them in a workdir; empty where they are not there."""
+    file, *keys = row.result or [evaluated(table), "systems", row.in_table]
+    if not file or not (workdir / file).exists():
+        return {}
+    content = follow(storage.read_json(workdir / file), keys)
+    found = {}
+    for name, column in table.columns.items():
+        value = follow(content, column.read or [name])
+        if isinstance(value, int | float):
+            found[name] = value * column.scale
+    return found
+
+
+def evaluated(table: Table) -> str:
+    """What the table's command writes."""
+    words = shlex.split(table.evaluate)
+    return f"results/{words[words.index('--name') + 1]}/metrics.json" if "--name" in words else ""
+
+
+def follow(content: Any, keys: Sequence[str]) -> Any:
+    """What lies below these keys; None where nothing does."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def over_seeds(runs: Sequence[dict[str, float]]) -> dict[str, Figure]:
+    """Of one seed the values, of several their mean and standard deviation."""
+    if len(runs) == 1:
+        return dict(runs[0])
+    common = [name for name in runs[0] if all(name in run for run in runs)]
+    return {
+        name: {
+            "mean": statistics.mean(run[name] for run in runs),
+            "std": statistics.stdev(run[name] for run in runs),
+        }
+        for name in common
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- a table
+
+
+def make_table(results: Results, name: str, request: Request) -> None:
+    """Runs what is missing of a table; writes results/tables/NAME.md and prints it: the paper's figures and
+    those of this workdir."""
+    table = results.tables[name]
+    found = run_rows(results, table, results.of(name), request)
+    if request.dry_run:
+        return
+    rows = [as_measured(row, found[row.row]) for row in results.of(name)]
+    lines = [f"# {table.title}", "", table.about, "", *figures_of(table, rows, table.columns), ""]
+    lines += [f"- {cell(row.name)}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
+    text = "\n".join(lines) + "\n"
+    target = Paths(request.workdir).results / "tables" / f"{name}.md"
+    storage.write_text(target, text)
+    print(f"\n{text}\nwritten: {target}. {not_run(table, rows)}")
+
+
+def as_measured(row: Row, runs: Sequence[dict]) -> Row:
+    """The row with what was measured now in place of what is recorded."""
+    if runs:
+        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        return replace(row, state="run", figures=over_seeds(runs), name=row.name + seeds)
+    return replace(row, state="not run", figures={}, reason=row.reason or "not in this workdir")
+
+
+# ---------------------------------------------------------------------------------------------- one row again
+
+
+def row_of(results: Results, key: str) -> Row:
+    if key not in results.rows:
+        near = difflib.get_close_matches(key, results.rows, n=3, cutoff=0.4)
+        raise UserError(f"--check {key}: no such row; {', '.join(near) or 'docs/results.md names them all'}")
+    return results.rows[key]
+
+
+def check_row(results: Results, key: str, request: Request) -> bool:
+    """Run a row's commands in a fresh workdir and say of each recorded figure: equal, close, off.
+
+    True where none is off or missing. A check that was stopped goes on in the same workdir.
+    """
+    row = row_of(results, key)
+    table = results.tables[row.table]
+    if not row.commands and not row.in_table:
+        raise UserError(f"--check {key}: the row has no commands; nothing here runs it")
+    mark = Path(request.workdir) / "results" / "tables" / "check.txt"
+    if not request.dry_run:
+        fresh = not any(Path(request.workdir).iterdir())
+        if not fresh and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
+            raise UserError(f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty")
+        storage.write_text(mark, key)
+    found = run_rows(results, table, [row], request)[key]
+    if request.dry_run:
+        return True
+    if not found:
+        raise UserError(f"{key}: its commands have left no figures; their logs: {mark.parent}")
+    now, good = over_seeds(found), True
+    for name, recorded in row.figures.items():
+        verdict = compare(table.columns[name], recorded, now.get(name))
+        good = good and verdict.startswith(("equal", "close"))
+        column = table.columns[name]
+        print(
+            f"{column.title}: recorded {column.show(recorded)}, now {column.show(now.get(name))}: {verdict}"
+        )
+    if row.note:
+        print(f"recorded with the note: {row.note}")
+    return good
+
+
+def compare(column: Column, recorded: Figure, now: Figure | None) -> str:
+    """`equal` to the digits shown; `close`: within the interval, or one standard deviation; else `off`."""
+    if now is None:
+        return "not measured"
+    value, low, high = bounds(recorded)
+    measured = bounds(now)[0]
+    if f"{value:.{column.digits}f}" == f"{measured:.{column.digits}f}":
+        return "equal"
+    if low <= measured <= high:
+        return "close"
+    away = f"off by {measured - value:+.{column.digits}f}"
+    return away if low < high else f"{away} (no interval is recorded)"
+
+
+def bounds(figure: Figure) -> tuple[float, float, float]:
+    """(value, low, high) of a figure."""
+    if isinstance(figure, dict):
+        return figure["mean"], figure["mean"] - figure["std"], figure["mean"] + figure["std"]
+    if isinstance(figure, list):
+        return figure[0], figure[1], figure[2]
+    return figure, figure, figure

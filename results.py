@@ -1,0 +1,323 @@
+"""The figures that this project reports, as data: results/results.yaml, and the tables rendered from it.
+
+A row is one system in one table: its commands, what they were measured on, and its figures, beside the
+paper's where the paper has them. results/README.md explains every key.
+"""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import storage
+from options import UserError
+
+FILE = Path("results") / "results.yaml"
+HEADER = (
+    "# What this project reports, as data; README.md and docs/results.md are rendered from it with\n"
+    "# python reproduce.py --render. Every key: results/README.md. Written in this layout by results.py.\n"
+)
+BEGIN = "<!-- rendered from results/results.yaml by: python reproduce.py --render -->"
+END = "<!-- end of what is rendered -->"
+STATES = ("run", "not run")
+
+#: a figure: a value; [value, low, high] with the bounds of its 95 % interval; or mean and std over seeds
+Figure = float | list[float] | dict[str, float]
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    digits: int
+    read: list[str] = field(default_factory=list)  # keys that lead to it in a result; default: its own name
+    scale: float = 1.0  # of what stands there
+    page_only: bool = False  # not in the README
+
+    def show(self, figure: Figure | None) -> str:
+        """As it stands in a table."""
+        if figure is None:
+            return ""
+        if isinstance(figure, dict):
+            return f"{figure['mean']:.{self.digits}f} ± {figure['std']:.{self.digits}f}"
+        if isinstance(figure, list):
+            value, low, high = (f"{number:.{self.digits}f}" for number in figure)
+            return f"{value} [{low}, {high}]"
+        return f"{figure:.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    title: str
+    about: str
+    label: str  # what a row is
+    columns: dict[str, Column]
+    says: str = ""  # below the table
+    evaluate: str = ""  # one command over the runs of all rows: RUNS stands for their folders
+    place: str = ""  # folder below the workdir
+
+
+@dataclass(frozen=True)
+class Row:
+    table: str
+    row: str  # its key
+    name: str
+    state: str
+    reason: str = ""  # why it was not run
+    note: str = ""
+    place: str = ""
+    after: list[str] = field(default_factory=list)  # steps that its commands build on
+    commands: list[str] = field(default_factory=list)
+    run: str = ""  # folder of a run that the table's `evaluate` scores
+    system: str = ""  # its row there; default: the last two parts of `run`
+    result: list[str] = field(default_factory=list)  # or: a JSON file, and keys within it
+    commit: str = ""
+    hardware: str = ""
+    seconds: float = 0
+    seeds: list[int] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    paper: dict[str, Any] = field(default_factory=dict)  # source, figures
+    readme: bool = True
+
+    @property
+    def in_table(self) -> str:
+        """The name of this row in what the table's `evaluate` writes; empty where it has none there."""
+        return self.system or "/".join(Path(self.run).parts[-2:])
+
+
+@dataclass(frozen=True)
+class Step:
+    commands: list[str]
+    after: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Results:
+    hardware: dict[str, str]
+    steps: dict[str, Step]
+    tables: dict[str, Table]
+    rows: dict[str, Row]
+
+    def of(self, table: str) -> list[Row]:
+        return [row for row in self.rows.values() if row.table == table]
+
+
+# ---------------------------------------------------------------------------------------- reading and writing
+
+
+def load(text: str, name: str = str(FILE)) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not readable as YAML: {error}") from error
+
+
+def parse(data: Mapping[str, Any], name: str = str(FILE)) -> Results:
+    """Checked; raises `UserError` with the row and what is wrong with it."""
+    steps = {key: made(Step, value, f"{name}, step {key}") for key, value in data["steps"].items()}
+    tables = {}
+    for key, value in data["tables"].items():
+        columns = {c: made(Column, v, f"{name}, column {c} of {key}") for c, v in value["columns"].items()}
+        tables[key] = made(Table, {**value, "name": key, "columns": columns}, f"{name}, table {key}")
+    rows: dict[str, Row] = {}
+    for value in data["rows"]:
+        row = made(Row, value, f"{name}, row {value.get('row')}")
+        problem = "stands twice" if row.row in rows else fault(row, data["hardware"], steps, tables)
+        if problem:
+            raise UserError(f"{name}, row {row.row}: {problem}")
+        rows[row.row] = row
+    return Results(data["hardware"], steps, tables, rows)
+
+
+def made(kind: Any, value: Mapping[str, Any], where: str) -> Any:
+    """One dataclass of the file; raises `UserError` for a key that is too much or missing."""
+    known = {f.name for f in fields(kind)}
+    if surplus := sorted(set(value) - known):
+        raise UserError(f"{where}: unknown key {', '.join(surplus)}; known: {', '.join(sorted(known))}")
+    try:
+        return kind(**value)
+    except TypeError as error:
+        raise UserError(f"{where}: {str(error).split(') ', 1)[-1]}") from error
+
+
+def fault(row: Row, hardware: Mapping, steps: Mapping, tables: Mapping[str, Table]) -> str:
+    """What is wrong with a row; empty where nothing is."""
+    if row.table not in tables:
+        return f"table {row.table}: must be one of {', '.join(tables)}"
+    if row.state not in STATES:
+        return f"state {row.state}: must be one of {', '.join(STATES)}"
+    measured = {"figures": row.figures, "commit": row.commit, "hardware": row.hardware, "seeds": row.seeds}
+    if row.state == "run" and (missing := [key for key, value in measured.items() if not value]):
+        return f"a row that was run needs {', '.join(missing)}"
+    if row.state == "not run" and (row.figures or not row.reason):
+        return "a row that was not run has no figures, and a reason"
+    if row.hardware and row.hardware not in hardware:
+        return f"hardware {row.hardware}: must be one of {', '.join(hardware)}"
+    if strange := sorted({*row.figures, *row.paper.get("figures", {})} - set(tables[row.table].columns)):
+        return f"no such column in its table: {', '.join(strange)}"
+    if strange := sorted(set(row.after) - set(steps)):
+        return f"no such step: {', '.join(strange)}"
+    return ""
+
+
+def read(file: Path) -> Results:
+    storage.require_file(file, "git checkout results/results.yaml")
+    return parse(load(file.read_text(encoding="utf-8"), str(file)), str(file))
+
+
+class Layout(yaml.SafeDumper):
+    """Short lists and objects of plain values on one line; no references, which people do not read."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+    def represent_sequence(self, tag, sequence, flow_style=None):
+        return super().represent_sequence(tag, sequence, fits_a_line(list(sequence)))
+
+    def represent_mapping(self, tag, mapping, flow_style=None):
+        return super().represent_mapping(tag, mapping, fits_a_line(list(mapping.values())))
+
+
+def fits_a_line(values: list) -> bool:
+    return all(not isinstance(v, dict | list) for v in values) and sum(len(str(v)) for v in values) < 60
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """The file's own layout: written again, nothing changes but what was changed."""
+    return HEADER + yaml.dump(data, Dumper=Layout, sort_keys=False, allow_unicode=True, width=110)
+
+
+def write(file: Path, data: Mapping[str, Any]) -> None:
+    parse(data, str(file))
+    storage.write_text(file, dump(data))
+
+
+# -------------------------------------------------------------------------------------------------- rendering
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    out = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return out + ["| " + " | ".join(map(cell, line)) + " |" for line in lines]
+
+
+def paragraph(text: str) -> list[str]:
+    return [*textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False), ""]
+
+
+def figures_of(
+    table: Table, rows: Sequence[Row], columns: Mapping[str, Column], all_rows: bool = True
+) -> list[str]:
+    """The table's lines: of each row the paper's figures and ours, in the columns that have any.
+
+    `all_rows`: also those that have none.
+    """
+    lines = []
+    for row in rows:
+        theirs = row.paper.get("figures", {})
+        if theirs:  # to the digits that the paper gives
+            shown = (replace(c, digits=max(c.digits, 2)).show(theirs.get(k)) for k, c in columns.items())
+            lines.append([row.name, "paper", *shown])
+        if row.state == "run":
+            lines.append([row.name, "ours", *(c.show(row.figures.get(k)) for k, c in columns.items())])
+        elif all_rows and (row.commands or not theirs):  # else nobody means to run it here
+            lines.append([row.name, f"not run: {row.reason}", *[""] * len(columns)])
+    header = [table.label, "figures", *(c.title for c in columns.values())]
+    used = [n for n in range(len(header)) if n < 2 or any(line[n] for line in lines)]
+    return markdown([header[n] for n in used], [[line[n] for n in used] for line in lines])
+
+
+def readme_part(results: Results) -> str:
+    """What stands between the two marks of the README; rows without figures are only named below a table."""
+    lines = []
+    for table in results.tables.values():
+        rows = results.of(table.name)
+        columns = {k: c for k, c in table.columns.items() if not c.page_only}
+        lines += [f"### {table.title}", "", *paragraph(table.about)]
+        lines += [*figures_of(table, rows, columns, all_rows=False), ""]
+        lines += paragraph(f"{table.says} {not_run(table, rows)}".strip())
+    return "\n".join(lines)
+
+
+def not_run(table: Table, rows: Sequence[Row]) -> str:
+    """Which rows have no figures of ours, and why."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.state == "not run" and row.readme and (row.commands or not row.paper):
+            reasons.setdefault(row.reason, []).append(row.name)
+    hidden = sum(not row.readme and row.state == "not run" for row in rows)
+    said = [f"{'; '.join(names)} ({reason})" for reason, names in reasons.items()]
+    said += [f"[{hidden} more](docs/results.md#{table.name})"] * bool(hidden)
+    return f"Not run: {'; '.join(said)}." if said else ""
+
+
+def page(results: Results) -> str:
+    """docs/results.md."""
+    lines = ["# Results: figures, commands, times, commits", ""]
+    lines += paragraph(
+        "Rendered from [results/results.yaml](../results/README.md) by `python reproduce.py --render`. Every "
+        "experiment, the failed ones too: [LOG.md](../LOG.md). `python reproduce.py --table NAME` runs the "
+        "rows of a table that are missing, `--check KEY` runs one row again in a fresh folder and compares."
+    )
+    for table in results.tables.values():
+        rows = results.of(table.name)
+        lines += [f"## {table.name}", "", *paragraph(f"{table.title}. {table.about}")]
+        lines += [*figures_of(table, rows, table.columns), "", *paragraph(table.says)]
+        lines += [*commands_of(rows), ""]
+        lines += [f"The table: `{table.evaluate}`", ""] * bool(table.evaluate)
+    lines += ["## What the rows build on", ""]
+    steps = [[name, "; ".join(step.after), shown(step.commands)] for name, step in results.steps.items()]
+    lines += [*markdown(["step", "after", "commands"], steps), "", "## Hardware", ""]
+    lines += [f"- {key}: {text}" for key, text in results.hardware.items()]
+    return "\n".join(lines) + "\n"
+
+
+def commands_of(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        if not row.commands and not row.commit:
+            continue
+        seconds = f"{row.seconds:,.0f} s" if row.seconds else ""
+        seeds = ", ".join(map(str, row.seeds))
+        after = "; ".join(row.after)
+        lines.append(
+            [row.name, f"`{row.row}`", after, shown(row.commands), seconds, row.hardware, row.commit, seeds]
+        )
+        lines[-1].append(row.note)
+    return markdown(["row", "key", "after", "commands", "time", "hardware", "commit", "seeds", "note"], lines)
+
+
+def shown(commands: Sequence[str]) -> str:
+    return "<br>".join(f"`{command}`" for command in commands)
+
+
+def with_part(readme: str, part: str) -> str:
+    """The README with what is rendered between its two marks."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise UserError(f"README.md: needs each of these lines once: {BEGIN} {END}")
+    return re.sub(
+        f"{re.escape(BEGIN)}.*{re.escape(END)}",
+        lambda _: f"{BEGIN}\n\n{part}\n{END}",
+        readme,
+        flags=re.DOTALL,
+    )
+
+
+def rendered(root: Path) -> dict[Path, str]:
+    """{file: what it should be}, of the project at `root`."""
+    results, readme = read(root / FILE), root / "README.md"
+    text = with_part(readme.read_text(encoding="utf-8"), readme_part(results))
+    return {readme: text, root / "docs" / "results.md": page(results)}
+
+
+def render(root: Path) -> None:
+    for file, text in rendered(root).items():
+        storage.write_text(file, text)
+        print(f"written: {file}")

@@ -1,0 +1,144 @@
+"""Tables by command: rows are run and measured, those that cannot be stay, and one row is compared."""
+
+import argparse
+import importlib
+import json
+
+import pytest
+
+import recipes
+import reproduce
+import reproductions
+import results
+import stages
+from options import UserError
+
+RANKS = {"average_rank": {"title": "average rank", "digits": 1}, "mrr": {"title": "MRR", "digits": 1}}
+MEASURE = "python -m DPR.evaluate_retriever"
+
+
+def row(key: str, command: str, **more) -> dict:
+    return {
+        "table": "retrieval",
+        "row": key,
+        "name": key.upper(),
+        "state": "not run",
+        "reason": "not yet",
+        "after": ["questions"],
+        "commands": [command],
+        "result": [f"results/retrieval/{key}.json"],
+        **more,
+    }
+
+
+@pytest.fixture
+def data() -> dict:
+    return {
+        "hardware": {"here": "two cores"},
+        "steps": {
+            "data": {"commands": ["python prepare_data.py --source SOURCE"]},
+            "questions": {"after": ["data"], "commands": ["python -m DPR.prepare_dpr_data --dataset empd"]},
+        },
+        "tables": {"retrieval": {"title": "T", "about": "A", "label": "retriever", "columns": RANKS}},
+        "rows": [
+            row("bm25", f"{MEASURE} --bm25", paper={"source": "P", "figures": {"mrr": 12.5}}),
+            row("nowhere", f"{MEASURE} --path saved/dpr/nowhere", reason="no weights"),
+        ],
+    }
+
+
+class InThisProcess:
+    """A stage without a process of its own, for the tests' time."""
+
+    def __init__(self, command, log, ended, *rest):
+        script, *words = command[1:] if command[0] == "-m" else command
+        code = 0
+        try:
+            importlib.import_module(script.removesuffix(".py")).main([*words])
+        except UserError:
+            code = 2
+        self.process, self.began = argparse.Namespace(returncode=code), 0.0
+        ended()
+
+    def failure(self):
+        return "failed"
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(stages, "Process", InThisProcess)
+
+
+def request_of(workdir, **more) -> reproductions.Request:
+    return reproductions.Request(str(workdir), "prepared", recipes.Changes(), stages.Box(), **more)
+
+
+def test_a_table_shows_the_paper_and_ours_and_what_could_not_be_run(data, trained_copy, here, capsys):
+    reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
+    measured = json.loads((trained_copy / "results/retrieval/bm25.json").read_text(encoding="utf-8"))
+    text = (trained_copy / "results/tables/retrieval.md").read_text(encoding="utf-8")
+    assert "| BM25 | paper |  | 12.50 |" in text
+    assert f"| BM25 | ours | {measured['average_rank']:.1f} | {measured['mrr']:.1f} |" in text
+    assert "| NOWHERE | not run: no weights |  |  |" in text
+    assert f"`{MEASURE} --bm25`" in text
+    capsys.readouterr()
+    reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
+    assert capsys.readouterr().out.count("finished before") == 2  # questions and bm25
+
+
+def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy, tmp_path, here, capsys):
+    run = {"state": "run", "commit": "abc", "hardware": "here", "seeds": [42]}
+    data["rows"][0] |= run | {"figures": {"average_rank": [0.0, -1e3, 1e3], "mrr": 101.0}}
+    data["steps"]["data"]["commands"] = []
+    with pytest.raises(UserError, match="takes a folder that is new or empty"):
+        reproductions.check_row(results.parse(data), "bm25", request_of(trained_copy))
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "results").mkdir()
+    (fresh / "results" / "tables").mkdir()
+    (fresh / "results" / "tables" / "check.txt").write_text("bm25", encoding="utf-8")
+    (fresh / "data").symlink_to(trained_copy / "data")
+    assert not reproductions.check_row(results.parse(data), "bm25", request_of(fresh))
+    shown = capsys.readouterr().out
+    assert "average rank: recorded 0.0 [-1000.0, 1000.0], now" in shown and ": close" in shown
+    assert "MRR: recorded 101.0, now" in shown and "no interval is recorded" in shown
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "verdict"),
+    [
+        (72.8, 72.84, "equal"),
+        ([72.8, 71.0, 74.0], 73.9, "close"),
+        ({"mean": 72.8, "std": 0.5}, 72.4, "close"),
+        ([72.8, 71.0, 74.0], 74.2, "off by +1.4"),
+        (72.8, 71.0, "off by -1.8 (no interval is recorded)"),
+        (72.8, None, "not measured"),
+    ],
+)
+def test_a_figure_is_equal_close_or_off(recorded, now, verdict):
+    assert reproductions.compare(results.Column("F1", 1), recorded, now) == verdict
+
+
+def test_every_seed_has_a_folder_of_its_own_and_their_mean_is_shown(data, tmp_path):
+    request = request_of(tmp_path, seeds=2)
+    parsed = results.parse(data)
+    bm25 = parsed.rows["bm25"]
+    for seed, value in ((42, 10.0), (43, 20.0)):
+        place = reproductions.where(request, bm25, parsed.tables["retrieval"], seed)
+        file = tmp_path / place / bm25.result[0]
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"mrr": value}), encoding="utf-8")
+    table = parsed.tables["retrieval"]
+    runs = [reproductions.read_figures(table, bm25, p) for p in (tmp_path, tmp_path / "seed-43")]
+    shown = table.columns["mrr"].show(reproductions.over_seeds(runs)["mrr"])
+    assert shown == "15.0 ± 7.1"
+
+
+def test_the_tables_are_those_of_the_data():
+    data = results.read(reproduce.HERE / results.FILE)
+    assert set(reproduce.TABLES) == set(data.tables)
+    for name in data.tables:
+        recipe = reproductions.recipe_of(data, data.of(name), "download")
+        lines = recipes.lines_of(recipe)
+        assert len(lines) == len(set(lines)) and lines[0].startswith("python prepare_data.py")
+        recipes.plan(recipe, ".", "download", recipes.Changes())  # each after what it builds on

@@ -1,0 +1,76 @@
+"""results/results.yaml: the README says what stands there, and what stands there can be run."""
+
+import copy
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_scripts import PARSERS
+
+import prepare_data
+import results
+from options import UserError
+
+ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
+
+
+@pytest.fixture(scope="module")
+def data() -> dict:
+    return results.load((ROOT / results.FILE).read_text(encoding="utf-8"))
+
+
+def test_the_readme_and_the_page_of_results_are_rendered_from_the_data():
+    for file, text in results.rendered(ROOT).items():
+        assert file.read_text(encoding="utf-8") == text, f"{file.name}: python reproduce.py --render"
+
+
+def test_a_figure_changed_by_hand_in_the_readme_is_rendered_away(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "docs").mkdir()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text(
+        readme.replace("| ours | 76.0 |", "| ours | 86.0 |"), encoding="utf-8"
+    )
+    (tmp_path / results.FILE).write_bytes((ROOT / results.FILE).read_bytes())
+    results.render(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
+
+
+def test_the_file_keeps_its_layout_when_it_is_written_again(data):
+    assert results.dump(data) == (ROOT / results.FILE).read_text(encoding="utf-8")
+
+
+def test_every_command_of_a_row_parses(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parsed = results.parse(data)
+    commands = [c for step in parsed.steps.values() for c in step.commands]
+    commands += [c for row in parsed.rows.values() for c in row.commands]
+    commands += [t.evaluate.replace("RUNS", "saved/a/b") for t in parsed.tables.values() if t.evaluate]
+    Path("saved/a/b").mkdir(parents=True)
+    Path("SOURCE").mkdir()
+    for command in dict.fromkeys(commands):
+        script, *words = shlex.split(command.removeprefix("python ").removeprefix("-m "))
+        try:
+            ALL[script](words)
+        except SystemExit:
+            pytest.fail(f"does not parse: {command}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": "done"}, "row emo-glove-t5: state done: must be one of run, not run"),
+        ({"commit": ""}, "row emo-glove-t5: a row that was run needs commit"),
+        ({"state": "not run"}, "row emo-glove-t5: a row that was not run has no figures"),
+        ({"figures": {"f1": 70.0}}, "row emo-glove-t5: no such column in its table: f1"),
+        ({"hardware": "moon"}, "row emo-glove-t5: hardware moon"),
+        ({"row": "int-glove-t5"}, "row int-glove-t5: stands twice"),
+        ({"colour": "red"}, "unknown key colour"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_by_its_name(change, message, data):
+    wrong = copy.deepcopy(data)
+    wrong["rows"][0] |= change
+    with pytest.raises(UserError, match=message):
+        results.parse(wrong)
