@@ -16,19 +16,22 @@ import advice
 import runs
 import storage
 from causal_models import CausalGenerator, example_nll, token_nll
-from chats import causal_data, prompt_data
+from chats import causal_data, pad_id, prompt_data
 from commands import DECODING, CausalCommand, Decoding
-from dataloaders import Data, Example, hash_seed, listener_turns, plan_once, read_exemplars
+from dataloaders import Data, Example, hash_seed, listener_turns, pad, plan_once, read_exemplars
 from generators import (
     Predictor,
     SplitData,
     begun_from,
     likelihood_key,
     output_folder,
+    reward_sources,
+    sampled_replies,
     validate,
     with_own_exemplars,
     write_predictions,
 )
+from objectives import Draw, Drawn, SampledReplies, some
 from options import Paths, UserError
 from session import Session, own_random_stream
 from training import Loop, begin_from
@@ -40,20 +43,65 @@ IN_HALF = 1e-2
 
 
 class CausalObjective(Objective):
-    """nll: negative log-likelihood of the gold replies and their ends, over their tokens."""
+    """nll: negative log-likelihood of the gold replies and their ends, over their tokens.
 
-    def __init__(self) -> None:
-        self.weights = {"nll": 1.0}
+    `sampled`: a loss on replies that the model samples.
+    """
+
+    measured = ("nll",)
+
+    def __init__(self, sampled: SampledReplies | None = None) -> None:
+        self.sampled = sampled
+        self.weights = {"nll": 1.0, **(sampled.weights if sampled else {})}
+
+    def prepare(self, model: nn.Module, batch: dict) -> dict:
+        return self.sampled.prepare(model, batch) if self.sampled else batch
 
     def units(self, batch: dict) -> dict[str, float]:
-        return {"nll": float(len(batch["target_ids"]))}
+        units = {"nll": float(len(batch["target_ids"]))}
+        return units | (self.sampled.units(batch) if self.sampled and "sampled" in batch else {})
 
     def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        return {"nll": token_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
+        terms = self.losses(model, batch, strategy=0)
+        if self.sampled and "sampled" in batch:
+            drawn = batch["sampled"]
+            nll = example_nll(token_nll(model(drawn), drawn["target_ids"]), drawn)  # (N,) -> (M,)
+            terms |= self.sampled.terms(nll, batch)
+        return terms
 
     def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
         """As `generators.validate` asks; there is no soft reply here, and so no strategy."""
-        return self.terms(model, batch)
+        return {"nll": token_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
+
+
+def draw_replies(prompts: Data, most_tokens: int, device: torch.device) -> Draw:
+    """A causal language model's `Draw`. `prompts`: what stands before the reply of each training example."""
+
+    def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
+        assert isinstance(model, CausalGenerator)
+        numbers = batch["examples"][some(len(batch["examples"]), most, samples)].tolist()
+        asked = {k: v.to(device) for k, v in prompts.collate(numbers).items() if k != "names"}
+        out = model.generate(asked, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=most_tokens)
+        end = out == model.chat.end_id
+        mask = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
+        before = asked["attention_mask"].bool()
+        # padded on the right again, as in training
+        both = zip(asked["input_ids"], before, out, mask, strict=True)
+        whole = [torch.cat([prompt[p], reply[r]]).cpu().numpy() for prompt, p, reply, r in both]
+        input_ids, attention_mask = pad(whole, pad_id(model.tokenizer))
+        place = torch.arange(input_ids.shape[1])
+        target_mask = (place >= before.sum(1).cpu()[:, None]) & attention_mask.bool()  # (M, L)
+        drawn = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "target_mask": target_mask,
+            "target_ids": input_ids[target_mask],
+            "example_of": target_mask.nonzero()[:, 0],
+            "examples": torch.tensor(numbers),
+        }
+        return Drawn(drawn, numbers, model.replies(out))
+
+    return draw
 
 
 def first_conversations(examples: list[Example], most: int) -> list[Example]:
@@ -176,14 +224,22 @@ def train(command: CausalCommand, session: Session) -> dict:
     split = command.predict_split
     if split:
         read_split(model, split, paths)
-    objective = CausalObjective()
+    sampled = None
+    if command.sampled.sampled_loss_w:
+        examples, exemplars = read_split(model, "train", paths)
+        prompts = prompt_data(
+            examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **model.settings.layout
+        )
+        draw = draw_replies(prompts, options.tgt_len, session.device)
+        sampled = sampled_replies(command.sampled, command.rewards, examples, draw, paths, session)
+    objective = CausalObjective(sampled)
 
     def evaluate() -> dict[str, float]:
         batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
         return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
 
     sources = {"base": storage.source(options.model, paths, model.settings.base_sha256)}
-    sources |= begun_from(options.init_from, paths)
+    sources |= begun_from(options.init_from, paths) | reward_sources(command.rewards, paths)
     for name in ("train", "valid"):
         sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
         if options.add_exemplars != "none":

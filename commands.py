@@ -77,6 +77,15 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class SampledOptions:
+    """A loss on replies that the model samples (`add_sampled_flags` says what each flag means)."""
+
+    sampled_loss_w: float
+    samples: int
+    sampled_examples: int
+
+
+@dataclass(frozen=True)
 class GeneratorOptions:
     """What a generator is and learns from (`add_generator_flags` says what each flag means)."""
 
@@ -94,6 +103,10 @@ class GeneratorOptions:
     dropout: float
     seed: int
     init_from: str | None = None
+    critic_targets: str = "labels"
+    critic_ramp: int = 0
+    balance: float = 0.0
+    log_gradients: bool = False
 
     @property
     def critics(self) -> list[str]:
@@ -150,6 +163,8 @@ class GeneratorCommand:
     decoding: Decoding
     paths: Paths
     critics: dict[str, Path]  # the run folder of each critic that the loss asks for
+    sampled: SampledOptions
+    rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
     name: str | None
     predict_split: str | None  # None: no predictions after training
     inference: str | None
@@ -168,7 +183,9 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
         training=pick(TrainingOptions, args),
         decoding=pick(Decoding, args),
         paths=paths,
-        critics={kind: Path(getattr(args, kind) or paths.critic(kind, family)) for kind in options.critics},
+        critics={kind: critic_folder(args, kind, family) for kind in options.critics},
+        sampled=pick(SampledOptions, args),
+        rewards=reward_folders(args, family),
         name=args.name,
         predict_split=args.predict_split if args.predict else None,
         inference=args.inference,
@@ -176,6 +193,18 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
         device=device_flags(args),
         flags=vars(args),
     )
+
+
+def critic_folder(args: argparse.Namespace, kind: str, family: str) -> Path:
+    """The run folder of a critic: the one given, or the family's."""
+    return Path(getattr(args, kind) or Paths(args.workdir).critic(kind, family))
+
+
+def reward_folders(args: argparse.Namespace, family: str) -> dict[str, Path]:
+    """The critics that sampled replies are rewarded by: all four, where there is such a loss."""
+    if not args.sampled_loss_w:
+        return {}
+    return {kind: critic_folder(args, kind, family) for kind in CRITICS}
 
 
 @dataclass(frozen=True)
@@ -204,6 +233,8 @@ class CausalCommand:
     training: TrainingOptions
     decoding: Decoding
     paths: Paths
+    sampled: SampledOptions
+    rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
     name: str | None
     predict_split: str | None  # None: no predictions after training
     inference: str | None
@@ -218,7 +249,9 @@ def causal_command(args: argparse.Namespace) -> CausalCommand:
         options=pick(CausalOptions, args),
         training=pick(TrainingOptions, args),
         decoding=pick(Decoding, args),
-        paths=Paths(args.workdir, exemplars=args.exemplars),
+        paths=Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
+        sampled=pick(SampledOptions, args),
+        rewards=reward_folders(args, args.family),
         name=args.name,
         predict_split=args.predict_split if args.predict else None,
         inference=args.inference,
@@ -417,6 +450,28 @@ def add_training(
     add("--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)")
 
 
+def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
+    """A loss on sampled replies, its critics, and the labels that it compares with."""
+    add = parser.add_argument_group("loss on sampled replies").add_argument
+    add(
+        "--sampled-loss-w",
+        type=WEIGHT,
+        default=0.0,
+        help="weight of a policy gradient on replies that the model samples: critics' levels like the gold "
+        "reply's are the reward; 0: nothing is sampled",
+    )
+    add("--samples", type=number(int, least=2), default=4, help="replies sampled to each context")
+    add(
+        "--sampled-examples",
+        type=COUNT,
+        default=8,
+        help="contexts of a batch that are replied to, drawn by chance; 0: all",
+    )
+    for kind in CRITICS:
+        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
+    add("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
+
+
 def add_init_from(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init-from",
@@ -499,9 +554,32 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="soft reply: 0 softmax, 1 Gumbel-softmax, 2 straight-through Gumbel",
     )
-    for kind in CRITICS:
-        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
-    add("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
+    add(
+        "--critic-targets",
+        choices=["labels", "soft"],
+        default="labels",
+        help="what critics compare with: the gold reply's labels, or their own view of it in full",
+    )
+    add(
+        "--critic-ramp",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="let the critics' weights rise from 0 over so many updates",
+    )
+    add(
+        "--balance",
+        type=WEIGHT,
+        default=0.0,
+        metavar="SHARE",
+        help="cut each critic's gradient at the logits to this share of the nll's; 0: as long as it is",
+    )
+    add(
+        "--log-gradients",
+        action="store_true",
+        help="at every evaluation, also log how long each term's own gradient is",
+    )
+    add_sampled_flags(parser)
     add = parser.add_argument_group("lengths").add_argument
     add("--src-len", type=NATURAL, default=200, help="latest tokens of the dialogue")
     add("--tgt-len", type=number(int, least=2), default=50, help="tokens of a reply in training")

@@ -863,6 +863,7 @@ def generator_data(
         reply_ids, reply_mask = pad([r.reply for r in chosen], -100)
         batch = {
             "names": [names[i] for i in numbers],
+            "numbers": list(numbers),
             "source_ids": source_ids,  # (B, S)
             "source_mask": source_mask,
             "speaker_ids": pad([r.speakers for r in chosen], 0)[0],

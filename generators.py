@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 import advice
 import exemplars
 import runs
 import storage
-from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions
-from critics import LossCritics, choose_for_loss, say_uninformed
+from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
+from critics import LossCritics, choose_for_loss, load_judges, say_uninformed
 from dataloaders import (
     Data,
     Example,
@@ -48,15 +47,14 @@ from models import (
     new_t5,
     offline,
     require_words,
-    soft_response,
     token_nll,
     without_word,
 )
+from objectives import Draw, GeneratorObjective, Rewards, SampledReplies, draw_replies, gradient_norms
 from options import DIMENSIONS, Paths, UserError, refuse_existing
 from session import Session, own_random_stream
 from storage import fingerprint, require
 from training import Loop, begin_from
-from updates import Objective
 
 # ------------------------------------------------------------------------------------------------------ built
 
@@ -187,37 +185,7 @@ def critic_targets(
     return {kind: found[kind] for kind in critics.critics}
 
 
-# -------------------------------------------------------------------------------------------------- objective
-
-
-class GeneratorObjective(Objective):
-    """The paper's eq. 14, every term over its own unit:
-
-        loss = main_w * nll + empathy_w * (emo + exp + int) + sentiment_w * sentiment
-
-    nll: negative log-likelihood of the gold reply, over its tokens. The others: the frozen critics'
-    cross-entropy (sentiment: squared error) on the soft reply against the labels of the gold reply, over
-    examples.
-    """
-
-    def __init__(self, critics: CriticSet, options: GeneratorOptions):
-        self.critics, self.strategy = critics, options.strategy
-        self.weights = {term: options.weight(term) for term in ("nll", *critics.critics)}
-
-    def units(self, batch: dict) -> dict[str, float]:
-        units = dict.fromkeys(self.weights, float(len(batch["labels"])))
-        return units | {"nll": float(batch["reply_mask"].sum())}
-
-    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        return self.losses(model, batch, self.strategy)
-
-    def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
-        logits = model(batch)  # (B, T, V)
-        terms = {"nll": token_nll(logits, batch["labels"]).sum()}
-        if self.critics:  # a soft reply is as large as the logits: made only where somebody reads it
-            soft = soft_response(logits, strategy)
-            terms |= self.critics.losses(soft, batch["reply_mask"], batch)
-        return terms
+# --------------------------------------------------------------------------------------------------- measured
 
 
 def validate(
@@ -231,15 +199,16 @@ def validate(
 
     The critics see the softmax whatever the strategy of the training, so that an evaluation is no draw.
     """
-    names = list(objective.weights)
+    names = objective.measured
     totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for numbers in session.over(batches, "valid"):
         batch = session.move(held.data.collate(numbers))
         with session.autocast():
             sums = objective.losses(model, batch, strategy=0)
-        for name, count in objective.units(batch).items():
+        units = objective.units(batch)
+        for name in names:
             totals[name] += float(sums[name])
-            counts[name] += count
+            counts[name] += units[name]
     summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
     values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
     nll, tokens = summed[names.index("nll")], summed[len(names) + names.index("nll")]
@@ -415,11 +384,17 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     # read before the training: what would be missing after it is missed now
     split = command.predict_split
     predicted = split_data(settings, split, tokenizer, way, paths) if split else None
-    objective = GeneratorObjective(critics, options)
+    drawn = draw_replies(tokenizer, sampling_arguments(tokenizer, model.vocabulary, settings), session.device)
+    sampled = sampled_replies(command.sampled, command.rewards, train.examples, drawn, paths, session)
+    objective = GeneratorObjective(critics, options, sampled)
 
     def evaluate() -> dict[str, float]:
         batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
-        return validate(model, objective, held, batches, session)
+        found = validate(model, objective, held, batches, session)
+        if options.log_gradients:
+            batch = session.move(held.data.collate(batches[len(batches) // 2]))
+            found |= gradient_norms(model, objective, batch)
+        return found
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -431,6 +406,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
 
     folder = paths.saved / family / (command.name or options.default_name)
     sources = run_sources(backbone, way, chosen, settings, paths) | begun_from(options.init_from, paths)
+    sources |= reward_sources(command.rewards, paths)
     loop = Loop(
         command.training,
         session,
@@ -443,7 +419,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         flags=command.flags,
         inputs=run_inputs(settings, way, sources),
         sources=sources,
-        free=DECODING,
+        free=DECODING | {"log_gradients"},
         metric="nll",
         mode="min",
         reload=reload,
@@ -460,6 +436,46 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result
+
+
+def sampling_arguments(tokenizer, vocabulary: int, settings: GeneratorSettings) -> dict[str, Any]:
+    """Of `generate`, for a loss on sampled replies: drawn from the model's own distribution, unbent."""
+    plain = Decoding(
+        top_k=0, temperature=1.0, beams=1, max_new_tokens=settings.tgt_len, predict_batch_size=1, seed=0
+    )
+    return decoding_arguments(plain, tokenizer, vocabulary)
+
+
+def sampled_replies(
+    options: SampledOptions,
+    critics: dict[str, Path],
+    examples: list[Example],
+    draw: Draw,
+    paths: Paths,
+    session: Session,
+) -> SampledReplies | None:
+    """The loss on sampled replies, where its weight asks for one."""
+    if not options.sampled_loss_w:
+        return None
+    if session.world > 1:
+        raise UserError("--sampled-loss-w: replies are sampled by one process; run it without torchrun")
+    file = paths.labels("train")
+    storage.require_file(file, advice.label(paths.root, "t5", file.parent))
+    labels = read_labels(file, examples)
+    scorers = load_judges(critics, session, asked_for=list(critics))
+    rewards = Rewards(scorers, [e.history for e in examples], {kind: labels[kind] for kind in scorers})
+    return SampledReplies(rewards, draw, options)
+
+
+def reward_sources(critics: dict[str, Path], paths: Paths) -> dict[str, dict[str, str]]:
+    """Entries of a run's sources: what sampled replies are rewarded by."""
+    found = {
+        f"reward {k}": storage.source(f, paths, storage.sha256(f / "model.safetensors"))
+        for k, f in critics.items()
+    }
+    if critics:
+        found["labels train"] = storage.source(paths.labels("train"), paths)
+    return found
 
 
 def begun_from(folder: str | None, paths: Paths) -> dict[str, dict[str, str]]:

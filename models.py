@@ -361,8 +361,14 @@ class Critic(SavedModule):
     ) -> Tensor:
         """Left-padded context (B, C) ending in </s>, then a soft reply (B, T, V): the same layout, the same
         result."""
-        context = F.embedding(context_ids, self.embeddings)
         reply = soft @ self.embeddings.to(soft.dtype)  # (B, T, V) @ (V, D) -> (B, T, D)
+        return self.forward_words(context_ids, context_mask, reply, reply_mask)
+
+    def forward_words(
+        self, context_ids: Tensor, context_mask: Tensor, reply: Tensor, reply_mask: Tensor
+    ) -> Tensor:
+        """The same of a reply's word embeddings (B, T, D)."""
+        context = F.embedding(context_ids, self.embeddings)
         words = torch.cat([context, reply.to(context.dtype)], dim=1)  # (B, C + T, D)
         mask = torch.cat([context_mask, reply_mask], dim=1)
         return self._score(words, mask, torch.cat([torch.zeros_like(context_mask), reply_mask], dim=1))
@@ -388,6 +394,13 @@ class Critic(SavedModule):
         if self.settings.is_regressor:
             return (scores[:, 0] - targets.float()).square().sum()
         return F.cross_entropy(scores, targets, weight=class_weights, reduction="sum")
+
+    def divergence_sum(self, scores: Tensor, view: Tensor) -> Tensor:
+        """KL divergence of `scores` from a `view` of the same shape, or squared difference for the regressor,
+        summed over the batch."""
+        if self.settings.is_regressor:
+            return (scores - view).square().sum()
+        return F.kl_div(scores.log_softmax(-1), view.log_softmax(-1), reduction="sum", log_target=True)
 
 
 def _mean_max(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -446,20 +459,45 @@ class CriticSet:
         """The longest context, in tokens, that any of them reads."""
         return max((c.settings.context_len for c in self.critics.values()), default=0)
 
-    def losses(self, soft: Tensor, reply_mask: Tensor, batch: dict) -> dict[str, Tensor]:
-        """Each critic's loss on soft replies (B, T, V) against the labels of the gold replies, summed over
-        the batch."""
-        out = {}
+    def losses(
+        self, soft: Tensor, reply_mask: Tensor, batch: dict, views: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Each critic's loss on soft replies (B, T, V) against the labels of the gold replies, or against
+        `views`, summed over the batch."""
+        return {kind: self.loss(kind, soft, reply_mask, batch, views) for kind in self.critics}
+
+    def loss(
+        self,
+        kind: str,
+        soft: Tensor,
+        reply_mask: Tensor,
+        batch: dict,
+        views: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of one critic, as in `losses`."""
+        critic, context = self.critics[kind], self._context(kind, batch)
+        end = batch["context_ids"][0, -1]
+        closed, mask = close_replies(soft, reply_mask, batch["labels"], critic.settings.reply_len, end)
+        scores = critic.forward_soft(*context, closed, mask)
+        if views is None:
+            return critic.loss_sum(scores, batch["critic_targets"][kind])
+        return critic.divergence_sum(scores, views[kind])
+
+    def _context(self, kind: str, batch: dict) -> tuple[Tensor, Tensor]:
+        """Ids and mask of as much context as a critic has read in its training."""
+        most = self.critics[kind].settings.context_len + 1  # the </s> that ends it
+        return batch["context_ids"][:, -most:], batch["context_mask"][:, -most:]
+
+    @torch.no_grad()
+    def views(self, batch: dict) -> dict[str, Tensor]:
+        """What each critic itself says of the gold replies: (B, labels) logits, or (B, 1) scores."""
+        found = {}
         for kind, critic in self.critics.items():
-            # each reads as much as in its training; + 1 for the </s> that ends the context
-            context = critic.settings.context_len + 1
-            end = batch["context_ids"][0, -1]
-            closed, mask = close_replies(soft, reply_mask, batch["labels"], critic.settings.reply_len, end)
-            scores = critic.forward_soft(
-                batch["context_ids"][:, -context:], batch["context_mask"][:, -context:], closed, mask
-            )
-            out[kind] = critic.loss_sum(scores, batch["critic_targets"][kind])
-        return out
+            most, end = critic.settings.reply_len, batch["context_ids"][0, -1]
+            ids, mask = close_ids(batch["labels"], batch["reply_mask"], most, end)
+            reply = F.embedding(ids, critic.embeddings)  # (B, T') -> (B, T', D)
+            found[kind] = critic.forward_words(*self._context(kind, batch), reply, mask)
+        return found
 
 
 def close_replies(
@@ -483,6 +521,18 @@ def close_replies(
     hard = (place == words[:, None]) & cut[:, None]  # (B, T')
     ending = F.one_hot(end, soft.shape[2]).to(soft.dtype)
     return torch.where(hard[..., None], ending, soft), (place <= words[:, None]).to(reply_mask.dtype)
+
+
+def close_ids(labels: Tensor, reply_mask: Tensor, most: int, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Gold replies (B, T), -100 where there is none, as `close_replies` leaves them: ids and mask (B, T')."""
+    length = reply_mask.sum(1)  # (B,)
+    ends = labels.gather(1, length[:, None] - 1)[:, 0] == end
+    words = (length - ends.long()).clamp(max=most)[:, None]
+    width = min(labels.shape[1], most) + 1
+    ids = F.pad(labels[:, :width], (0, max(0, width - labels.shape[1])))
+    place = torch.arange(width, device=labels.device)[None]
+    ids = torch.where(place == words, end, ids).masked_fill(place > words, 0)
+    return ids, (place <= words).to(reply_mask.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- generator

@@ -13,7 +13,14 @@ the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.c
 """
 
 import options
-from commands import add_decoding_flags, add_init_from, add_training, causal_command, check_decoding
+from commands import (
+    add_decoding_flags,
+    add_init_from,
+    add_sampled_flags,
+    add_training,
+    causal_command,
+    check_decoding,
+)
 from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
 
 
@@ -44,6 +51,8 @@ def parse_args(argv=None):
     add("--top-exemplars", type=NATURAL, default=3, help="exemplars for each example")
     add("--exemplar-len", type=NATURAL, default=128, help="tokens that exemplars share")
     add("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    add_sampled_flags(parser)
+    parser.add_argument("--family", default="t5", help="whose critics give rewards, where none are named")
     add_training(parser, epochs=1, lr=2e-3, batch_size=64)
     parser.set_defaults(schedule="linear", batch_tokens=2000)
     add_decoding_flags(parser)

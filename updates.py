@@ -31,6 +31,10 @@ class Objective:
         samples now."""
         return batch
 
+    def weights_at(self, step: int) -> dict[str, float]:
+        """The weights of the update after `step` others; the same names as `weights`."""
+        return self.weights
+
     def units(self, batch: dict) -> dict[str, float]:
         """How many units each term sums over in this batch."""
         raise NotImplementedError
@@ -110,7 +114,8 @@ class Update:
         # what the sums are divided by must be known before the first backward pass: gradients add up from
         # there on
         units = self.count_units(micro_batches)
-        sums = self.accumulate_gradients(micro_batches, units)  # (micro-batches, terms)
+        weights = self.objective.weights_at(self.scheduler.last_epoch)
+        sums = self.accumulate_gradients(micro_batches, units, weights)  # (micro-batches, terms)
         # without a limit this only measures: the norm is logged either way
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf)
         # one bad number would spoil all weights at once, and the best checkpoint could be hours old
@@ -119,7 +124,7 @@ class Update:
         # the schedule counts updates, not micro-batches
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.figures(sums, units) | {"grad_norm": float(norm)}
+        return self.figures(sums, units, weights) | {"grad_norm": float(norm)}
 
     def deal(self, numbers: list[int]) -> list[MicroBatch]:
         """This process's micro-batches of an update.
@@ -149,9 +154,11 @@ class Update:
                 counted[term] += units[term] * micro.weight
         return dict(zip(counted, self.session.sum(list(counted.values())), strict=True))
 
-    def accumulate_gradients(self, micro_batches: list[MicroBatch], units: dict[str, float]) -> Tensor:
+    def accumulate_gradients(
+        self, micro_batches: list[MicroBatch], units: dict[str, float], weights: dict[str, float]
+    ) -> Tensor:
         """Backward passes over all micro-batches; each term's sum in each of them, (micro-batches, terms)."""
-        weights, session = self.objective.weights, self.session
+        session = self.session
         # an evaluation in between has left the model in eval mode
         self.wrapped.train()
         sums = torch.zeros(len(micro_batches), len(weights), device=session.device)
@@ -171,9 +178,8 @@ class Update:
             sums[i] = torch.stack([terms[k].detach().float() * micro.weight for k in weights])
         return sums
 
-    def figures(self, sums: Tensor, units: dict[str, float]) -> dict[str, float]:
+    def figures(self, sums: Tensor, units: dict[str, float], weights: dict[str, float]) -> dict[str, float]:
         """The loss and its terms over the whole update, each term divided by its units."""
-        weights = self.objective.weights
         totals = self.session.sum(sums.sum(0).tolist())
         values = {k: total / (units[k] or 1) for k, total in zip(weights, totals, strict=True)}
         return {"loss": sum(weights[k] * v for k, v in values.items()), **values}

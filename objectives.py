@@ -1,0 +1,236 @@
+"""What a generator minimises: the paper's eq. 14, its variants, and a loss on replies that it samples itself.
+
+Knows models, critics and batches; reads no file of a corpus and parses no arguments.
+Letters in shapes: B examples, T reply tokens, V words, M sampled replies, S samples of one context.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from commands import GeneratorOptions, SampledOptions
+from critics import Judges
+from models import CriticSet, Generator, soft_response, token_nll
+from updates import Objective
+
+# ---------------------------------------------------------------------------------------- gradients, balanced
+
+
+class _Balanced(torch.autograd.Function):
+    """Copies of the logits, one for the nll and one a critic; backward, no critic's gradient is longer than
+    `share` of the nll's."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, share: float, critics: int):
+        ctx.share = share
+        return tuple(logits.view_as(logits) for _ in range(1 + critics))
+
+    @staticmethod
+    def backward(ctx, main: Tensor, *others: Tensor):  # type: ignore[override]
+        most = ctx.share * main.float().norm()
+        total = main
+        for gradient in others:
+            length = gradient.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
+            total = total + gradient * (most / length).clamp(max=1).to(gradient.dtype)
+        return total, None, None
+
+
+def balanced(logits: Tensor, share: float, critics: int) -> tuple[Tensor, ...]:
+    """`logits` (B, T, V), 1 + `critics` times. In the backward pass the gradient that reaches each of the
+    others is cut to `share` of the length of the first one's (of this forward pass, weights included).
+
+    Without it the critics can lead: at weight 1 the whole gradient is several times as long as the nll's,
+    and clipping and Adam then follow them.
+    """
+    return _Balanced.apply(logits, share, critics)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gradient_norms(model: nn.Module, objective: "GeneratorObjective", batch: dict) -> dict[str, float]:
+    """{grad_TERM: the length of the gradient that a term, weighted, would send to the model's weights by
+    itself} on one batch; of the nll and the critics."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = {}
+    with torch.enable_grad():
+        units, terms = objective.units(batch), objective.losses(model, batch, strategy=0)
+        for name in terms:
+            weight = objective.weights[name]
+            if not weight:
+                continue
+            loss = weight * terms[name].float() / (units[name] or 1)
+            gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            found[f"grad_{name}"] = float(torch.stack(squares).sum().sqrt())
+    return found
+
+
+# -------------------------------------------------------------------------------------------- sampled replies
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """(B, S) rewards -> how much better each is than the mean of its context's other samples, (B, S)."""
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * samples / (samples - 1)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """How close the critics' view of a written reply is to the labels of the gold one.
+
+    Critics read plain text here, as in use: no mixture of words, and no gold reply before each word.
+    """
+
+    scorers: Judges
+    contexts: Sequence[Sequence[str]]  # of each example, oldest turn first
+    targets: Mapping[str, Sequence[float]]  # {critic: the label of each example's gold reply}
+
+    def of(self, numbers: Sequence[int], replies: Sequence[str]) -> Tensor:
+        """(M,) between -1 and 0: minus the distance, averaged over the critics, each as a share of the
+        critic's range. `numbers` (M,): the examples that are replied to."""
+        total = np.zeros(len(replies))
+        for kind, scorer in self.scorers.items():
+            said = scorer.score(replies, [self.contexts[n] for n in numbers])
+            low, high = scorer.limits
+            wanted = np.array([self.targets[kind][n] for n in numbers])
+            total -= np.abs(np.array([s.value for s in said]) - wanted) / (high - low)
+        return torch.from_numpy(total / len(self.scorers)).float()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Sampled replies: `batch` is the model's input with them as targets, M rows."""
+
+    batch: dict
+    examples: list[int]  # (M,) the example that each replies to, S of one example in a row
+    texts: list[str]
+
+
+#: (model, batch, most examples, samples of each) -> some of the batch's examples replied to
+Draw = Callable[[nn.Module, dict, int, int], Drawn]
+
+
+class SampledReplies:
+    """A loss on sampled replies: policy gradient with the mean of a context's other samples as baseline.
+
+        loss = sum over replies of (reward - mean reward of the others) * nll of the reply's tokens / replies
+
+    (REINFORCE with a leave-one-out baseline; Kool et al. 2019. EmpRL and EmPO train with PPO and DPO towards
+    the same end.) Two terms: `sampled`, the loss above, and `reward`, which has weight 0 and is there for the
+    log.
+    """
+
+    def __init__(self, rewards: Rewards, draw: Draw, options: SampledOptions):
+        self.rewards, self.draw, self.options = rewards, draw, options
+        self.weights = {"sampled": options.sampled_loss_w, "reward": 0.0}
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, batch: dict) -> dict:
+        """The batch with replies that the model samples now, without dropout, and what they are worth."""
+        options = self.options
+        training = model.training
+        drawn = self.draw(model.eval(), batch, options.sampled_examples, options.samples)
+        model.train(training)
+        reward = self.rewards.of(drawn.examples, drawn.texts)  # (M,)
+        worth = advantages(reward.view(-1, options.samples)).flatten()  # (M / S, S) -> (M,)
+        return batch | {"sampled": drawn.batch, "reward": reward, "advantage": worth}
+
+    def units(self, batch: dict) -> dict[str, float]:
+        return dict.fromkeys(self.weights, float(len(batch["reward"])))
+
+    def terms(self, nll: Tensor, batch: dict) -> dict[str, Tensor]:
+        """`nll` (M,) of the sampled replies under the model, with gradient."""
+        return {"sampled": (batch["advantage"] * nll).sum(), "reward": batch["reward"].sum()}
+
+
+def some(examples: int, most: int, samples: int) -> Tensor:
+    """Rows of a batch, `samples` times each: at most `most` of them by chance (0: all)."""
+    rows = torch.randperm(examples)[: most or None].sort().values
+    return rows.repeat_interleave(samples)
+
+
+#: what of a batch a generator reads: once an example, and once a batch
+OF_AN_EXAMPLE = {"source_ids", "source_mask", "speaker_ids", "exemplar_vectors", "exemplar_share"}
+OF_A_BATCH = {"exemplar_ids", "exemplar_mask"}
+
+
+def draw_replies(tokenizer, arguments: dict, device: torch.device) -> Draw:
+    """A T5's `Draw`; `arguments`: of `generate`."""
+
+    def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
+        assert isinstance(model, Generator)
+        rows = some(len(batch["labels"]), most, samples)
+        part = {k: batch[k][rows].to(device) for k in OF_AN_EXAMPLE & batch.keys()}
+        part |= {k: batch[k].to(device) for k in OF_A_BATCH & batch.keys()}
+        out = model.generate(part, **arguments)[:, 1:]  # (M, T), after the decoder's start
+        end = out == tokenizer.eos_token_id
+        mask = end.cumsum(1) - end.long() == 0  # up to the first end
+        part |= {"labels": out.masked_fill(~mask, -100), "reply_mask": mask.long()}
+        texts = [" ".join(t.split()) for t in tokenizer.batch_decode(out, skip_special_tokens=True)]
+        return Drawn(part, [batch["numbers"][r] for r in rows.tolist()], texts)
+
+    return draw
+
+
+# ------------------------------------------------------------------------------------------------- objectives
+
+
+class GeneratorObjective(Objective):
+    """The paper's eq. 14, every term over its own unit:
+
+        loss = main_w * nll + empathy_w * (emo + exp + int) + sentiment_w * sentiment
+
+    nll: negative log-likelihood of the gold reply, over its tokens. The others, over examples: the frozen
+    critics' cross-entropy (sentiment: squared error) on the soft reply against the labels of the gold reply;
+    with soft targets, the divergence from the critic's own view of the gold reply. `--critic-ramp` and
+    `--balance` hold the critics back; `sampled` adds a loss on sampled replies.
+    """
+
+    def __init__(self, critics: CriticSet, options: GeneratorOptions, sampled: SampledReplies | None = None):
+        self.critics, self.options, self.sampled = critics, options, sampled
+        self.weights = {term: options.weight(term) for term in ("nll", *critics.critics)}
+        #: the terms that an evaluation measures: nothing is sampled in one
+        self.measured = list(self.weights)
+        if sampled:
+            self.weights |= sampled.weights
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        if not self.options.critic_ramp:
+            return self.weights
+        share = min(1.0, (step + 1) / self.options.critic_ramp)
+        return {k: w * share if k in self.critics.critics else w for k, w in self.weights.items()}
+
+    def prepare(self, model: nn.Module, batch: dict) -> dict:
+        return self.sampled.prepare(model, batch) if self.sampled else batch
+
+    def units(self, batch: dict) -> dict[str, float]:
+        units = dict.fromkeys(self.weights, float(len(batch["labels"])))
+        units |= {"nll": float(batch["reply_mask"].sum())}
+        return units | (self.sampled.units(batch) if self.sampled and "sampled" in batch else {})
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        terms = self.losses(model, batch, self.options.strategy, self.options.balance)
+        if self.sampled and "sampled" in batch:
+            drawn = batch["sampled"]
+            nll = token_nll(model(drawn), drawn["labels"]).sum(1)  # (M, T, V) -> (M, T) -> (M,)
+            terms |= self.sampled.terms(nll, batch)
+        return terms
+
+    def losses(self, model: nn.Module, batch: dict, strategy: int, balance: float = 0.0) -> dict[str, Tensor]:
+        logits = model(batch)  # (B, T, V)
+        kinds = list(self.critics.critics)
+        if not kinds:
+            return {"nll": token_nll(logits, batch["labels"]).sum()}
+        views = self.critics.views(batch) if self.options.critic_targets == "soft" else None
+        if not balance:
+            # a soft reply is as large as the logits: made once for all critics
+            soft = soft_response(logits, strategy)
+            critics = self.critics.losses(soft, batch["reply_mask"], batch, views)
+            return {"nll": token_nll(logits, batch["labels"]).sum(), **critics}
+        main, *copies = balanced(logits, balance, len(kinds))
+        terms = {"nll": token_nll(main, batch["labels"]).sum()}
+        for kind, copy in zip(kinds, copies, strict=True):
+            soft = soft_response(copy, strategy)
+            terms[kind] = self.critics.loss(kind, soft, batch["reply_mask"], batch, views)
+        return terms

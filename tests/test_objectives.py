@@ -1,0 +1,194 @@
+"""The variants of the generators' objective, and the loss on replies that a model samples."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import Killed, assert_same_run
+from test_causal_models import make_tokenizer, save_llama
+
+import dataloaders
+import objectives
+import train_causal_lm
+import train_glove_t5
+import updates
+from models import Critic, CriticSet, Generator, load_tokenizer
+
+TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
+
+
+def glove_batch(folder):
+    critics = {
+        k: Critic.from_pretrained(folder / "saved" / "empathy" / f"glove-t5-{k}") for k in ("emo", "int")
+    }
+    tokenizer = load_tokenizer(folder / "saved" / "empathy" / "glove-t5-emo")
+    examples = dataloaders.listener_turns(folder / "data" / "empathetic_dialogues" / "original" / "train.csv")
+    labels = {k: [1] * len(examples) for k in critics}
+    data = dataloaders.generator_data(
+        examples, tokenizer, src_len=40, tgt_len=9, labels=labels, critic_context_len=0
+    )
+    return CriticSet(critics, torch.device("cpu")), data.collate([0, 5, 9]), len(tokenizer)
+
+
+def test_a_soft_target_is_reached_by_the_gold_reply_itself(trained):
+    critics, batch, vocabulary = glove_batch(trained)
+    gold = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), vocabulary).float()
+    views = critics.views(batch)
+    exact = critics.losses(gold, batch["reply_mask"], batch, views)
+    assert all(float(v) == pytest.approx(0, abs=1e-5) for v in exact.values())
+    flat = torch.full_like(gold, 1 / vocabulary)
+    assert all(float(v) > 1e-4 for v in critics.losses(flat, batch["reply_mask"], batch, views).values())
+    # the same reply does not reach labels that the critic does not see in it
+    assert all(float(v) > 1e-2 for v in critics.losses(gold, batch["reply_mask"], batch).values())
+
+
+def test_no_critic_pulls_harder_than_its_share():
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    weights = [torch.randn(2, 3, 5) * size for size in (1, 40, 1e-3)]
+    main, *others = objectives.balanced(logits, 0.5, 2)
+    sum((w * x).sum() for w, x in zip(weights, (main, *others), strict=True)).backward()
+    long, short = weights[1], weights[2]
+    expected = weights[0] + long / long.norm() * 0.5 * weights[0].norm() + short
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_the_critics_weights_rise_and_their_gradients_are_logged(trained_copy):
+    words = ["--workdir", str(trained_copy), *TINY, "--max-steps", "3", "--critic-ramp", "4"]
+    words += [
+        "--lr",
+        "1e-9",
+        "--log-gradients",
+        "--critic-targets",
+        "soft",
+        "--balance",
+        "0.5",
+        "--dropout",
+        "0",
+    ]
+    train_glove_t5.main([*words, "--name", "ramp"])
+    log = (trained_copy / "saved" / "glove-t5" / "ramp" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in log]
+    for step, row in enumerate(r for r in rows if r["kind"] == "train"):
+        critics = sum(row[k] for k in ("emo", "exp", "int", "sentiment"))
+        assert row["loss"] == pytest.approx(row["nll"] + (step + 1) / 4 * critics, rel=1e-5)
+    (valid,) = [r for r in rows if r["kind"] == "valid"]
+    assert valid["grad_nll"] > 0 and valid["grad_emo"] > 0
+
+
+def test_a_model_learns_to_write_what_is_rewarded(trained):
+    """Policy gradient alone, without any gold reply, makes rewarded words more frequent."""
+    _, batch, vocabulary = glove_batch(trained)
+    run = trained / "saved" / "empathy" / "glove-t5-emo"
+    tokenizer = load_tokenizer(run)
+    from transformers import T5ForConditionalGeneration
+
+    from glove_models import glove_config
+
+    torch.manual_seed(3)
+    settings = {"backbone": glove_config(tokenizer, "tiny", 0.0).to_dict(), "exemplars": "none"}
+    model = Generator(settings, T5ForConditionalGeneration(glove_config(tokenizer, "tiny", 0.0)))
+    draw = objectives.draw_replies(
+        tokenizer, {"do_sample": True, "top_k": 0, "max_new_tokens": 6}, torch.device("cpu")
+    )
+
+    def rewards(numbers, texts):
+        words = [t.split() or ["-"] for t in texts]
+        return torch.tensor([sum(w[0] in "st" for w in row) / len(row) for row in words])
+
+    options = SimpleNamespace(sampled_loss_w=1.0, samples=8, sampled_examples=0)
+    sampled = objectives.SampledReplies(SimpleNamespace(of=rewards), draw, options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seen = []
+    for _ in range(30):
+        drawn = sampled.prepare(model, batch)
+        nll = objectives.token_nll(model(drawn["sampled"]), drawn["sampled"]["labels"]).sum(1)
+        sampled.terms(nll, drawn)["sampled"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(float(drawn["reward"].mean()))
+    assert sum(seen[-5:]) > sum(seen[:5]) + 1.5
+
+
+def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, the_end_is_kept):
+    words = [
+        "--workdir",
+        str(trained_copy),
+        *TINY,
+        "--max-steps",
+        "4",
+        "--save-every",
+        "1",
+        "--empathy-loss-w",
+    ]
+    words += [
+        "0",
+        "--sentiment-loss-w",
+        "0",
+        "--sampled-loss-w",
+        "1",
+        "--samples",
+        "2",
+        "--sampled-examples",
+        "2",
+    ]
+    train_glove_t5.main([*words, "--name", "whole"])
+    real, made = updates.Update.__call__, []
+
+    def kill_at_the_third(self, numbers):
+        made.append(0)
+        if len(made) == 3:
+            raise Killed
+        return real(self, numbers)
+
+    monkeypatch.setattr(updates.Update, "__call__", kill_at_the_third)
+    with pytest.raises(Killed):
+        train_glove_t5.main([*words, "--name", "killed"])
+    monkeypatch.setattr(updates.Update, "__call__", real)
+    train_glove_t5.main([*words, "--name", "killed"])
+    saved = trained_copy / "saved" / "glove-t5"
+    assert_same_run(saved / "whole", saved / "killed")
+    rows = [json.loads(line) for line in (saved / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(-1 <= r["reward"] < 0 for r in rows if r["kind"] == "train")
+    assert json.loads((saved / "whole" / "sources.json").read_text())["reward emo"]["path"].endswith(
+        "glove-t5-emo"
+    )
+
+
+def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, tmp_path):
+    base = save_llama(tmp_path / "llama", make_tokenizer())
+    words = ["--workdir", str(trained_copy), "--model", base, "--family", "glove-t5", "--device", "cpu"]
+    words += "--max-steps 2 --batch-size 2 --lora-rank 2 --no-predict --log-every 1".split()
+    train_causal_lm.main(
+        [*words, "--sampled-loss-w", "1", "--samples", "2", "--tgt-len", "6", "--valid-conversations", "2"]
+    )
+    file = trained_copy / "saved" / "causal-lm" / "plain" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(-1 <= r["reward"] < 0 and r["sampled"] != 0 for r in rows if r["kind"] == "train")
+
+
+def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
+    """What the policy gradient takes for a reply's likelihood is that of the prompt with that reply alone."""
+    from causal_generators import draw_replies
+    from causal_models import CausalGenerator, example_nll, token_nll
+    from chats import causal_data, prompt_data
+
+    tokenizer = make_tokenizer()
+    base = save_llama(tmp_path / "llama", tokenizer)
+    model = CausalGenerator.start(base, rank=2, cache=tmp_path, exemplars="none").eval()
+    examples = dataloaders.listener_turns(
+        trained_copy / "data" / "empathetic_dialogues" / "original" / "train.csv"
+    )[:5]
+    layout = model.settings.layout
+    prompts = prompt_data(examples, model.tokenizer, **layout)
+    batch = causal_data(examples, model.tokenizer, packed=True, **layout).collate([0, 1])
+    drawn = draw_replies(prompts, 7, torch.device("cpu"))(model, batch, 0, 2)
+    with torch.no_grad():
+        together = example_nll(token_nll(model(drawn.batch), drawn.batch["target_ids"]), drawn.batch)
+        for row in range(len(together)):
+            ids = drawn.batch["input_ids"][row][drawn.batch["attention_mask"][row].bool()]
+            prompt = prompts.collate([drawn.examples[row]])["input_ids"][0]
+            assert ids[: len(prompt)].tolist() == prompt.tolist()
+            logp = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            alone = -logp.gather(1, ids[len(prompt) :, None]).sum()
+            assert float(together[row]) == pytest.approx(float(alone), rel=1e-3)
