@@ -324,6 +324,8 @@ class SearchOptions:
     max_length: int
     max_passage_length: int
     batch_size: int
+    match: str = "reply"
+    seed: int = 0
 
 
 def device_flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import storage
 from commands import Decoding, target
 from critics import doubts, find_judges
 from dataloaders import hash_seed
+from exemplars import matched_by
 from options import Paths, UserError, Wrong
 from records import is_utf8, json_value, lines_of, open_text
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
@@ -117,7 +118,7 @@ def _open_responder(
             "without them"
         )
     else:
-        retriever, pool = find_exemplars(options, paths, session)
+        retriever, pool = find_exemplars(options, folder, paths, session)
     check_emotion(options.emotion, pool)
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
     decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0)
@@ -126,7 +127,7 @@ def _open_responder(
     return responder
 
 
-def find_exemplars(options: RespondOptions, paths: Paths, session: Session) -> tuple[Any, Any]:
+def find_exemplars(options: RespondOptions, run: Path, paths: Paths, session: Session) -> tuple[Any, Any]:
     """(retriever, pool); neither, and a note, where nobody asked for one and there is no trained
     retriever."""
     try:
@@ -139,7 +140,7 @@ def find_exemplars(options: RespondOptions, paths: Paths, session: Session) -> t
     if options.pool:
         pool, _ = read_pool(retriever, options.pool, options.column, options.overwrite)
     else:
-        pool = training_pool(retriever, paths)
+        pool = training_pool(retriever, paths, matched_by(run, paths))
     say(f"exemplars from: {options.pool or paths.dialogues('train')}, {len(pool.texts):,} replies")
     return retriever, pool
 

@@ -37,6 +37,13 @@ def parse_args(argv=None):
         default="same-emotion",
         help="same-emotion is the paper's and uses the gold emotion; all is the honest setting",
     )
+    add(
+        "--match",
+        choices=["reply", "context", "random"],
+        default="reply",
+        help="compare the dialogue with the replies themselves (the paper's), or with the dialogues that "
+        "they answer; random: no comparison, a control",
+    )
     add("--top-k", type=NATURAL, default=10, help="exemplars for each listener turn")
     add(
         "--splits",

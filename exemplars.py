@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import runs
 import storage
 from commands import DPR_HUB, GeneratorOptions
 from dataloaders import (
@@ -388,6 +389,13 @@ def retriever(file: Path) -> dict[str, dict[str, str]]:
     made_from = storage.read_origin(file)
     found = {f"{side} encoder": made_from.get(side) for side in DPR_HUB}
     return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+
+
+def matched_by(run: Path, paths: Paths) -> str:
+    """What a run's exemplars were found by: `reply`, or `context` (dpr_exemplar_retriever.py --match)."""
+    entry = runs.sources(run, paths).get("exemplars train")
+    noted = storage.read_origin(entry.path).get("match", "reply") if entry else "reply"
+    return "context" if noted == "context" else "reply"
 
 
 def exemplar_model(name: str, paths: Paths) -> str | Path:

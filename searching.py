@@ -52,13 +52,16 @@ def read_pool(
     return pool, kept
 
 
-def training_pool(retriever: Retriever, paths: Paths) -> Pool:
-    """The listener turns of the training dialogues, with their conversations and emotions."""
+def training_pool(retriever: Retriever, paths: Paths, match: str = "reply") -> Pool:
+    """The listener turns of the training dialogues, with their conversations and emotions; `match`: see
+    dpr_exemplar_retriever.py."""
     turns = listener_turns(paths.dialogues("train"))
     texts = [t.response for t in turns]
-    key = storage.fingerprint(str(retriever.encoders.identity), texts)[:16]
+    answering = [" ".join(t.history) for t in turns] if match == "context" else None
+    key = storage.fingerprint(str(retriever.encoders.identity), answering or texts)[:16]
     file = paths.cache / f"pool-{key}.npz"
-    return retriever.pool(texts, file, [t.conv_id for t in turns], [t.emotion for t in turns])
+    owners, emotions = [t.conv_id for t in turns], [t.emotion for t in turns]
+    return retriever.pool(texts, file, owners, emotions, answering=answering)
 
 
 def check_emotion(emotion: str | None, pool: Pool | None) -> None:

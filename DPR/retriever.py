@@ -22,6 +22,7 @@ from dataloaders import (
     EXEMPLAR_COLUMNS,
     Data,
     Example,
+    hash_seed,
     listener_turns,
     pad,
     require_same_words,
@@ -385,13 +386,74 @@ class Encoders:
         return embed(*self.sides[side], texts, session, most, asking, title, self.options.batch_size, place)
 
 
+class Matching:
+    """Candidates by their vectors' inner product with the dialogue's: of the replies, or of the dialogues
+    that they answer."""
+
+    def __init__(self, options: SearchOptions, session: Session, paths: Paths):
+        self.options, self.session, self.encoders = options, session, Encoders(options, paths)
+        self.encoders.require_fitting()
+        self.origin = self.encoders.origin | {
+            "max_length": options.max_length,
+            "max_passage_length": options.max_passage_length,
+        }
+        if options.match != "reply":
+            self.origin["match"] = options.match
+
+    def read(self, corpus: Sequence[Example], groups: Sequence[str] | None, keep: Path) -> None:
+        """The candidates, and the emotion of each where a dialogue sees only its own emotion's."""
+        self.keep = keep
+        for model, _ in self.encoders.sides.values():
+            model.to(self.session.device)
+        if self.options.match == "context":
+            side, texts = "question", [" ".join(c.history) for c in corpus]
+        else:
+            side, texts = "context", [c.response for c in corpus]
+        vectors = self.encoders.embed(side, texts, self.session, "candidates", keep)
+        self.index = Index(vectors, [c.conv_id for c in corpus], groups)
+
+    def hits(
+        self, split: str, examples: Sequence[Example], own: Sequence[str | None]
+    ) -> list[list[tuple[int, float]]]:
+        """For each example the places of its best candidates with their scores, none of its `own`
+        conversation."""
+        asked = [" ".join(e.history) for e in examples]
+        queries = self.encoders.embed("question", asked, self.session, split, self.keep)
+        return self.index.search(queries, self.options.top_k, own, [e.emotion for e in examples])
+
+
+class Drawn:
+    """Candidates by chance, under the same rules: what exemplars do only by being there."""
+
+    def __init__(self, options: SearchOptions):
+        self.options = options
+        self.origin: dict[str, Any] = {"match": "random", "seed": options.seed}
+
+    def read(self, corpus: Sequence[Example], groups: Sequence[str] | None, keep: Path) -> None:
+        self.owners = np.array([c.conv_id for c in corpus], dtype=object)
+        self.grouped = groups is not None
+        self.places: dict[str, list[int]] = {}
+        for place, group in enumerate(groups or [""] * len(corpus)):
+            self.places.setdefault(group, []).append(place)
+
+    def hits(
+        self, split: str, examples: Sequence[Example], own: Sequence[str | None]
+    ) -> list[list[tuple[int, float]]]:
+        draw = np.random.default_rng(hash_seed(self.options.seed, split))
+        found = []
+        for example, owner in zip(examples, own, strict=True):
+            places = np.array(self.places.get(example.emotion if self.grouped else "", []), dtype=int)
+            allowed = places[self.owners[places] != owner]
+            chosen = draw.permutation(allowed)[: self.options.top_k]
+            found.append([(int(place), 0.0) for place in chosen])
+        return found
+
+
 def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool) -> None:
     """{split}_dpr.csv: the exemplars of every listener turn, out of the training split's replies."""
-    encoders = Encoders(options, paths)
-    encoders.require_fitting()
-    shared: dict[str, Any] = encoders.origin | {"candidates": options.candidates, "top_k": options.top_k}
+    matching = Drawn(options) if options.match == "random" else Matching(options, session, paths)
+    shared: dict[str, Any] = matching.origin | {"candidates": options.candidates, "top_k": options.top_k}
     shared |= {"corpus": storage.sha256(paths.dialogues("train"))}
-    shared |= {"max_length": options.max_length, "max_passage_length": options.max_passage_length}
     todo = {}
     for split in options.splits:
         origin = {**shared, "dialogues": storage.sha256(paths.dialogues(split))}
@@ -399,28 +461,22 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
             todo[split] = origin
     if not todo:
         return
-    for model, _ in encoders.sides.values():
-        model.to(session.device)
     corpus = listener_turns(paths.dialogues("train"))
     # an interrupted stage goes on there; outputs of all splits share the candidates' vectors
     keep = (
         paths.cache
         / f"vectors-{fingerprint(str(storage.content(shared)), session.precision, options.batch_size)[:16]}"
     )
-    replies = [c.response for c in corpus]
-    candidates = encoders.embed("context", replies, session, "candidates", keep)
     # the paper's rule: replies of the same (gold) emotion only
     same_emotion = options.candidates == "same-emotion"
     groups = [c.emotion for c in corpus] if same_emotion else None
-    index = Index(candidates, [c.conv_id for c in corpus], groups)
+    matching.read(corpus, groups, keep)
     for split, origin in todo.items():
         examples = listener_turns(paths.dialogues(split))
-        asked = [" ".join(e.history) for e in examples]
-        queries = encoders.embed("question", asked, session, split, keep)
         own: Sequence[str | None] = [e.conv_id for e in examples]
         if split != "train":
             own = own_conversations(examples, corpus)
-        hits = index.search(queries, options.top_k, own, [e.emotion for e in examples])
+        hits = matching.hits(split, examples, own)
         write_exemplars(paths.exemplars(split), examples, corpus, hits, origin)
     shutil.rmtree(keep, ignore_errors=True)
 
@@ -554,16 +610,20 @@ class Retriever:
         owners: Sequence[str] | None = None,
         emotions: Sequence[str] | None = None,
         overwrite: bool = False,
+        answering: Sequence[str] | None = None,
     ) -> Pool:
         """Texts made ready to be searched. `file`: where their vectors are kept, and taken from where they
-        are of the same texts and encoders."""
-        origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(list(texts))}
+        are of the same texts and encoders. `answering`: the dialogues that they answer, where these are to be
+        compared in place of the texts."""
+        compared = list(texts if answering is None else answering)
+        side = "context" if answering is None else "question"
+        origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(compared)}
         options = self.encoders.options
         origin |= {"max_passage_length": options.max_passage_length, "precision": self.session.precision}
 
         def make() -> np.ndarray:
             keep = file and file.parent / f".vectors-{fingerprint(str(origin))[:16]}"
-            found = self.encoders.embed("context", list(texts), self.session, "pool", keep)
+            found = self.encoders.embed(side, compared, self.session, "pool", keep)
             if keep:
                 shutil.rmtree(keep, ignore_errors=True)
             return found

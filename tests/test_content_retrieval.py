@@ -55,17 +55,24 @@ def text_vectors(encoder, tokenizer, texts, most: int, end: str) -> torch.Tensor
     return torch.stack(vectors)
 
 
-@pytest.mark.parametrize("rule", ["same-emotion", "all"])
-def test_the_retrieved_exemplars_are_those_of_a_brute_force(workdir, tmp_path, rule):
+@pytest.mark.parametrize(
+    ("rule", "match"), [("same-emotion", "reply"), ("all", "reply"), ("same-emotion", "context")]
+)
+def test_the_retrieved_exemplars_are_those_of_a_brute_force(workdir, tmp_path, rule, match):
     save_encoders(workdir, tmp_path, dropout=0.1)
     dpr_exemplar_retriever.main(
         ["--workdir", str(workdir), "--device", "cpu", "--path", str(tmp_path), "--output", str(tmp_path)]
         + ["--candidates", rule, "--top-k", "4", "--max-length", "40", "--max-passage-length", "12"]
+        + ["--match", match]
     )
     paths = Paths(workdir)
     question, context, tokenizer = load_encoders(tmp_path)
     corpus = listener_turns(paths.dialogues("train"))
-    passages = text_vectors(context, tokenizer, [c.response for c in corpus], 12, "first")
+    if match == "reply":
+        passages = text_vectors(context, tokenizer, [c.response for c in corpus], 12, "first")
+    else:  # both sides are dialogues
+        answered = [" ".join(c.history) for c in corpus]
+        passages = text_vectors(question, tokenizer, answered, 40, "latest")
     lengths = []
     for split in SPLITS:
         examples = listener_turns(paths.dialogues(split))
@@ -89,6 +96,22 @@ def test_the_retrieved_exemplars_are_those_of_a_brute_force(workdir, tmp_path, r
             assert [of_key[key] for key in found] == pytest.approx(best, abs=2e-4)
             assert len(set(found)) == len(found)
     assert min(lengths) < 40 < max(lengths)  # some questions are cut, and some are not
+
+
+def test_random_exemplars_keep_the_rules_and_come_again(workdir, tmp_path):
+    found = {}
+    for name, seed in (("a", "1"), ("again", "1"), ("b", "2")):
+        words = ["--workdir", str(workdir), "--match", "random", "--top-k", "2", "--seed", seed]
+        dpr_exemplar_retriever.main([*words, "--splits", "train", "valid", "--output", str(tmp_path / name)])
+        for split in ("train", "valid"):
+            file = Paths(workdir, exemplars=tmp_path / name).exemplars(split)
+            found[name, split] = pd.read_csv(file, dtype=str, keep_default_na=False)
+    emotions = {c.key: c.emotion for c in listener_turns(Paths(workdir).dialogues("train"))}
+    for row in found["a", "train"].itertuples():
+        for key in map(tuple, json.loads(row.exemplars_index)):
+            assert key[0] != row.conv_id and emotions[key] == row.emotion
+    assert found["a", "valid"].equals(found["again", "valid"])
+    assert not found["a", "valid"]["exemplars"].equals(found["b", "valid"]["exemplars"])
 
 
 #: question, positive, hard negatives, other negatives; the first two questions share their positive
