@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,8 +80,9 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
     if layout in DELIMITERS:
         found = _table(path, text, DELIMITERS[layout])
     elif layout == "jsonl":
-        rows = records.read_records(path, "jsonl")
-        found = _objects(path, rows.rows, rows.lines)
+        numbered = [(n, line) for n, line in enumerate(lines_of(text), 1) if line.strip()]
+        rows = [records.json_value(line, f"{path}, line {n}") for n, line in numbered]
+        found = _objects(path, rows, [n for n, _ in numbered])
     elif layout == "json":
         found = _json(path, text)
     elif layout in ("ref-pred", "blocks"):
@@ -144,28 +146,30 @@ def _with_references(path: Path, output: Output, gold: list[str], references: Pa
 
 def _roles(path: Path, columns: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """({role: its column}, {system: its columns}) of a table; the columns of one system are its samples."""
-    roles: dict[str, str] = {}
-    systems: dict[str, list[str]] = {}
-    weaker = []
+    of_role: dict[str, list[str]] = {}
     for column in columns:
         name = squashed(column)
-        role = ROLES.get(name) or ROLES.get(name.rstrip("0123456789"))
-        if role == "reply":
-            systems.setdefault(name.rstrip("0123456789"), []).append(column)
-        elif role == "response":
-            weaker.append(column)
-        elif role and role in roles:
-            raise UserError(f"{path}, line 1: {roles[role]} and {column} both may be the {role}; leave one")
-        elif role:
-            roles[role] = column
-    if weaker and not systems:
-        systems = {squashed(weaker[0]).rstrip("0123456789"): weaker}
-    elif weaker and "reference" not in roles:
-        roles["reference"] = weaker[0]
+        role = ROLES.get(name) or ROLES.get(name.rstrip("0123456789"), "")
+        of_role.setdefault(role, []).append(column)
+    order = {name: place for place, name in enumerate(ROLES)}
+    roles = {}
+    for role in ("conv_id", "utterance_idx", "history", "reference", "sample"):
+        found = sorted(of_role.get(role, []), key=lambda column: order.get(squashed(column), len(order)))
+        if role == "reference" and len(found) > 1:
+            raise UserError(f"{path}, line 1: {' and '.join(found)} both may be the gold reply; leave one")
+        if found:
+            roles[role] = found[0]
+    systems: dict[str, list[str]] = {}
+    if "reply" not in of_role:
+        of_role["reply"] = of_role.pop("response", [])
+    for column in of_role["reply"]:
+        systems.setdefault(squashed(column).rstrip("0123456789"), []).append(column)
+    if "response" in of_role and "reference" not in roles:
+        roles["reference"] = of_role["response"][0]  # the gold reply, beside a generated one
     if not systems:
         raise UserError(
-            f"{path}, line 1: no column of replies (found: {', '.join(map(str, columns))[:200]}); call it "
-            "response, or generated"
+            f"{path}, line 1: no column of replies (found: {', '.join(columns)[:200]}); call it response, or "
+            "generated"
         )
     return roles, systems
 
@@ -176,11 +180,10 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error as error:
         raise UserError(f"{path}, line 1: cannot be read ({error})") from error
-    if set(dataloaders.PREDICTION_COLUMNS) <= set(header) or len(header) < 2:
-        columns = [*dataloaders.PREDICTION_COLUMNS, *(c for c in ("sample",) if c in header)]
-        roles = {c: c for c in columns if c != "response"}
-        systems = {"response": ["response"]}
-    else:
+    columns = list(dataloaders.PREDICTION_COLUMNS)  # so that a file of one column is told what it lacks
+    roles: dict[str, str] = {}
+    systems: dict[str, list[str]] = {}
+    if len(header) > 1:
         roles, systems = _roles(path, header)
         columns = [*roles.values(), *(c for group in systems.values() for c in group)]
     unquoted = dataloaders.not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
@@ -216,10 +219,11 @@ def _systems(
 
 def _texts(path: Path, line: int, column: str, value: object) -> list[str]:
     """The replies of one cell."""
-    texts = value if isinstance(value, list) else [value]
-    for text in texts:
+    texts = []
+    for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             raise UserError(f"{path}, line {line}: {column} is {str(text)[:40]!r}, expected a text")
+        texts.append(text)
     return texts
 
 
@@ -317,16 +321,18 @@ def _labelled(path: Path, text: str) -> list[Output]:
 
     A block ends at a rule or where one of its labels comes again; all blocks have the same labels.
     """
+    lines = lines_of(text)
+    labels = _labels(lines)
     blocks: list[dict[str, tuple[int, str]]] = [{}]
     head, open_label = 0, None
-    for number, line in enumerate(lines_of(text), 1):
+    for number, line in enumerate(lines, 1):
         if RULE.fullmatch(line) or not line.strip():
             if line.strip() and blocks[-1]:
                 blocks.append({})
             continue
         found = LABEL.match(line)
         label = squashed(found[1]) if found else ""
-        if found and (ROLES.get(label) or label == "emotion" or blocks[-1]):
+        if found and label in labels:
             if label in blocks[-1]:
                 blocks.append({})
             value = line[found.end() :].strip()
@@ -355,17 +361,25 @@ def _labelled(path: Path, text: str) -> list[Output]:
             f"{path}: its blocks have the labels {', '.join(blocks[0])}; expected one Ref: and at least one "
             "of Pred:, Greedy:, Beam:, Topk:"
         )
-    notes = [f"{head} lines before the first block are not read"] if head else []
+    notes = [f"lines before the first block, not read: {head}"] if head else []
     outputs = []
     for label in replies:
         rows = []
         for block in blocks:
             histories = [joined_turns(block[h][1]) for h in by_role.get("history", [])]
             reference = block[by_role["reference"][0]][1]
-            line, value = block[label]
-            rows.append(Reply(line, value, None, histories[0] if histories else None, reference))
+            place, value = block[label]
+            rows.append(Reply(place, value, None, histories[0] if histories else None, reference))
         outputs.append(Output(label if len(replies) > 1 else "", rows, notes))
     return outputs
+
+
+def _labels(lines: Sequence[str]) -> set[str]:
+    """The labels of a file of blocks: the known ones, and what stands before a colon as often as the
+    reference does. What stands there less often is text."""
+    counts = Counter(squashed(found[1]) for line in lines if (found := LABEL.match(line)))
+    blocks = max((count for label, count in counts.items() if ROLES.get(label) == "reference"), default=0)
+    return {label for label, count in counts.items() if ROLES.get(label) or count == blocks}
 
 
 def _require_same_labels(path: Path, blocks: list[dict[str, tuple[int, str]]]) -> None:
@@ -402,17 +416,17 @@ def _below_references(path: Path, text: str) -> list[Output]:
                 f"{path}, line {block[0][0]}: {len(block) - 1} lines under this reference, "
                 f"{len(blocks[0]) - 1} under the first; each system has one line there"
             )
-    notes = [f"{head} lines before the first reference are not read"] if head else []
+    notes = [f"lines before the first reference, not read: {head}"] if head else []
     outputs = []
-    for place in range(1, len(blocks[0])):
-        labels = {found[1] if (found := LABEL.match(b[place][1])) else "" for b in blocks}
+    for nth in range(1, len(blocks[0])):
+        labels = {found[1] if (found := LABEL.match(b[nth][1])) else "" for b in blocks}
         name = labels.pop() if len(labels) == 1 else ""
         rows = []
         for block in blocks:
-            line, value = block[place]
+            place, value = block[nth]
             if name:
                 value = value[LABEL.match(value).end() :].strip()  # type: ignore[union-attr]
-            rows.append(Reply(line, value, None, None, block[0][1]))
+            rows.append(Reply(place, value, None, None, block[0][1]))
         only = len(blocks[0]) == 2
-        outputs.append(Output("" if only else name or f"system {place}", rows, notes))
+        outputs.append(Output("" if only else name or f"system {nth}", rows, notes))
     return outputs

@@ -4,6 +4,7 @@ Published outputs are lower-cased, cut by nltk or Moses, their contractions open
 of that. Both sides of every score go through `normalise`. Raise VERSION with any change of a result.
 """
 
+import functools
 import re
 import unicodedata
 
@@ -34,40 +35,29 @@ ENTITIES = {
 }
 ENTITY = re.compile("|".join(ENTITIES))
 END_TOKENS = re.compile(r"(?:\s*(?:</s>|<eos>|\[eos\]|\[sep\]|<pad>|<\|endoftext\|>|<\|im_end\|>))+\s*$")
-#: (pattern, what stands for it), in this order: first joined as in running text, then opened
+#: (pattern, what stands for it): what tokenizers have cut is joined as in running text
 JOINED = [
     (re.compile(r"``|''"), '"'),  # nltk's opening and closing marks
     (re.compile(r"`"), "'"),
-    (re.compile(r"@([-,.])@"), r"\1"),  # Moses: a mark inside a word
     (re.compile(r"(?<=\w)\s*n\s*'\s*t\b"), "n't"),  # do n't, don 't, don ' t
     (re.compile(r"(?<=\w)\s*'\s*(s|m|d|re|ve|ll)\b"), r"'\1"),
-    (re.compile(r"\b(gon|wan) na\b"), r"\1na"),  # nltk cuts these in two
-    (re.compile(r"\bgot ta\b"), "gotta"),
-    (re.compile(r"\b(gim|lem) me\b"), r"\1me"),
 ]
+IN_TWO = re.compile(r"\b(?:gon na|wan na|got ta|gim me|lem me)\b")  # nltk's
+MOSES = re.compile(r"@([-,.])@")  # a mark inside a word
+CONTRACTION = re.compile(r"(\w+?)(n't|'(?:s|m|d|re|ve|ll))\b")
+ENDINGS = {"n't": "not", "'m": "am", "'d": "would", "'re": "are", "'ve": "have", "'ll": "will"}
 NOT = "do does did is was were are have has had could would should might must need".split()
 #: after these 's is a verb, never a possessive
 SUBJECTS = "it that this there here he she who what where when how why".split()
-OPENED = [
-    (re.compile(r"\bcan't\b"), "can not"),
-    (re.compile(r"\bwon't\b"), "will not"),
-    (re.compile(r"\bshan't\b"), "shall not"),
-    (re.compile(r"n't\b"), " not"),
-    (re.compile(r"\blet's\b"), "let us"),
-    (re.compile(rf"\b({'|'.join(SUBJECTS)})'s\b"), r"\1 is"),
-    (re.compile(r"(?<=\w)'m\b"), " am"),
-    (re.compile(r"(?<=\w)'d\b"), " would"),
-    (re.compile(r"(?<=\w)'re\b"), " are"),
-    (re.compile(r"(?<=\w)'ve\b"), " have"),
-    (re.compile(r"(?<=\w)'ll\b"), " will"),
-    # written without an apostrophe; last, since an opened word may leave one of these
-    (re.compile(rf"\b({'|'.join(NOT)})nt\b"), r"\1 not"),
-    (re.compile(r"\bcannot\b"), "can not"),
-    (re.compile(r"\bim\b"), "i am"),
-    (re.compile(r"\b(i|you|we|they)ve\b"), r"\1 have"),
-    (re.compile(r"\b(you|they)re\b"), r"\1 are"),
-    (re.compile(r"\bthats\b"), "that is"),
-]
+#: words that are opened as wholes; those without an apostrophe are no other words
+OPENED = {
+    **{f"{subject}'s": f"{subject} is" for subject in SUBJECTS},
+    **{f"{verb}nt": f"{verb} not" for verb in NOT},
+    **{f"{subject}ve": f"{subject} have" for subject in ("i", "you", "we", "they")},
+    **{f"{subject}re": f"{subject} are" for subject in ("you", "they")},
+    **{"can't": "can not", "cannot": "can not", "won't": "will not", "shan't": "shall not"},
+    **{"let's": "let us", "im": "i am", "thats": "that is"},
+}
 WORD = re.compile(r"(?<=\w)'s\b|\w+|\S")
 
 
@@ -81,14 +71,25 @@ def _folded(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
+def _opened(found: re.Match) -> str:
+    if found[2] == "'s":
+        return OPENED.get(found[0], found[0])
+    return OPENED.get(found[0]) or f"{found[1]} {ENDINGS[found[2]]}"
+
+
 def _once(text: str) -> str:
     text = END_TOKENS.sub("", _folded(text)).replace("_comma_", ",").replace("_", " _ ")
     text = ENTITY.sub(lambda found: ENTITIES[found[0]], text)
-    for pattern, new in (*JOINED, *OPENED):
-        text = pattern.sub(new, text)
-    return " ".join(WORD.findall(text))
+    text = MOSES.sub(r"\1", text)
+    if "'" in text or "`" in text:
+        for pattern, new in JOINED:
+            text = pattern.sub(new, text)
+        text = CONTRACTION.sub(_opened, text)
+    text = IN_TWO.sub(lambda found: found[0].replace(" ", ""), text)
+    return " ".join(OPENED.get(word, word) for word in WORD.findall(text))
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def normalise(text: str) -> str:
     """Words and marks of `text` with one blank between; normalised again it is the same."""
     found = _once(text)

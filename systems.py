@@ -208,7 +208,7 @@ def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
     texts = [[r.text.strip() for r in sorted(found[n], key=lambda r: r.sample)] for n in numbers]
     empty = sum(not row[0] for row in texts)
     if empty:
-        notes.append(f"{empty:,} replies are empty and count as such")
+        notes.append(f"empty replies: {empty:,}")
     if len(set(several)) > 1:
         notes.append(f"between {min(several)} and {max(several)} samples a context")
     notes = [*output.notes, *notes]
@@ -261,7 +261,7 @@ def _by_key(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -
         found.setdefault(n, []).append(reply)
         if reply.reference is not None:
             other += _letters(reply.reference) != _letters(examples[n].response)
-    notes = [f"{other:,} references differ from the split's"] if other else []
+    notes = [f"references that differ from the split's: {other:,}"] if other else []
     return found, notes
 
 
@@ -275,7 +275,7 @@ def _letters(text: str) -> str:
 #: by what a reply finds its item: the places of (history, reference) that must agree, and what a note says
 WAYS: tuple[tuple[tuple[int, ...], str], ...] = (
     ((0, 1), ""),
-    ((0,), "matched by the history alone, their references are written otherwise"),
+    ((0,), "matched by the history alone, their references being written otherwise"),
     ((1,), "matched by the reference alone"),
 )
 
@@ -298,7 +298,13 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
         before = len(left)
         left = _matched(found, left, parts, theirs, ours, replies)
         if how and before > len(left):
-            notes.append(f"{before - len(left):,} replies {how}")
+            notes.append(f"replies {how}: {before - len(left):,}")
+    before = len(left)
+    left = _between(found, left, theirs, ours, replies)
+    if before > len(left):
+        notes.append(
+            f"replies matched by a reference that comes again, and their place: {before - len(left):,}"
+        )
     if not found:
         raise UserError(
             f"{path}: none of its {len(replies):,} replies answers a listener turn of this split, neither by "
@@ -307,8 +313,8 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
     if left:
         first = ", ".join(str(replies[row].line) for row in left[:3])
         notes.append(
-            f"{len(left):,} of {len(replies):,} replies answer no listener turn of this split, or one that "
-            f"another reply answers, and are left out (first: line {first})"
+            f"replies left out, for they answer no listener turn of this split or one that is answered: "
+            f"{len(left):,} of {len(replies):,} (first: line {first})"
         )
     return found, notes
 
@@ -344,6 +350,25 @@ def _matched(
             rest.append(row)
         else:
             found[free[0]] = [replies[row]]
+    return rest
+
+
+def _between(
+    found: Found, left: list[int], theirs: list[Pair], ours: Sequence[Pair], replies: Sequence[Reply]
+) -> list[int]:
+    """Match replies by a reference that several items have, where the replies before and after them in a file
+    without histories leave one such item between theirs; returns what is still left."""
+    number = {id(reply): n for n, several in found.items() for reply in several}
+    at = [number.get(id(reply)) for reply in replies]
+    rest = []
+    for row in left:
+        before = next((n for n in reversed(at[:row]) if n is not None), -1)
+        after = next((n for n in at[row + 1 :] if n is not None), len(ours))
+        fits = [n for n in range(before + 1, after) if n not in found and ours[n][1] == theirs[row][1]]
+        if theirs[row][0] is None and len(fits) == 1:
+            found[fits[0]], at[row] = [replies[row]], fits[0]
+        else:
+            rest.append(row)
     return rest
 
 

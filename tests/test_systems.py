@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import storage
@@ -118,7 +118,7 @@ PIECES = st.sampled_from(
 HARD = st.lists(PIECES | st.just(" ") | st.characters(), max_size=10).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(HARD)
 def test_normalising_again_changes_nothing(text):
     assert normalise(normalise(text)) == normalise(text)
@@ -199,6 +199,74 @@ def test_columns_of_lists_are_systems(tmp_path):
     assert [s.name for s in read(tmp_path / "m.json")] == ["m/ours", "m/MoEL"]
 
 
+# ------------------------------------------------------------------------------------------------ odd files
+
+LAYOUTS = ["ref-pred", "blocks", "ref-lines", "lines", "tilde", "csv", "tsv", "json", "jsonl"]
+ONE_LINE = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("',\"~:\\-[ "), max_size=9
+)
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def written(folder, layout, replies):
+    """A file of one layout with five replies."""
+    path = folder / f"p.{layout}"
+    if layout in ("ref-pred", "blocks"):
+        path.write_text(blocks(replies, rule="-----\n" if layout == "blocks" else ""))
+    elif layout == "ref-lines":
+        path.write_text("".join(f"ref: {t}\nOurs: {r}\n\n" for t, r in zip(GOLD, replies, strict=True)))
+    elif layout == "lines":
+        path.write_text("\n".join(replies) + "\n")
+    else:
+        table = pd.DataFrame([(*e.key, r) for e, r in zip(EXAMPLES, replies, strict=True)])
+        table.columns = ["conv_id", "utterance_idx", "response"]
+        if "json" in layout:
+            table.to_json(path, orient="records", lines=layout == "jsonl")
+        else:
+            table.to_csv(path, index=False, sep={"csv": ",", "tsv": "\t", "tilde": "~"}[layout])
+    return path
+
+
+@QUICK
+@given(layout=st.sampled_from(LAYOUTS), replies=st.lists(ONE_LINE, min_size=4, max_size=4))
+def test_whatever_a_reply_holds_it_comes_back_from_every_layout(tmp_path, layout, replies):
+    replies = ["plain", *replies]
+    [system] = read(written(tmp_path, layout, replies), layout=layout)
+    assert system.replies == [reply.strip() for reply in replies]
+
+
+@QUICK
+@given(st.sampled_from(LAYOUTS), st.data())
+def test_a_damaged_file_is_read_or_refused_in_one_message(tmp_path, layout, data):
+    path = written(tmp_path, layout, ["a: b", "", "c", '"d"', "e, f"])
+    content = path.read_bytes()
+    begin = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(begin, min(begin + 30, len(content))))
+    new = data.draw(
+        st.binary(max_size=4) | st.sampled_from([b"\n", b"Ref:", b"Pred: x\n", b"[[[[", b"\t", b'"'])
+    )
+    path.write_bytes(content[:begin] + new + content[end:])
+    try:
+        found = read(path, layout=data.draw(st.sampled_from([layout, "auto"])))
+    except UserError:
+        return
+    for system in found:
+        assert len(system.replies) == len(system.numbers) == len(set(system.numbers)) > 0
+
+
+@QUICK
+@given(st.sampled_from(LAYOUTS), st.integers(0, 40))
+def test_no_line_is_dropped_in_silence(tmp_path, layout, place):
+    path = written(tmp_path, layout, ["a", "b", "c", "d", "e"])
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:place], "so much", *lines[place:]]))
+    try:
+        [system] = read(path, layout=layout)
+    except UserError:
+        return
+    assert "so much" in " ".join(system.replies) or any("not read" in note for note in system.notes)
+
+
 # ------------------------------------------------------------------------------------------------- by its key
 
 
@@ -261,8 +329,8 @@ def test_without_keys_history_and_reference_find_the_item_in_any_order(tmp_path,
     (tmp_path / "p.txt").write_text(text)
     [system] = read(tmp_path / "p.txt")
     assert (system.numbers, system.replies) == ([0, 1, 2, 4], ["r0", "r1", "r2", "r4"])
-    assert "1 replies matched by the history alone" in system.notes[0]
-    assert "1 of 5 replies answer no listener turn" in system.notes[1]
+    assert "the history alone, their references being written otherwise: 1" in system.notes[0]
+    assert "1 of 5" in system.notes[1]
     assert "first: line 24" in system.notes[1] and system.notes[1] in capsys.readouterr().out
 
 
@@ -272,11 +340,18 @@ def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path
     (tmp_path / "ref.txt").write_text("".join(as_opened(GOLD[n]) + "\n" for n in numbers))
     [system] = read(tmp_path / "hyp.txt", references=tmp_path / "ref.txt")
     assert (system.numbers, system.replies) == (numbers, ["a", "", "b"])
-    assert "1 replies are empty" in system.notes[0]
+    assert system.notes == ["empty replies: 1"]
     (tmp_path / "ref.txt").write_text(f"{GOLD[4]}\nother\n{GOLD[1]}\n")
     [system] = read(tmp_path / "hyp.txt", references=tmp_path / "ref.txt")
     assert (system.numbers, system.replies) == ([1, 4], ["b", "a"])
-    assert "1 of 3 replies" in system.notes[1]
+    assert "1 of 3" in system.notes[1]
+
+
+def test_a_reference_that_comes_again_is_matched_by_its_place(tmp_path, capsys):
+    items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), t) for n, t in enumerate(["a", "no.", "b", "no.", "c"])]
+    (tmp_path / "p.txt").write_text("".join(f"Ref:{t}\nPred:{t} so\n" for t in ("a", "no .", "b", "c")))
+    [system] = read_system(tmp_path / "p.txt", items, "test", Paths(tmp_path))
+    assert (system.numbers, system.replies) == ([0, 1, 2, 4], ["a so", "no . so", "b so", "c so"])
 
 
 def test_two_items_of_one_history_and_reference_are_answered_in_order(tmp_path):
@@ -285,7 +360,7 @@ def test_two_items_of_one_history_and_reference_are_answered_in_order(tmp_path):
     (tmp_path / "p.txt").write_text(text)
     [system] = read_system(tmp_path / "p.txt", twins, "test", Paths(tmp_path))
     assert system.replies == ["first", "second"]
-    assert "1 of 3 replies" in system.notes[0]
+    assert "1 of 3" in system.notes[0]
 
 
 # --------------------------------------------------------------------------------------------------- refusals
@@ -309,7 +384,7 @@ FAULTS = {
         "line 3: the block has the labels ref,",
     ),
     "broken reply": ("p.txt", "Ref:a\nPred:b\nso\nRef:c\nPred:d\n", "line 3: stands under no label"),
-    "text as label": ("p.txt", "Ref:a\nPred:b\nNote: so\nRef:c\nPred:d\n", "line 4: the block"),
+    "text as label": ("p.txt", "Ref:a\nPred:b\nNote: so\nRef:c\nPred:d\n", "line 3: stands under no label"),
     "other split": ("p.txt", "Ref:a\nPred:b\n", "none of its 1 replies"),
     "ref lines": ("p.txt", "ref:a\nb\nref:c\nd\ne\n", "line 3: 2 lines under"),
     "json": ("p.json", '[{"gold": "a", "output": 3}]', "line 1: output is '3'"),
