@@ -190,7 +190,6 @@ COLUMNS: tuple[Column, ...] = (
         "here",
         "gold",
         of_the_whole=True,
-        per_item=True,
     ),
     Column(
         "verbatim_training",

@@ -3,6 +3,9 @@
   python evaluate_responses.py saved/t5/lempex saved/t5/plain       runs, or predictions.tsv files of anybody
   python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
   python evaluate_responses.py plain=runs/1,runs/2,runs/3 theirs.tsv    three seeds of one system, and a file
+  python evaluate_responses.py saved/t5/lempex theirs.tsv --validate-metrics human.csv  columns against people
+  python evaluate_responses.py saved/t5/lempex saved/t5/plain --rating-kit 50     a page for human raters
+  python evaluate_responses.py --ratings ratings-*.csv                            what they said
 
 Each table is of one set of items (--items), names it, and has a gold row and floors: one constant reply,
 another item's gold reply, the nearest training reply. What each column is stands under its table. Matching
@@ -26,7 +29,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add(
         "runs",
-        nargs="+",
+        nargs="*",
         metavar="SYSTEM",
         help="run folders, or files of predictions; NAME=PLACE,PLACE,... are runs of one system with several "
         "seeds",
@@ -90,6 +93,34 @@ def parse_args(argv=None):
         help="folder of {split}_dpr.csv: shown in the case studies, and looked for in the replies (default: "
         "data/empathetic_dialogues)",
     )
+    add(
+        "--validate-metrics",
+        metavar="FILE",
+        help="human ratings of texts that stand among the replies: the rank correlation of every column with "
+        "them, in validation.md",
+    )
+    add(
+        "--rating-kit",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="instead of a table: a page on which people rate replies to N items blindly, and its key, in "
+        "results/NAME/rating_kit/",
+    )
+    add(
+        "--rating-mode",
+        choices=["likert", "ab"],
+        default="likert",
+        help="likert: 1 to 5 on six scales, for gold replies too; ab: the better one of two, or a tie",
+    )
+    add(
+        "--ratings",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="instead of a table, without systems: what the kit's raters saved, as means with intervals, "
+        "agreement, wins and losses; to ratings.md beside the kit",
+    )
     add_device(parser)
     args = parser.parse_args(argv)
     problems = []
@@ -99,8 +130,12 @@ def parse_args(argv=None):
         for place in places.split(",") if several else [text]:
             if not Path(place).exists():
                 problems.append(f"{place or text}: no such run folder or file")
-    if args.references and not Path(args.references).is_file():
-        problems.append(f"--references {args.references}: no such file")
+    given = [("--references", args.references), ("--validate-metrics", args.validate_metrics)]
+    for flag, file in [*given, *(("--ratings", file) for file in args.ratings)]:
+        if file and not Path(file).is_file():
+            problems.append(f"{flag} {file}: no such file")
+    if bool(args.runs) == bool(args.ratings):
+        problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
     if args.bertscore_model and not Path(args.bertscore_model).is_dir():
         problems.append(f"--bertscore-model {args.bertscore_model}: no such folder")
     check(parser, args, problems)
@@ -109,9 +144,18 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    import ratings
     import tables
 
     paths = Paths(args.workdir, exemplars=args.exemplars)
+    kit = paths.results / args.name / "rating_kit"
+    if args.ratings:
+        return print(ratings.report(args.ratings, kit, args.overwrite))
+    if args.rating_kit:
+        examples, systems = tables.replies(pick(tables.TableOptions, args), paths)
+        return ratings.kit_of(
+            kit, examples, systems, args.rating_kit, args.rating_mode, args.seed, args.overwrite
+        )
     return tables.evaluate(pick(tables.TableOptions, args), paths, tables.Session(**device_flags(args)))
 
 

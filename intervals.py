@@ -52,7 +52,7 @@ class Estimate:
 
     def interval(self) -> tuple[float, float] | None:
         """The middle 95 %: percentiles, or the normal's where there are few resamples."""
-        if self.replicates is None or not math.isfinite(self.point):
+        if self.replicates is None or not math.isfinite(self.point) or np.isnan(self.replicates).all():
             return None
         if self.rough:
             half = float(norm.ppf((1 + LEVEL) / 2) * self.replicates.std())

@@ -20,6 +20,7 @@ import normalising
 import runs
 import searching
 import storage
+import validation
 from columns import COLUMNS, Column, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row, Test
 from critics import Judges
@@ -31,11 +32,12 @@ from options import CRITICS, DIMENSIONS, Paths, refuse_existing
 from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
 from rendering import Page
 from session import Session
-from systems import System, item_set, read_system, require_complete, set_hash
+from systems import System, item_set, read_system, require_complete, restrict, set_hash
 
 FILES = ("metrics.json", "table.md", "items.csv", "pairs.csv")
 PAGES = {"case_studies.md": markdown_cases, "case_studies.html": html_cases}
 CURVES = "learning_curves.png"
+VALIDATION = "validation.md"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class TableOptions:
     relevance: bool
     fluency_model: str | None
     bertscore_model: str | None
+    validate_metrics: str | None
 
 
 @dataclass
@@ -100,6 +103,26 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
         if line.name in ["gold", *(other.name for other in found[:n])]:
             line.name += f" ({n + 1})"
     return found
+
+
+def replies(options: TableOptions, paths: Paths) -> tuple[list[Example], list[dict]]:
+    """The items of the tables, and all systems with their replies to them, gold first: for raters."""
+    examples = listener_turns(paths.dialogues(options.split))
+    lines = read_all(options, examples, paths)
+    numbers = settled(options, examples, lines)
+    found: list[dict] = [{"name": "gold", "replies": [examples[i].response for i in numbers]}]
+    for line in lines:
+        found.append({"name": line.name, "replies": restrict(line.systems[0], numbers).replies})
+    return [examples[i] for i in numbers], found
+
+
+def settled(options: TableOptions, examples: Sequence[Example], lines: Sequence[Named]) -> Numbers:
+    """The set of items that every system answers as asked for. Raises `UserError` where one does not."""
+    systems = [system for line in lines for system in line.systems]
+    numbers = tuple(item_set(examples, options.items, systems))
+    for system in systems:
+        require_complete(system, numbers, examples)
+    return numbers
 
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -233,13 +256,13 @@ def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequen
     parts = []
     for row in rows:
         for run_number, run in enumerate(row.runs):
-            if row.kind == "level floor":
+            if not run.replies:  # levels alone
                 continue
             keys = [examples[i].key for i in run.numbers]
             part = pd.DataFrame(keys, columns=["conv_id", "utterance_idx"])
             part.insert(0, "run", run_number + 1)
             part.insert(0, "system", row.name)
-            part["reply_normalised"] = run.replies
+            part["reply"] = run.replies
             values = {
                 c.key: np.round(run.figures[c.key].items(), 5)
                 for c in columns
@@ -258,13 +281,22 @@ def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def worth(ratings: str, items: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """Every column's rank correlation with human ratings of the same texts."""
+    titles = {c.key: c.title for c in columns if c.key in items}
+    values = {title: items[key].tolist() for key, title in titles.items()}
+    read = validation.read_ratings(ratings)
+    found = validation.validate_metrics(read, items["reply"].tolist(), values, normalising.normalise)
+    return found.table()
+
+
 def as_numbers(page: Page) -> dict[str, dict]:
-    """The tables as data: {systems, floors, intervals}."""
+    """The tables as data: {systems, floors (and the ceiling), intervals, runs}."""
     out: dict[str, dict] = {"systems": {}, "floors": {}, "intervals": {}, "runs": {}}
     for row in page.comparison.rows:
         found = page.table[row.name]
         points = {key: e.point for key, e in found.items() if np.isfinite(e.point)}
-        out["floors" if "floor" in row.kind else "systems"][row.name] = points
+        out["systems" if row.kind in ("gold", "system") else "floors"][row.name] = points
         spans = {key: e.interval() for key, e in found.items()}
         out["intervals"][row.name] = {key: span for key, span in spans.items() if span}
         if len(row.runs) > 1:
@@ -325,15 +357,11 @@ def write_cases(
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     """Write FILES to results/NAME/."""
     folder = paths.results / options.name
-    files = {name: folder / name for name in (*FILES, *PAGES, CURVES)}
+    files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     examples = listener_turns(paths.dialogues(options.split))
     lines = read_all(options, examples, paths)
-    numbers = tuple(item_set(examples, options.items, [s for line in lines for s in line.systems]))
-    for line in lines:
-        for system in line.systems:
-            require_complete(system, numbers, examples)
-
+    numbers = settled(options, examples, lines)
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
     critics = training_critics.load_judges(folders, session)
     against = standard(options, examples, paths, session, critics)
@@ -359,7 +387,10 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     first = "\n\n".join([page.main(), *below])
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
     write_cases(options, against, lines, rows, numbers, files)
-    storage.write_csv(files["items.csv"], items_table(rows, columns, examples))
+    items = items_table(rows, columns, examples)
+    storage.write_csv(files["items.csv"], items)
+    if options.validate_metrics:
+        storage.write_text(files[VALIDATION], worth(options.validate_metrics, items, columns))
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     content = {"split": options.split, "items": options.items, "replies": len(numbers), "set": digest}
     content |= {"normaliser": normalising.VERSION, "judges": options.family, **as_numbers(page)}

@@ -1,0 +1,146 @@
+"""Intervals and paired tests: their rates on simulated data, where the truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+import intervals
+from columns import COLUMNS
+from comparison import Comparison, Measured, Row, best
+from intervals import Additive, Estimate, bootstrap, holm, item_means, paired_p, ratio, resamples
+
+
+def test_intervals_of_a_mean_and_of_a_ratio_cover_it_at_their_rate():
+    rng = np.random.default_rng(0)
+    held = {"mean": 0, "ratio": 0}
+    counts = resamples(120, 400, seed=1)
+    for _ in range(300):
+        weights = rng.integers(1, 9, size=120)
+        values = rng.exponential(2.0, size=120)
+        both = np.stack([values * weights, weights], axis=1)
+        found = bootstrap({"mean": item_means(values), "ratio": Additive(both, ratio)}, counts)
+        for key, estimate in found.items():
+            low, high = estimate.interval()
+            held[key] += low <= 2.0 <= high
+    # of 300 at 95 %: 285, give or take 4 standard deviations of 3.8 and the skew of the exponential
+    assert all(268 <= hits <= 299 for hits in held.values()), held
+
+
+def simulated(rng, items: int, lift: float = 0.0, kind: str = "system", name: str = "a") -> Row:
+    words = rng.integers(40, size=(items, 6))
+    replies = [" ".join(f"w{n}" for n in row) for row in words]
+    figures = {
+        "rouge_l": item_means(rng.normal(10 + lift, 5, size=items)),
+        "vader": item_means(rng.normal(0.1 * lift, 0.4, size=items)),
+    }
+    return Row(name, kind, [Measured(tuple(range(items)), figures, replies)])
+
+
+def test_two_samples_of_one_system_differ_no_more_often_than_the_rate():
+    rng, wrong, bold = np.random.default_rng(3), 0, 0
+    for trial in range(30):
+        rows = [simulated(rng, 200, kind="gold", name="gold")]
+        rows += [simulated(rng, 200, name=name) for name in ("one", "two")]
+        comparison = Comparison(rows, COLUMNS, count=200, seed=trial)
+        comparison.settle(tuple(range(200)))
+        tests, refused = comparison.tests(range(200))
+        assert not refused
+        tested = {test.column for test in tests}
+        assert tested >= {"rouge_l", "vader", "most_frequent", "distinct_1_items", "distinct_2_tokens"}
+        wrong += any(test.corrected < 0.05 for test in tests)
+        bold += bool(best(comparison, tests)[0])
+    assert wrong == bold <= 5  # 30 families at 5 %: 1.5, and three standard deviations of 1.2
+
+
+def test_a_copy_of_a_system_ties_and_a_better_one_is_bold():
+    rng = np.random.default_rng(5)
+    gold = simulated(rng, 300, kind="gold", name="gold")
+    one = simulated(rng, 300, name="one")
+    copy = Row("copy", "system", one.runs)
+    better = simulated(rng, 300, lift=6, name="better")
+    comparison = Comparison([gold, one, copy], COLUMNS, count=500, seed=0)
+    comparison.settle(tuple(range(300)))
+    tests, _ = comparison.tests(range(300))
+    assert {test.p for test in tests} == {1.0} and {test.difference for test in tests} == {0.0}
+    winners, ties = best(comparison, tests)
+    assert not winners and ties["rouge_l"] == {"one", "copy"}
+
+    comparison = Comparison([gold, one, copy, better], COLUMNS, count=500, seed=0)
+    comparison.settle(tuple(range(300)))
+    tests, _ = comparison.tests(range(300))
+    winners, ties = best(comparison, tests)
+    assert winners["rouge_l"] == "better" and "rouge_l" not in ties
+    assert ties["vader"] == {"one", "copy"}  # nearer to gold, not higher, is better there
+
+
+def test_pairs_are_tested_on_the_items_that_both_have_and_refused_below_200():
+    rng = np.random.default_rng(2)
+    rows = [simulated(rng, 500, kind="gold", name="gold"), simulated(rng, 500, name="all")]
+    for name, numbers in (("first", range(0, 300)), ("last", range(180, 500))):
+        run = simulated(rng, 500).runs[0]
+        places = np.array(numbers)
+        figures = {key: figure.take(places) for key, figure in run.figures.items()}
+        replies = [run.replies[i] for i in numbers]
+        rows.append(Row(name, "system", [Measured(tuple(numbers), figures, replies)]))
+    comparison = Comparison(rows, COLUMNS, count=100, seed=0)
+    comparison.settle(tuple(range(180, 300)))
+    tests, refused = comparison.tests(range(500))
+    assert {(t.one, t.other, t.items) for t in tests} == {("all", "first", 300), ("all", "last", 320)}
+    assert refused == ["first and last: 120 items in common"]
+
+
+def test_several_seeds_are_one_figure_with_each_of_them_kept():
+    counts = resamples(50, 100, seed=0)
+    each = [bootstrap({"x": item_means(np.full(50, value))}, counts)["x"] for value in (1.0, 3.0)]
+    found = intervals.joined(each)
+    assert (found.point, found.runs) == (2.0, (1.0, 3.0))
+    assert found.interval() == (2.0, 2.0)
+
+
+def test_holm_by_hand_and_as_statsmodels_has_it():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": math.nan}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": math.nan}, nan_ok=True
+    )
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p = dict(enumerate(np.random.default_rng(0).uniform(0, 0.2, size=12)))
+    expected = multitest.multipletests(list(p.values()), method="holm")[1]
+    assert list(holm(p).values()) == pytest.approx(expected)
+
+
+def test_what_has_no_interval_is_not_tested():
+    assert math.isnan(paired_p(Estimate(1.0), Estimate(2.0), lambda value, gold: value, None))
+    assert Estimate(1.0).interval() is None
+
+
+# ----------------------------------------------------------------------------------- Distinct of a fixed size
+
+
+def test_distinct_of_draws_by_hand():
+    orders = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
+    replies = [["a", "b"], ["a", "b", "c"], ["d"], ["d", "d"]]
+    items = intervals.distinct_of_draws(replies, 1, orders, 2, tokens=False)
+    assert items.point == pytest.approx(100 * (3 / 5 + 1 / 3) / 2)
+    tokens = intervals.distinct_of_draws(replies, 1, orders, 4, tokens=True)  # a b a b | d d d c
+    assert tokens.point == pytest.approx(100 * (2 / 4 + 2 / 4) / 2)
+    pairs = intervals.distinct_of_draws(replies, 2, orders, 4, tokens=True)  # ab ab | dd, ab cut off
+    assert pairs.point == pytest.approx(100 * (1 / 2 + 1 / 1) / 2)
+    assert math.isnan(intervals.distinct_of_draws(replies, 1, orders, 3, tokens=False).point)
+
+
+def test_the_spread_of_draws_is_that_of_other_samples_of_the_same_size():
+    """Distinct of half a set, from draws of one set, against the same of many sets."""
+    rng = np.random.default_rng(0)
+    orders = np.stack([rng.permutation(200) for _ in range(100)])
+    points, spreads = [], []
+    for _ in range(60):
+        replies = [[str(w) for w in rng.zipf(1.6, size=8)] for _ in range(200)]
+        found = intervals.distinct_of_draws(replies, 1, orders, 100, tokens=False)
+        points.append(found.point)
+        spreads.append(found.replicates.std())
+    assert np.mean(spreads) == pytest.approx(np.std(points), rel=0.35)
+
+
+@pytest.mark.parametrize(("available", "size"), [(1, 0), (2, 1), (14, 5), (5257, 2000), (57_000, 20_000)])
+def test_sizes_are_round_and_at_most_half(available, size):
+    assert intervals.fixed_size(available) == size

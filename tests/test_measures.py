@@ -1,0 +1,149 @@
+"""The tables' figures against values by hand and against second libraries, for usual and odd replies."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU
+from sklearn.metrics import cohen_kappa_score, f1_score
+
+import floors
+import measures
+from dataloaders import Example
+from options import Paths, UserError
+
+GOLD = ["i am so sorry .", "what did you do then ?", "oh no !", "glückwunsch , 好 !", "yes"]
+REPLIES = {
+    "usual": ["i am sorry .", "what did he do ?", "oh dear !", "congratulations !", "yes , of course"],
+    "the gold ones": GOLD,
+    "empty": ["", "", "", "", ""],
+    "some empty": ["i am so", "", "oh no !", "", "yes"],
+    "one word": ["sorry", "what", "no", "好", "yes"],
+    "all equal": ["oh no !"] * 5,
+    "unicode": ["ὦ φίλε .", "wаs ?", "ого !", "glückwunsch , 好 好 !", "да"],
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_bleu_is_sacrebleus_for_every_order_and_for_any_part(name):
+    replies = REPLIES[name]
+    found = measures.bleu(replies, GOLD, (1, 2, 3, 4))
+    for n, figure in found.items():
+        whole = BLEU(tokenize="none", smooth_method="none", max_ngram_order=n, force=True)
+        assert figure.point == pytest.approx(whole.corpus_score(replies, [GOLD]).score, abs=1e-6)
+        part = whole.corpus_score(replies[1:4], [GOLD[1:4]]).score
+        assert figure.take(np.array([1, 2, 3])).point == pytest.approx(part, abs=1e-6)
+
+
+def test_bleu_1_by_hand_with_brevity_penalty_and_of_the_corpus():
+    # 5 words of 7: 4 match ("the" is clipped to 1), so 4/5 * exp(1 - 7/5)
+    found = measures.bleu(["the cat the sat", "hi"], ["the big cat sat down", "hi there"], (1,))[1]
+    assert found.point == pytest.approx(100 * 4 / 5 * math.exp(1 - 7 / 5))
+    assert found.items() == pytest.approx([100 * 3 / 4 * math.exp(1 - 5 / 4), 100 * math.exp(-1)])
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "expected"),
+    [
+        ("a x b c", "a b c d e", 2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5)),
+        ("", "a b", 0),
+        ("好", "好", 1),
+        ("c b a", "a b c", 1 / 3),
+        ("don't !", "! don't", 1 / 2),
+    ],
+)
+def test_rouge_l_by_hand(reply, gold, expected):
+    assert measures.rouge_l([reply], [gold]).point == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_agreement_of_levels_is_scikit_learns(constant):
+    rng = np.random.default_rng(1)
+    gold = rng.integers(2, size=80)
+    levels = np.zeros(80, dtype=int) if constant else np.where(rng.random(80) < 0.6, gold, 1 - gold)
+    found = measures.agreement(gold, levels, 2)
+    assert found["f1"].point == pytest.approx(100 * f1_score(gold, levels, average="macro"))
+    assert found["kappa"].point == pytest.approx(cohen_kappa_score(gold, levels))
+
+
+def test_diff_epitome_of_the_floors_is_what_algebra_says():
+    """Level 0 costs the mean square of the gold levels, their mean only their variance."""
+    gold = [np.array([0, 2, 0, 1.0]), np.array([0, 0, 0, 2.0]), np.array([1, 1, 0, 0.0])]
+    zero, mean, majority = ([floors.levels(g)[k] for g in gold] for k in floors.levels(gold[0]))
+    assert measures.diff_epitome(gold, zero).point == pytest.approx(5 / 4 + 4 / 4 + 2 / 4)
+    assert measures.diff_epitome(gold, mean).point == pytest.approx(sum(g.var() for g in gold))
+    assert measures.diff_epitome(gold, majority).point == pytest.approx(5 / 4 + 4 / 4 + 2 / 4)
+
+
+def test_most_frequent_vader_and_cosine():
+    assert measures.most_frequent(["a", "b", "a", "a"]).point == 75
+    assert measures.most_frequent(["", ""]).point == 100
+    vader = measures.Vader()
+    found = vader(["", "I love it!", "I hate it, I can\u2019t."], "").items()
+    assert found[0] == 0 and found[1] > 0.5 and found[2] < -0.5
+    vectors = np.array([[1.0, 0.0], [3.0, 4.0]])
+    assert measures.cosines(vectors, vectors[::-1]).point == pytest.approx(0.6)
+
+
+def test_bertscore_gives_each_pair_its_own_score_and_an_empty_reply_none(tmp_path, prepared):
+    """Pairs in another order have the same scores in that order (one library pairs wrongly there)."""
+    pytest.importorskip("bert_score")
+    model = tmp_path / "bert"
+    shutil.copytree(Paths(prepared).bert_tiny, model)
+    with pytest.raises(UserError, match="has no model_max_length"):
+        measures.bertscore(["a"], ["b"], model, "cpu")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 64}))
+    replies = [
+        "i am so sorry to hear that .",
+        "",
+        "what ?",
+        "my dog ran away",
+        "i am so sorry to hear that .",
+    ]
+    gold = ["that is sad .", "yes", "what ?", "when did it come back to you again ?", "what ?"]
+    found = measures.bertscore(replies, gold, model, "cpu").items()
+    order = [3, 0, 4, 1, 2]
+    shuffled = measures.bertscore([replies[i] for i in order], [gold[i] for i in order], model, "cpu").items()
+    assert shuffled == pytest.approx(found[order], abs=1e-3)
+    assert found[1] == 0 and found[2] == pytest.approx(100, abs=1e-3) and found[0] != pytest.approx(found[4])
+
+
+# ----------------------------------------------------------------------------------------------------- floors
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [3, 1, 2, 1, 1], [2] * 40, [4, 4], [1] * 7])
+def test_another_items_gold_is_of_another_conversation_and_each_is_used_once(sizes):
+    conversations = [f"c{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(5):
+        others = floors.derangement(conversations, seed)
+        assert sorted(others) == list(range(len(conversations)))
+        assert all(conversations[i] != conversations[j] for i, j in enumerate(others))
+    assert floors.derangement(conversations, 1) == floors.derangement(conversations, 1)
+
+
+def test_the_floors_of_replies_are_found_without_the_reply():
+    def turn(conv: str, history: str, response: str) -> Example:
+        return Example(conv, 2, "sad", (history,), response)
+
+    training = [
+        turn("t1", "my dog died", "poor dog"),
+        turn("t2", "i won the race", "well done"),
+        turn("t3", "the exam went badly", "well done"),
+    ]
+    asked = [turn("a", "yesterday my old dog died", "oh no"), turn("b", "i won a race", "great")]
+
+    def nearest(histories: list[str], known: list[str]) -> list[int]:
+        return floors.nearest_by_tfidf(histories, known, ["t1", None], ["t1", "t2", "t3"])
+
+    found = floors.replies(asked, training, 0, nearest)
+    assert found[floors.CONSTANT] == ["well done"] * 2
+    assert found[floors.OTHER_GOLD] == ["great", "oh no"]
+    assert found[floors.NEAREST][1] == "well done"
+    assert found[floors.NEAREST][0] != "poor dog"  # of the same conversation, as t1 is said to be
+    free = floors.nearest_by_tfidf(
+        [asked[0].history[0]], [t.history[0] for t in training], [None], ["", "", ""]
+    )
+    assert free == [0]

@@ -1,0 +1,133 @@
+"""The tables as a person gets them: one set of items, floors, seeds, judges, notes, files."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import evaluate_responses
+import floors
+from columns import COLUMNS, critic_columns, judge_columns
+from dataloaders import Example, listener_turns
+from normalising import normalise
+from options import CRITICS, DIMENSIONS, Paths, UserError
+
+
+def write(file: Path, examples: list[Example], replies: list[str], samples: int = 1) -> str:
+    rows = ["conv_id\tutterance_idx\tsample\tresponse"]
+    for example, reply in zip(examples, replies, strict=True):
+        for n in range(samples):
+            text = f"{reply} and so on" * bool(n) or reply
+            rows.append(f"{example.conv_id}\t{example.utterance_idx}\t{n + 1}\t{text}")
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def made(prepared, tmp_path_factory):
+    """Tables of one system with two seeds, one of all items with two samples, and one of some items."""
+    folder = tmp_path_factory.mktemp("tables")
+    (folder / "data").symlink_to(prepared / "data")
+    examples = listener_turns(Paths(prepared).dialogues("test"))
+    gold = [e.response for e in examples]
+    exact = write(folder / "exact.tsv", examples, [g.upper().replace("'", "\u2019") for g in gold])
+    sorry = write(folder / "sorry.tsv", examples, ["I am so sorry !"] * len(gold))
+    mixed = write(folder / "mixed.tsv", examples, [g.split()[0] + " what ?" for g in gold], samples=2)
+    some = write(folder / "some.tsv", examples[2:11], ["What happened then ?"] * 9)
+    common = ["--workdir", str(folder), "--device", "cpu", "--family", "none", "--cases", "2"]
+    with pytest.raises(UserError, match="some: covers 9 of 14 listener turns.*--items shared"):
+        evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some])
+    content = evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some, "--items", "shared"])
+    return folder / "results" / "evaluation", content, examples
+
+
+def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made):
+    folder, content, examples = made
+    page = (folder / "table.md").read_text()
+    assert content["replies"] == 9 and content["items"] == "shared"
+    assert f"Items: shared, n = 9, set {content['set']}." in page
+    assert list(content["systems"]) == ["gold", "two", "mixed", "some"]
+    assert list(content["floors"])[:3] == [floors.CONSTANT, floors.OTHER_GOLD, floors.NEAREST]
+    length = np.mean([len(normalise(e.response).split()) for e in examples[2:11]])
+    for row in (content["systems"]["gold"], content["floors"][floors.OTHER_GOLD]):
+        assert row["length"] == pytest.approx(length)
+    assert content["floors"][floors.CONSTANT]["most_frequent"] == 100
+    assert content["floors"][floors.NEAREST]["verbatim_training"] == 100
+    assert "No paired test below 200 items: two and mixed: 14 items in common" in page
+    assert re.search(r"Commit \w+.*`python .*`\.", page) and "normaliser version 1" in page
+
+
+def test_gold_written_otherwise_scores_100_and_two_seeds_have_a_mean_and_a_spread(made):
+    folder, content, _ = made
+    seeds = content["runs"]["two"]
+    assert seeds["norm_bleu_4"][0] == pytest.approx(100) and seeds["bleu_1"][0] < 100
+    assert content["systems"]["two"]["rouge_l"] == pytest.approx(np.mean(seeds["rouge_l"]))
+    line = next(row for row in (folder / "table.md").read_text().splitlines() if row.startswith("| two |"))
+    mean, spread = content["systems"]["two"]["rouge_l"], np.std(seeds["rouge_l"], ddof=1)
+    assert f"| {mean:.2f} \u00b1 {spread:.2f}" in line
+    page = (folder / "table.md").read_text()
+    assert "One seed: mixed, some." in page and "two: mean \u00b1 standard deviation over 2 runs." in page
+
+
+def test_a_floor_that_beats_a_system_is_marked_there_and_said_below(made):
+    folder, content, _ = made
+    first = (folder / "table.md").read_text().split("\n\n")[0].splitlines()
+    titles = [cell.strip() for cell in first[0].split("|")]
+    some = dict(zip(titles, (cell.strip() for cell in first[-1].split("|")), strict=True))
+    best = max(row["rouge_l"] for row in content["floors"].values() if "rouge_l" in row)
+    assert content["systems"]["some"]["rouge_l"] < best and some["ROUGE-L"].endswith("\u2020")
+    assert re.search(
+        r"\u2020, columns in which floors beat systems: .*ROUGE-L \([^)]*nearest",
+        "\n".join((folder / "table.md").read_text().splitlines()),
+    )
+
+
+def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_context_auc(made):
+    folder, content, examples = made
+    [part] = re.findall(r"## Judge tfidf\n(.*?)\n## ", (folder / "table.md").read_text() + "\n## ", re.DOTALL)
+    rows = [line.split("|")[1].strip() for line in part.splitlines() if line.startswith("| ")]
+    assert rows[5:8] == [floors.ZERO_LEVEL, floors.MEAN_LEVEL, floors.MAJORITY_LEVEL]
+    assert "ceiling: context alone" in rows
+    gold, zero = content["systems"]["gold"], content["floors"][floors.ZERO_LEVEL]
+    assert gold["tfidf_emo_f1"] == pytest.approx(100) and gold["tfidf_diff_epitome"] == 0
+    items = pd.read_csv(folder / "items.csv", keep_default_na=False)
+    mine = items[(items["system"] == "gold")].iloc[2:11]
+    reached = [(mine[f"tfidf_{dim}_level"].astype(float) >= 0.5).mean() for dim in DIMENSIONS]
+    assert zero["tfidf_diff_epitome"] == pytest.approx(sum(reached))
+    assert "Mean level by tfidf of texts that show nothing" in (folder / "table.md").read_text()
+
+
+def test_every_score_of_every_item_is_kept_and_averages_to_the_table(made):
+    folder, content, examples = made
+    items = pd.read_csv(folder / "items.csv", keep_default_na=False)
+    assert items.groupby(["system", "run"]).size().to_dict() == {
+        ("gold", 1): 14,
+        ("two", 1): 14,
+        ("two", 2): 14,
+        ("mixed", 1): 14,
+        ("some", 1): 9,
+        **{(name, 1): 9 for name in (floors.CONSTANT, floors.OTHER_GOLD, floors.NEAREST)},
+    }
+    mine = items[items["system"] == "some"]
+    assert list(zip(mine["conv_id"], mine["utterance_idx"], strict=True)) == [e.key for e in examples[2:11]]
+    for column in ("rouge_l", "vader", "length", "tfidf_int_level"):
+        assert mine[column].astype(float).mean() == pytest.approx(
+            content["systems"]["some"][column], abs=1e-4
+        )
+
+
+def test_every_column_says_what_it_is(made):
+    folder, content, _ = made
+    columns = [*COLUMNS, *judge_columns("tfidf", list(DIMENSIONS)), *critic_columns(CRITICS)]
+    assert len({c.key for c in columns}) == len(columns)
+    keys = {key for row in (*content["systems"].values(), *content["floors"].values()) for key in row}
+    assert keys <= {c.key for c in columns}
+    page = (folder / "table.md").read_text()
+    for column in columns:
+        assert column.formula and column.source and column.better in ("higher", "lower", "gold", "none")
+        if column.key in keys and "{" not in column.title:
+            assert f"- {column.title}: {column.formula}"[:60].replace("*", "") in page, column.key
+    assert json.loads((folder / "metrics.json").read_text())["set"] == content["set"]
