@@ -62,6 +62,11 @@ def parse_args(argv=None):
         metavar='"SCRIPT --FLAG VALUE"',
         help="flags of one script's commands, over those above; may be given several times",
     )
+    parser.add_argument(
+        "--record",
+        metavar="HARDWARE",
+        help="of --table: write what was measured into results/results.yaml; the key of the hardware there",
+    )
     parser.add_argument("--seeds", type=NATURAL, default=1, help="of --table and --check: 42, 43 ...")
     parser.add_argument(
         "--systems",
@@ -89,9 +94,10 @@ def parse_args(argv=None):
 
 def problems_of(args) -> list[str]:
     """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
-    problems = [f"--systems {file}: no such file" for file in args.systems if not Path(file).exists()]
-    if args.systems and not args.table:
-        problems.append("--systems: goes with --table")
+    problems = [f"--systems {f}: no such file" for f in args.systems if "=" not in f and not Path(f).exists()]
+    for flag in ("systems", "record"):
+        if getattr(args, flag) and not args.table:
+            problems.append(f"--{flag}: goes with --table")
     if args.seeds > 1 and (args.recipe or args.render or args.seed is not None):
         problems.append("--seeds: goes with --table or --check, and without --seed")
     if args.override:
@@ -201,7 +207,14 @@ def main(argv=None):
         return results.render(HERE)
     data = results.read(HERE / results.FILE)
     request = reproductions.Request(
-        args.workdir, args.source, changes, box, args.seeds, tuple(args.systems), args.dry_run
+        args.workdir,
+        args.source,
+        changes,
+        box,
+        args.seeds,
+        tuple(args.systems),
+        args.dry_run,
+        args.record or "",
     )
     if args.table:
         return reproductions.make_table(data, args.table, request)

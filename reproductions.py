@@ -14,9 +14,11 @@ from typing import Any
 import stages
 import storage
 from options import Paths, UserError
-from recipes import Changes, Group, Recipe, Stage, plan
-from results import Column, Figure, Results, Row, Table, cell, figures_of, not_run
+from recipes import Changes, Group, Recipe, Stage, plan, stage_key
+from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
+from runs import environment
 
+HERE = Path(__file__).resolve().parent
 FIRST_SEED = 42  # of every command that is given none
 
 
@@ -31,6 +33,7 @@ class Request:
     seeds: int = 1
     systems: tuple[str, ...] = ()
     dry_run: bool = False
+    record: str = ""  # the hardware's name in results.yaml
 
 
 # ---------------------------------------------------------------------------------------- rows as a recipe
@@ -117,7 +120,7 @@ def evaluation(
         runs = [run for run in runs if (Path(workdir) / run / "result.json").exists()]
     if not runs and not request.systems:
         return None
-    files = [shlex.quote(str(Path(file).resolve())) for file in request.systems]
+    files = [shlex.quote(absolute(text)) for text in request.systems]
     line = table.evaluate.replace("RUNS", " ".join([*map(shlex.quote, runs), *files]))
     stage = plan({"table": Group([line])}, workdir, request.source, request.changes)[0]
     # the table of fewer runs that an earlier call has left is replaced
@@ -128,20 +131,33 @@ def evaluation(
     )
 
 
+def absolute(text: str) -> str:
+    """A file of replies, or NAME=PLACE,PLACE of several seeds, seen from anywhere."""
+    name, equals, places = text.partition("=")
+    if not equals or Path(text).exists():
+        return str(Path(text).resolve())
+    return f"{name}=" + ",".join(str(Path(place).resolve()) for place in places.split(","))
+
+
 # ------------------------------------------------------------------------------------------------- measuring
 
 
-def read_figures(table: Table, row: Row, workdir: Path) -> dict[str, float]:
-    """A row's figures as its commands have left them in a workdir; empty where they are not there."""
+def read_figures(table: Table, row: Row, workdir: Path) -> dict[str, Figure]:
+    """A row's figures as its commands have left them in a workdir, with their intervals where there are any;
+    empty where they are not there."""
     file, *keys = row.result or [evaluated(table), "systems", row.in_table]
     if not file or not (workdir / file).exists():
         return {}
-    content = follow(storage.read_json(workdir / file), keys)
-    found = {}
+    whole = storage.read_json(workdir / file)
+    found: dict[str, Figure] = {}
     for name, column in table.columns.items():
-        value = follow(content, column.read or [name])
-        if isinstance(value, int | float):
-            found[name] = value * column.scale
+        value = follow(whole, [*keys, *(column.read or [name])])
+        if not isinstance(value, int | float):
+            continue
+        found[name] = value * column.scale
+        span = None if row.result else follow(whole, ["intervals", row.in_table, name])
+        if span:
+            found[name] = [value * column.scale, *(bound * column.scale for bound in span)]
     return found
 
 
@@ -158,18 +174,16 @@ def follow(content: Any, keys: Sequence[str]) -> Any:
     return content
 
 
-def over_seeds(runs: Sequence[dict[str, float]]) -> dict[str, Figure]:
+def over_seeds(runs: Sequence[dict[str, Figure]]) -> dict[str, Figure]:
     """Of one seed the values, of several their mean and standard deviation."""
     if len(runs) == 1:
         return dict(runs[0])
     common = [name for name in runs[0] if all(name in run for run in runs)]
-    return {
-        name: {
-            "mean": statistics.mean(run[name] for run in runs),
-            "std": statistics.stdev(run[name] for run in runs),
-        }
-        for name in common
-    }
+    out: dict[str, Figure] = {}
+    for name in common:
+        values = [bounds(run[name])[0] for run in runs]
+        out[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values)}
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------- a table
@@ -189,6 +203,52 @@ def make_table(results: Results, name: str, request: Request) -> None:
     target = Paths(request.workdir).results / "tables" / f"{name}.md"
     storage.write_text(target, text)
     print(f"\n{text}\nwritten: {target}. {not_run(table, rows)}")
+    if request.record:
+        record(results, HERE / FILE, found, request, request.record)
+
+
+def record(
+    results: Results, file: Path, found: dict[str, list[dict]], request: Request, hardware: str
+) -> None:
+    """Write what was measured into results.yaml; rows that have figures already are left and named."""
+    if hardware not in results.hardware:
+        known = ", ".join(results.hardware)
+        raise UserError(f"--record {hardware}: {FILE} names no such hardware; known: {known}")
+    commit = environment("")["commit"]
+    if " " in commit or commit == "unknown":
+        raise UserError(f"--record: figures belong to a commit, and this is {commit}; commit first")
+    data = load(file.read_text(encoding="utf-8"))
+    left, written = [], []
+    for entry in data["rows"]:
+        runs, row = found.get(entry["row"], []), results.rows[entry["row"]]
+        if runs and row.state == "run":
+            left.append(row.row)
+        elif runs:
+            columns = results.tables[row.table].columns
+            figures = {k: rounded(v, columns[k].digits + 2) for k, v in over_seeds(runs).items()}
+            entry.pop("reason", None)
+            entry |= {"state": "run", "commit": commit[:7], "hardware": hardware, "figures": figures}
+            entry |= {"seconds": seconds_of(row, results.tables[row.table], request)}
+            entry |= {"seeds": [request.changes.seed or FIRST_SEED + n for n in range(len(runs))]}
+            written.append(row.row)
+    write(file, data)
+    print(f"recorded: {', '.join(written) or 'nothing'}; left as they stood: {', '.join(left) or 'none'}")
+
+
+def rounded(figure: Figure, digits: int) -> Figure:
+    if isinstance(figure, dict):
+        return {key: round(value, digits) for key, value in figure.items()}
+    if isinstance(figure, list):
+        return [round(value, digits) for value in figure]
+    return round(figure, digits)
+
+
+def seconds_of(row: Row, table: Table, request: Request) -> float:
+    """How long the row's own commands took, of the first seed."""
+    folder = Path(where(request, row, table, FIRST_SEED)) / "results" / "tables"
+    entries = stages.Record(folder / "stages.json").entries
+    keys = [stage_key(command, request.changes) for command in row.commands]
+    return round(sum(entries.get(key, {}).get("seconds", 0.0) for key in keys), 1)
 
 
 def as_measured(row: Row, runs: Sequence[dict]) -> Row:

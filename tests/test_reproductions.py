@@ -104,6 +104,26 @@ def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy,
     assert "MRR: recorded 101.0, now" in shown and "no interval is recorded" in shown
 
 
+def test_what_was_measured_is_recorded_beside_what_stood_there(data, tmp_path, monkeypatch, capsys):
+    data["rows"][1] |= {"state": "run", "commit": "abc", "hardware": "here", "seeds": [42]}
+    data["rows"][1] |= {"figures": {"mrr": 3.0}}
+    file = tmp_path / "results.yaml"
+    results.write(file, data)
+    found = {"bm25": [{"mrr": [12.34567, 11.0, 13.0]}], "nowhere": [{"mrr": 4.0}]}
+    monkeypatch.setattr(reproductions, "environment", lambda device: {"commit": "1234567890"})
+    reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
+    rows = results.read(file).rows
+    assert (rows["bm25"].state, rows["bm25"].commit) == ("run", "1234567")
+    assert rows["bm25"].figures == {"mrr": [12.346, 11.0, 13.0]}
+    assert rows["nowhere"].figures == {"mrr": 3.0}
+    assert "recorded: bm25; left as they stood: nowhere" in capsys.readouterr().out
+    monkeypatch.setattr(
+        reproductions, "environment", lambda device: {"commit": "12 with uncommitted changes"}
+    )
+    with pytest.raises(UserError, match="commit first"):
+        reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
+
+
 @pytest.mark.parametrize(
     ("recorded", "now", "verdict"),
     [

@@ -1,0 +1,129 @@
+"""Stages of a plan: in an order that holds, several at once, within a box of time, remembered by command."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import stages
+from gathering import gather
+from options import Paths, UserError
+from recipes import Changes, Group, plan
+
+#: stands for a training: waits, and at a SIGTERM saves and leaves with 143; goes on from what it saved
+STAGE = """
+import pathlib, signal, sys, time
+place, name, seconds = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+saved, log = place / f"{name}.saved", place / "order.txt"
+def stop(*_):
+    saved.touch()
+    print("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+with open(log, "a") as out:
+    out.write(f"begin {name}\\n")
+if name == "bad":
+    sys.exit("no such thing")
+time.sleep(0.0 if saved.exists() else seconds)
+with open(log, "a") as out:
+    out.write(f"end {name}\\n")
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Stages of a recipe {name: (seconds, names before)}."""
+    script = tmp_path / "stage.py"
+    script.write_text(STAGE, encoding="utf-8")
+
+    def stages_of(recipe):
+        groups = {
+            name: Group([f"{script} {tmp_path} {name} {seconds}"], after)
+            for name, (seconds, after) in recipe.items()
+        }
+        return plan(groups, ".", "download", Changes())
+
+    return stages_of
+
+
+def run(todo, folder, **box):
+    return stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", stages.Box(**box))
+
+
+def order(folder) -> list[str]:
+    return (folder / "order.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_stages_run_at_once_where_none_needs_the_other(make, tmp_path):
+    todo = make({"a": (0.5, ()), "b": (0.5, ()), "c": (0, ("a", "b"))})
+    assert run(todo, tmp_path, parallel=2).left == []
+    lines = order(tmp_path)
+    assert set(lines[:2]) == {"begin a", "begin b"}  # neither waits for the other
+    assert lines[-2:] == ["begin c", "end c"]
+
+
+def test_at_the_end_of_the_time_a_stage_saves_and_the_next_call_goes_on(make, tmp_path, capsys):
+    todo = make({"a": (60, ()), "b": (0, ("a",))})
+    began = time.monotonic()
+    outcome = run(todo, tmp_path, seconds=2)
+    assert time.monotonic() - began < 30 and outcome.left == [0, 1] and (tmp_path / "a.saved").exists()
+    with pytest.raises(SystemExit) as end:
+        stages.settle_outcome(outcome, todo)
+    assert end.value.code == 143
+    assert run(todo, tmp_path, seconds=60).left == []
+    seconds = json.loads((tmp_path / "stages.json").read_text(encoding="utf-8"))[todo[0].key]["seconds"]
+    assert seconds > 1.5  # of both calls
+
+
+def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make, tmp_path):
+    todo = make({"bad": (0, ()), "on it": (0, ("bad",)), "other": (0, ())})
+    outcome = run(todo, tmp_path, keep_going=True)
+    assert outcome.left == [0, 1] and "no such thing" in outcome.failed[0]
+    assert run(make({"bad": (0, ()), "late": (0, ())}), tmp_path).left == [0, 1]  # else it ends there
+    with pytest.raises(UserError, match="the same call goes on from here"):
+        stages.settle_outcome(outcome, todo)
+
+
+RECIPE = {"critic": Group(["train_t5.py --lr 1"]), "labels": Group(["label_dialogues.py"], ("critic",))}
+
+
+def test_a_stage_is_remembered_by_its_command_after_the_flags_of_the_call(tmp_path):
+    record = stages.Record(tmp_path / "stages.json")
+    first = plan(RECIPE, ".", "download", Changes(epochs=3))
+    for stage in first:
+        record.add(stage, 5, True)
+    again = stages.Record(tmp_path / "stages.json")
+    elsewhere = plan(RECIPE, str(tmp_path), "download", Changes(epochs=3))
+    assert all(again.finished(stage) for stage in [*first, *elsewhere])  # wherever the workdir lies
+    other = plan(RECIPE, ".", "download", Changes(epochs=4))
+    assert not any(again.finished(stage) for stage in other)  # nor the labels, which build on it
+    assert "python train_t5.py --lr 1 --epochs 3" in again.another(other[0])
+    assert "what it builds on is another today" in again.another(other[1])
+
+
+def test_a_record_of_seconds_alone_still_counts(tmp_path):
+    (tmp_path / "stages.json").write_text('{"train_t5.py --lr 1": 7.5}', encoding="utf-8")
+    record = stages.Record(tmp_path / "stages.json")
+    assert record.finished(plan(RECIPE, ".", "download", Changes())[0])
+    changed = plan(RECIPE, ".", "download", Changes(seed=7))[0]
+    assert not record.finished(changed) and "train_t5.py --lr 1." in record.another(changed)
+
+
+def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
+    for name, numbers in (("small", 1_000), ("large", 2_000_000)):
+        run_folder = tmp_path / "saved" / "t5" / name
+        (run_folder / "checkpoints" / "step-1").mkdir(parents=True)
+        (run_folder / "result.json").write_text("{}", encoding="utf-8")
+        (run_folder / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+        for place in (run_folder, run_folder / "checkpoints" / "step-1"):
+            save_file({"w": torch.rand(numbers)}, place / "model.safetensors")
+    target = tmp_path / "results" / "glove" / "gathered"
+    for _ in range(2):  # what it has gathered itself is not gathered again
+        left = gather(Paths(tmp_path), target, limit=10**6)
+        assert left == ["saved/t5/large/model.safetensors (4.1 MB in half precision)"]
+        assert (target / "saved/t5/large/metrics.jsonl").exists()
+        assert load_file(target / "saved/t5/small/model.safetensors")["w"].dtype == torch.float16
+        assert not list(target.rglob("checkpoints"))
+        assert sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) < 10**6
