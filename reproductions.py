@@ -14,7 +14,7 @@ from typing import Any
 import stages
 import storage
 from options import Paths, UserError
-from recipes import Changes, Group, Recipe, Stage, plan, stage_key
+from recipes import PREPARED, Changes, Group, Recipe, Stage, plan, stage_key
 from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
 from runs import environment
 
@@ -94,6 +94,9 @@ def run_at(results: Results, table: Table, rows: Sequence[Row], workdir: str, re
         print("\n" + "\n\n".join(stages.title(todo, n) for n in range(len(todo))))
         if table.evaluate and (last := evaluation(table, rows, workdir, request, todo)):
             print("\n" + shlex.join(["python", *last.command]))
+        return
+    if request.source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
+        print(f"\n{workdir}: no data/prepared.json; its rows stay: {', '.join(r.row for r in rows)}")
         return
     Path(workdir).mkdir(parents=True, exist_ok=True)
     folder = Paths(Path(workdir).resolve()).results / "tables"
