@@ -7,6 +7,7 @@ it all.
 
 import html
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -190,6 +191,12 @@ def markdown_cases(
     return "\n".join(lines) + "\n"
 
 
+def score(system: dict, kind: str, i: int) -> str:
+    """A judge's score of item `i`, or a dash where this system has none of it."""
+    value = system["scores"][kind][i] if kind in system["scores"] else math.nan
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
 def small_models(shown: list[Section]) -> bool:
     systems = [s for section in shown for s in section.systems]
     return any(s.get("parameters", 10**9) < 2_000_000 and not s.get("adapter") for s in systems)
@@ -210,7 +217,7 @@ def one_case(n: int, i: int, section: Section, example: Example) -> list[str]:
     titles = ["", "reply", *map(cell, kinds)]
     lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for system in section.systems:
-        scores = [f"{system['scores'][k][i]:.2f}" if k in system["scores"] else "-" for k in kinds]
+        scores = [score(system, kind, i) for kind in kinds]
         lines.append("| " + " | ".join([cell(system["name"]), cell(system["replies"][i]), *scores]) + " |")
     return [*lines, ""]
 
@@ -227,7 +234,7 @@ def html_cases(
         for n, i in enumerate(chosen, start=1):
             rows = []
             for system in section.systems:
-                scores = [system["scores"][k][i] if k in system["scores"] else None for k in kinds]
+                scores = [score(system, kind, i) for kind in kinds]
                 text = system["replies"][i]
                 rows.append({"system": system["name"], "reply": text, "scores": scores})
             exemplars = section.exemplars[i][:3] if section.exemplars is not None else []

@@ -154,7 +154,10 @@ def kit_of(
         replies.pop("gold", None)
     plain = [{k: getattr(e, k) for k in ("conv_id", "utterance_idx", "history")} for e in examples]
     page, key = write_kit(folder, plain, replies, count, mode, seed, overwrite)
+    each = read_key(key).groupby("item")["reply"].nunique()
+    asked = each.sum() * len(SCALES) if mode == LIKERT else (each * (each - 1) // 2).sum()
     print(f"{page}: for the raters, who open it in a browser and send back the csv that it saves")
+    print(f"{len(each)} conversations, {asked} judgements a rater, replies of {', '.join(replies)}")
     print(f"{key}: says whose each reply is; raters must not have it")
     if count < MIN_ITEMS:
         print(f"warning: --rating-kit {count}: the summary will refuse fewer than {MIN_ITEMS} rated items")

@@ -5,9 +5,9 @@ No person rated anything here: every rating in this file is a row made for its t
 
 import html
 import json
+import math
 import re
 import shutil
-from math import comb
 from pathlib import Path
 
 import pandas as pd
@@ -187,7 +187,7 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
         rows.append((key["kit"][0], "Anna", item, *((first, second) if n % 2 else (second, first)), chosen))
     file = save(tmp_path / "a.csv", "ab", rows)
     text = ratings.summarise([file], tmp_path / "ab" / "key.csv")
-    p = 2 * sum(comb(35, k) for k in range(11)) / 2**35  # 25 of 35
+    p = 2 * sum(math.comb(35, k) for k in range(11)) / 2**35  # 25 of 35
     assert f"| one/lempex : mime | **25 / 5 / 10**, p {p:.3f} |" in text
     # empdg's one reply that is also one/lempex's was judged against mime's, and found equal to itself
     assert "| mime : empdg | too few (n = 1) |" in text and "| one/lempex : empdg | too few (n = 1) |" in text
@@ -208,7 +208,8 @@ def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_s
     folder = tmp_path / "results" / "evaluation" / "rating_kit"
     key = pd.read_csv(folder / "key.csv")
     assert set(key["system"]) == {"gold", "theirs"} and key["item"].nunique() == 10
-    assert "refuse fewer than 30 rated items" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 conversations, 120 judgements" in said and "refuse fewer than 30 rated items" in said
 
     monkeypatch.setattr(ratings, "MIN_ITEMS", 10)
     file = save(tmp_path / "a.csv", "likert", likert_rows(key, "Anna", lambda s, n: 2 + (s == "gold")))
@@ -234,7 +235,7 @@ def judged(name: str, **traits) -> dict:
 @pytest.fixture
 def four_kinds() -> list[pages.Section]:
     systems = [
-        {"name": "gold", "replies": [e.response for e in EXAMPLES], "scores": {"emo": [0.5] * 40}},
+        {"name": "gold", "replies": [e.response for e in EXAMPLES], "scores": {"emo": [math.nan] * 40}},
         judged("one/lempex", exemplars=True, losses=True),
         judged("no losses", exemplars=True, losses=False),
         judged("plain | *T5*", exemplars=False, losses=False),
@@ -263,7 +264,7 @@ def test_case_studies_print_their_rule_explain_each_column_and_show_every_text_a
     is_markdown = page == pages.markdown_cases
     assert "<i>" not in text and "<emo>" not in text and not (is_markdown and "](http" in text)
     assert "document.title" in text and "<script>document" not in text
-    assert text.count("as it was") == 5 and "third" in text and "fourth" not in text
+    assert "nan" not in text and text.count("as it was") == 5 and "third" in text and "fourth" not in text
 
 
 def test_cases_are_a_random_sample_of_all_items_and_the_same_for_the_same_seed():
