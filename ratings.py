@@ -17,6 +17,7 @@ from scipy import stats
 
 import storage
 from dataloaders import Example, read_rows
+from intervals import holm
 from options import UserError, refuse_existing
 from pages import cell, render
 
@@ -358,7 +359,7 @@ def outcome_lines(outcomes: dict[tuple[str, str], pd.Series]) -> list[str]:
     """Wins, ties and losses (a sign for each item) of pairs of systems, with a sign test, Holm-corrected."""
     counts = {k: [int((v == s).sum()) for s in (1, 0, -1)] for k, v in outcomes.items()}
     enough = [k for k in counts if sum(counts[k]) >= MIN_ITEMS]
-    raw = {k: sign_test(counts[k][0], counts[k][2]) for k in enough}
+    raw = {str(k): sign_test(counts[k][0], counts[k][2]) for k in enough}
     adjusted = holm(raw)
     titles = list(dict.fromkeys(title for _, title in outcomes))
     lines = ["| win / tie / loss | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
@@ -366,13 +367,13 @@ def outcome_lines(outcomes: dict[tuple[str, str], pd.Series]) -> list[str]:
         cells = []
         for title in titles:
             case = (pair, title)
-            if case not in adjusted:
+            if str(case) not in adjusted:
                 cells.append(f"too few (n = {sum(counts.get(case, [0]))})")
                 continue
             text = " / ".join(map(str, counts[case]))
-            if adjusted[case] < 0.05:
+            if adjusted[str(case)] < 0.05:
                 text = f"**{text}**"
-            cells.append(f"{text}, p {raw[case]:.3f}")
+            cells.append(f"{text}, p {raw[str(case)]:.3f}")
         lines.append(f"| {cell(pair)} | " + " | ".join(cells) + " |")
     return [
         *lines,
@@ -385,15 +386,6 @@ def outcome_lines(outcomes: dict[tuple[str, str], pd.Series]) -> list[str]:
 
 def sign_test(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-
-
-def holm(values: dict) -> dict:
-    """p values adjusted for their number (Holm 1979)."""
-    adjusted, highest = {}, 0.0
-    for rank, (case, p) in enumerate(sorted(values.items(), key=lambda pair: pair[1])):
-        highest = max(highest, min(1.0, p * (len(values) - rank)))
-        adjusted[case] = highest
-    return adjusted
 
 
 def report(files: Iterable[str | Path], folder: Path, overwrite: bool) -> str:
