@@ -61,6 +61,12 @@ def parse_args(argv=None):
     )
     add("--name", type=run_name, default="evaluation", help="folder under results/")
     add("--cases", type=COUNT, default=12, help="case studies on the page")
+    add(
+        "--untuned-exemplars",
+        metavar="DIR",
+        help="folder of the untuned retriever's {split}_dpr.csv (dpr_exemplar_retriever.py, no --path): its "
+        "top exemplar stands beside the one of --exemplars in the case studies",
+    )
     add("--resamples", type=number(int, least=100), default=2000, help="bootstrap resamples of the intervals")
     add(
         "--judges",
@@ -136,6 +142,9 @@ def parse_args(argv=None):
             problems.append(f"{flag} {file}: no such file")
     if bool(args.runs) == bool(args.ratings):
         problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
+    untuned = args.untuned_exemplars
+    if untuned and not Paths(exemplars=untuned).exemplars(args.split).is_file():
+        problems.append(f"--untuned-exemplars {untuned}: no {args.split}_dpr.csv there")
     if args.bertscore_model and not Path(args.bertscore_model).is_dir():
         problems.append(f"--bertscore-model {args.bertscore_model}: no such folder")
     check(parser, args, problems)

@@ -52,6 +52,7 @@ class TableOptions:
     family: str
     name: str
     cases: int
+    untuned_exemplars: str | None
     seed: int
     overwrite: bool
     resamples: int
@@ -347,10 +348,16 @@ def write_cases(
     shown = None
     if against.exemplars is not None:
         shown = [against.exemplars[i] for i in numbers]
+    retrievers = None
+    if shown is not None and options.untuned_exemplars:
+        file = Paths(exemplars=options.untuned_exemplars).exemplars(options.split)
+        untuned = read_exemplars(file, against.examples)
+        retrievers = {"tuned retriever": shown, "untuned retriever": [untuned[i] for i in numbers]}
     systems = cases(lines, rows, against.examples, numbers)
     chosen = [against.examples[i] for i in numbers]
     for name, page in PAGES.items():
-        storage.write_text(files[name], page(sections(systems, shown), chosen, options.cases, options.seed))
+        sides = sections(systems, shown, retrievers)
+        storage.write_text(files[name], page(sides, chosen, options.cases, options.seed))
     plot_learning(systems, files[CURVES])
 
 

@@ -497,6 +497,8 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
             "glove-t5",
             "--cases",
             "99",
+            "--untuned-exemplars",  # the same as the tuned ones here
+            str(trained_copy / "data" / "empathetic_dialogues"),
         ]
     )
     folder = trained_copy / "results" / "evaluation"
@@ -516,7 +518,8 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
         and "ppl_word" not in systems["theirs"]
     )
     page = (folder / "case_studies.md").read_text()
-    assert page.count("## ") == 14 and "exemplar 1" in page and "very small model" in page
+    assert page.count("## ") == 2 * 14 and "exemplar 1" in page and "very small model" in page
+    assert "# Top exemplar of each retriever: gold, tuned retriever, untuned retriever" in page
     assert "<b>" not in page and "&lt;b&gt;\\|" in page
 
 
