@@ -319,7 +319,8 @@ def report(result: dict, session: Session) -> None:
     )
     session.say("  " + " ".join(f"{n:>12}" for n in ["", *names]))
     for row, values in {**result["baselines"], "this critic": result["valid"]}.items():
-        session.say("  " + " ".join([f"{row:>12}", *(f"{values[n]:12.3f}" for n in names)]))
+        cells = [f"{values[n]:{max(12, len(n))}.3f}" for n in names]
+        session.say("  " + " ".join([f"{row:>12}", *cells]))
     if is_useless(result["valid"], result["baselines"]):
         session.say(
             f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by "
