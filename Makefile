@@ -1,4 +1,5 @@
-# make demo: every stage on the bundled sample, in demo/.   make chat: a conversation.   make test: lint, format, types, tests.   Each sets up .venv by itself.
+# make demo: every stage on the bundled sample, in demo/.   make chat: a conversation.   make app: one in the browser.
+# make test: lint, format, types, tests.   Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,7 +7,7 @@ PY := $(VENV)/bin/python
 NVIDIA := $(shell command -v nvidia-smi || ls -d /proc/driver/nvidia 2>/dev/null)
 FAISS := $(if $(NVIDIA),faiss-gpu,faiss-cpu)
 
-.PHONY: install demo chat test format clean
+.PHONY: install demo chat app test format clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +31,13 @@ demo: $(VENV)/.offline
 
 chat: $(VENV)/.offline
 	$(PY) respond.py
+
+$(VENV)/.app: $(VENV)/.installed requirements-app.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
+	touch $@
+
+app: $(VENV)/.offline $(VENV)/.app
+	$(PY) app.py
 
 test: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@ terminal."""
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ HELP = """/retry          another reply to the same turn
 /undo           take back your last turn and its reply
 /reset          begin a new dialogue
 /target emo=1   what replies should come close to (emo, exp, int, sentiment); /target alone ends that
-/save FILE      the dialogue as a line of JSON
+/save FILE      the dialogue as a line of JSON; to read where the name ends in .md
 /quit           or the end of the input"""
 
 
@@ -83,20 +84,26 @@ def newest_generator(paths: Paths) -> Path:
 
 
 def open_responder(
-    options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session
+    options: RespondOptions,
+    given: Mapping[str, Path],
+    paths: Paths,
+    session: Session,
+    family: str | None = None,
 ) -> Responder:
-    """The generator with what critics, retriever and pool can be found; says what, and what is missing."""
+    """The generator with what critics, retriever and pool can be found; says what, and what is missing.
+
+    `family`: whose critics; by default the generator's, or else those that are there."""
     with contextlib.redirect_stdout(sys.stderr):  # the notes of loading are no replies
-        return _open_responder(options, given, paths, session)
+        return _open_responder(options, given, paths, session, family)
 
 
 def _open_responder(
-    options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session
+    options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session, family: str | None
 ) -> Responder:
     folder = Path(options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths)
-    families = list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
-    judges = find_judges(paths, families, given, session)
+    families = [family] if family else list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
+    judges = find_judges(paths, families, given, session, needed=family is not None)
     say(f"generator: {folder} | critics: {', '.join(judges) or 'none'}")
     say("note: English only; a research program, not a counsellor")
     if not judges:
@@ -177,6 +184,11 @@ def as_row(answer: Answer) -> dict[str, Any]:
     ]
     row |= {"unread_turns": answer.unread, "seed": answer.seed}
     return row | ({"notice": answer.notice} if answer.notice else {})
+
+
+def plain(text: str) -> str:
+    """A text that markdown shows as it was written."""
+    return re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", text)
 
 
 def once(responder: Responder, turns: list[str], options: RespondOptions) -> Answer:
@@ -347,11 +359,25 @@ class Conversation:
         self.target = found
         self.write(f"target: {', '.join(f'{k}={v:g}' for k, v in found.items()) or 'none'}")
 
+    def as_line(self) -> str:
+        """The dialogue as a line of JSON."""
+        row = {"turns": self.turns, "answers": [as_row(a) for a in self.answers]}
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+    def as_markdown(self) -> str:
+        """The dialogue to read, with each reply's critics and exemplars beneath it."""
+        parts = []
+        for n, found in enumerate(self.answers):
+            parts += [f"**You:** {plain(self.turns[2 * n])}", f"**Reply:** {plain(found.reply)}"]
+            known = [f"- {plain(described(k, score).strip())}" for k, score in found.scores.items()]
+            known += [f"- exemplar {hit.score:.3f}: {plain(hit.text)}" for hit in found.exemplars[:SHOWN]]
+            parts += ["\n".join(known)] if known else []
+        return "\n\n".join(parts) + "\n"
+
     def save(self, name: str) -> None:
         if not name:
             raise UserError("/save FILE: name a file")
         if Path(name).exists():
             raise UserError(f"{name}: already there; choose another name")
-        row = {"turns": self.turns, "answers": [as_row(a) for a in self.answers]}
-        storage.write_text(Path(name), json.dumps(row, ensure_ascii=False) + "\n")
+        storage.write_text(Path(name), self.as_markdown() if name.endswith(".md") else self.as_line())
         self.write(f"{name}: {len(self.turns)} turns")

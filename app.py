@@ -1,0 +1,99 @@
+"""A page in the browser, on this machine alone: talk to a trained generator, steer it, compare two of them.
+
+  python app.py                                                 the newest generator in saved/
+  python app.py --model saved/t5/lempex --pool replies.txt      with exemplars out of your own replies
+  python app.py --model saved/t5/lempex --other saved/t5/t5     side by side, blinded, with a vote
+  python app.py --export-votes votes.csv                        what was voted, as a table
+
+Shown are the reply, the exemplars that it read, and what the critics see in it. The page is served on
+127.0.0.1 and nothing is sent elsewhere; votes are kept in results/votes.sqlite. It needs gradio, which is an
+extra: python -m pip install -r requirements-app.txt. English only.
+"""
+
+import os
+from pathlib import Path
+
+import options
+from commands import pick
+from options import CRITICS, NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
+
+#: what respond.py can be asked for and the page cannot
+FIXED = {
+    "emotion": None,
+    "target": {},
+    "likelihood_w": 1.0,
+    "empathy_w": 5.0,
+    "sentiment_w": 5.0,
+    "top_k": 20,
+    "temperature": 0.9,
+    "max_new_tokens": 60,
+}
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    parser.set_defaults(seed=None, **FIXED)  # without a seed each reply has its own
+    add = parser.add_argument
+    add(
+        "--model",
+        dest="run",
+        metavar="RUN",
+        help="folder of a generator (default: the one in saved/ that was finished last, or the bundled one)",
+    )
+    add("--other", metavar="RUN", help="a second generator, for the comparison")
+    add("--family", help="whose critics: saved/empathy/FAMILY-DIM and so on (default: the generator's)")
+    for kind in CRITICS:
+        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic")
+    add("--candidates-per-reply", type=NATURAL, default=8, help="sampled replies, of which the best is kept")
+    add("--port", type=number(int, least=1, most=65535), default=7860, help="of the page on 127.0.0.1")
+    add("--export-votes", metavar="FILE", help="write all votes of the workdir as csv, and end")
+    add = parser.add_argument_group("exemplars").add_argument
+    add(
+        "--pool",
+        metavar="FILE",
+        help="replies: csv, tsv, jsonl, or a text file with one a line (default: the training dialogues)",
+    )
+    add("--column", metavar="NAME", help="of --pool: the reply's column")
+    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
+    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
+    add("--pooling", choices=["cls", "mean"], default="cls", help="with --encoder: mean for minilm")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    problems = []
+    if args.path and args.encoder:
+        problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
+    check(parser, args, problems)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    paths = Paths(args.workdir)
+    if args.export_votes:
+        from votes import Votes
+
+        return Votes(paths.results / "votes.sqlite").export(Path(args.export_votes), args.overwrite)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before its import
+    try:
+        import chat_page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        remedy = "python -m pip install -r requirements-app.txt (or: make app)"
+        raise UserError(f"the page needs gradio, which is an extra: {remedy}") from error
+    from conversation import RespondOptions
+
+    asked = chat_page.PageOptions(
+        respond=pick(RespondOptions, args),
+        other=args.other,
+        family=args.family,
+        given={kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)},
+        device=args.device,
+        precision=args.precision,
+    )
+    return chat_page.serve(asked, paths, args.port)
+
+
+if __name__ == "__main__":
+    options.run(main)

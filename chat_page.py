@@ -1,0 +1,287 @@
+"""The local page of app.py: a conversation with one run, and beside it a tab where two are compared.
+
+The conversation is the terminal's (conversation.Conversation), so that a seed gives the same replies here and
+there. Only this module, pair_tab and page_widgets import gradio.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import advice
+import chat_views as views
+import distress
+import page_widgets as widgets
+import storage
+from conversation import Conversation, RespondOptions, newest_generator, open_responder
+from critics import doubts
+from options import SENTIMENT, Paths, UserError
+from pair_tab import PairTab, System
+from responder import Answer
+from session import Session
+from votes import Votes
+
+EXAMPLES = [
+    "My dog died last week, and the house is so quiet now.",
+    "I finally passed my driving test on the fourth try!",
+    "My sister has not called me back since we argued.",
+    "I start a new job on Monday and I can hardly sleep.",
+]
+LEAVE = "leave"  # a dimension that a reply is not chosen by
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What app.py was asked for (it explains each flag)."""
+
+    respond: RespondOptions
+    other: str | None
+    family: str | None
+    given: dict[str, Path]  # critics by kind
+    device: str
+    precision: str
+
+
+def open_system(options: PageOptions, run: Path, paths: Paths, session: Session) -> System:
+    """Of two runs that are compared, one may read exemplars and the other none: the pool is for the one."""
+    asked = replace(options.respond, run=str(run))
+    config = run / "config.json"
+    if options.other and config.exists() and storage.read_json(config).get("exemplars") == "none":
+        asked = replace(asked, pool=None)
+    responder = open_responder(asked, options.given, paths, session, options.family)
+    return System(paths.note(run), run, responder)
+
+
+def serve(options: PageOptions, paths: Paths, port: int) -> None:
+    """Open the page, until Ctrl-C. Raises `UserError` where a run cannot be opened, or the port is taken."""
+    runs = [Path(options.respond.run) if options.respond.run else newest_generator(paths)]
+    if options.other:
+        runs.append(Path(options.other))
+        if runs[0].resolve() == runs[1].resolve():
+            raise UserError(f"--other {options.other}: the same run as --model; name another one")
+    session = Session(options.device, options.precision)
+    systems = [open_system(options, run, paths, session) for run in runs]
+    hosts = filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"])
+    os.environ["NO_PROXY"] = ",".join(hosts)  # gradio asks its own server whether it is up
+    try:
+        launch(page(systems, options, paths), port)
+    except OSError as error:
+        raise UserError(f"--port {port}: cannot be used ({error}); choose another one") from error
+
+
+def page(systems: list[System], options: PageOptions, paths: Paths) -> gr.Blocks:
+    """One tab for one run, a second one for two."""
+    talk = TalkTab(systems[0], options, paths)
+    with gr.Blocks(title="Empathetic replies", analytics_enabled=False) as blocks:
+        said = f"English only. A research system, not a counsellor. Generator: {systems[0].name}"
+        gr.HTML(f'<div class="intro"><h1>Empathetic replies</h1>{views.quiet(said)}</div>')
+        if len(systems) == 1:
+            talk.widgets()
+        else:
+            with gr.Tab("Conversation"):
+                talk.widgets()
+            with gr.Tab("Side by side"):
+                PairTab(systems, options.respond, Votes(paths.results / "votes.sqlite")).widgets()
+    return blocks
+
+
+def launch(blocks: gr.Blocks, port: int) -> None:
+    """Serve on this machine alone, until Ctrl-C."""
+    font = ["ui-sans-serif", "system-ui", "sans-serif"]  # the machine's own
+    blocks.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        footer_links=[],
+        run_history=False,  # nothing that is written here stays in the browser
+        ssr_mode=False,
+        mcp_server=False,
+        theme=gr.themes.Default(primary_hue="teal", font=font, font_mono=["ui-monospace", "monospace"]),
+        css=views.CSS,
+    )
+    print(f"open {blocks.local_url} in a browser on this machine; Ctrl-C ends it", flush=True)
+    blocks.block_thread()
+
+
+def silent(text: str) -> None:
+    """The page shows an answer itself."""
+
+
+class TalkTab:
+    """A conversation with one run, what each reply came from, and what the next one is to be like."""
+
+    def __init__(self, system: System, options: PageOptions, paths: Paths):
+        self.responder, self.options, self.paths = system.responder, options.respond, paths
+        self.family = options.family or self.responder.writer.family
+
+    def widgets(self) -> None:
+        state = gr.State(None)  # a Conversation, from the first message on
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                chat = gr.HTML(views.dialogue([]), elem_id="talk-chat")
+                notice = widgets.said("notice")
+                message, send = widgets.message("talk")
+                with gr.Row():
+                    retry, undo, reset = map(widgets.small, ("Retry", "Undo", "Reset"))
+                note = widgets.said("note")
+                examples = gr.Examples(EXAMPLES, message, label="Begin with").dataset
+            with gr.Column(scale=2, min_width=290):
+                levels = gr.HTML(self.levels(None), elem_id="levels")
+                aims = self.aims()
+                exemplars = gr.HTML(self.exemplars(None), elem_id="exemplars")
+                with gr.Row():
+                    line, markdown = map(widgets.small, ("Save as JSON", "Save as markdown"))
+        seen = [state, chat, notice, message, note, examples, levels, exemplars]
+        for trigger in (send.click, message.submit):
+            widgets.listen(trigger, self.say, [state, message, *aims], seen, **widgets.WRITING)
+        widgets.listen(retry.click, self.again, [state, *aims], seen, **widgets.WRITING)
+        widgets.listen(undo.click, self.undo, [state], seen, **widgets.WRITING)
+        widgets.listen(reset.click, lambda: self.shown(None), [], seen)
+        widgets.download(line, "dialogue.jsonl", lambda talk: talk.as_line() if talk else "", [state])
+        widgets.download(markdown, "dialogue.md", lambda talk: talk.as_markdown() if talk else "", [state])
+
+    # --------------------------------------------------------------------------------------------------- aims
+
+    def aims(self) -> list[Any]:
+        """A choice for each dimension; whether sentiment counts, and its slider."""
+        gr.HTML(views.part("Aim of the next reply"))
+        critics, aims = self.responder.critics, []
+        with gr.Group():
+            for kind in self.dimensions():
+                most = critics[kind].limits[1] if kind in critics else 1
+                choices = [LEAVE, *(str(level) for level in range(int(most) + 1))]
+                there, name = kind in critics, f"aim-{kind}"
+                aims.append(
+                    gr.Radio(
+                        choices,
+                        value=LEAVE,
+                        label=views.LABELS[kind],
+                        interactive=there,
+                        elem_id=name,
+                        elem_classes="aim",
+                    )
+                )
+            there = SENTIMENT in critics
+            counts = gr.Checkbox(label=views.LABELS[SENTIMENT], interactive=there)
+            slider = gr.Slider(
+                -1,
+                1,
+                value=0,
+                step=0.1,
+                label="Negative to positive",
+                interactive=there,
+                buttons=[],
+                elem_id="aim-sentiment",
+            )
+        widgets.listen(slider.input, None, [], [counts], js="() => true")
+        return [*aims, counts, slider]
+
+    def dimensions(self) -> list[str]:
+        return [kind for kind in views.LABELS if kind != SENTIMENT]
+
+    def target(self, *aims: Any) -> dict[str, float]:
+        """The widgets' values as a target."""
+        *levels, counts, sentiment = aims
+        found = {}
+        for kind, level in zip(self.dimensions(), levels, strict=True):
+            if level != LEAVE:
+                found[kind] = float(level)
+        if counts:
+            found[SENTIMENT] = float(sentiment)
+        return found
+
+    # ----------------------------------------------------------------------------------------- a conversation
+
+    def shown(self, talk: Conversation | None, note: str = "", message: str = "") -> tuple:
+        """The values of all that shows a conversation."""
+        turns, last = talk.turns if talk else [], talk.answers[-1] if talk and talk.answers else None
+        if last and last.unread and not note:
+            note = f"The dialogue is long: its oldest {last.unread} turns were left out or cut."
+        return (
+            talk,
+            views.dialogue(turns),
+            views.notice(distress.notice(turns[::2])),
+            message,
+            views.note(note),
+            gr.update(visible=not turns),
+            self.levels(last),
+            self.exemplars(last),
+        )
+
+    def say(self, talk: Conversation | None, message: str, *aims: Any) -> Iterator[tuple]:
+        talk = talk or Conversation(self.responder, self.options, write=silent)
+        line = " ".join(message.split())
+        if not line:
+            yield self.shown(talk, "Write something first.")
+            return
+        yield from self.answered(talk, [*talk.turns, line], 0, message, aims)
+
+    def again(self, talk: Conversation | None, *aims: Any) -> Iterator[tuple]:
+        if not talk or not talk.turns:
+            yield self.shown(talk, "Nothing to reply to yet; write something first.")
+            return
+        yield from self.answered(talk, talk.turns[:-1], talk.tries + 1, "", aims)
+
+    def answered(
+        self, talk: Conversation, turns: list[str], tries: int, message: str, aims: tuple
+    ) -> Iterator[tuple]:
+        """The turns, with the notice where it is due, before anything is written; then the reply. The
+        conversation as it was, with the reason, where there can be none."""
+        notice = views.notice(distress.notice(turns[::2]))
+        yield talk, views.dialogue(turns, waiting=True), notice, "", "", gr.update(visible=False), "", ""
+        talk.tries, talk.target = tries, self.target(*aims)
+        try:
+            talk.answer(turns)
+        except UserError as error:
+            yield self.shown(talk, str(error), message)
+        else:
+            yield self.shown(talk)
+
+    def undo(self, talk: Conversation | None) -> tuple:
+        """One's last message stands where messages are written."""
+        if not talk or not talk.turns:
+            return self.shown(talk, "Nothing to take back.")
+        last = talk.turns[-2]
+        talk.undo()
+        return self.shown(talk, message=last)
+
+    # --------------------------------------------------------------------------------- what a reply came from
+
+    def levels(self, answer: Answer | None) -> str:
+        """The critics' bars, and what is missing with how to get it."""
+        critics = self.responder.critics
+        parts = [views.part("The reply, as the critics see it")]
+        if answer:
+            parts.append(views.levels(answer.scores, critics))
+            parts += [views.quiet(f"Critics {doubt}") for doubt in doubts(critics, [answer.reply])]
+        elif critics:
+            parts.append(views.quiet("A bar for each level, once there is a reply."))
+        missing = [kind for kind in views.LABELS if kind not in critics]
+        if missing:
+            names = ", ".join(views.LABELS[kind].lower() for kind in missing)
+            flags = ", ".join(f"--{kind} RUN" for kind in missing)
+            commands = [advice.train_critic(kind, self.family, self.paths.root) for kind in missing]
+            text = f"No critic of {names}: no bar, and nothing to aim by. Name one with {flags}; or train it:"
+            parts.append(views.how_to(text, "\n".join(commands)))
+        return "".join(parts)
+
+    def exemplars(self, answer: Answer | None) -> str:
+        """What the generator read, or why it read nothing."""
+        title = views.part("Exemplars that it read")
+        if not self.responder.writer.reads_exemplars:
+            return title + views.quiet("None: this generator was trained without exemplars.")
+        if not self.responder.has_exemplars:
+            start = advice.command(
+                "app.py", workdir=self.paths.root, pool="FILE", encoder="minilm", pooling="mean"
+            )
+            why = "None: it reads exemplars, but a retriever or a pool is missing. With replies of your own:"
+            return title + views.how_to(why, start)
+        if answer is None:
+            return title + views.quiet("The nearest replies of the pool, with their scores.")
+        return title + views.exemplars(answer.exemplars)
