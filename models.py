@@ -66,7 +66,7 @@ class SavedModule(nn.Module):
 
     def __init__(self, settings: Settings | Mapping[str, Any]):
         super().__init__()
-        self.settings: Any = self.kind_of_settings.of(settings)
+        self.settings: Any = without_places(self.kind_of_settings.of(settings))
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,16 @@ class SavedModule(nn.Module):
         except Exception as error:
             raise UserError(f"{weights}: does not fit its config.json, or is damaged ({error})") from error
         return model.eval()
+
+
+def without_places(settings: Settings) -> Settings:
+    """Settings whose transformers configs do not say where on this machine they came from."""
+    changes = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if isinstance(value, dict) and "_name_or_path" in value:
+            changes[field.name] = {k: v for k, v in value.items() if k != "_name_or_path"}
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
 
 def backbone_config(stored: dict):
