@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from critics import Score, Scorer
+from critics import Critic, Score
 from DPR.retriever import Hit
 from options import SENTIMENT
 
@@ -117,7 +117,7 @@ def dialogue(turns: Sequence[str], waiting: bool = False, height: str = "tall") 
 # --------------------------------------------------------------------------------------------------- a reply
 
 
-def levels(scores: Mapping[str, Score], judges: Mapping[str, Scorer]) -> str:
+def levels(scores: Mapping[str, Score], judges: Mapping[str, Critic]) -> str:
     """A bar for each critic: from nothing to its highest level, or of sentiment from the middle."""
     bars = [bar(kind, scores[kind], judges[kind].limits) for kind in LABELS if kind in scores]
     return "".join(bars)

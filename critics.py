@@ -38,8 +38,9 @@ from dataloaders import (
 )
 from DPR.biencoder import resolve
 from glove_models import glove_config, load_vectors, set_word_vectors
+from hub import Published, folder_of
+from models import Critic as CriticModel
 from models import (
-    Critic,
     CriticSet,
     CriticSettings,
     load_encoder,
@@ -49,7 +50,7 @@ from models import (
     positions,
     require_words,
 )
-from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError
+from options import CRITICS, DIMENSIONS, MEANINGS, SENTIMENT, Paths, UserError
 from session import Session
 from storage import fingerprint, require
 from training import Loop, begin_from
@@ -68,7 +69,7 @@ class CriticObjective(Objective):
     With class weights an example counts as its class's weight, in the sum and in the units.
     """
 
-    def __init__(self, critic: Critic, class_weights: Sequence[float] | None, device: torch.device):
+    def __init__(self, critic: CriticModel, class_weights: Sequence[float] | None, device: torch.device):
         self.critic, self.kind = critic, critic.settings.kind
         self.weights = {self.kind: 1.0}
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
@@ -242,11 +243,11 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         backbone=encoder.config.to_dict(),
         tokenizer=tokenizer_hash(tokenizer),
     )
-    critic = Critic(settings, encoder)
+    critic = CriticModel(settings, encoder)
     if options.init_from:
         folder = Path(options.init_from)
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
-        trained = Critic.from_pretrained(folder)
+        trained = CriticModel.from_pretrained(folder)
         # another dimension's head has learnt nothing of this one
         fresh = () if trained.settings.kind == task.kind else ("head.",)
         begin_from(critic, trained, folder, fresh)
@@ -270,9 +271,9 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         critic.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
 
-    def reload(folder: Path) -> Critic:
+    def reload(folder: Path) -> CriticModel:
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
-        return Critic.from_pretrained(folder)
+        return CriticModel.from_pretrained(folder)
 
     def probe(model: nn.Module) -> Tensor:
         batch = session.move(held.collate([0]))
@@ -340,12 +341,12 @@ def is_useless(valid: Mapping[str, float], baselines: Mapping[str, Mapping[str, 
 # ------------------------------------------------------------------------------------------ loaded and chosen
 
 
-def load_critics(folders: Mapping[str, Path], family: str, device: torch.device) -> dict[str, Critic]:
+def load_critics(folders: Mapping[str, Path], family: str, device: torch.device) -> dict[str, CriticModel]:
     """The finished critic of each kind; an error names the flag, or the command that makes it."""
     critics = {}
     for kind, folder in folders.items():
         runs.require_run(folder, advice.for_critic(folder, kind, family))
-        critic = Critic.from_pretrained(folder).to(device)
+        critic = CriticModel.from_pretrained(folder).to(device)
         if critic.settings.kind != kind:
             raise UserError(f"--{kind} {folder}: holds a critic of {critic.settings.kind}")
         critics[kind] = critic
@@ -459,7 +460,12 @@ def say_uninformed(critics: CriticSet, data: Data, session: Session) -> None:
 
 
 def critic_scores(
-    critic: Critic, data: Data, session: Session, title: str, batch_size: int = 128, keep: Path | None = None
+    critic: CriticModel,
+    data: Data,
+    session: Session,
+    title: str,
+    batch_size: int = 128,
+    keep: Path | None = None,
 ) -> np.ndarray:
     """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor. `keep`: see
     `storage.in_chunks`."""
@@ -557,22 +563,6 @@ def label_shares(table: pd.DataFrame) -> str:
     return f"labels {' | '.join(parts)} | mean sentiment {table[SENTIMENT].mean():.3f}"
 
 
-#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
-#: one)
-MEANINGS = {
-    "emo": {
-        2: ("no warmth or concern", "warmth or concern"),
-        3: ("no warmth or concern", "warmth or concern is hinted at", "warmth or concern is named"),
-    },
-    "exp": {
-        2: ("asks about nothing", "asks about what was told"),
-        3: ("asks about nothing", "asks in general", "asks about something in particular"),
-    },
-    "int": {
-        2: ("shows no understanding", "shows understanding"),
-        3: ("shows no understanding", "says that it understands", "says what it has understood"),
-    },
-}
 #: (the lowest score, its meaning), highest first; VADER's own borders
 SENTIMENTS = ((0.05, "positive"), (-0.05, "neutral"), (-math.inf, "negative"))
 UNKNOWN_WORDS = 0.1  # share of a text's tokens from which on a critic's view of it is doubtful
@@ -588,21 +578,24 @@ class Score:
     meaning: str  # in plain words
 
 
-class Scorer:
+class Critic(Published):
     """A trained critic with its tokenizer: asked about plain texts, in batches.
 
     A text's score does not depend on the texts beside it. Safe to be used by several threads.
     """
 
-    def __init__(self, critic: Critic, tokenizer, session: Session, folder: Path):
+    folder: Path
+
+    def __init__(self, critic: CriticModel, tokenizer, session: Session, folder: Path):
         self.critic, self.tokenizer = critic.to(session.device), tokenizer
         self.session, self.folder = session, folder
 
     @classmethod
-    def from_pretrained(cls, run: str | Path, session: Session | None = None) -> "Scorer":
-        """The critic of a run's folder. Raises `UserError` where it holds none."""
-        critic = Critic.from_pretrained(run)
-        return cls(critic, load_tokenizer(run), session or Session(), Path(run))
+    def from_pretrained(cls, run: str | Path, session: Session | None = None) -> "Critic":
+        """The critic of a run's folder, or of a name on the hub. Raises `UserError` where it holds none."""
+        folder = folder_of(run)
+        critic = CriticModel.from_pretrained(folder)
+        return cls(critic, load_tokenizer(folder), session or Session(), folder)
 
     @property
     def kind(self) -> str:
@@ -669,7 +662,7 @@ class Scorer:
         return is_useless(result["valid"], result["baselines"])
 
 
-Judges = dict[str, Scorer]
+Judges = dict[str, Critic]
 
 
 def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
@@ -700,7 +693,7 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
             continue
         flag = f"--{kind} " if kind in asked_for else ""  # not every command that judges has it
         try:
-            judges[kind] = Scorer.from_pretrained(folder, session)
+            judges[kind] = Critic.from_pretrained(folder, session)
         except UserError as error:
             raise UserError(f"{flag}{error}") from error
         if (other := judges[kind].kind) != kind:

@@ -25,7 +25,7 @@ from sklearn.metrics import cohen_kappa_score
 import advice
 import metrics
 import storage
-from critics import Scorer
+from critics import Critic
 from dataloaders import Example, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from models import load_tokenizer
@@ -126,7 +126,7 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
     reads_context = False
     for dim in DIMENSIONS:
         folder = paths.critic(dim, family)
-        scorer = Scorer.from_pretrained(folder, session)
+        scorer = Critic.from_pretrained(folder, session)
         if scorer.kind != dim:
             raise UserError(f"{folder}: holds a critic of {scorer.kind}")
         sha256[dim] = storage.sha256(folder / "model.safetensors")
@@ -136,7 +136,7 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
     return Judge(family, sha256, held_out, ask, reads_context, " (their epochs were chosen there, too)")
 
 
-def asker_of_critic(scorer: Scorer, title: str, digest: str, cache: Path) -> Ask:
+def asker_of_critic(scorer: Critic, title: str, digest: str, cache: Path) -> Ask:
     def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
         key = storage.fingerprint(digest, scorer.session.precision, *replies, *map(str, contexts))
         rows = kept(cache, key, lambda keep: scorer.rows(replies, contexts, keep=keep, title=title))

@@ -27,6 +27,22 @@ DIMENSIONS = {
     "exp": ("exploration", "explorations"),
     "int": ("interpretation", "interpretations"),
 }
+#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
+#: one)
+MEANINGS = {
+    "emo": {
+        2: ("no warmth or concern", "warmth or concern"),
+        3: ("no warmth or concern", "warmth or concern is hinted at", "warmth or concern is named"),
+    },
+    "exp": {
+        2: ("asks about nothing", "asks about what was told"),
+        3: ("asks about nothing", "asks in general", "asks about something in particular"),
+    },
+    "int": {
+        2: ("shows no understanding", "shows understanding"),
+        3: ("shows no understanding", "says that it understands", "says what it has understood"),
+    },
+}
 SENTIMENT = "sentiment"
 CRITICS = (*DIMENSIONS, SENTIMENT)
 

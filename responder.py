@@ -21,6 +21,7 @@ from critics import Judges, Score, load_judges
 from dataloaders import Example, encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
 from generators import decoding_arguments
+from hub import Published, folder_of
 from models import Generator, load_tokenizer
 from options import Paths, UserError
 from session import Session, own_random_stream
@@ -222,7 +223,7 @@ class Answer:
         return self.candidates[0].scores
 
 
-class Responder:
+class Responder(Published):
     """Replies to a dialogue, by a trained generator; critics, a retriever and a pool are used where given.
 
     Safe to be used by several threads.
@@ -257,14 +258,16 @@ class Responder:
         workdir: str | Path = ".",
         **settings: Any,
     ) -> "Responder":
-        """The generator of a run's folder, with critics {kind: run} and exemplars out of `pool`.
+        """The generator of a run, with critics {kind: run} and exemplars out of `pool`.
 
+        A run is a folder, or a name on the hub (user/name, downloaded once).
         `settings`: weights and decoding. Raises `UserError` where a folder holds something else.
         """
         session = session or Session()
         paths = Paths(workdir)
-        writer = open_writer(Path(run), session, paths)
-        folders = {kind: Path(folder) for kind, folder in (critics or {}).items()}
+        folder = folder_of(run)
+        writer = open_writer(folder, session, paths)
+        folders = {kind: folder_of(critic) for kind, critic in (critics or {}).items()}
         finder = (
             Retriever.from_pretrained(retriever, session) if isinstance(retriever, str | Path) else retriever
         )
@@ -272,7 +275,9 @@ class Responder:
         if finder is not None and pool is not None and replies is None:
             replies = finder.pool(list(pool))  # type: ignore[arg-type]
         judges = load_judges(folders, session, folders)
-        return cls(writer, judges, finder, replies, session, **settings)
+        made = cls(writer, judges, finder, replies, session, **settings)
+        made.folder = folder
+        return made
 
     @property
     def has_exemplars(self) -> bool:

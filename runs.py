@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import pandas as pd
 from safetensors import SafetensorError
 
 from options import Paths, UserError
@@ -539,35 +538,6 @@ def sources(folder: Path, paths: Paths) -> dict[str, Source]:
     file = Path(folder) / "sources.json"
     noted = read_json(file) if file.exists() else {}
     return {name: Source(paths.find(entry["path"]), entry["sha256"]) for name, entry in noted.items()}
-
-
-def write_card(folder: Path, result: dict) -> None:
-    """README.md of a finished run: what it is, how it was made, what it scored, what it is not for."""
-    file = folder / "environment.json"
-    known = read_json(file) if file.exists() else {}
-    made = {k: known.get(k, "unknown") for k in ("command", "commit", "device", "platform", "started")}
-    figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
-    rows = [
-        f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
-        for name, value in figures.items()
-    ]
-    resumed = f"; resumed {len(known['resumed'])} times" if "resumed" in known else ""
-    inputs = [
-        f"- `{name}` sha256 `{digest[:16]}`"
-        for name, digest in read_json(folder / "args.json")["inputs"].items()
-    ]
-    parts = [
-        f"# {folder.parent.name}/{folder.name}",
-        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), "
-        f"{made['started']}{resumed}. "
-        "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
-        "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
-        "## Made from\n\n" + "\n".join(inputs),
-        "## Limits\n\nResearch code for empathetic replies in small talk. Not a counsellor, and not for "
-        "people in distress. Weights trained on EmpatheticDialogues fall under its CC BY-NC 4.0, those "
-        "trained on Empathy Mental Health under its academic, non-commercial terms.",
-    ]
-    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
 def require_run(folder: Path, remedy: str) -> dict:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import cards
 import runs
 from commands import TrainingOptions
 from options import UserError
@@ -546,7 +547,7 @@ class Loop:
             for file in self.run.folder.rglob("*"):  # all of it stands before the mark does
                 if file.is_file() and self.run.checkpoints not in file.parents:
                     sync(file)
-            runs.write_card(self.run.folder, result)
+            cards.write_card(self.run.folder, result)
             for left in self.run.folder.glob(".partial-*"):  # predictions with other flags or weights
                 shutil.rmtree(left, ignore_errors=True)
             write_json(self.run.folder / "result.json", result)

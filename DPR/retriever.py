@@ -28,6 +28,7 @@ from dataloaders import (
     require_same_words,
     tokenizer_hash,
 )
+from DPR import sentence_transformers_format
 from DPR.biencoder import (
     BiEncoder,
     dpr_loss,
@@ -39,6 +40,7 @@ from DPR.biencoder import (
     tokenize,
 )
 from exemplars import Index
+from hub import Published, folder_of
 from models import load_tokenizer, offline
 from options import Paths, UserError
 from session import Session
@@ -282,10 +284,14 @@ def train(
         )
         return rank_report(questions, passages, held.positive)
 
+    lengths = {"question": options.max_length, "context": options.max_passage_length}
+
     def export(folder: Path) -> None:
         for side, encoder in (("question", model.question), ("context", model.context)):
-            encoder.save_pretrained(str(folder / f"{side}_encoder"))
-            tokenizers[side].save_pretrained(str(folder / f"{side}_encoder"))
+            place = folder / f"{side}_encoder"
+            encoder.save_pretrained(str(place))
+            tokenizers[side].save_pretrained(str(place))
+            sentence_transformers_format.write(place, side, encoder, lengths[side])
 
     def reload(folder: Path) -> BiEncoder:
         saved = {side: folder / f"{side}_encoder" for side in begin}
@@ -566,7 +572,7 @@ class Pool:
     emotions: Sequence[str] | None = None  # of each, where they are known
 
 
-class Retriever:
+class Retriever(Published):
     """Both encoders with their tokenizers: finds the replies of a pool that answer a text best.
 
     Exact; equal scores stand in the pool's order. Safe to be used by several threads.
@@ -589,9 +595,11 @@ class Retriever:
         max_passage_length: int = 64,
         batch_size: int = 128,
     ) -> "Retriever":
-        """The encoders of a train_dpr run's folder; or, with `encoder` in place of `run`, as pretrained."""
+        """The encoders of a train_dpr run, a folder or a name on the hub; or, with `encoder` in place of
+        `run`, as pretrained."""
+        folder = folder_of(run) if run else None
         options = SearchOptions(
-            path=str(run) if run else None,
+            path=str(folder) if folder else None,
             encoder=encoder,
             pooling=pooling,
             candidates="all",
@@ -601,7 +609,9 @@ class Retriever:
             max_passage_length=max_passage_length,
             batch_size=batch_size,
         )
-        return cls(Encoders(options, Paths()), session or Session())
+        made = cls(Encoders(options, Paths()), session or Session())
+        made.folder = folder
+        return made
 
     def pool(
         self,

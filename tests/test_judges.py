@@ -146,11 +146,11 @@ def test_critics_of_a_family_judge_as_they_score_and_cost_nothing_the_second_tim
     judge = judges.load(paths, session, ["other"])[0]
     replies, contexts = ["i am so sorry", "what happened ?"], [("i lost my job", "oh no"), ("it broke",)]
     levels = judge.levels(replies, contexts)
-    scorer = critics.Scorer.from_pretrained(paths.critic("exp", "other"), session)
+    scorer = critics.Critic.from_pretrained(paths.critic("exp", "other"), session)
     wanted = [sum(score.probabilities[1:]) for score in scorer.score(replies, contexts)]
     assert levels["exp"] == pytest.approx(wanted)
     again = judges.load(paths, session, ["other"])[0]
-    monkeypatch.setattr(critics.Scorer, "rows", None)  # what is asked is known
+    monkeypatch.setattr(critics.Critic, "rows", None)  # what is asked is known
     assert np.array_equal(again.levels(replies, contexts)["exp"], levels["exp"])
 
 

@@ -20,7 +20,7 @@ import train_glove_t5
 from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data
 from commands import pick
-from critics import Score, Scorer
+from critics import Critic, Score
 from dataloaders import Example, generator_data, listener_turns
 from DPR.retriever import Retriever
 from models import Generator, load_tokenizer
@@ -68,7 +68,7 @@ def run(script, home: Path, *words: str):
 
 def test_a_score_does_not_depend_on_the_texts_beside_it_and_depends_on_the_context(home):
     for kind in ("emo", "sentiment"):
-        scorer = Scorer.from_pretrained(Paths(home).critic(kind, "t5"), Session("cpu"))
+        scorer = Critic.from_pretrained(Paths(home).critic(kind, "t5"), Session("cpu"))
         together = scorer.score(REPLIES, [DIALOGUE] * 3, batch_size=2)
         for text, found in zip(REPLIES, together, strict=True):
             (alone,) = scorer.score([text], [DIALOGUE])
@@ -78,11 +78,11 @@ def test_a_score_does_not_depend_on_the_texts_beside_it_and_depends_on_the_conte
 
 
 def test_a_level_comes_with_its_probabilities_and_what_it_means(home):
-    scorer = Scorer.from_pretrained(Paths(home).critic("exp", "glove-t5"), Session("cpu"))
+    scorer = Critic.from_pretrained(Paths(home).critic("exp", "glove-t5"), Session("cpu"))
     assert scorer.said([0.3, 0.7]) == Score(0.7, 1, (0.3, 0.7), "asks about what was told")
     assert scorer.said([0.2, 0.1, 0.7]).meaning == "asks about something in particular"
     assert scorer.said([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
-    sentiment = Scorer.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
+    sentiment = Critic.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
     assert [sentiment.said([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
 
 
@@ -96,7 +96,7 @@ def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path
     assert [r["id"] for r in rows] == ["07", "08", "09"] and rows[2]["response"] == 'He said "no"'
     assert float(rows[0]["critic_emo_p0"]) + float(rows[0]["critic_emo_p1"]) == pytest.approx(1, abs=2e-4)
     assert rows[1]["critic_emo"] == rows[1]["critic_sentiment"] == ""
-    scorer = Scorer.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
+    scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
     (expected,) = scorer.score(["I am so sorry."], [("My, dog",)])
     assert float(rows[0]["critic_emo_expected"]) == pytest.approx(expected.value, abs=1e-4)
     assert "1 replies are empty (the first in line 3)" in capsys.readouterr().out
@@ -115,17 +115,17 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(home, tmp_path, monkeyp
     rows = [{"n": n, "reply": f"{REPLIES[n % 3]} {n}"} for n in range(40)]
     source.write_text("".join(json.dumps(r) + "\n" for r in rows))
     words = ["--family", "glove-t5", "--input", str(source), "--output", str(output), "--batch-size", "2"]
-    real, asked = Scorer.score, []
+    real, asked = Critic.score, []
 
     def stops(self, *args, **kwargs):
         if self.kind == "int":
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(Scorer, "score", stops)
+    monkeypatch.setattr(Critic, "score", stops)
     with pytest.raises(KeyboardInterrupt):
         run(score, home, *words)
-    monkeypatch.setattr(Scorer, "score", real)
+    monkeypatch.setattr(Critic, "score", real)
     forward = torch.nn.Module.__call__
     import models
 

@@ -1,0 +1,150 @@
+"""The card of a finished run, README.md: what it is, how it is used, how it was made, what it is not for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import advice
+from options import DIMENSIONS, MEANINGS, SENTIMENT, Paths
+from storage import read_json, write_text
+
+#: what a package of requirements-offline.txt carries, on the hub
+ON_THE_HUB = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+#: where the data come from (advice.prepared_from) -> licence of the weights, and the sentence about it
+LICENCES = {
+    "sample": ("mit", "Trained on the bundled sample, which was written for this project (MIT)."),
+    "own": ("unknown", "Trained on somebody's own dialogues, whose terms hold for the weights."),
+}
+DIALOGUES = (
+    "cc-by-nc-4.0",
+    "Trained on EmpatheticDialogues, whose licence, CC BY-NC 4.0, holds for the weights.",
+)
+PAIRS = (
+    "other",
+    "Trained on Empathy Mental Health (Sharma et al. 2020), whose academic, non-commercial terms hold for "
+    "the weights.",
+)
+#: how each kind of run is used, in the project's folder
+SNIPPETS = {
+    "Critic": """from critics import Critic
+
+critic = Critic.from_pretrained({run!r})
+(score,) = critic.score(["I am so sorry, you must miss him."], [("My dog died last week.",)])
+print(score.value, score.meaning)""",
+    "Generator": """from responder import Responder
+
+responder = Responder.from_pretrained({run!r})
+print(responder.reply(["My dog died last week."], seed=1).reply)""",
+    "Retriever": """from DPR.retriever import Retriever
+
+retriever = Retriever.from_pretrained({run!r})
+(hits,) = retriever.search(["My dog died last week."], ["You must miss him.", "Well done!"], k=1)
+print(hits[0].text, hits[0].score)""",
+}
+SNIPPETS["CausalGenerator"] = SNIPPETS["Generator"]
+#: (pipeline_tag, what it is) on the hub
+TASKS = {
+    "Critic": ("text-classification", "A critic: what a reply is like, given what was said before it."),
+    "Generator": ("text-generation", "A generator of the listener's next turn in a dialogue of small talk."),
+    "Retriever": (
+        "sentence-similarity",
+        "A retriever (DPR): finds replies that answer a dialogue. sentence-transformers loads its two "
+        "folders, `question_encoder` and `context_encoder`, as they are.",
+    ),
+}
+TASKS["CausalGenerator"] = TASKS["Generator"]
+
+
+def kind_of(folder: Path) -> str:
+    """Critic, Generator, CausalGenerator or Retriever; "" for anything else."""
+    if (folder / "question_encoder").is_dir():
+        return "Retriever"
+    kind = advice.kind_of(folder)[0]
+    return kind if kind in SNIPPETS else ""
+
+
+def licence(kind: str, critic: str, workdir: str) -> tuple[str, str]:
+    """Of the weights: its name on the hub, and a sentence. `critic`: of what, where it is one."""
+    known = LICENCES.get(advice.prepared_from(Path(workdir)) or "")
+    return known or (PAIRS if kind == "Critic" and critic in DIMENSIONS else DIALOGUES)
+
+
+def base_model(folder: Path, args: dict[str, Any]) -> str | None:
+    """The hub name that a run began from; None where it began from scratch or from a folder."""
+    for flag in ("encoder", "model"):
+        if args.get(flag) in ON_THE_HUB:
+            return ON_THE_HUB[args[flag]]
+    file = folder / "sources.json"
+    for name, entry in (read_json(file) if file.exists() else {}).items():
+        # of a hub name the identity is the name
+        if name in ("model", "question encoder") and entry["path"] == entry["sha256"]:
+            return entry["path"]
+    return None
+
+
+def front_matter(kind: str, licence_name: str, base: str | None) -> str:
+    lines = ["---", "language: en", f"license: {licence_name}"]
+    if licence_name == "other":
+        lines.append("license_name: academic-non-commercial")
+    if base:
+        lines.append(f"base_model: {base}")
+    lines += ["tags: [empathy, empathetic-dialogues]"]
+    if kind:
+        lines += [f"pipeline_tag: {TASKS[kind][0]}"]
+    return "\n".join([*lines, "---"])
+
+
+def labels(config: dict[str, Any]) -> str:
+    """What a critic's outputs mean."""
+    if config["kind"] == SENTIMENT:
+        return "One number from -1 (negative) to 1 (positive), learnt from VADER's compound score."
+    meanings = MEANINGS.get(config["kind"], {}).get(config["outputs"], ())
+    rows = [f"| {level} | {meaning} |" for level, meaning in enumerate(meanings)]
+    name = DIMENSIONS[config["kind"]][0] if config["kind"] in DIMENSIONS else config["kind"]
+    return "\n".join([f"| {name} | the reply |", "|---|---|", *rows])
+
+
+def write_card(folder: Path, result: dict) -> None:
+    """README.md of a finished run, with what the hub shows of it."""
+    file = folder / "environment.json"
+    known = read_json(file) if file.exists() else {}
+    made = {k: known.get(k, "unknown") for k in ("command", "commit", "device", "platform", "started")}
+    recorded = read_json(folder / "args.json")
+    kind, args = kind_of(folder), recorded["args"]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if kind == "Critic" else {}
+    workdir = str(args.get("workdir") or ".")
+    licence_name, terms = licence(kind, config.get("kind", ""), workdir)
+    figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
+    rows = [
+        f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name, value in figures.items()
+    ]
+    resumed = f"; resumed {len(known['resumed'])} times" if "resumed" in known else ""
+    inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in recorded["inputs"].items()]
+    parts = [
+        front_matter(kind, licence_name, base_model(folder, args)) + f"\n# {folder.parent.name}/{folder.name}"
+    ]
+    if kind:
+        run = Paths(workdir).note(folder)
+        snippet = SNIPPETS[kind].format(run=run)
+        parts.append(
+            f"{TASKS[kind][1]}\n\n```python\n{snippet}\n```\n\nRun it in the project's folder, with the "
+            "run's place as seen from there, or with its name on the hub."
+        )
+    if config:
+        parts.append(f"## What it says\n\n{labels(config)}")
+    parts += [
+        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), "
+        f"{made['started']}{resumed}. "
+        "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
+        "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
+        "## Made from\n\n" + "\n".join(inputs),
+        f"## Licence and limits\n\n{terms} Research code for empathetic replies in small talk in English. "
+        "Not a counsellor, and not for people in distress.",
+    ]
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")

@@ -1,0 +1,300 @@
+"""What is loaded by one call: from a run's folder or the hub; what is sent there, and what a card says."""
+
+import base64
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import os
+import re
+import shutil
+import threading
+import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from transformers import AutoModel, AutoTokenizer
+
+import hub
+import train_glove_t5
+from commands import Decoding
+from critics import Critic
+from DPR.retriever import Retriever
+from options import Paths, UserError
+from responder import Responder
+from session import Session
+
+COMMIT = "a" * 40
+SAID = ["My dog ran away last night."]
+REPLIES = ["I am so sorry.", "What happened then?", "That is great news!"]
+
+
+@pytest.fixture(scope="module")
+def home(trained, tmp_path_factory) -> Path:
+    """A workdir with critics, a retriever and one short GloVe generator that reads exemplars. Read-only."""
+    folder = tmp_path_factory.mktemp("home") / "work"
+    shutil.copytree(trained, folder)
+    words = (
+        "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-steps 2 --batch-size 4 --no-predict --size tiny"
+    )
+    weights = "--empathy-loss-w 0 --sentiment-loss-w 0 --device cpu"
+    train_glove_t5.main(["--workdir", str(folder), *words.split(), *weights.split()])
+    return folder
+
+
+def runs_of(home: Path) -> dict[str, Path]:
+    paths = Paths(home)
+    return {
+        "Critic": paths.critic("emo", "glove-t5"),
+        "Retriever": paths.saved / "dpr" / "empd",
+        "Generator": paths.saved / "glove-t5" / "exemplars",
+    }
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+# ------------------------------------------------------------------------------------------------------ cards
+
+
+@pytest.mark.parametrize("kind", ["Critic", "Retriever", "Generator"])
+def test_the_snippet_of_a_card_runs_and_its_head_is_the_hubs(home, kind, monkeypatch):
+    card = (runs_of(home)[kind] / "README.md").read_text(encoding="utf-8")
+    head = front_matter(card)
+    assert head["language"] == "en" and head["license"] in ("cc-by-nc-4.0", "other") and head["pipeline_tag"]
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(ROOT))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(snippet, {})
+    assert said.getvalue().strip()
+
+
+def test_a_critics_card_says_what_its_labels_mean_and_whose_terms_hold(home):
+    emo = (runs_of(home)["Critic"] / "README.md").read_text(encoding="utf-8")
+    assert "| 0 | no warmth or concern |" in emo and "| 1 | warmth or concern |" in emo
+    assert front_matter(emo)["license"] == "other" and "academic, non-commercial" in emo
+    sentiment = (Paths(home).critic("sentiment", "t5") / "README.md").read_text(encoding="utf-8")
+    assert "from -1 (negative) to 1 (positive)" in sentiment
+    assert front_matter(sentiment)["license"] == "cc-by-nc-4.0"
+
+
+def test_no_config_of_a_run_holds_a_place_on_this_machine(home):
+    files = [f for f in (home / "saved").rglob("*.json") if "config" in f.name or f.name == "modules.json"]
+    assert len(files) > 20
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert str(home.parent.parent) not in text and not re.search(r'"/[a-z]+/', text), file
+
+
+# ------------------------------------------------------------------------------------------------ two threads
+
+
+def test_two_threads_get_the_replies_that_one_gets(home):
+    runs = runs_of(home)
+    short = Decoding(20, 0.9, 1, 8, 1, 0)
+    responder = Responder.from_pretrained(
+        runs["Generator"],
+        {"emo": runs["Critic"]},
+        runs["Retriever"],
+        REPLIES,
+        Session("cpu"),
+        home,
+        decoding=short,
+    )
+
+    def ask(seed: int) -> tuple:
+        answer = responder.reply([f"{SAID[0]} {seed}"], n_candidates=2, seed=seed)
+        return answer.reply, [h.place for h in answer.exemplars], [c.total for c in answer.candidates]
+
+    alone = [ask(seed) for seed in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(4))) == alone
+
+
+# ------------------------------------------------------------------------------------------- a hub of our own
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The few routes of the hub that pushing and loading need; keeps what is committed, file by file."""
+
+    repos: dict[str, dict[str, bytes]]  # of one server
+    asked: list[str]
+    private: list[bool]
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, content: bytes, kind: str = "application/json", status: int = 200, **headers: str):
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def do_POST(self):
+        said, place = self.body(), self.path
+        self.asked.append(f"POST {place}")
+        if place == "/api/repos/create":
+            made = json.loads(said)
+            self.private.append(made.get("private") or made.get("visibility") == "private")
+            name = f"{made['organization']}/{made['name']}"
+            self.repos.setdefault(name, {})
+            return self.answer(
+                json.dumps({"url": f"http://{self.headers['Host']}/{name}", "id": name}).encode()
+            )
+        if place.endswith("/preupload/main"):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(said)["files"]
+            ]
+            return self.answer(json.dumps({"files": files}).encode())
+        if place.endswith("/commit/main"):
+            for line in map(json.loads, said.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    name = place.removeprefix("/api/models/").removesuffix("/commit/main")
+                    self.repos[name][line["value"]["path"]] = content
+            return self.answer(json.dumps({"commitUrl": f"{name}/commit/1", "commitOid": COMMIT}).encode())
+        return self.answer(b'{"errors": [], "warnings": []}')  # of a card's head
+
+    def do_GET(self):
+        self.asked.append(f"{self.command} {self.path}")
+        place = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
+        if found := re.fullmatch(r"/api/models/(.+?)/(revision|tree)/.+", place):
+            if (files := self.repos.get(found[1])) is not None:
+                tree = [
+                    {"type": "file", "path": name, "oid": COMMIT, "size": len(content)}
+                    for name, content in files.items()
+                ]
+                known = {"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                return self.answer(json.dumps(tree if found[2] == "tree" else known).encode())
+        elif found := re.fullmatch(r"/(.+?/.+?)/resolve/[^/]+/(.+)", place):
+            content = self.repos.get(found[1], {}).get(found[2])
+            if content is not None:
+                etag = hashlib.sha1(content).hexdigest()
+                return self.answer(
+                    content, "application/octet-stream", X_Repo_Commit=COMMIT, ETag=f'"{etag}"'
+                )
+            return self.answer(b"", status=404, X_Error_Code="EntryNotFound")
+        return self.answer(b"", status=404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """A hub on this machine, and a cache of its own."""
+    kind = type("OurHub", (Hub,), {"repos": {}, "asked": [], "private": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    constants = huggingface_hub.constants
+    ours = f"http://127.0.0.1:{server.server_port}"
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
+        monkeypatch.setattr(constants, name, getattr(constants, name).replace("https://huggingface.co", ours))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
+    yield kind
+    huggingface_hub.close_session()
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_pushed_comes_back_by_its_name_and_answers_the_same(home, fake_hub, monkeypatch):
+    session = Session("cpu")
+    runs = runs_of(home)
+    critic = Critic.from_pretrained(str(runs["Critic"]), session)
+    retriever = Retriever.from_pretrained(str(runs["Retriever"]), session)
+    responder = Responder.from_pretrained(str(runs["Generator"]), session=session, workdir=home)
+    for name, made in (("critic", critic), ("retriever", retriever), ("generator", responder)):
+        assert made.push_to_hub(f"me/{name}", token="a token").endswith("/commit/1")
+    assert fake_hub.private == [True] * 3
+
+    again = Critic.from_pretrained("me/critic", session)
+    assert again.score(REPLIES) == critic.score(REPLIES) and again.guesses == critic.guesses
+    found = Retriever.from_pretrained("me/retriever", session)
+    assert found.search(SAID, REPLIES, 2) == retriever.search(SAID, REPLIES, 2)
+    both = [
+        Responder.from_pretrained(run, {"emo": "me/critic"}, "me/retriever", REPLIES, session, home)
+        for run in ("me/generator", str(runs["Generator"]))
+    ]
+    assert both[0].reply(SAID, seed=1) == both[1].reply(SAID, seed=1)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    before = len(fake_hub.asked)
+    assert Retriever.from_pretrained("me/retriever", session).search(SAID, REPLIES, 1)
+    assert len(fake_hub.asked) == before
+
+
+def test_nothing_but_weights_settings_words_and_the_card_is_published(home, tmp_path):
+    run = runs_of(home)["Retriever"]
+    Retriever.from_pretrained(run, Session("cpu")).save_pretrained(tmp_path / "out")
+    there = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert {Path(name).suffix for name in there} == {".safetensors", ".json", ".md"}
+    assert {"README.md", "question_encoder/modules.json", "context_encoder/0_BERT/config.json"} <= there
+    assert not {"args.json", "environment.json", "sources.json", "metrics.jsonl"} & there
+    for name in there - {"config.json"}:  # as they were checked
+        first, second = (hashlib.sha256((f / name).read_bytes()).digest() for f in (run, tmp_path / "out"))
+        assert first == second
+    with pytest.raises(UserError, match="not empty, so it is left alone"):
+        Retriever.from_pretrained(run, Session("cpu")).save_pretrained(tmp_path / "out")
+
+
+def test_a_name_that_nobody_has_is_one_error_without_the_network():
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    with pytest.raises(UserError, match="me/nothing: no such folder here, and not to be had from the hub"):
+        Critic.from_pretrained("me/nothing")
+    with pytest.raises(UserError, match="not loaded from a run"):
+        hub.Published().push_to_hub("me/x")
+
+
+# ------------------------------------------------------------------------------------ sentence-transformers
+
+
+@pytest.mark.parametrize("side", ["question", "context"])
+def test_a_side_is_a_bert_and_a_pooling_for_sentence_transformers(home, side):
+    folder = runs_of(home)["Retriever"] / f"{side}_encoder"
+    retriever = Retriever.from_pretrained(folder.parent, Session("cpu"))
+    most = retriever.encoders.options.max_length if side == "question" else 64
+    texts = [" ".join(REPLIES), "Oh?", " ".join(f"{word} and" for word in " ".join(REPLIES * 20).split())]
+    ours = retriever.encoders.embed(side, texts, retriever.session, "test")
+
+    modules = json.loads((folder / "modules.json").read_text())
+    assert [m["path"] for m in modules] == ["0_BERT", "1_Pooling"]
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode_cls_token"] and not pooling["pooling_mode_mean_tokens"]
+    how = json.loads((folder / "0_BERT" / "sentence_bert_config.json").read_text())
+    assert how["max_seq_length"] == most
+    bert, info = AutoModel.from_pretrained(folder / "0_BERT", output_loading_info=True, **how["model_args"])
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    words = AutoTokenizer.from_pretrained(folder / "0_BERT")
+    batch = words(texts, padding=True, truncation=True, max_length=most, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = bert.eval()(**batch).last_hidden_state[:, 0]
+    np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-5)
+
+    package = pytest.importorskip("sentence_transformers")
+    loaded = package.SentenceTransformer(str(folder), device="cpu")
+    np.testing.assert_allclose(loaded.encode(texts), ours, atol=1e-5)
