@@ -18,7 +18,7 @@ from commands import pick
 from options import CRITICS, NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
 
 #: what respond.py can be asked for and the page cannot
-FIXED = {
+FIXED: dict[str, object] = {
     "emotion": None,
     "target": {},
     "likelihood_w": 1.0,

@@ -348,7 +348,7 @@ def write_cases(
     shown = None
     if against.exemplars is not None:
         shown = [against.exemplars[i] for i in numbers]
-    retrievers = None
+    retrievers: dict[str, Sequence[Sequence[str]]] | None = None
     if shown is not None and options.untuned_exemplars:
         file = Paths(exemplars=options.untuned_exemplars).exemplars(options.split)
         untuned = read_exemplars(file, against.examples)
