@@ -447,11 +447,11 @@ def test_perplexity_on_a_set_is_of_its_items(tmp_path):
     predictions = tmp_path / "out" / "predictions.tsv"
     predictions.parent.mkdir()
     storage.write_csv(predictions, keys.assign(response="a"), sep="\t", origin={})
-    table = keys.assign(nll=[0.0, 1, 2, 3, 4], tokens=2, words=1)
+    table = keys.assign(nll=[0.0, 1, 2, 3, 9], tokens=2, words=1)
     storage.write_csv(predictions.with_name("likelihood.csv"), table)
     note = {"decoding": {"num_beams": 8, "max_new_tokens": 50}}
     storage.write_json(storage.origin_file(predictions), note)
     [system] = read(predictions.parent)
     assert system.name == "out" and system.decoding.startswith("beam search, 8 beams")
-    assert system.perplexities["ppl_word"] == pytest.approx(2.718281828**2)
+    assert system.perplexities["ppl_word"] == pytest.approx(2.718281828**3)
     assert restrict(system, [1, 3]).perplexities["ppl_token"] == pytest.approx(2.718281828)
