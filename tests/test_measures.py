@@ -6,13 +6,18 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import cohen_kappa_score, f1_score
+from test_causal_models import make_tokenizer, save_llama
 
+import causal_models
 import floors
 import measures
 from dataloaders import Example
+from measuring import text_nll
 from options import Paths, UserError
+from session import Session
 
 GOLD = ["i am so sorry .", "what did you do then ?", "oh no !", "glückwunsch , 好 !", "yes"]
 REPLIES = {
@@ -109,6 +114,21 @@ def test_bertscore_gives_each_pair_its_own_score_and_an_empty_reply_none(tmp_pat
     shuffled = measures.bertscore([replies[i] for i in order], [gold[i] for i in order], model, "cpu").items()
     assert shuffled == pytest.approx(found[order], abs=1e-3)
     assert found[1] == 0 and found[2] == pytest.approx(100, abs=1e-3) and found[0] != pytest.approx(found[4])
+
+
+def test_the_fluency_stand_in_charges_every_token_of_a_reply_read_alone(tmp_path):
+    model, tokenizer = causal_models.load_base(save_llama(tmp_path, make_tokenizer()), tmp_path)
+    texts = ["I am so sorry.", "", "My dog ran away last night!", "I am so sorry.", "好"]
+    found = text_nll(model, tokenizer, texts, Session(device="cpu"), "")
+    for text, nll in zip(texts, found, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        expected = 0.0
+        with torch.no_grad():
+            for n in range(1, len(ids)):
+                chances = model(input_ids=torch.tensor([ids[:n]])).logits[0, -1].log_softmax(-1)
+                expected -= float(chances[ids[n]])
+        assert nll == pytest.approx(expected, rel=1e-4)
+    assert found[1] == 0
 
 
 # ----------------------------------------------------------------------------------------------------- floors
