@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import storage
 from dataloaders import Example
-from metrics import bleu
+from measures import bleu
 from normalising import normalise, words
 from options import Paths, UserError
 from systems import item_set, read_system, require_complete, restrict, set_hash
@@ -91,7 +91,7 @@ def test_gold_as_each_group_writes_it_scores_100(writer):
     assert written != GOLD
     normal = [normalise(text) for text in GOLD]
     assert [normalise(text) for text in written] == normal
-    assert bleu([normalise(text) for text in written], normal)["bleu_4"] == pytest.approx(100)
+    assert bleu([normalise(text) for text in written], normal, [4])[4].point == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_gold_in_each_published_layout_answers_every_item_and_scores_100(tmp_pat
     assert system.numbers == [0, 1, 2, 3, 4]
     found, expected = [[normalise(t) for t in texts] for texts in (system.replies, GOLD)]
     assert found == expected
-    assert bleu(found, expected)["bleu_4"] == pytest.approx(100)
+    assert bleu(found, expected, [4])[4].point == pytest.approx(100)
 
 
 def test_the_label_is_taken_off_and_its_letters_stay(tmp_path):
