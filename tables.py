@@ -282,12 +282,13 @@ def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def worth(ratings: str, items: pd.DataFrame, columns: Sequence[Column]) -> str:
+def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column]) -> str:
     """Every column's rank correlation with human ratings of the same texts."""
-    titles = {c.key: c.title for c in columns if c.key in items}
-    values = {title: items[key].tolist() for key, title in titles.items()}
-    read = validation.read_ratings(ratings)
-    found = validation.validate_metrics(read, items["reply"].tolist(), values, normalising.normalise)
+    values = {}
+    for c in (c for c in columns if c.key in items):
+        of_a_judge = c.group.startswith("judge ")  # each judge has columns of the same titles
+        values[f"{c.title}, {c.group}" if of_a_judge else c.title] = items[c.key].tolist()
+    found = validation.validate_metrics(ratings, items["reply"].tolist(), values, normalising.normalise)
     return found.table()
 
 
@@ -366,6 +367,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
+    ratings = validation.read_ratings(options.validate_metrics) if options.validate_metrics else None
     examples = listener_turns(paths.dialogues(options.split))
     lines = read_all(options, examples, paths)
     numbers = settled(options, examples, lines)
@@ -396,8 +398,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     write_cases(options, against, lines, rows, numbers, files)
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
-    if options.validate_metrics:
-        storage.write_text(files[VALIDATION], worth(options.validate_metrics, items, columns))
+    if ratings is not None:
+        storage.write_text(files[VALIDATION], worth(ratings, items, columns))
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     content = {"split": options.split, "items": options.items, "replies": len(numbers), "set": digest}
     content |= {"normaliser": normalising.VERSION, "judges": options.family, **as_numbers(page)}

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from columns import judge_columns
 from options import UserError
+from tables import worth
 from validation import read_ratings, validate_metrics
 
 #: made up: 60 texts of a known quality, which three raters see with errors of their own
@@ -62,3 +64,10 @@ def test_ratings_that_cannot_be_used_are_refused_in_words(wide, tmp_path):
     file.write_text("reply,score\nhello,4\n")
     with pytest.raises(UserError, match="rater and value, or a column for each rater"):
         read_ratings(file)
+
+
+def test_every_judge_has_its_own_rows(wide):
+    columns = [*judge_columns("minilm", ["emo"]), *judge_columns("tfidf", ["emo"])]
+    items = pd.DataFrame({"reply": TEXTS, "minilm_emo_level": QUALITY, "tfidf_emo_level": -QUALITY})
+    table = worth(read_ratings(wide), items, columns)
+    assert "| emo level, judge minilm | 0.9" in table and "| emo level, judge tfidf | -0.9" in table
