@@ -68,6 +68,7 @@ class Test:
     interval: tuple[float, float]
     p: float
     corrected: float  # Holm, over the columns of these two systems
+    better: str  # the one whose figure is better on these items; the first where they are equal
 
 
 @lru_cache(maxsize=2)
@@ -153,19 +154,30 @@ class Comparison:
         if numbers == self.numbers:  # then the draws of the table serve
             sizes = self.table_sizes
         left, right, gold = (self.estimates(row, numbers, sizes) for row in (one, other, self.gold))
-        p = {}
+        p, better = {}, {}
         for key, column in self.columns.items():
             ranked = column.better != "none" and key in left and key in right
             if ranked and (column.better != "gold" or key in gold):
                 target = gold[key] if column.better == "gold" else None
                 p[key] = intervals.paired_p(left[key], right[key], column.badness, target)
+                wanted = target.point if target else 0.0
+                behind = column.badness(left[key].point, wanted) > column.badness(right[key].point, wanted)
+                better[key] = other.name if behind else one.name
         corrected = intervals.holm(p)
         found = []
         for key in (k for k in p if not math.isnan(p[k])):
             difference = intervals.difference(left[key], right[key])
             span = difference.interval() or (math.nan, math.nan)
             test = Test(
-                one.name, other.name, key, len(numbers), difference.point, span, p[key], corrected[key]
+                one.name,
+                other.name,
+                key,
+                len(numbers),
+                difference.point,
+                span,
+                p[key],
+                corrected[key],
+                better[key],
             )
             found.append(test)
         return found
@@ -213,14 +225,13 @@ def joined(each: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
 def best(comparison: Comparison, tests: Sequence[Test]) -> tuple[dict[str, str], dict[str, set[str]]]:
     """({column: the system that is significantly better than every other}, {column: the systems that tie}).
 
-    Ties are those that do not differ significantly from the best figure, and that one. Columns in which not
-    all systems could be tested are left out.
+    Ties are those that do not differ significantly from the best figure, and that one; also those that are
+    better than it on the items that both have, where the tables are of fewer. Columns in which not all
+    systems could be tested are left out.
     """
     winners: dict[str, str] = {}
     ties: dict[str, set[str]] = {}
-    corrected = {}
-    for test in tests:
-        corrected[test.column, frozenset((test.one, test.other))] = test.corrected
+    known = {(test.column, frozenset((test.one, test.other))): test for test in tests}
     table, names = comparison.table(), [row.name for row in comparison.systems]
     gold = table[comparison.gold.name]
     for key, column in comparison.columns.items():
@@ -229,10 +240,13 @@ def best(comparison: Comparison, tests: Sequence[Test]) -> tuple[dict[str, str],
             continue
         target = gold[key].point if column.better == "gold" else 0.0
         order = sorted(there, key=lambda name: column.badness(table[name][key].point, target))
-        p = [corrected.get((key, frozenset((order[0], name))), math.nan) for name in order[1:]]
-        if any(math.isnan(value) for value in p):
+        against = {name: known.get((key, frozenset((order[0], name)))) for name in order[1:]}
+        if None in against.values():
             continue
-        level = [name for name, value in zip(order[1:], p, strict=True) if value >= 1 - intervals.LEVEL]
+        level = []
+        for name, test in against.items():
+            if test and (test.corrected >= 1 - intervals.LEVEL or test.better != order[0]):
+                level.append(name)
         if level:
             ties[key] = {order[0], *level}
         else:

@@ -90,6 +90,21 @@ def test_pairs_are_tested_on_the_items_that_both_have_and_refused_below_200():
     assert refused == ["first and last: 120 items in common"]
 
 
+def test_the_best_of_few_items_is_not_bold_where_the_test_on_all_of_them_says_the_other():
+    rng = np.random.default_rng(4)
+    gold, worse = simulated(rng, 400, kind="gold", name="gold"), simulated(rng, 400, name="worse")
+    better = simulated(rng, 400, lift=4, name="better")
+    for run, few in ((worse.runs[0], 90.0), (better.runs[0], 10.0)):
+        run.figures["rouge_l"].statistics[:5, 0] = few  # the other way round on the items of the table
+    comparison = Comparison([gold, worse, better], COLUMNS, count=1000, seed=0)
+    comparison.settle(tuple(range(5)))
+    tests, _ = comparison.tests(range(400))
+    [test] = [t for t in tests if t.column == "rouge_l"]
+    assert test.better == "better" and test.corrected < 0.05
+    winners, ties = best(comparison, tests)
+    assert "rouge_l" not in winners and ties["rouge_l"] == {"worse", "better"}
+
+
 def test_several_seeds_are_one_figure_with_each_of_them_kept():
     counts = resamples(50, 100, seed=0)
     each = [bootstrap({"x": item_means(np.full(50, value))}, counts)["x"] for value in (1.0, 3.0)]
