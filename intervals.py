@@ -139,7 +139,10 @@ def paired_p(one: Estimate, other: Estimate, badness: Callable, gold: Estimate |
         if spread == 0:
             return float(difference == 0)
         return float(2 * norm.sf(abs(difference) / spread))
-    as_far = np.abs(chance - np.nanmean(chance)) >= abs(difference) - 1e-12
+    chance = chance[~np.isnan(chance)]  # a kappa can be undefined in a resample
+    if not len(chance):
+        return math.nan
+    as_far = np.abs(chance - chance.mean()) >= abs(difference) - 1e-12
     return float((1 + as_far.sum()) / (1 + len(chance)))
 
 
