@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,31 +226,42 @@ class CausalGenerator(nn.Module):
         found.missing_keys.extend(missing)
         return found
 
+    def head_reads(self, chosen: Callable[[Tensor], Tensor]):
+        """While it is open, logits are only computed of `chosen(hidden)`, of all positions' (B, L, D)."""
+        # at the head's door, so that whatever a model does to its logits after it is still done
+        head = self.lm.get_output_embeddings()
+        return head.register_forward_pre_hook(lambda _, inputs: (chosen(inputs[0]),))
+
     def forward(self, batch: dict) -> Tensor:
         """Teacher forcing: (N, V) logits of `batch["target_ids"]`, in order, and of no other position."""
         asked = batch["target_mask"][:, 1:]  # the position before a target predicts it
-
-        def only_asked(_, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            return (inputs[0][:, :-1][asked][None],)  # (B, L, D) -> (1, N, D)
-
-        # at the head's door, so that whatever a model does to its logits after it is still done
-        with self.lm.get_output_embeddings().register_forward_pre_hook(only_asked):
+        with self.head_reads(lambda hidden: hidden[:, :-1][asked][None]):  # (B, L, D) -> (1, N, D)
             found = self.lm(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
             )
         return found.logits[0]
 
+    @property
+    def banned(self) -> list[int]:
+        """The tokens that no reply holds."""
+        control = set(self.tokenizer.convert_tokens_to_ids(list(self.chat.special))) - {self.chat.end_id}
+        return sorted(control | set(without_word(self.tokenizer, self.vocabulary)))
+
+    def for_use(self) -> "CausalGenerator":
+        """The same function in eval mode and with the adapter inside its base's weights: faster, for good."""
+        if self.settings.rank:
+            self.lm = self.lm.merge_and_unload()
+        return self.eval()
+
     @torch.no_grad()
     def generate(self, batch: dict, **decoding) -> Tensor:
         """Replies (B, at most max_new_tokens), the new tokens alone, to prompts padded on the left."""
-        control = set(self.tokenizer.convert_tokens_to_ids(list(self.chat.special))) - {self.chat.end_id}
         out = self.lm.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             eos_token_id=self.chat.end_id,
             pad_token_id=pad_id(self.tokenizer),
-            **{"suppress_tokens": sorted(control | set(without_word(self.tokenizer, self.vocabulary)))}
-            | decoding,
+            **{"suppress_tokens": self.banned} | decoding,
         )
         return out[:, batch["input_ids"].shape[1] :]
 

@@ -65,8 +65,8 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How replies are written: sampling among the `top_k` most likely tokens, or beam search where `beams` >
-    1."""
+    """How replies are written: sampling among the `top_k` most likely tokens, and of these the fewest that
+    reach the share `top_p`, or beam search where `beams` > 1."""
 
     top_k: int
     temperature: float
@@ -74,6 +74,7 @@ class Decoding:
     max_new_tokens: int
     predict_batch_size: int
     seed: int
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -482,9 +483,11 @@ def add_init_from(parser: argparse.ArgumentParser) -> None:
     )
 
 
+TOP_P = number(float, above=0, most=1)
 #: flags that change what is written after training, not the training
 DECODING = {
     "top_k",
+    "top_p",
     "temperature",
     "beams",
     "max_new_tokens",
@@ -594,6 +597,7 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     """How replies are written, after the training or without one."""
     add = parser.add_argument_group("decoding").add_argument
     add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
     add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
     add("--beams", type=NATURAL, default=1, help="above 1: beam search in place of sampling (the paper: 8)")
     add("--max-new-tokens", type=NATURAL, default=100, help="a reply that has not ended by then is cut")

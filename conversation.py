@@ -50,6 +50,7 @@ class RespondOptions:
     empathy_w: float
     sentiment_w: float
     top_k: int
+    top_p: float
     temperature: float
     max_new_tokens: int
     seed: int | None
@@ -128,7 +129,7 @@ def _open_responder(
         retriever, pool = find_exemplars(options, folder, paths, session)
     check_emotion(options.emotion, pool)
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
-    decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0)
+    decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0, options.top_p)
     responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
     responder.check_target(options.target)
     return responder

@@ -247,6 +247,8 @@ def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[s
     arguments["max_new_tokens"] = decoding.max_new_tokens
     if decoding.beams > 1:
         return arguments | {"num_beams": decoding.beams}
+    if decoding.top_p < 1:
+        arguments["top_p"] = decoding.top_p
     return arguments | {"do_sample": True, "top_k": decoding.top_k, "temperature": decoding.temperature}
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import options
-from commands import pick, target
+from commands import TOP_P, pick, target
 from options import CRITICS, NATURAL, POSITIVE, WEIGHT, Paths, add_common, add_device, check, make_parser
 
 
@@ -81,6 +81,7 @@ def parse_args(argv=None):
     add("--empathy-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of emo, exp, int")
     add("--sentiment-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of sentiment")
     add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
     add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
     add("--max-new-tokens", type=NATURAL, default=60, help="a reply that has not ended by then is cut")
     add_device(parser)

@@ -111,7 +111,7 @@ class CausalWriter(Writer):
         from causal_models import CausalGenerator  # late: brings peft
 
         model = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
-        self.model, self.session = model.to(session.device), session
+        self.model, self.session = model.to(session.device).for_use(), session
         self.settings, self.tokenizer = model.settings, model.tokenizer
         self.reads_exemplars = self.settings.exemplars != "none"
         self.top_exemplars = self.settings.top_exemplars
@@ -134,21 +134,11 @@ class CausalWriter(Writer):
         return len(turns)  # the last turn itself is cut
 
     def generate(self, batch: dict, count: int, decoding: Decoding) -> Written:
-        from causal_models import token_nll
+        from sampling import sample
 
-        arguments = decoding_arguments(decoding, self.tokenizer, self.model.vocabulary)
-        del arguments["suppress_tokens"]  # the model bans its own control tokens
-        out = self.model.generate(batch, num_return_sequences=count, **arguments)  # (N, T)
-        ended = out == self.model.chat.end_id
-        said = (ended.cumsum(1) - ended.long()) == 0
-        before = batch["input_ids"].shape[1]
-        ids = torch.cat([batch["input_ids"].expand(count, -1), out], dim=1)  # (N, L + T)
-        mask = torch.cat([batch["attention_mask"].expand(count, -1), said.long()], dim=1)
-        asked = torch.cat([torch.zeros_like(mask[:, :before]), said.long()], dim=1).bool()
-        logits = self.model({"input_ids": ids, "attention_mask": mask, "target_mask": asked})
-        each = torch.zeros(out.shape, device=out.device)
-        each[said] = -token_nll(logits, ids[asked]).float()  # row by row in both
-        return list(zip(self.model.replies(out), mean_log_probability(each, ended), strict=True))
+        draws = torch.rand(1, count, decoding.max_new_tokens)
+        found = sample(self.model, batch, draws, decoding)
+        return list(zip(self.model.replies(found.ids), found.log_probability.tolist(), strict=True))
 
 
 WRITERS: dict[str, type[Writer]] = {"Generator": Seq2SeqWriter, "CausalGenerator": CausalWriter}

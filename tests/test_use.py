@@ -15,6 +15,7 @@ import conversation
 import distress
 import respond
 import retrieve
+import sampling
 import score
 import train_glove_t5
 from causal_models import CausalGenerator, example_nll, token_nll
@@ -322,7 +323,7 @@ def test_turns_that_no_reply_is_written_to_are_refused(responder, turns):
         responder.reply(turns)
 
 
-def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_path):
+def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_path, monkeypatch):
     base = save_llama(tmp_path / "llama", make_tokenizer(CHATML))
     model = CausalGenerator.start(
         base, rank=2, cache=tmp_path, exemplars="prepend", src_len=60, exemplar_len=40
@@ -342,8 +343,9 @@ def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_pat
     assert len(answer.exemplars) == 3 and answer.scores.keys() == {"emo"}
 
     writer = responder.writer
-    out = torch.tensor([[writer.model.chat.end_id]])  # the shortest reply there is
-    writer.model.generate = lambda batch, **decoding: out.repeat(2, 1)
+    # the shortest reply there is
+    ends = torch.tensor([writer.model.chat.end_id] * 2)
+    monkeypatch.setattr(sampling, "choose", lambda logits, draws, decoding: ends)
     ((_, found), _) = writer.generate(writer.encode(DIALOGUE, REPLIES), 2, responder.decoding)
     example = Example("a", 4, "", DIALOGUE, "")
     gold = causal_data(

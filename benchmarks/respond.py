@@ -1,0 +1,116 @@
+"""Seconds for a reply with 1, 8 and 16 candidates, the plain way (`generate`, then a scoring pass) and ours.
+
+  python benchmarks/respond.py                                  the bundled adapter
+  python benchmarks/respond.py --run saved/causal-lm/plain --threads 1 --repeats 5
+
+Both ways have the same model, prompts and decoding, and take turns in one process. Printed for each: the
+median of the seconds by the clock, and of the processor's, which other programs disturb less. The plain way
+reads the prompt once a candidate, with the adapter beside its base's weights. No critics, no exemplars.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from options import COUNT, NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
+
+#: written for this benchmark
+DIALOGUES = (
+    ("My dog died last week.",),
+    ("I start a new job on Monday.", "That is exciting! What will you do?", "I will teach maths to adults."),
+    ("Somebody took my bike from the yard.", "Oh no, was it locked?", "Yes, they cut the chain in daylight."),
+)
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    parser.add_argument(
+        "--run", default=str(ROOT / "saved" / "smollm2-empathetic"), help="a causal run's folder"
+    )
+    parser.add_argument("--candidates", type=NATURAL, nargs="+", default=[1, 8, 16], help="replies sampled")
+    parser.add_argument("--repeats", type=NATURAL, default=5, help="replies to each dialogue and way")
+    parser.add_argument("--threads", type=COUNT, default=0, help="processor threads; 0: torch's default")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def plain(model, batch: dict, count: int, decoding):
+    """transformers' loop over as many prompts as candidates, then a pass over prompts and replies."""
+    import torch
+
+    from causal_models import token_nll
+    from generators import decoding_arguments
+
+    arguments = decoding_arguments(decoding, model.tokenizer, model.vocabulary)
+    del arguments["suppress_tokens"]  # the model bans its own control tokens
+    out = model.generate(batch, num_return_sequences=count, **arguments)  # (N, T)
+    ended = out == model.chat.end_id
+    said = (ended.cumsum(1) - ended.long()) == 0
+    ids = torch.cat([batch["input_ids"].expand(count, -1), out], dim=1)  # (N, L + T)
+    before = batch["attention_mask"].expand(count, -1)
+    asked = torch.cat([torch.zeros_like(before), said.long()], dim=1).bool()
+    mask = torch.cat([before, said.long()], dim=1)
+    token_nll(model({"input_ids": ids, "attention_mask": mask, "target_mask": asked}), ids[asked])
+    return said.sum()
+
+
+def ours(model, batch: dict, count: int, decoding):
+    import torch
+
+    from sampling import sample
+
+    return sample(model, batch, torch.rand(1, count, decoding.max_new_tokens), decoding).tokens.sum()
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import torch
+
+    from causal_models import CausalGenerator
+    from chats import prompt_data
+    from commands import Decoding
+    from dataloaders import Example
+    from session import Session, own_random_stream
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    session, paths = Session(args.device, args.precision, args.seed), Paths(args.workdir)
+    models = []
+    for way in (plain, ours):
+        model = CausalGenerator.from_pretrained(args.run, cache=paths.cache, device=session.device)
+        models.append((way, (model if way is plain else model.for_use()).to(session.device)))
+    examples = [Example("dialogue", len(turns) + 1, "", turns, "") for turns in DIALOGUES]
+    prompts = prompt_data(examples, model.tokenizer, **model.settings.layout)
+    decoding = Decoding(20, 0.9, 1, 60, 1, 0)
+
+    def once(way, model, number: int, count: int, seed: int) -> tuple[float, float, int]:
+        batch = session.move(prompts.collate([number]))
+        began = time.perf_counter(), time.process_time()
+        with torch.inference_mode(), session.autocast(), own_random_stream(seed):
+            tokens = int(way(model, batch, count, decoding))
+        return time.perf_counter() - began[0], time.process_time() - began[1], tokens
+
+    print(f"{torch.get_num_threads()} threads, {session.device}, {session.precision}, {args.run}")
+    print("candidates  way    seconds  processor seconds  tokens a candidate")
+    for count in args.candidates:
+        taken: dict = {"plain": [], "ours": []}
+        for seed in range(args.repeats + 1):
+            for way, model in models:
+                found = [once(way, model, n, count, seed) for n in range(len(examples))]
+                if seed:  # the first one warms up
+                    taken[way.__name__] += found
+        for name, rows in taken.items():
+            wall, processor = (statistics.median(row[i] for row in rows) for i in (0, 1))
+            tokens = statistics.mean(row[2] for row in rows) / count
+            print(f"{count:>10}  {name:<5}  {wall:>7.2f}  {processor:>17.2f}  {tokens:>18.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

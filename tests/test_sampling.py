@@ -1,0 +1,134 @@
+"""sampling.py: the fast way of many replies to one prompt gives what the plain way gives."""
+
+import pytest
+import torch
+from test_causal_models import TALKS, make_tokenizer, save_llama, trained
+from transformers import LogitsProcessorList
+
+from causal_models import CausalGenerator, token_nll
+from chats import prompt_data
+from commands import Decoding
+from sampling import choose, sample
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> CausalGenerator:
+    base = save_llama(tmp_path_factory.mktemp("llama"), make_tokenizer())
+    return trained(base, tmp_path_factory.mktemp("cache"))
+
+
+def prompts(model: CausalGenerator, numbers: list[int]) -> dict:
+    return prompt_data(TALKS, model.tokenizer, **model.settings.layout).collate(numbers)
+
+
+def by_generate(model: CausalGenerator, batch: dict, draws: torch.Tensor, decoding: Decoding) -> list:
+    """transformers' own loop, each reply with its own prompt, the words taken by the same draws; then a
+    second pass for the log-probabilities. [(ids, mean log-probability)]"""
+    count = draws.shape[1]
+    draws = draws.flatten(0, 1)
+
+    def take(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        step = ids.shape[1] - batch["input_ids"].shape[1]
+        taken = choose(logits, draws[:, step], decoding)
+        return torch.full_like(logits, -torch.inf).scatter(1, taken[:, None], 0)
+
+    many = {k: batch[k].repeat_interleave(count, 0) for k in ("input_ids", "attention_mask")}
+    out = model.generate(
+        many,
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([take]),
+    )
+    found = []
+    for n, row in enumerate(out.tolist()):
+        end = row.index(model.chat.end_id) + 1 if model.chat.end_id in row else len(row)
+        said = torch.tensor([row[:end]])
+        ids = torch.cat([many["input_ids"][n : n + 1], said], 1)
+        mask = torch.cat([many["attention_mask"][n : n + 1], torch.ones_like(said)], 1)
+        asked = torch.zeros_like(ids).bool()
+        asked[:, -end:] = True
+        with torch.no_grad():
+            logits = model({"input_ids": ids, "attention_mask": mask, "target_mask": asked})
+        found.append((row[:end], -float(token_nll(logits, said[0]).mean())))
+    return found
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(1, 1.0, 1, 6, 1, 0),  # greedy
+        Decoding(400, 2.0, 1, 20, 1, 0),
+        Decoding(50, 1.5, 1, 6, 1, 0, top_p=0.9),
+    ],
+    ids=["greedy", "all words", "top-p"],
+)
+def test_words_and_log_probabilities_are_those_of_generate_and_a_second_pass(model, decoding):
+    batch = prompts(model, [2, 3])  # of unlike lengths
+    draws = torch.rand(2, 8, decoding.max_new_tokens)
+    found = sample(model, batch, draws, decoding)
+    expected = by_generate(model, batch, draws, decoding)
+    rows = [row[:n] for row, n in zip(found.ids.tolist(), found.tokens.tolist(), strict=True)]
+    assert rows == [ids for ids, _ in expected]
+    assert found.log_probability.tolist() == pytest.approx([p for _, p in expected], abs=1e-5)
+    if decoding.top_k == 400:  # some ended, and left
+        assert len(set(found.tokens.tolist())) > 1
+
+
+def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
+    read = []
+
+    def note(_, args: tuple, given: dict) -> None:
+        read.append(tuple(given["input_ids"].shape))
+
+    batch = prompts(model, [0, 3])
+    with model.lm.get_base_model().register_forward_pre_hook(note, with_kwargs=True):
+        found = sample(model, batch, torch.rand(2, 16, 40), Decoding(400, 1.0, 1, 40, 1, 0))
+    assert read[0] == tuple(batch["input_ids"].shape)
+    lengths = found.tokens.tolist()
+    assert read[1:] == [(sum(n > step for n in lengths), 1) for step in range(1, max(lengths))]
+
+
+def test_a_reply_does_not_depend_on_how_many_are_drawn_beside_it(model):
+    decoding = Decoding(400, 1.0, 1, 30, 1, 0)
+    draws = torch.rand(2, 6, 30)
+    together = sample(model, prompts(model, [0, 3]), draws, decoding)
+    alone = sample(model, prompts(model, [3]), draws[1:, :2], decoding)
+    texts = model.replies(together.ids)
+    assert model.replies(alone.ids) == texts[6:8] and len(set(texts)) > 6
+
+
+def test_words_are_drawn_as_often_as_they_are_likely_within_top_k_and_top_p():
+    logits = torch.tensor([0.4, 0.05, 0.3, 0.2, 0.05]).log()
+    draws = (torch.arange(1000) + 0.5) / 1000
+
+    def shares(**changes) -> list[float]:
+        decoding = Decoding(**{"top_k": 5, "temperature": 1.0, "top_p": 1.0} | changes, **rest)
+        return (choose(logits.expand(1000, -1), draws, decoding).bincount(minlength=5) / 1000).tolist()
+
+    rest = {"beams": 1, "max_new_tokens": 1, "predict_batch_size": 1, "seed": 0}
+    assert shares() == pytest.approx([0.4, 0.05, 0.3, 0.2, 0.05], abs=2e-3)
+    assert shares(top_k=2) == pytest.approx([4 / 7, 0, 3 / 7, 0, 0], abs=2e-3)
+    assert shares(top_p=0.65) == pytest.approx([4 / 7, 0, 3 / 7, 0, 0], abs=2e-3)
+    assert shares(top_p=0.75) == pytest.approx([4 / 9, 0, 3 / 9, 2 / 9, 0], abs=2e-3)
+    assert shares(top_k=3, top_p=0.5) == pytest.approx([4 / 7, 0, 3 / 7, 0, 0], abs=2e-3)  # of the three: 4/9
+    assert shares(temperature=0.5, top_k=2) == pytest.approx([16 / 25, 0, 9 / 25, 0, 0], abs=2e-3)
+    assert shares(top_p=0.01) == [1, 0, 0, 0, 0]
+
+
+def test_no_reply_holds_a_control_token(model):
+    found = sample(model, prompts(model, [0]), torch.rand(1, 64, 40), Decoding(400, 3.0, 1, 40, 1, 0))
+    control = set(model.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<pad>"]))
+    for row, n in zip(found.ids.tolist(), found.tokens.tolist(), strict=True):
+        assert not control & set(row[:n])
+
+
+def test_for_use_the_adapter_goes_into_the_weights_and_the_function_stays(model, tmp_path):
+    batch = prompts(model, [0, 1])
+    draws = torch.rand(2, 2, 12)
+    before = sample(model, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
+    model.save_pretrained(tmp_path / "run", half=False)
+    merged = CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path).for_use()
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    after = sample(merged, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
+    assert after.ids.tolist() == before.ids.tolist()
+    assert after.log_probability.tolist() == pytest.approx(before.log_probability.tolist(), abs=1e-4)
