@@ -98,6 +98,11 @@ def problems_of(args) -> list[str]:
     for flag in ("systems", "record"):
         if getattr(args, flag) and not args.table:
             problems.append(f"--{flag}: goes with --table")
+    if args.record and (args.epochs or args.batch_size or args.override):
+        problems.append(
+            "--record: what is recorded are the rows' own commands; leave --epochs, --batch-size "
+            "and --override out"
+        )
     if args.seeds > 1 and (args.recipe or args.render or args.seed is not None):
         problems.append("--seeds: goes with --table or --check, and without --seed")
     if args.override:

@@ -62,3 +62,10 @@ def test_a_wrong_override_is_refused_before_anything_runs(override, message, tmp
     with pytest.raises(SystemExit):
         commands("--recipe", "t5", "--workdir", str(tmp_path), "--override", override)
     assert message in capsys.readouterr().err
+
+
+def test_figures_of_other_commands_than_the_rows_own_are_not_recorded(tmp_path, capsys):
+    asked = ["--table", "retrieval", "--record", "epyc", "--epochs", "1", "--workdir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        reproduce.parse_args(asked)
+    assert "--record: what is recorded are the rows' own commands" in capsys.readouterr().err
