@@ -14,7 +14,7 @@ from typing import Any
 import stages
 import storage
 from options import Paths, UserError
-from recipes import PREPARED, Changes, Group, Recipe, Stage, plan, stage_key
+from recipes import PREPARED, Changes, Group, Recipe, Stage, lines_of, plan, stage_key
 from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
 from runs import environment
 
@@ -70,34 +70,40 @@ def where(request: Request, row: Row, table: Table, seed: int) -> str:
 # ---------------------------------------------------------------------------------------------------- running
 
 
-def run_rows(results: Results, table: Table, rows: Sequence[Row], request: Request) -> dict[str, list[dict]]:
-    """Trains and measures the rows; {row: one {column: value} for each seed of which there are figures}."""
-    found: dict[str, list[dict]] = {row.row: [] for row in rows}
+#: {seed: {column: value}} of one row, of the seeds of which there are figures
+Measured = dict[int, dict[str, Figure]]
+
+
+def run_rows(results: Results, table: Table, rows: Sequence[Row], request: Request) -> dict[str, Measured]:
+    """Trains and measures the rows; {row: its figures}. A row whose commands have not all finished has none,
+    whatever lies where they would be."""
+    found: dict[str, Measured] = {row.row: {} for row in rows}
     for seed in range(FIRST_SEED, FIRST_SEED + request.seeds):
         own = request.changes if seed == FIRST_SEED else replace(request.changes, seed=seed)
         at_place: dict[str, list[Row]] = {}
         for row in rows:
             at_place.setdefault(where(request, row, table, seed), []).append(row)
         for workdir, here in at_place.items():
-            run_at(results, table, here, workdir, replace(request, changes=own))
-        for workdir, here in at_place.items():
+            left = run_at(results, table, here, workdir, replace(request, changes=own))
             for row in here:
-                if values := read_figures(table, row, Path(workdir)):
-                    found[row.row].append(values)
+                done = left.isdisjoint(lines_of(recipe_of(results, [row], request.source)))
+                if done and (values := read_figures(table, row, Path(workdir))):
+                    found[row.row][seed if own.seed is None else own.seed] = values
     return found
 
 
-def run_at(results: Results, table: Table, rows: Sequence[Row], workdir: str, request: Request) -> None:
-    """The commands of rows that share a workdir, and the one that scores their runs."""
+def run_at(results: Results, table: Table, rows: Sequence[Row], workdir: str, request: Request) -> set[str]:
+    """The commands of rows that share a workdir, and the one that scores their runs; returns those that have
+    not finished."""
     todo = plan(recipe_of(results, rows, request.source), workdir, request.source, request.changes)
     if request.dry_run:
         print("\n" + "\n\n".join(stages.title(todo, n) for n in range(len(todo))))
         if table.evaluate and (last := evaluation(table, rows, workdir, request, todo)):
             print("\n" + shlex.join(["python", *last.command]))
-        return
+        return set()
     if request.source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
         print(f"\n{workdir}: no data/prepared.json; its rows stay: {', '.join(r.row for r in rows)}")
-        return
+        return {stage.line for stage in todo}
     Path(workdir).mkdir(parents=True, exist_ok=True)
     folder = Paths(Path(workdir).resolve()).results / "tables"
     record = stages.Record(folder / "stages.json")
@@ -110,6 +116,7 @@ def run_at(results: Results, table: Table, rows: Sequence[Row], workdir: str, re
     if last:
         outcome = stages.run([last], record, folder / "logs", replace(request.box, keep_going=False))
         stages.settle_outcome(outcome, [last])
+    return {stage.line for stage in todo if not record.finished(stage)}
 
 
 def evaluation(
@@ -199,7 +206,7 @@ def make_table(results: Results, name: str, request: Request) -> None:
     found = run_rows(results, table, results.of(name), request)
     if request.dry_run:
         return
-    rows = [as_measured(row, found[row.row]) for row in results.of(name)]
+    rows = [as_measured(row, [*found[row.row].values()]) for row in results.of(name)]
     lines = [f"# {table.title}", "", table.about, "", *figures_of(table, rows, table.columns), ""]
     lines += [f"- {cell(row.name)}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
     text = "\n".join(lines) + "\n"
@@ -210,9 +217,7 @@ def make_table(results: Results, name: str, request: Request) -> None:
         record(results, HERE / FILE, found, request, request.record)
 
 
-def record(
-    results: Results, file: Path, found: dict[str, list[dict]], request: Request, hardware: str
-) -> None:
+def record(results: Results, file: Path, found: dict[str, Measured], request: Request, hardware: str) -> None:
     """Write what was measured into results.yaml; rows that have figures already are left and named."""
     if hardware not in results.hardware:
         known = ", ".join(results.hardware)
@@ -223,16 +228,16 @@ def record(
     data = load(file.read_text(encoding="utf-8"))
     left, written = [], []
     for entry in data["rows"]:
-        runs, row = found.get(entry["row"], []), results.rows[entry["row"]]
+        runs, row = found.get(entry["row"], {}), results.rows[entry["row"]]
         if runs and row.state == "run":
             left.append(row.row)
         elif runs:
             columns = results.tables[row.table].columns
-            figures = {k: rounded(v, columns[k].digits + 2) for k, v in over_seeds(runs).items()}
+            figures = {k: rounded(v, columns[k].digits + 2) for k, v in over_seeds([*runs.values()]).items()}
             entry.pop("reason", None)
             entry |= {"state": "run", "commit": commit[:7], "hardware": hardware, "figures": figures}
             entry |= {"seconds": seconds_of(row, results.tables[row.table], request)}
-            entry |= {"seeds": [request.changes.seed or FIRST_SEED + n for n in range(len(runs))]}
+            entry |= {"seeds": list(runs)}
             written.append(row.row)
     write(file, data)
     print(f"recorded: {', '.join(written) or 'nothing'}; left as they stood: {', '.join(left) or 'none'}")
@@ -287,7 +292,7 @@ def check_row(results: Results, key: str, request: Request) -> bool:
         if not fresh and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
             raise UserError(f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty")
         storage.write_text(mark, key)
-    found = run_rows(results, table, [row], request)[key]
+    found = [*run_rows(results, table, [row], request)[key].values()]
     if request.dry_run:
         return True
     if not found:

@@ -74,6 +74,9 @@ def request_of(workdir, **more) -> reproductions.Request:
 
 
 def test_a_table_shows_the_paper_and_ours_and_what_could_not_be_run(data, trained_copy, here, capsys):
+    stale = trained_copy / "results" / "retrieval" / "nowhere.json"  # of a command that nobody knows
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.write_text('{"mrr": 99.0}', encoding="utf-8")
     reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
     measured = json.loads((trained_copy / "results/retrieval/bm25.json").read_text(encoding="utf-8"))
     text = (trained_copy / "results/tables/retrieval.md").read_text(encoding="utf-8")
@@ -109,12 +112,12 @@ def test_what_was_measured_is_recorded_beside_what_stood_there(data, tmp_path, m
     data["rows"][1] |= {"figures": {"mrr": 3.0}}
     file = tmp_path / "results.yaml"
     results.write(file, data)
-    found = {"bm25": [{"mrr": [12.34567, 11.0, 13.0]}], "nowhere": [{"mrr": 4.0}]}
+    found = {"bm25": {0: {"mrr": [12.34567, 11.0, 13.0]}}, "nowhere": {42: {"mrr": 4.0}}}
     monkeypatch.setattr(reproductions, "environment", lambda device: {"commit": "1234567890"})
     reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
     rows = results.read(file).rows
     assert (rows["bm25"].state, rows["bm25"].commit) == ("run", "1234567")
-    assert rows["bm25"].figures == {"mrr": [12.346, 11.0, 13.0]}
+    assert rows["bm25"].figures == {"mrr": [12.346, 11.0, 13.0]} and rows["bm25"].seeds == [0]
     assert rows["nowhere"].figures == {"mrr": 3.0}
     assert "recorded: bm25; left as they stood: nowhere" in capsys.readouterr().out
     monkeypatch.setattr(
