@@ -127,11 +127,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Box:
-    """How much at once, and for how long."""
+    """How much at once, and for how long; all runs in one box end together."""
 
     parallel: int = 1
     seconds: float = 0.0  # 0: without an end
     keep_going: bool = False  # after a failure, with what does not build on it
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float:
+        return self.began + self.seconds if self.seconds else NEVER
 
 
 @dataclass
@@ -161,7 +166,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     finished: set[int] = set()
     waiting = list(range(len(stages)))
-    deadline = time.monotonic() + box.seconds if box.seconds else NEVER
+    deadline = box.deadline
     threads = max(1, (os.cpu_count() or 1) // box.parallel) if box.parallel > 1 else 0
 
     def stop(number: int, frame: object = None) -> None:
@@ -209,6 +214,8 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
         return time.monotonic() + GRACE
 
     with handling(stop):
+        if time.monotonic() >= deadline:  # an earlier run has filled the box
+            deadline = times_up()
         while True:
             for place in list(waiting):
                 if may_start(place):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,13 @@ def test_at_the_end_of_the_time_a_stage_saves_and_the_next_call_goes_on(make, tm
     assert run(todo, tmp_path, seconds=60).left == []
     seconds = json.loads((tmp_path / "stages.json").read_text(encoding="utf-8"))[todo[0].key]["seconds"]
     assert seconds > 1.5  # of both calls
+
+
+def test_a_second_run_in_a_box_whose_time_is_over_starts_nothing(make, tmp_path):
+    box = replace(stages.Box(seconds=5, began=time.monotonic() - 6), keep_going=True)
+    record = stages.Record(tmp_path / "stages.json")
+    outcome = stages.run(make({"a": (0, ())}), record, tmp_path / "logs", box)
+    assert outcome.left == [0] and outcome.stopped and not (tmp_path / "order.txt").exists()
 
 
 def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make, tmp_path):
