@@ -137,8 +137,20 @@ def evaluation(
     return replace(
         stage,
         command=[*stage.command, "--overwrite"],
-        identity="-".join([stage.identity, *(s.identity for s in built_on)]),
+        identity="-".join([stage.identity, *(s.identity for s in built_on), *digests(request.systems)]),
     )
+
+
+def digests(systems: Sequence[str]) -> list[str]:
+    """What stands in other people's files: under the same name another day's are another table."""
+    found = []
+    for text in systems:
+        _, equals, places = text.partition("=")
+        several = equals and not Path(text).exists()
+        for place in map(Path, places.split(",") if several else [text]):
+            files = sorted(place.iterdir()) if place.is_dir() else [place]
+            found += [storage.sha256(file)[:16] for file in files if file.is_file()]
+    return found
 
 
 def absolute(text: str) -> str:

@@ -157,6 +157,17 @@ def test_every_seed_has_a_folder_of_its_own_and_their_mean_is_shown(data, tmp_pa
     assert shown == "15.0 ± 7.1"
 
 
+def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
+    data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
+    table = results.parse(data).tables["retrieval"]
+    theirs, seen = tmp_path / "theirs.txt", []
+    for text in ("I see.", "Oh no!", "I see."):
+        theirs.write_text(text, encoding="utf-8")
+        request = request_of(tmp_path, systems=(str(theirs),))
+        seen.append(reproductions.evaluation(table, [], str(tmp_path), request, []).identity)
+    assert seen[0] == seen[2] != seen[1]
+
+
 def test_the_tables_are_those_of_the_data():
     data = results.read(reproduce.HERE / results.FILE)
     assert set(reproduce.TABLES) == set(data.tables)
