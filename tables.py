@@ -5,7 +5,7 @@ columns.py; what is compared: comparison.py; how it is shown: rendering.py, page
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,8 +220,15 @@ def all_rows(
 # --------------------------------------------------------------------------------------------------- output
 
 
-def notes(lines: Sequence[Named], folders: dict[str, Path]) -> list[str]:
-    """How replies were decoded, and which runs were judged by their own loss."""
+def pleased(inputs: dict[str, str], digests: Mapping[str, str]) -> list[str]:
+    """Of critics {kind: sha256} those that served a run with these `inputs`, as a loss or as a reward."""
+    served = ("critic", "reward")
+    return [kind for kind, d in digests.items() if d in [inputs.get(f"{how} {kind}") for how in served]]
+
+
+def notes(lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judges.Judge]) -> list[str]:
+    """How replies were decoded, and which runs were trained by what judges them: the training critics in
+    `folders`, or one `among` the judges."""
     out = []
     critics = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     for line in lines:
@@ -232,7 +239,9 @@ def notes(lines: Sequence[Named], folders: dict[str, Path]) -> list[str]:
             inputs = {}
             if run := system.folder or system.run:
                 inputs = storage.read_json(Path(run) / "args.json").get("inputs", {})
-            own = [k for k, digest in critics.items() if inputs.get(f"critic {k}") == digest]
+            own = pleased(inputs, critics)
+            for judge in among:
+                own += [f"{judge.name} {kind}" for kind in pleased(inputs, judge.sha256)]
             if own:
                 out.append(
                     f"{name} was trained against the very critics that judge it here: {', '.join(own)}."
@@ -388,7 +397,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
 
     digest = set_hash(examples, numbers)
     place = f"Items: {options.items}, n = {len(numbers):,}, set {digest}."
-    below = [place, *page.remarks(refused), *notes(lines, {kind: folders[kind] for kind in critics})]
+    below = [place, *page.remarks(refused)]
+    below += notes(lines, {kind: folders[kind] for kind in critics}, against.judges)
     if against.judges:
         chosen = [examples[i] for i in numbers]
         below += judges.report(against.judges, [e.response for e in chosen], [e.history for e in chosen])

@@ -10,10 +10,14 @@ import pytest
 
 import evaluate_responses
 import floors
+import storage
+import tables
 from columns import COLUMNS, critic_columns, judge_columns
 from dataloaders import Example, listener_turns
+from judges import Judge
 from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
+from systems import System
 
 
 def write(file: Path, examples: list[Example], replies: list[str], samples: int = 1) -> str:
@@ -131,3 +135,17 @@ def test_every_column_says_what_it_is(made):
         if column.key in keys and "{" not in column.title:
             assert f"- {column.title}: {column.formula}"[:60].replace("*", "") in page, column.key
     assert json.loads((folder / "metrics.json").read_text())["set"] == content["set"]
+
+
+def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
+    critic = tmp_path / "emo"
+    critic.mkdir()
+    (critic / "model.safetensors").write_bytes(b"weights")
+    reward = storage.sha256(critic / "model.safetensors")
+    run = tmp_path / "run"
+    run.mkdir()
+    storage.write_json(run / "args.json", {"inputs": {"reward emo": reward, "critic int": "of a judge"}})
+    judge = Judge("t5", {"emo": "another", "int": "of a judge"}, {}, {}, reads_context=True)
+    line = tables.Named("mine", [System("mine", [], [], folder=run)])
+    [said] = tables.notes([line], {"emo": critic}, [judge])
+    assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
