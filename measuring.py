@@ -136,13 +136,15 @@ class Standard:
     def context_auc(
         self, judge: Judge, samples: Sequence[Sequence[str]], numbers: Numbers
     ) -> dict[str, float]:
-        """How well the mean judged level of a context's samples foretells the gold reply's."""
+        """How well the mean judged level of a context's samples foretells the gold reply's.
+
+        The samples are judged by themselves: a judge that reads the context foretells without any reply.
+        """
         texts = [text for row in samples for text in row]
-        histories = [self.examples[i].history for i, row in zip(numbers, samples, strict=True) for _ in row]
         owners = np.repeat(np.arange(len(samples)), [len(row) for row in samples])
         counts = np.maximum(np.bincount(owners, minlength=len(samples)), 1)
         found: dict[str, float] = {}
-        for dim, levels in judge.levels(texts, histories).items():
+        for dim, levels in judge.levels(texts).items():
             means = np.bincount(owners, levels, len(samples)) / counts
             found |= self.foretold(judge.name, dim, means, numbers)
         return found

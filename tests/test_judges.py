@@ -15,6 +15,7 @@ import judges
 import storage
 import train_empathy_classifier
 from dataloaders import PAIR_COLUMNS, Example, read_pairs, tokenizer_hash
+from measuring import Standard
 from metrics import calibration_error
 from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer
 from options import DIMENSIONS, Paths, UserError
@@ -209,3 +210,14 @@ def test_what_a_context_foretells_is_found_and_what_it_does_not_is_not(tfidf):
     assert judges.context_auc(found["emo"], gold["emo"], draws=50)[0] > 0.95
     assert 0.35 < judges.context_auc(found["exp"], gold["exp"], draws=50)[0] < 0.65
     assert np.isnan(judges.context_auc(found["int"], gold["int"], draws=50)[0])
+
+
+def test_a_judge_that_reads_the_context_foretells_nothing_from_a_constant_reply():
+    def ask(replies, contexts):
+        return np.array([0.9 if "funeral" in " ".join(turns) else 0.1 for turns in contexts])
+
+    judge = judges.Judge("reading", {}, {}, {"emo": ask}, reads_context=True)
+    examples = [Example(str(n), 2, "sad", (("funeral", "party")[n % 2],), "oh") for n in range(20)]
+    standard = Standard(examples, [], None, [judge], lambda *_: {}, Session(device="cpu"))
+    found = standard.context_auc(judge, [["ok .", "ok ."]] * 20, tuple(range(20)))
+    assert found == {"reading_emo_context_auc": 0.5}
