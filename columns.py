@@ -263,8 +263,9 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{judge}_{dim}_level",
                 f"{dim} level",
                 group,
-                f"mean expected level of {name}; beside it the signed gap to the gold replies'",
-                "levels",
+                f"mean probability that a reply reaches level 1 of {name}; beside it the signed gap to the "
+                "gold replies'",
+                "0 to 1",
                 "Sharma et al. 2020, the judge's view",
                 "gold",
                 "{:.3f}",
@@ -276,8 +277,9 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{judge}_{dim}_f1",
                 f"{dim} macro-F1",
                 group,
-                "macro-F1 of the reply's likeliest level against the gold reply's, as this judge sees both; "
-                "cannot tell a perfect sampler from another item's gold",
+                "macro-F1 of whether the reply reaches level 1 against whether the gold reply does "
+                "(probability of .5 or more), as this judge sees both; cannot tell a perfect sampler from "
+                "another item's gold",
                 "%",
                 "here",
                 "higher",
@@ -287,7 +289,7 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{judge}_{dim}_kappa",
                 f"{dim} kappa",
                 group,
-                "Cohen's kappa of the same two levels",
+                "Cohen's kappa of the same two answers",
                 "1",
                 "Cohen 1960",
                 "higher",
@@ -299,8 +301,9 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
             f"{judge}_diff_epitome",
             "diff-EPITOME",
             group,
-            "sum over the dimensions of the mean squared difference between the reply's likeliest level and "
-            "the gold reply's; a constant beats most systems, so it ranks nobody by itself",
+            "sum over the dimensions of the mean squared difference between the reply's level and the gold "
+            "reply's, both 0, or 1 for 1 and above: smaller than published figures, which know level 2; a "
+            "constant beats most systems, so it ranks nobody by itself",
             "levels squared",
             "Lee et al. 2022",
             "lower",
