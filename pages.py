@@ -1,8 +1,7 @@
 """What people look at: case studies, which show replies beside each other, and learning curves.
 
 The pages take plain lists, so that any caller can fill them: a system is a dict with `name`, `replies` (one
-an item) and `scores` (a judge's name -> one number an item); a run has its `folder` too. `write_cases` does
-it all.
+an item) and `scores` (a judge's name -> one number an item); a run has its `folder` too.
 """
 
 import html
@@ -144,22 +143,6 @@ def sections(
         ]
         found.append(Section("Top exemplar of each retriever", [*gold, *best]))
     return found
-
-
-def write_cases(
-    folder: Path,
-    systems: list[dict],
-    examples: list[Example],
-    count: int,
-    seed: int,
-    exemplars: Sequence[Sequence[str]] | None = None,
-    retrievers: dict[str, Sequence[Sequence[str]]] | None = None,
-    keys: dict[str, str] | None = None,
-) -> None:
-    """case_studies.md and case_studies.html in `folder`: all `sections`, and `keys_of` their columns."""
-    shown = sections(systems, exemplars, retrievers)
-    storage.write_text(folder / "case_studies.md", markdown_cases(shown, examples, count, seed, keys))
-    storage.write_text(folder / "case_studies.html", html_cases(shown, examples, count, seed, keys))
 
 
 def judges_of(section: Section) -> list[str]:

@@ -315,6 +315,13 @@ def as_numbers(page: Page) -> dict[str, dict]:
     return out
 
 
+def score_name(key: str) -> str:
+    """What the pages call a judge's score of a reply; empty for other figures."""
+    if key.startswith("critic_"):
+        return key.removeprefix("critic_")
+    return key.removesuffix("_level").replace("_", ": ") if key.endswith("_level") else ""
+
+
 def cases(
     lines: Sequence[Named], rows: Sequence[Row], examples: Sequence[Example], numbers: Numbers
 ) -> list[dict]:
@@ -326,10 +333,8 @@ def cases(
         places = run.places(numbers)
         scores = {}
         for key, figure in run.figures.items():
-            if key.startswith("critic_"):
-                scores[key.removeprefix("critic_")] = figure.items()[places].tolist()
-            elif key.endswith("_level"):
-                scores[key.removesuffix("_level").replace("_", ": ")] = figure.items()[places].tolist()
+            if name := score_name(key):
+                scores[name] = figure.items()[places].tolist()
         shown: dict = {"name": row.name, "scores": scores}
         if row.kind == "gold":
             shown["replies"] = [examples[i].response for i in numbers]
@@ -364,10 +369,13 @@ def write_cases(
         untuned = read_exemplars(file, against.examples)
         retrievers = {"tuned retriever": shown, "untuned retriever": [untuned[i] for i in numbers]}
     systems = cases(lines, rows, against.examples, numbers)
+    keys = {}
+    for judge in against.judges:
+        keys |= {score_name(c.key): c.formula for c in judge_columns(judge.name, list(DIMENSIONS))}
     chosen = [against.examples[i] for i in numbers]
     for name, page in PAGES.items():
         sides = sections(systems, shown, retrievers)
-        storage.write_text(files[name], page(sides, chosen, options.cases, options.seed))
+        storage.write_text(files[name], page(sides, chosen, options.cases, options.seed, keys))
     plot_learning(systems, files[CURVES])
 
 

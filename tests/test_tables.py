@@ -102,6 +102,7 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     reached = [(mine[f"tfidf_{dim}_level"].astype(float) >= 0.5).mean() for dim in DIMENSIONS]
     assert zero["tfidf_diff_epitome"] == pytest.approx(sum(reached))
     assert "Mean level by tfidf of texts that show nothing" in (folder / "table.md").read_text()
+    assert "- **tfidf: emo**: mean probability that" in (folder / "case_studies.md").read_text()
 
 
 def test_every_score_of_every_item_is_kept_and_averages_to_the_table(made):
