@@ -28,7 +28,7 @@ from dataloaders import Example, listener_turns, read_exemplars
 from DPR.retriever import own_conversations
 from measures import signature
 from measuring import Extras, Standard
-from options import CRITICS, DIMENSIONS, Paths, refuse_existing
+from options import CRITICS, DIMENSIONS, Paths, UserError, refuse_existing
 from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
 from rendering import Page
 from session import Session
@@ -91,7 +91,7 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
         name, places = asked(text)
         read: list[System] = []
         for place in places:
-            read += read_system(
+            systems = read_system(
                 Path(place),
                 examples,
                 options.split,
@@ -99,6 +99,13 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
                 layout=options.format,
                 references=as_path(options.references),
             )
+            if name and len(systems) > 1:
+                held = ", ".join(system.name for system in systems)
+                raise UserError(
+                    f"{text}: {place} holds {len(systems)} systems ({held}), and {name}=... are seeds of "
+                    "one; give it without a name"
+                )
+            read += systems
         found += [Named(name, read)] if name else [Named(system.name, [system]) for system in read]
     for n, line in enumerate(found):
         if line.name in ["gold", *(other.name for other in found[:n])]:

@@ -150,3 +150,11 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     line = tables.Named("mine", [System("mine", [], [], folder=run)])
     [said] = tables.notes([line], {"emo": critic}, [judge])
     assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
+
+
+def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
+    gold = [e.response for e in listener_turns(Paths(prepared).dialogues("test"))]
+    lines = [f"Ref: {text}\nGreedy: Oh.\nBeam: I see.\n" for text in gold]
+    (tmp_path / "both.txt").write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="holds 2 systems.*give it without a name"):
+        evaluate_responses.main(["--workdir", str(prepared), f"mine={tmp_path / 'both.txt'}"])
