@@ -383,6 +383,7 @@ def write_cases(
     for name, page in PAGES.items():
         sides = sections(systems, shown, retrievers)
         storage.write_text(files[name], page(sides, chosen, options.cases, options.seed, keys))
+    files[CURVES].unlink(missing_ok=True)  # of a table that is overwritten, and had runs
     plot_learning(systems, files[CURVES])
 
 
@@ -423,6 +424,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     write_cases(options, against, lines, rows, numbers, files)
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
+    files[VALIDATION].unlink(missing_ok=True)  # of a table that is overwritten
     if ratings is not None:
         storage.write_text(files[VALIDATION], worth(ratings, items, columns))
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
