@@ -66,7 +66,8 @@ class Output:
 
 
 def read_outputs(path: Path, layout: str = "auto", references: Path | None = None) -> list[Output]:
-    """All systems of one file. `references`: the gold replies, one a line, in the order of the replies.
+    """All systems of one file. `references`: the gold replies, one a line, in the order of the replies, for a
+    file that holds neither keys nor gold replies.
 
     Raises `UserError` where a row cannot be read whole, and where a file is of another layout.
     """
@@ -93,8 +94,16 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
         found = _lines(path, text)
     if references is not None:
         gold = lines_of(_text(references))
-        found = [_with_references(path, output, gold, references) for output in found]
+        found = [
+            _with_references(path, output, gold, references) if says_nothing(output) else output
+            for output in found
+        ]
     return found
+
+
+def says_nothing(output: Output) -> bool:
+    """Whether its file leaves open which items are answered."""
+    return all(reply.key is None and reply.reference is None for reply in output.replies)
 
 
 def guess(path: Path, text: str) -> str:
@@ -164,8 +173,12 @@ def _roles(path: Path, columns: Sequence[str]) -> tuple[dict[str, str], dict[str
         of_role["reply"] = of_role.pop("response", [])
     for column in of_role["reply"]:
         systems.setdefault(squashed(column).rstrip("0123456789"), []).append(column)
-    if "response" in of_role and "reference" not in roles:
-        roles["reference"] = of_role["response"][0]  # the gold reply, beside a generated one
+    beside = of_role.get("response", [])
+    if beside and "reference" not in roles:
+        roles["reference"] = beside[0]  # the gold reply, beside a generated one
+        beside = beside[1:]
+    for column in beside:  # the gold reply stands elsewhere: another system
+        systems.setdefault(squashed(column).rstrip("0123456789"), []).append(column)
     if not systems:
         raise UserError(
             f"{path}, line 1: no column of replies (found: {', '.join(columns)[:200]}); call it response, or "
@@ -362,6 +375,9 @@ def _labelled(path: Path, text: str) -> list[Output]:
             "of Pred:, Greedy:, Beam:, Topk:"
         )
     notes = [f"lines before the first block, not read: {head}"] if head else []
+    read = {*replies, *by_role["reference"], *by_role.get("history", [])}
+    if unread := [label for label in blocks[0] if label not in read]:
+        notes.append(f"labels not read: {', '.join(unread)}")
     outputs = []
     for label in replies:
         rows = []

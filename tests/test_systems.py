@@ -402,6 +402,28 @@ def test_a_file_that_cannot_be_read_whole_is_refused_with_its_place(tmp_path, fa
     assert name in refusal(tmp_path / name)
 
 
+def test_references_are_for_the_file_that_lacks_them(tmp_path):
+    (tmp_path / "ref.txt").write_text("a\n")
+    rows = [f"{e.conv_id}\t{e.utterance_idx}\tso\n" for e in EXAMPLES]
+    (tmp_path / "keys.tsv").write_text("conv_id\tutterance_idx\tresponse\n" + "".join(rows))
+    [system] = read(tmp_path / "keys.tsv", references=tmp_path / "ref.txt")
+    assert system.numbers == [0, 1, 2, 3, 4]
+
+
+def test_a_response_beside_gold_and_a_generated_one_is_a_system_too(tmp_path):
+    table = pd.DataFrame({"reference": GOLD, "response": "r", "generated": "g"})
+    table.to_csv(tmp_path / "two.csv", index=False)
+    found = {s.name: s.replies for s in read(tmp_path / "two.csv")}
+    assert found == {"two/generated": ["g"] * 5, "two/response": ["r"] * 5}
+
+
+def test_a_label_that_is_not_read_is_named(tmp_path):
+    text = "".join(f"Ref: {gold}\nGreedy: a\nNucleus: b\n" for gold in GOLD)
+    (tmp_path / "p.txt").write_text(text)
+    [system] = read(tmp_path / "p.txt")
+    assert system.notes == ["labels not read: nucleus"]
+
+
 def test_references_of_another_length_are_refused(tmp_path):
     (tmp_path / "hyp.txt").write_text("a\nb\n")
     (tmp_path / "ref.txt").write_text("a\n")
