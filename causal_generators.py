@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import advice
+import marks
 import runs
 import storage
 from causal_models import CausalGenerator, example_nll, token_nll
@@ -124,12 +125,19 @@ def read_split(
 
 
 def sequences(
-    model: CausalGenerator, split: str, paths: Paths, whole: bool = True, conversations: int = 0
+    model: CausalGenerator,
+    split: str,
+    paths: Paths,
+    whole: bool = True,
+    conversations: int = 0,
+    marks_seed: int | None = None,
 ) -> SplitData:
     """Sequences for training and likelihood, packed where there are no exemplars. `whole`: replies are not
-    cut."""
+    cut. `marks_seed`: replies get their marks, of which this seed leaves some out; None: no marks."""
     examples, exemplars = read_split(model, split, paths, conversations)
     layout: dict[str, Any] = model.settings.layout | ({"tgt_len": None} if whole else {})
+    if marks_seed is not None:
+        layout["marks"] = marks.of_split(split, examples, paths, marks_seed)
     data = causal_data(
         examples, model.tokenizer, packed=True, exemplars=exemplars, cache=paths.cache, **layout
     )
@@ -196,6 +204,7 @@ def run(command: CausalCommand) -> dict | None:
 
 def train(command: CausalCommand, session: Session) -> dict:
     paths, options = command.paths, command.options
+    known = marks.known(paths) if options.control else {}  # missing labels are missed at once
     model = CausalGenerator.start(
         options.model,
         rank=options.lora_rank,
@@ -208,6 +217,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         tgt_len=options.tgt_len,
         exemplar_len=options.exemplar_len,
         top_exemplars=options.top_exemplars,
+        marks=known,
     )
     if options.init_from:
         begun = Path(options.init_from)
@@ -218,7 +228,9 @@ def train(command: CausalCommand, session: Session) -> dict:
             )
         begin_from(model, trained, begun)
         del trained
-    data = sequences(model, "train", paths, whole=False)
+    # the others are measured without marks: in use nobody knows a reply's levels before it is written
+    marks_seed = options.seed if options.control else None
+    data = sequences(model, "train", paths, whole=False, marks_seed=marks_seed)
     held = sequences(model, "valid", paths, conversations=options.valid_conversations)
     # read before the training: what would be missing after it is missed now
     split = command.predict_split
@@ -244,8 +256,9 @@ def train(command: CausalCommand, session: Session) -> dict:
         sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
         if options.add_exemplars != "none":
             sources[f"exemplars {name}"] = storage.source(paths.exemplars(name), paths)
-    default = "plain" if options.add_exemplars == "none" else "exemplars"
-    folder = paths.saved / FAMILY / (command.name or default)
+    if options.control:
+        sources["labels train"] = storage.source(paths.labels("train"), paths)
+    folder = paths.saved / FAMILY / (command.name or options.default_name)
     loop = Loop(
         command.training,
         session,

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class CausalSettings:
     top_exemplars: int = 3
     system: str = SYSTEM
     backbone: dict | None = None  # transformers config, with rank 0 alone
+    marks: dict[str, int] = field(default_factory=dict)  # {dimension: levels} that may be marked; none: {}
 
     @property
     def layout(self) -> dict:

@@ -121,19 +121,21 @@ def conversation_rows(
     packed: bool,
     exemplars: Sequence[Sequence[str]] | None = None,
     exemplar_len: int = 0,
+    marks: Sequence[str] | None = None,
     system: str = SYSTEM,
     cache: Path | None = None,
 ) -> list[Row]:
     """Sequences in which every listener turn of `examples` is a target once: its tokens and its end token.
 
-    packed: a conversation is one sequence with all its listener turns; with `exemplars`, which differ from
-    turn to turn, each listener turn is its own. A listener turn sees the same tokens either way.
+    packed: a conversation is one sequence with all its listener turns; with `exemplars` or `marks`, which
+    differ from turn to turn, each listener turn is its own. A listener turn sees the same tokens either way.
     Its dialogue keeps the latest turns that fit in `src_len` tokens: the oldest are dropped in pairs, so that
     a speaker begins (a long conversation becomes a sequence for each first turn), and where the last turn
     alone is too long, it keeps its latest tokens. Replies keep their first `tgt_len` tokens with their end
     token, as targets and as history (the end of a cut one is no target); None: whole. Exemplars
     stand in the system turn: whole, best first, each that still fits in `exemplar_len` tokens with those
-    before it.
+    before it. `marks`: a line for each example, or "", at the head of the listener's turn that is written
+    there, before the reply; no target, and never in a turn of the history.
     """
     chat = chat_format(tokenizer)
     cleaned = {}  # (listener's, text) -> what is encoded
@@ -142,8 +144,10 @@ def conversation_rows(
             cleaned[i % 2, text] = (chat.lead if i % 2 else "") + chat.clean(text)
     shown = [[EXEMPLAR_MARKER + chat.clean(t) for t in row] for row in exemplars or ()]
     opening = chat.opening + chat.clean(system)
+    marked = [f"{chat.lead}{text}\n" if text else "" for text in marks or [""] * len(examples)]
     fixed = [opening, chat.after_system, chat.before_reply, chat.after_reply, EXEMPLAR_INTRO]
-    encoded = encode(tokenizer, [*cleaned.values(), *(t for row in shown for t in row)], cache)
+    texts = [*cleaned.values(), *(t for row in shown for t in row), *marked]
+    encoded = encode(tokenizer, texts, cache)
     encoded |= encode(tokenizer, fixed, cache, controls=True)  # the marks between the texts
     before, after = encoded[chat.before_reply], encoded[chat.after_reply]
     end = np.array([chat.end_id])
@@ -166,6 +170,9 @@ def conversation_rows(
         last = max(owners)
         ids, owner = [head(numbers[0])], [np.full(len(head(numbers[0])), -1)]
         for i in range(first, last + 1):
+            if i == last:  # of a row that is no reply's alone there are no marks
+                ids.append(encoded[marked[numbers[-1]]])
+                owner.append(np.full(len(ids[-1]), -1))
             if i % 2:
                 ids += [turns[i], end] if i == last else [turns[i], end, after]
                 owner.append(np.full(len(turns[i]), owners.get(i, -1)))
@@ -180,7 +187,7 @@ def conversation_rows(
         return Row(whole, join(owner), len(whole) - len(turns[last]) - 1)
 
     rows = []
-    for numbers in _conversations(examples, packed and exemplars is None):
+    for numbers in _conversations(examples, packed and exemplars is None and marks is None):
         longest = examples[numbers[-1]]
         said = enumerate((*longest.history, longest.response))
         turns = [encoded[cleaned[i % 2, t]] for i, t in said]

@@ -102,6 +102,7 @@ class GeneratorOptions:
     src_len: int
     tgt_len: int
     dropout: float
+    control: str | None
     seed: int
     init_from: str | None = None
     critic_targets: str = "labels"
@@ -120,7 +121,11 @@ class GeneratorOptions:
 
     @property
     def default_name(self) -> str:
-        """lempex, or what the ablation leaves of it."""
+        """lempex, or what the ablation leaves of it; -marks where replies are marked with their levels."""
+        return f"{self.of_losses}-marks" if self.control else self.of_losses
+
+    @property
+    def of_losses(self) -> str:
         name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[
             self.add_exemplars
         ]
@@ -222,8 +227,15 @@ class CausalOptions:
     src_len: int
     tgt_len: int
     valid_conversations: int
+    control: str | None
     seed: int
     init_from: str | None = None
+
+    @property
+    def default_name(self) -> str:
+        """plain or exemplars, and -marks where replies are marked with their levels."""
+        name = "plain" if self.add_exemplars == "none" else "exemplars"
+        return f"{name}-marks" if self.control else name
 
 
 @dataclass(frozen=True)
@@ -585,12 +597,23 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
         help="at every evaluation, also log how long each term's own gradient is",
     )
     add_sampled_flags(parser)
+    add_control(parser)
     add = parser.add_argument_group("lengths").add_argument
     add("--src-len", type=NATURAL, default=200, help="latest tokens of the dialogue")
     add("--tgt-len", type=number(int, least=2), default=50, help="tokens of a reply in training")
     add("--dropout", type=SHARE, default=0.1, help="inside the generator")
     add_init_from(parser)
     add_decoding_flags(parser)
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """What lets a generator be steered in use."""
+    parser.add_argument_group("control").add_argument(
+        "--control",
+        choices=["marks"],
+        help="marks: before each training reply stand the levels of empathy that it shows, from "
+        "train_labels.csv (left out for a tenth of them); in use the --target of respond.py",
+    )
 
 
 def add_decoding_flags(parser: argparse.ArgumentParser) -> None:

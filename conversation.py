@@ -132,6 +132,8 @@ def _open_responder(
     decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0, options.top_p)
     responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
     responder.check_target(options.target)
+    if options.target and not writer.marks:
+        say("note: this generator was trained without marks; a --target only chooses among its candidates")
     return responder
 
 

@@ -828,16 +828,20 @@ def generator_data(
     exemplars: NoExemplars | None = None,
     labels: dict[str, list] | None = None,
     critic_context_len: int = 0,
+    marks: Sequence[str] | None = None,
+    start: int = 0,
 ) -> Data:
     """Source, speakers, target, and what the critics need, for each listener turn.
 
     Source: `[exemplars] turn </s> turn </s> ...`; exemplars carry speaker id 0; the dialogue keeps its latest
     `src_len` tokens, speaker 1 and listener 2 in turn. Target: `reply </s>`, cut to `tgt_len` tokens; a cut
     one has no end, for its reply does not end there. `tgt_len=None` keeps replies whole. `labels`: {critic:
-    one target an example}, of the critics that the loss asks.
+    one target an example}, of the critics that the loss asks. `marks`: words for each example, or "", which
+    the decoder reads after the token that it starts with, `start`, and before the reply.
     """
     entering = exemplars or NoExemplars()
     encoded = encode(tokenizer, [t for e in examples for t in (*e.history, e.response)], cache)
+    marked = encode(tokenizer, marks or (), cache)
     eos = tokenizer.eos_token_id
     rows = []
     for n, example in enumerate(examples):
@@ -871,6 +875,10 @@ def generator_data(
             "reply_mask": reply_mask,
         }
         batch |= entering.part(numbers)
+        if marks is not None:
+            # padded on the left, so that the reply follows its marks directly whatever else is in the batch
+            prefixes = [np.append(start, marked[marks[i]]) for i in numbers]
+            batch["prefix_ids"], batch["prefix_mask"] = pad(prefixes, tokenizer.pad_token_id, left=True)
         if labels:
             # padded on the left, so that a soft reply follows its context directly whatever else is in the
             # batch

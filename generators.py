@@ -18,6 +18,7 @@ from transformers import T5ForConditionalGeneration
 
 import advice
 import exemplars
+import marks
 import runs
 import storage
 from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
@@ -108,8 +109,10 @@ def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Pat
         exemplar_len=options.exemplar_len,
         top_exemplars=options.top_exemplars,
         family=family,
+        marks=marks.known(paths) if options.control else {},
         **exemplars.way_settings(options, backbone.exemplar_size, paths),
     )
+    marks.require_words(backbone.tokenizer, settings.marks)
     model = Generator(settings, backbone.t5)
     exemplars.begin(model, paths, options.seed)
     if options.init_from:
@@ -138,10 +141,12 @@ def split_data(
     paths: Paths,
     critics: CriticSet | None = None,
     whole: bool = True,
+    marks_seed: int | None = None,
 ) -> SplitData:
     """One split; files are joined on (conv_id, utterance_idx). `critics`: whose labels a batch holds.
 
-    `whole`: replies are not cut to the model's tgt_len.
+    `whole`: replies are not cut to the model's tgt_len. `marks_seed`: replies get their marks, of which this
+    seed leaves some out; None: no marks.
     """
     examples = listener_turns(paths.dialogues(split))
     entering = None
@@ -159,6 +164,8 @@ def split_data(
         exemplars=entering,
         labels=critic_targets(split, examples, critics, settings.family, paths) if critics else None,
         critic_context_len=critics.context_len if critics else 0,
+        marks=None if marks_seed is None else marks.of_split(split, examples, paths, marks_seed),
+        start=settings.backbone["decoder_start_token_id"],
     )
     return SplitData(examples, data)
 
@@ -380,7 +387,9 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     critics = chosen.critics
 
     # replies are cut for training alone: a perplexity is of the whole reply
-    train = split_data(settings, "train", tokenizer, way, paths, critics, whole=False)
+    # the others are measured without marks: in use nobody knows a reply's levels before it is written
+    marks_seed = options.seed if options.control else None
+    train = split_data(settings, "train", tokenizer, way, paths, critics, whole=False, marks_seed=marks_seed)
     held = split_data(settings, "valid", tokenizer, way, paths, critics)
     say_uninformed(critics, train.data, session)
     # read before the training: what would be missing after it is missed now
@@ -495,7 +504,7 @@ def run_sources(
     for split in ("train", "valid"):
         if settings.exemplars != "none":
             files[f"exemplars {split}"] = paths.exemplars(split)
-        if chosen.critics:
+        if chosen.critics or (settings.marks and split == "train"):
             files[f"labels {split}"] = paths.labels(split)
     found = {"model": storage.source(backbone.source, paths, storage.identity(backbone.source))}
     for kind, digest in chosen.checksums.items():

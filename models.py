@@ -565,6 +565,7 @@ class GeneratorSettings(Settings):
     exemplar_backbone: dict | None = None  # of glove-t5: its encoder's config
     exemplar_tokenizer: str | None = None  # of glove-t5: sha256
     own_head: bool = False  # the output layer is not the word embeddings (T5 v1.1, Flan-T5)
+    marks: dict[str, int] = dataclasses.field(default_factory=dict)  # {dimension: levels} that may be marked
 
     @property
     def pooled_width(self) -> int:
@@ -640,20 +641,38 @@ class Generator(SavedModule):
         return batch["exemplar_vectors"] if self.settings.exemplar_width else None
 
     def forward(self, batch: dict) -> Tensor:
-        """Teacher forcing: (B, T, V) logits, T the longest reply of this batch."""
+        """Teacher forcing: (B, T, V) logits, T the longest reply of this batch. Marks are read before it, and
+        no logits are of them."""
         hidden = self.encode(batch)
-        decoder_ids = self.t5.prepare_decoder_input_ids_from_labels(batch["labels"])
-        return self.t5(
+        ids = self.t5.prepare_decoder_input_ids_from_labels(batch["labels"])  # (B, T)
+        given: dict[str, Tensor] = {}
+        marks = 0
+        if "prefix_ids" in batch:  # (B, P), padded on the left, the start token before the marks
+            marks = batch["prefix_ids"].shape[1] - 1
+            ids = torch.cat([batch["prefix_ids"], ids[:, 1:]], dim=1)  # (B, P - 1 + T)
+            mask = torch.cat(
+                [batch["prefix_mask"], batch["prefix_mask"].new_ones(ids[:, marks + 1 :].shape)], 1
+            )
+            given["decoder_attention_mask"] = mask
+        logits = self.t5(
             encoder_outputs=BaseModelOutput(hidden),
             attention_mask=batch["source_mask"],
-            decoder_input_ids=decoder_ids,
+            decoder_input_ids=ids,
             use_cache=False,
+            **given,
         ).logits
+        return logits[:, marks:]
 
     @torch.no_grad()
     def generate(self, batch: dict, **decoding) -> Tensor:
-        """Replies (B, at most max_new_tokens + 1); the encoder runs once, speakers and exemplars included."""
+        """Replies (B, at most max_new_tokens + 1), after their marks where the batch has some; the encoder
+        runs once, speakers and exemplars included."""
         hidden = self.encode(batch).clone()  # beam search reorders the tensor it is given
+        if "prefix_ids" in batch:
+            decoding |= {
+                "decoder_input_ids": batch["prefix_ids"],
+                "decoder_attention_mask": batch["prefix_mask"],
+            }
         return self.t5.generate(
             encoder_outputs=BaseModelOutput(hidden), attention_mask=batch["source_mask"], **decoding
         )

@@ -22,6 +22,7 @@ from dataloaders import Example, encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
 from generators import decoding_arguments
 from hub import Published, folder_of
+from marks import in_words, of_target
 from models import Generator, load_tokenizer
 from options import Paths, UserError
 from session import Session, own_random_stream
@@ -38,10 +39,14 @@ class Writer(ABC):
     family: str  # whose critics know its words best
     reads_exemplars: bool
     top_exemplars: int
+    marks: Mapping[str, int]  # {dimension: levels} that it was trained to be told; empty: none
 
     @abstractmethod
-    def encode(self, turns: Sequence[str], texts: Sequence[str]) -> dict:
-        """A batch of one dialogue (oldest turn first) with its exemplars (best first)."""
+    def encode(
+        self, turns: Sequence[str], texts: Sequence[str], marks: Mapping[str, int] | None = None
+    ) -> dict:
+        """A batch of one dialogue (oldest turn first) with its exemplars (best first), and the levels that
+        the reply is to show."""
 
     @abstractmethod
     def unread(self, turns: Sequence[str]) -> int:
@@ -68,13 +73,21 @@ class Seq2SeqWriter(Writer):
         self.way = exemplars.enter(self.settings, self.tokenizer, session, paths)
         self.family = self.settings.family or "t5"
         self.reads_exemplars = self.settings.exemplars != "none"
-        self.top_exemplars = self.settings.top_exemplars
+        self.top_exemplars, self.marks = self.settings.top_exemplars, self.settings.marks
 
-    def encode(self, turns: Sequence[str], texts: Sequence[str]) -> dict:
+    def encode(
+        self, turns: Sequence[str], texts: Sequence[str], marks: Mapping[str, int] | None = None
+    ) -> dict:
         example = Example("dialogue", len(turns) + 1, "", tuple(turns), "")
         entering = self.way.live([texts])
         data = generator_data(
-            [example], self.tokenizer, src_len=self.settings.src_len, tgt_len=None, exemplars=entering
+            [example],
+            self.tokenizer,
+            src_len=self.settings.src_len,
+            tgt_len=None,
+            exemplars=entering,
+            marks=[in_words(marks)] if marks else None,
+            start=self.model.t5.config.decoder_start_token_id,
         )
         return self.session.move(data.collate([0]))
 
@@ -97,8 +110,9 @@ class Seq2SeqWriter(Writer):
         )
         # of the model itself, not of what sampling leaves of it
         each = self.model.t5.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
-        texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
-        ended = out.sequences[:, -each.shape[1] :] == self.tokenizer.eos_token_id
+        said = out.sequences[:, -each.shape[1] :]  # (N, T) without what it was made to begin with
+        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+        ended = said == self.tokenizer.eos_token_id
         return list(zip([" ".join(t.split()) for t in texts], mean_log_probability(each, ended), strict=True))
 
 
@@ -114,17 +128,19 @@ class CausalWriter(Writer):
         self.model, self.session = model.to(session.device).for_use(), session
         self.settings, self.tokenizer = model.settings, model.tokenizer
         self.reads_exemplars = self.settings.exemplars != "none"
-        self.top_exemplars = self.settings.top_exemplars
+        self.top_exemplars, self.marks = self.settings.top_exemplars, self.settings.marks
 
-    def prompt(self, turns: Sequence[str], texts: Sequence[str] = (), **changes: int) -> dict:
+    def prompt(self, turns: Sequence[str], texts: Sequence[str] = (), **changes: Any) -> dict:
         from chats import prompt_data
 
         example = Example("dialogue", len(turns) + 1, "", tuple(turns), "")
         layout: dict[str, Any] = self.settings.layout | changes
         return prompt_data([example], self.tokenizer, exemplars=[texts], **layout).collate([0])
 
-    def encode(self, turns: Sequence[str], texts: Sequence[str]) -> dict:
-        return self.session.move(self.prompt(turns, texts))
+    def encode(
+        self, turns: Sequence[str], texts: Sequence[str], marks: Mapping[str, int] | None = None
+    ) -> dict:
+        return self.session.move(self.prompt(turns, texts, marks=[in_words(marks or {})]))
 
     def unread(self, turns: Sequence[str]) -> int:
         read = self.prompt(turns)["input_ids"].shape[1]
@@ -274,21 +290,24 @@ class Responder(Published):
         return self.writer.reads_exemplars and self.retriever is not None and bool(self.pool)
 
     def check_target(self, target: Mapping[str, float]) -> None:
-        """Raises `UserError` where a critic is missing, or does not know the level."""
+        """Raises `UserError` where neither a critic nor a mark of the generator's knows the dimension, or one
+        that does not know the level."""
         for kind, value in target.items():
-            if kind not in self.critics:
-                known = ", ".join(self.critics) or "none"
+            known = []
+            if kind in self.critics:
+                critic = self.critics[kind]
+                known.append((critic.limits, "this critic knows values", f" ({critic.folder})"))
+            if kind in self.writer.marks:
+                known.append(((0, self.writer.marks[kind] - 1), "this generator's marks have levels", ""))
+            if not known:
+                there = ", ".join(self.critics) or "none"
                 raise UserError(
-                    f"--target {kind}: there is no {kind} critic (critics: {known}); give one with "
+                    f"--target {kind}: there is no {kind} critic (critics: {there}); give one with "
                     f"--{kind} RUN"
                 )
-            low, high = self.critics[kind].limits
-            if not low <= value <= high:
-                levels = f"from {low} to {high}"
-                raise UserError(
-                    f"--target {kind}={value:g}: this critic knows values {levels} "
-                    f"({self.critics[kind].folder})"
-                )
+            for (low, high), who, where in known:
+                if not low <= value <= high:
+                    raise UserError(f"--target {kind}={value:g}: {who} from {low} to {high}{where}")
 
     def reply(
         self,
@@ -300,8 +319,9 @@ class Responder(Published):
     ) -> Answer:
         """The best of `n_candidates` sampled replies to a dialogue (oldest turn first, the speaker's last).
 
-        `target`: {critic: level, or sentiment} that a reply should come close to; dimensions that are not
-        named are left alone. `seed`: the same one gives the same reply. `emotion`: restricts the exemplars.
+        `target`: {critic: level, or sentiment} that a reply should come close to; a generator with marks is
+        told, too; dimensions that are not named are left alone. `seed`: the same one gives the same reply.
+        `emotion`: restricts the exemplars.
         """
         turns = [" ".join(t.split()) for t in turns]
         check_turns(turns)
@@ -314,7 +334,7 @@ class Responder(Published):
             wanted = None if emotion is None else [emotion]
             asked = [" ".join(turns)]
             (hits,) = self.retriever.search(asked, self.pool, self.writer.top_exemplars, emotions=wanted)
-        batch = self.writer.encode(turns, [hit.text for hit in hits])
+        batch = self.writer.encode(turns, [hit.text for hit in hits], of_target(target, self.writer.marks))
         with self.drawing, own_random_stream(seed), torch.inference_mode(), self.session.autocast():
             written = self.writer.generate(batch, n_candidates, self.decoding)
         candidates = self.ranked([w for w in written if w[0]], turns, target)
@@ -332,9 +352,9 @@ class Responder(Published):
         for n, (text, log_probability) in enumerate(written):
             own = {kind: scores[kind][n] for kind in scores}
             total = self.weights.likelihood * log_probability
-            for kind, value in target.items():
+            for kind in target.keys() & self.critics.keys():
                 low, high = self.critics[kind].limits
-                total -= self.weights.of(kind) * abs(own[kind].value - value) / (high - low)
+                total -= self.weights.of(kind) * abs(own[kind].value - target[kind]) / (high - low)
             found.append(Candidate(text, log_probability, own, total))
         return sorted(found, key=lambda c: -c.total)
 

@@ -2,6 +2,7 @@
 
   python train_causal_lm.py --model smollm2 --epochs 1                          packed conversations
   python train_causal_lm.py --model smollm2 --max-steps 300 --add-exemplars prepend      with exemplars
+  python train_causal_lm.py --model smollm2 --control marks         steered by the --target of respond.py
   python train_causal_lm.py --inference saved/causal-lm/plain --predict-split valid
   python train_causal_lm.py --model smollm2 --lora-rank 0 --lr 2e-4                  all weights, no LoRA
 
@@ -14,6 +15,7 @@ the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.c
 
 import options
 from commands import (
+    add_control,
     add_decoding_flags,
     add_init_from,
     add_sampled_flags,
@@ -51,6 +53,7 @@ def parse_args(argv=None):
     add("--top-exemplars", type=NATURAL, default=3, help="exemplars for each example")
     add("--exemplar-len", type=NATURAL, default=128, help="tokens that exemplars share")
     add("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    add_control(parser)
     add_sampled_flags(parser)
     parser.add_argument("--family", default="t5", help="whose critics give rewards, where none are named")
     add_training(parser, epochs=1, lr=2e-3, batch_size=64)

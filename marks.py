@@ -1,0 +1,71 @@
+"""Level marks (`--control marks`): the levels of empathy that a reply shows, told to a generator just before
+it writes. A mark is one common word for each dimension and level. Knows no model.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import advice
+import storage
+from dataloaders import Example, encode, hash_seed, listener_turns, read_labels
+from options import DIMENSIONS, Paths, UserError
+
+#: {dimension: the word of each level}; words that every vocabulary holds
+WORDS = {
+    "emo": ("cold", "warm", "love"),
+    "exp": ("tell", "ask", "why"),
+    "int": ("quiet", "know", "understand"),
+}
+#: the share of training replies without marks, and of marks that a marked reply lacks: in use, none may be
+#: asked for, or some
+LEFT_OUT = 0.1
+
+
+def in_words(levels: Mapping[str, int]) -> str:
+    """The marks of these levels, in one order: emo=1, exp=0 is "warm tell"; nothing for none."""
+    return " ".join(WORDS[dim][levels[dim]] for dim in DIMENSIONS if dim in levels)
+
+
+def of_target(target: Mapping[str, float], known: Mapping[str, int]) -> dict[str, int]:
+    """What of a target can be marked, {dimension: the nearest level}. `known`: {dimension: labels} of the
+    generator."""
+    return {
+        dim: min(round(target[dim]), known[dim] - 1) for dim in DIMENSIONS if dim in target and dim in known
+    }
+
+
+def known(paths: Paths) -> dict[str, int]:
+    """{dimension: how many levels stand in the training labels}: 2 or 3."""
+    labels = read("train", listener_turns(paths.dialogues("train")), paths)
+    return {dim: max(1, *levels) + 1 for dim, levels in labels.items()}
+
+
+def read(split: str, examples: Sequence[Example], paths: Paths) -> dict[str, list[int]]:
+    """{dimension: the level of each gold reply}. Raises `UserError` with the command that makes the labels
+    where they are missing."""
+    file = paths.labels(split)
+    storage.require_file(file, advice.label(paths.root, output=file.parent))
+    storage.warn_if_stale(file, {"dialogues": paths.dialogues(split)})
+    found = read_labels(file, examples)
+    return {dim: found[dim] for dim in DIMENSIONS}
+
+
+def of_split(split: str, examples: Sequence[Example], paths: Paths, seed: int) -> list[str]:
+    """The marks before each reply in training, in words. What is left out depends on seed and example."""
+    labels, marked = read(split, examples, paths), []
+    for n, example in enumerate(examples):
+        draw = random.Random(hash_seed("marks", seed, *example.key)).random
+        whole = draw() >= LEFT_OUT
+        marked.append(in_words({dim: labels[dim][n] for dim in DIMENSIONS if draw() >= LEFT_OUT and whole}))
+    return marked
+
+
+def require_words(tokenizer, known: Mapping[str, int]) -> None:
+    """Raises `UserError` where a tokenizer cannot tell the marks apart."""
+    words = [WORDS[dim][level] for dim, count in known.items() for level in range(count)]
+    rows = [tuple(ids.tolist()) for ids in encode(tokenizer, words).values()]
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if len(set(rows)) < len(words) or any(unknown is not None and unknown in row for row in rows):
+        raise UserError(
+            "--control marks: the vocabulary lacks some of the words that serve as marks: " + ", ".join(words)
+        )
