@@ -198,8 +198,12 @@ class Weights:
     empathy: float = 5.0
     sentiment: float = 5.0
 
-    def of(self, kind: str) -> float:
-        return self.sentiment if kind == "sentiment" else self.empathy
+    def total(self, log_probability: Any, distances: Mapping[str, Any]) -> Any:
+        """Of one candidate, or element by element of arrays. `distances`: {target dimension: share}."""
+        total = self.likelihood * log_probability
+        for kind, distance in distances.items():
+            total = total - (self.sentiment if kind == "sentiment" else self.empathy) * distance
+        return total
 
 
 @dataclass(frozen=True)
@@ -351,10 +355,11 @@ class Responder(Published):
         found = []
         for n, (text, log_probability) in enumerate(written):
             own = {kind: scores[kind][n] for kind in scores}
-            total = self.weights.likelihood * log_probability
-            for kind in target.keys() & self.critics.keys():
+            distances = {}
+            for kind in (k for k in target if k in self.critics):
                 low, high = self.critics[kind].limits
-                total -= self.weights.of(kind) * abs(own[kind].value - target[kind]) / (high - low)
+                distances[kind] = abs(own[kind].value - target[kind]) / (high - low)
+            total = self.weights.total(log_probability, distances)
             found.append(Candidate(text, log_probability, own, total))
         return sorted(found, key=lambda c: -c.total)
 

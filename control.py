@@ -1,0 +1,91 @@
+"""Measure control: how far a target moves the judged level of the replies, and what that costs.
+
+  python control.py saved/smollm2-empathetic --ranker glove-t5 --judge minilm tfidf --contexts 100
+  python control.py saved/smollm2-empathetic --ranker tfidf --judge minilm --empathy-w 5 1 20 --name sweep
+  python control.py saved/causal-lm/plain-marks --ways ranking marks both --name marks
+
+For each context of the split so many candidates are sampled once, and kept: another ranker, judge or weight
+samples nothing again. Of the first N the best is taken for each target: a level, 0 or 1, of one dimension,
+and for no target. The judges, which must have ranked nothing, give each of these replies its level of all
+three dimensions. Control is the difference between target 1 and target 0 (95 % intervals by a bootstrap over
+the contexts); beside it stands the cost: mean log-probability of a token by the model without a target,
+sacreBLEU, Distinct-2, words, and seconds to sample N candidates for one context.
+Rankers and judges: tfidf, or the critics saved/empathy/FAMILY-DIM. Writes control.csv, table.md,
+candidates.csv and metrics.json to results/NAME/.
+"""
+
+import options
+from commands import TOP_P, device_flags, pick
+from options import (
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    SPLITS,
+    WEIGHT,
+    Paths,
+    Wrong,
+    add_common,
+    add_device,
+    check,
+    make_parser,
+    run_name,
+)
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="folder of a generator")
+    add("--split", choices=SPLITS[1:], default="valid", help="whose contexts")
+    add("--contexts", type=NATURAL, default=100, help="listener turns, drawn by --seed")
+    add(
+        "--candidates",
+        type=NATURAL,
+        nargs="+",
+        default=[1, 4, 16, 64],
+        help="among how many the best is taken; the most of these are sampled",
+    )
+    add("--name", type=run_name, default="control", help="folder under results/")
+    add("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    add = parser.add_argument_group("choice").add_argument
+    add("--ranker", default="glove-t5", help="whose levels choose: tfidf, or a family of critics")
+    add("--judge", nargs="+", default=["minilm", "tfidf"], help="who judges: tfidf, or families of critics")
+    add("--likelihood-w", type=WEIGHT, default=1.0, help="weight of the mean log-probability in the choice")
+    add("--empathy-w", type=WEIGHT, nargs="+", default=[5.0], help="weights of the distance to the target")
+    add(
+        "--ways",
+        nargs="+",
+        choices=["ranking", "marks", "both"],
+        default=["ranking"],
+        help="ranking: one pool of candidates for all targets; marks (of a generator of --control marks): "
+        "the likeliest of those written under the target's marks; both",
+    )
+    add = parser.add_argument_group("decoding").add_argument
+    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
+    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add("--max-new-tokens", type=NATURAL, default=60, help="a reply that has not ended by then is cut")
+    add("--timed", type=COUNT, default=3, help="contexts on which the sampling is timed; 0: none")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    problems = [f"--candidates {v.problem}" for v in args.candidates if isinstance(v, Wrong)]
+    problems += [f"--empathy-w {v.problem}" for v in args.empathy_w if isinstance(v, Wrong)]
+    if args.ranker in args.judge:
+        problems.append(
+            f"--judge {args.ranker}: it is the ranker; a judge must not have ranked what it judges"
+        )
+    check(parser, args, problems)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    import steering
+
+    paths = Paths(args.workdir, exemplars=args.exemplars)
+    return steering.run(pick(steering.ControlOptions, args), paths, steering.Session(**device_flags(args)))
+
+
+if __name__ == "__main__":
+    options.run(main)

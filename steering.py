@@ -1,0 +1,383 @@
+"""What control.py does: candidates sampled once for each context, chosen among for every target, and judged.
+
+A way of control is ranking (one pool of candidates for all targets), marks (the likeliest of those that were
+written under the target's level marks), or both.
+
+Letters in shapes: C contexts, N candidates of each.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import judges
+import storage
+from commands import Decoding
+from dataloaders import Example, hash_seed, listener_turns, read_exemplars
+from generators import weights_file
+from judges import Judge
+from metrics import bleu, reply_statistics
+from options import DIMENSIONS, Paths, UserError, refuse_existing
+from responder import Weights, Writer, open_writer
+from session import Session, own_random_stream
+
+Target = Mapping[str, int]  # {dimension: level}; empty: none
+#: no target, and each level of each dimension
+TARGETS: tuple[Target, ...] = ({}, *({dim: level} for dim in DIMENSIONS for level in (0, 1)))
+COSTS = {
+    "log_probability": "log-prob.",
+    "sacrebleu": "sacreBLEU",
+    "distinct_2": "Distinct-2 %",
+    "length": "words",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class ControlOptions:
+    """What control.py was asked for (it explains each flag)."""
+
+    run: str
+    split: str
+    contexts: int
+    candidates: list[int]
+    name: str
+    ranker: str
+    judge: list[str]
+    likelihood_w: float
+    empathy_w: list[float]
+    ways: list[str]
+    top_k: int
+    top_p: float
+    temperature: float
+    max_new_tokens: int
+    timed: int
+    seed: int
+    overwrite: bool
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.top_k, self.temperature, 1, self.max_new_tokens, 1, self.seed, self.top_p)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of every context."""
+
+    replies: np.ndarray  # (C, N) texts
+    log_probability: np.ndarray  # (C, N) mean over the tokens, in nats; -inf of an empty reply
+
+    def levels(self, ranker: Judge, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """{dimension: (C, N)} of every candidate, by a judge, which asks about no text twice."""
+        contexts = [e.history for e in examples for _ in range(self.replies.shape[1])]
+        found = ranker.levels(self.replies.ravel().tolist(), contexts)
+        return {dim: values.reshape(self.replies.shape) for dim, values in found.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- sampled
+
+
+def drawn_contexts(options: ControlOptions, paths: Paths) -> list[Example]:
+    """So many listener turns of the split, in its order; more of them hold those that fewer would."""
+    examples = listener_turns(paths.dialogues(options.split))
+    order = np.random.default_rng(options.seed).permutation(len(examples))[: options.contexts]
+    return [examples[n] for n in sorted(order)]
+
+
+class Sampler:
+    """Candidates of one generator for contexts of one split, kept in the cache by what they depend on."""
+
+    def __init__(self, options: ControlOptions, paths: Paths, session: Session):
+        self.options, self.paths, self.session = options, paths, session
+        self.writer: Writer = open_writer(Path(options.run), session, paths)
+        self.examples = drawn_contexts(options, paths)
+        self.most = max(options.candidates)
+        if set(options.ways) != {"ranking"} and set(self.writer.marks) != set(DIMENSIONS):
+            raise UserError(f"--ways: {options.run} was trained without --control marks; leave the flag out")
+        self.exemplars: list[list[str]] = [[]] * len(self.examples)
+        if self.writer.reads_exemplars:
+            file = paths.exemplars(options.split)
+            self.exemplars = read_exemplars(file, self.examples, self.writer.top_exemplars)
+
+    def sample(self, number: int, count: int, marks: Target | None = None) -> list[tuple[str, float]]:
+        """Candidates for one context, from its own random stream."""
+        example = self.examples[number]
+        batch = self.writer.encode(example.history, self.exemplars[number], marks)
+        seed = hash_seed(self.options.seed, *example.key)
+        with own_random_stream(seed), torch.inference_mode(), self.session.autocast():
+            return self.writer.generate(batch, count, self.options.decoding)
+
+    def file(self, *further: object) -> Path:
+        run = Path(self.options.run)
+        made_of = [storage.sha256(weights_file(run)), storage.sha256(run / "config.json")]
+        texts = [repr((e.history, shown)) for e, shown in zip(self.examples, self.exemplars, strict=True)]
+        key = storage.fingerprint(*made_of, texts, self.options.decoding, self.session.precision, *further)
+        return self.paths.cache / f"candidates-{key[:24]}.npz"
+
+    def pool(self, marks: Target | None = None) -> Pool:
+        """`most` candidates of every context: from the cache, or sampled; an interrupted call goes on."""
+        title = f"candidates, marks {in_words(marks)}" if marks else "candidates"
+        file = self.file(self.most, *([title] if marks else []))
+
+        def work(numbers: list[int]) -> dict[str, np.ndarray]:
+            found = [self.sample(n, self.most, marks) for n in numbers]
+            return {
+                "numbers": np.array(numbers),
+                "replies": np.array([[text for text, _ in row] for row in found]),
+                "log_probability": np.array([[value for _, value in row] for row in found]),
+            }
+
+        def make() -> dict[str, np.ndarray]:
+            numbers = list(range(len(self.examples)))
+            return storage.in_chunks(numbers, work, file.with_suffix(""), title, size=4)
+
+        rows = storage.cached(file, make)
+        storage.remove(file.with_suffix(""))
+        return Pool(rows["replies"], np.where(rows["replies"] == "", -np.inf, rows["log_probability"]))
+
+    def seconds(self) -> dict[int, float]:
+        """{N: seconds to sample N candidates for one context}, the mean over the first `timed`."""
+        timed, counts = self.options.timed, self.options.candidates
+        if not timed:
+            return {}
+
+        def make() -> dict[str, np.ndarray]:
+            self.sample(0, 1)  # the first call warms up
+            taken = []
+            for count in counts:
+                began = time.perf_counter()
+                for number in range(min(timed, len(self.examples))):
+                    self.sample(number, count)
+                taken.append((time.perf_counter() - began) / min(timed, len(self.examples)))
+            return {"seconds": np.array(taken)}
+
+        found = storage.cached(self.file("seconds", timed, counts), make)["seconds"]
+        return dict(zip(counts, found.tolist(), strict=True))
+
+
+# --------------------------------------------------------------------------------------------- chosen, judged
+
+
+def choose(pool: Pool, levels: Mapping[str, np.ndarray], target: Target, weights: Weights) -> np.ndarray:
+    """The place of the best candidate of each context, (C,), the first of equal ones. `levels`: the ranker's,
+    {dimension: (C, N)}."""
+    distances = {dim: np.abs(levels[dim] - level) for dim, level in target.items()}
+    return np.argmax(weights.total(pool.log_probability, distances), axis=1)
+
+
+def interval(values: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float, float]:
+    """The mean of (C,) values, and the ends of its 95 % interval (percentile bootstrap over the contexts)."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def intervals(levels: Mapping[str, np.ndarray], seed: int) -> dict[str, float]:
+    """{dim, dim_low, dim_high} of the levels of each dimension."""
+    found = {}
+    for dim, values in levels.items():
+        found[dim], found[f"{dim}_low"], found[f"{dim}_high"] = interval(values, seed)
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way of choosing: the reply to each context, and its mean log-probability."""
+
+    way: str
+    weight: float  # of the distance to the target
+    count: int  # N
+    target: Target
+    replies: list[str]
+    log_probability: float
+
+
+def choices(
+    options: ControlOptions, pools: Mapping[str, Pool], ranker: Judge, examples: Sequence[Example]
+) -> list[Choice]:
+    """For every way, weight, N and target; without a target the weight does not count. `pools`: {marks in
+    words: the candidates that were written under them}."""
+    found = []
+    for way in options.ways:
+        for weight in [0.0] if way == "marks" else options.empathy_w:
+            weights = Weights(options.likelihood_w, weight, weight)
+            for count in options.candidates:
+                for target in TARGETS:
+                    pool = pools[in_words({} if way == "ranking" else target)]
+                    levels = pool.levels(ranker, examples) if weight and target else None
+                    found.append(chosen(pool, levels, target, weights, count, way))
+    return found
+
+
+def chosen(
+    pool: Pool,
+    levels: Mapping[str, np.ndarray] | None,
+    target: Target,
+    weights: Weights,
+    count: int,
+    way: str,
+) -> Choice:
+    """The best of the first `count` candidates of each context. `levels`: the ranker's; None: no target
+    counts."""
+    first = Pool(pool.replies[:, :count], pool.log_probability[:, :count])
+    seen = {dim: values[:, :count] for dim, values in (levels or {}).items()}
+    places = choose(first, seen, target if levels else {}, weights)[:, None]
+    replies = np.take_along_axis(first.replies, places, 1)[:, 0].tolist()
+    log_probability = np.take_along_axis(first.log_probability, places, 1)
+    said = log_probability[np.isfinite(log_probability)]
+    return Choice(way, weights.empathy, count, target, replies, float(said.mean()))
+
+
+def measured(
+    found: Sequence[Choice],
+    panel: Sequence[Judge],
+    examples: Sequence[Example],
+    seconds: Mapping[int, float],
+    seed: int,
+) -> pd.DataFrame:
+    """A row for each choice and judge, and for each dimension's difference between its two targets.
+
+    Columns: judge, way, weight, candidates, target; {dim}, {dim}_low, {dim}_high; the costs (of the choices).
+    """
+    contexts, gold = [e.history for e in examples], [e.response for e in examples]
+    rows: list[dict[str, Any]] = []
+    for judge in panel:
+        rows.append({"judge": judge.name, "target": "gold"} | intervals(judge.levels(gold, contexts), seed))
+        levels: dict[tuple, dict[str, np.ndarray]] = {}
+        for choice in found:
+            name = in_words(choice.target)
+            own = judge.levels(choice.replies, contexts)
+            levels[choice.way, choice.weight, choice.count, name] = own
+            cost = {"log_probability": choice.log_probability, "seconds": seconds.get(choice.count)}
+            cost |= {"sacrebleu": bleu(choice.replies, gold)["sacrebleu"]} | reply_statistics(choice.replies)
+            key = {"judge": judge.name, "way": choice.way}
+            key |= {"weight": choice.weight, "candidates": choice.count}
+            rows.append(key | {"target": name} | intervals(own, seed) | cost)
+            if 1 in choice.target.values():  # its 0 stands before it
+                (dim,) = choice.target
+                other = levels[choice.way, choice.weight, choice.count, in_words({dim: 0})]
+                moved = {d: own[d] - other[d] for d in own}
+                rows.append(key | {"target": f"{dim}: 1 - 0"} | intervals(moved, seed))
+    return pd.DataFrame(rows)
+
+
+def in_words(target: Target) -> str:
+    return ", ".join(f"{dim}={level}" for dim, level in target.items()) or "none"
+
+
+# ------------------------------------------------------------------------------------------------------ shown
+
+
+def level(row: pd.Series, dim: str, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{row[dim]:{sign}.2f} [{row[f'{dim}_low']:{sign}.2f}, {row[f'{dim}_high']:{sign}.2f}]"
+
+
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Control: the difference of each dimension's level between its targets, by each judge."""
+    rows = []
+    groups = table.groupby(["judge", "way", "weight", "candidates"], sort=False)
+    for (judge, way, weight, count), part in groups:
+        by_target = {row["target"]: row for _, row in part.iterrows()}
+        moved = [level(by_target[f"{dim}: 1 - 0"], dim, True) for dim in DIMENSIONS]
+        aimed = [row for name, row in by_target.items() if "=" in name]
+        costs = [f"{np.mean([row[c] for row in aimed]):.2f}" for c in ("log_probability", "sacrebleu")]
+        rows.append([judge, way, f"{weight:g}", f"{count:g}", *moved, *costs])
+    costs = ["log-prob. under a target", "sacreBLEU under a target"]
+    return as_table(["judge", "way", "weight", "N", *DIMENSIONS, *costs], rows)
+
+
+def details(table: pd.DataFrame, judge: str, way: str, weight: float) -> str:
+    """Every target's levels by one judge, and what it costs."""
+    rows = []
+    own = (table["way"] == way) & (table["weight"] == weight)
+    part = table[(table["judge"] == judge) & (own | table["way"].isna())]
+    for _, row in part.iterrows():
+        if row["target"].endswith("1 - 0"):
+            continue
+        count = "" if pd.isna(row["candidates"]) else f"{row['candidates']:g}"
+        costs = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in COSTS]
+        rows.append([row["target"], count, *(level(row, dim) for dim in DIMENSIONS), *costs])
+    return as_table(["target", "N", *DIMENSIONS, *COSTS.values()], rows)
+
+
+def page(options: ControlOptions, table: pd.DataFrame, notes: Sequence[str]) -> str:
+    parts = [
+        "# Control\n",
+        f"{options.run}, {options.contexts} contexts of {options.split}, candidates ranked by "
+        f"{options.ranker}: {options.likelihood_w:g} x log-probability - weight x distance to the target.\n",
+        "## Difference of the judged level between target 1 and target 0\n",
+        summary(table),
+    ]
+    for judge in options.judge:
+        for way in options.ways:
+            weight = 0.0 if way == "marks" else options.empathy_w[0]
+            parts += [f"## Levels as {judge} sees them, {way}, weight {weight:g}\n"]
+            parts += [details(table, judge, way, weight)]
+    if set(options.ways) != {"ranking"}:
+        parts += ["The log-probability of a reply under marks is by the model that is told them.\n"]
+    parts += ["In brackets: 95 % intervals by a bootstrap over the contexts.\n", *(f"{n}\n" for n in notes)]
+    return "\n".join(parts)
+
+
+def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
+    """Write control.csv, table.md, candidates.csv and metrics.json to results/NAME/."""
+    folder = paths.results / options.name
+    files = {n: folder / n for n in ("metrics.json", "table.md", "control.csv", "candidates.csv")}
+    refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
+    (ranker, *panel) = judges.load(paths, session, [options.ranker, *options.judge])
+    sampler = Sampler(options, paths, session)
+    marked = [target for target in TARGETS if target and set(options.ways) != {"ranking"}]
+    examples = sampler.examples
+    pools = {in_words(target): sampler.pool(target) for target in [{}, *marked]}
+    seconds = sampler.seconds()
+    found = choices(options, pools, ranker, examples)
+    table = measured(found, panel, examples, seconds, options.seed)
+    notes = judges.report(panel, [e.response for e in examples], [e.history for e in examples])
+    storage.write_csv(files["control.csv"], table)
+    storage.write_csv(files["candidates.csv"], listed(pools, examples))
+    text = page(options, table, notes)
+    storage.write_text(files["table.md"], text)
+    content = {
+        "run": options.run,
+        "ranker": {"name": ranker.name, "sha256": dict(ranker.sha256)},
+        "judges": {judge.name: dict(judge.sha256) for judge in panel},
+        "decoding": vars(options.decoding),
+        "contexts": len(examples),
+        "seconds": seconds,
+        "rows": table.astype(object).where(table.notna(), None).to_dict("records"),
+    }
+    storage.write_json(files["metrics.json"], content)
+    print(text)
+    print(f"written to {folder}: {', '.join(files)}")
+    return content
+
+
+def listed(pools: Mapping[str, Pool], examples: Sequence[Example]) -> pd.DataFrame:
+    """Every candidate with the marks that it was written under and its log-probability, for people."""
+    tables = []
+    for name, pool in pools.items():
+        contexts, count = pool.replies.shape
+        keys = [e.key for e in examples for _ in range(count)]
+        columns = {
+            "conv_id": [conv for conv, _ in keys],
+            "utterance_idx": [number for _, number in keys],
+            "marks": name,
+            "candidate": list(range(count)) * contexts,
+            "response": pool.replies.ravel(),
+            "log_probability": pool.log_probability.ravel().round(4),
+        }
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,141 @@
+"""control.py: the best candidate for each target, measured by judges that did not choose it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_causal_models import make_tokenizer, save_llama
+
+import control
+import steering
+from causal_models import CausalGenerator
+from dataloaders import listener_turns
+from options import DIMENSIONS, Paths, UserError
+from responder import CausalWriter, Weights
+from steering import Pool, choose, interval
+
+
+def pool(*log_probability: float) -> Pool:
+    return Pool(np.array([["a", "b", "c"]]), np.array([log_probability]))
+
+
+def test_the_best_candidate_is_the_likeliest_or_the_nearest_to_the_target():
+    levels = {"emo": np.array([[0.1, 0.9, 0.6]]), "exp": np.array([[0.9, 0.9, 0.1]])}
+    found = pool(-1.0, -1.5, -1.1)
+    assert choose(found, levels, {}, Weights()) == [0]
+    assert choose(found, levels, {"emo": 1}, Weights()) == [1]
+    assert choose(found, levels, {"emo": 1}, Weights(empathy=1)) == [2]
+    assert choose(found, levels, {"emo": 1}, Weights(empathy=0.1)) == [0]
+    assert choose(found, levels, {"exp": 0}, Weights()) == [2]
+    assert choose(pool(-1.0, -np.inf, -1.1), levels, {"emo": 1}, Weights()) == [2]  # an empty reply
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for n in range(200):
+        mean, low, high = interval(rng.random(60) < 0.3, n, draws=300)
+        held += low <= 0.3 <= high
+        assert low <= mean <= high
+    assert 0.88 <= held / 200 <= 0.99
+    assert interval(np.full(5, 0.25), 0) == (0.25, 0.25, 0.25)
+
+
+@pytest.fixture
+def flags(trained_copy, tmp_path) -> list[str]:
+    base = save_llama(tmp_path / "llama", make_tokenizer())
+    run = tmp_path / "run"
+    CausalGenerator.start(base, rank=2, cache=tmp_path, src_len=60).save_pretrained(run)
+    short = "--contexts 5 --candidates 1 6 --timed 1 --max-new-tokens 5 --device cpu"
+    return [str(run), "--workdir", str(trained_copy), *short.split()]
+
+
+def test_levels_under_every_target_stand_beside_their_difference_and_cost(trained_copy, flags, capsys):
+    words = [*flags, "--ranker", "glove-t5", "--judge", "tfidf", "t5", "--empathy-w", "1000", "0"]
+    content = control.main(words)
+    shown = capsys.readouterr().out
+    folder = trained_copy / "results" / "control"
+    table = pd.read_csv(folder / "control.csv")
+    assert json.loads((folder / "metrics.json").read_text())["contexts"] == content["contexts"] == 5
+    assert (folder / "table.md").read_text() in shown
+    names = ["none", *(f"{d}{end}" for d in DIMENSIONS for end in ("=0", "=1", ": 1 - 0"))]
+    assert sorted(table["target"].unique()) == sorted([*names, "gold"])
+    assert len(table) == 2 + 2 * 2 * 2 * len(names)  # judges x weights x candidates
+    candidates = pd.read_csv(folder / "candidates.csv", keep_default_na=False)
+    assert len(candidates) == 5 * 6
+    known = {e.key for e in listener_turns(Paths(trained_copy).dialogues("valid"))}
+    assert set(zip(candidates["conv_id"], candidates["utterance_idx"], strict=True)) <= known
+    first = table[(table["judge"] == "tfidf") & (table["candidates"] == 1)]
+    for dim in DIMENSIONS:  # one candidate leaves no choice, and neither does a weight of 0
+        assert (first[first["target"] == f"{dim}: 1 - 0"][dim] == 0).all()
+        rows = table[(table["judge"] == "tfidf") & (table["candidates"] == 6)].set_index(["weight", "target"])
+        assert rows.loc[(0.0, f"{dim}=1"), dim] == rows.loc[(0.0, "none"), dim]
+        aimed, other = (rows.loc[(1000.0, f"{dim}={n}"), dim] for n in (1, 0))
+        assert rows.loc[(1000.0, f"{dim}: 1 - 0"), dim] == pytest.approx(aimed - other)
+        likely = rows.loc[(1000.0, "none"), "log_probability"]
+        assert rows.loc[(1000.0, f"{dim}=1"), "log_probability"] <= likely
+    moved = table[table["target"].str.contains("1 - 0") & (table["weight"] == 1000)]
+    assert (moved[moved["candidates"] == 6][list(DIMENSIONS)] != 0).any(axis=None)
+
+
+def test_another_ranker_samples_nothing_again_and_an_interrupted_call_goes_on(
+    trained_copy, flags, monkeypatch
+):
+    words = [*flags, "--judge", "t5", "--timed", "0"]
+    real, asked = CausalWriter.generate, []
+
+    def stops(self, batch, count, decoding):
+        asked.append(count)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return real(self, batch, count, decoding)
+
+    monkeypatch.setattr(CausalWriter, "generate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        control.main([*words, "--ranker", "tfidf"])
+    control.main([*words, "--ranker", "tfidf"])
+    assert asked == [6] * 6  # four were kept
+    control.main([*words, "--ranker", "glove-t5", "--name", "other"])
+    assert len(asked) == 6
+    results = trained_copy / "results"
+    one, two = ((results / name / "candidates.csv").read_text() for name in ("control", "other"))
+    assert one == two
+    with pytest.raises(UserError, match="already there.*--overwrite"):
+        control.main([*words, "--ranker", "tfidf"])
+
+
+def test_marks_are_a_way_of_control_where_the_generator_reads_them(trained_copy, flags, tmp_path):
+    words = [*flags, "--ranker", "glove-t5", "--judge", "tfidf", "--timed", "0", "--ways", "ranking", "marks"]
+    with pytest.raises(UserError, match="trained without --control marks; leave the flag out"):
+        control.main(words)
+    known = {"emo": 2, "exp": 2, "int": 2}
+    CausalGenerator.start(str(tmp_path / "llama"), rank=2, cache=tmp_path, marks=known).save_pretrained(
+        words[0]
+    )
+    control.main([*words, "both"])
+    table = pd.read_csv(trained_copy / "results" / "control" / "control.csv")
+    rows = table[table["target"].isin(["none", "exp=1"])].set_index(["way", "candidates", "target"])
+    assert set(table["way"].dropna()) == {"ranking", "marks", "both"}
+    likely = rows["log_probability"]
+    assert likely["marks", 6, "none"] == likely["both", 6, "none"] == likely["ranking", 6, "none"]
+    assert likely["marks", 1, "exp=1"] == likely["both", 1, "exp=1"] != likely["ranking", 1, "exp=1"]
+    candidates = pd.read_csv(trained_copy / "results" / "control" / "candidates.csv", keep_default_na=False)
+    assert candidates["marks"].value_counts().to_dict() == dict.fromkeys(candidates["marks"].unique(), 30)
+    assert candidates["marks"].nunique() == 7
+
+
+def test_a_ranker_is_no_judge_of_its_own_choice(flags, capsys):
+    with pytest.raises(SystemExit):
+        control.parse_args([*flags, "--ranker", "t5", "--judge", "tfidf", "t5"])
+    assert "--judge t5: it is the ranker" in capsys.readouterr().err
+
+
+def test_fewer_contexts_are_among_those_of_more(trained):
+    paths = Paths(trained)
+    few, more = ({e.key for e in steering.drawn_contexts(control_options(n), paths)} for n in (3, 6))
+    assert len(few) == 3 and len(more) == 6 and few <= more
+
+
+def control_options(contexts: int) -> steering.ControlOptions:
+    return control.pick(steering.ControlOptions, control.parse_args(["run", "--contexts", str(contexts)]))
