@@ -12,7 +12,7 @@ from options import DIMENSIONS, Paths, UserError
 
 #: {dimension: the word of each level}; words that every vocabulary holds
 WORDS = {
-    "emo": ("cold", "warm", "love"),
+    "emo": ("far", "warm", "love"),
     "exp": ("tell", "ask", "why"),
     "int": ("quiet", "know", "understand"),
 }

@@ -22,7 +22,9 @@ from commands import Decoding
 from dataloaders import Example, hash_seed, listener_turns, read_exemplars
 from generators import weights_file
 from judges import Judge
-from metrics import bleu, reply_statistics
+from measures import bleu
+from metrics import distinct
+from normalising import normalise, words
 from options import DIMENSIONS, Paths, UserError, refuse_existing
 from responder import Weights, Writer, open_writer
 from session import Session, own_random_stream
@@ -32,7 +34,7 @@ Target = Mapping[str, int]  # {dimension: level}; empty: none
 TARGETS: tuple[Target, ...] = ({}, *({dim: level} for dim in DIMENSIONS for level in (0, 1)))
 COSTS = {
     "log_probability": "log-prob.",
-    "sacrebleu": "sacreBLEU",
+    "norm_bleu_4": "BLEU-4",
     "distinct_2": "Distinct-2 %",
     "length": "words",
     "seconds": "seconds",
@@ -255,8 +257,8 @@ def measured(
             name = in_words(choice.target)
             own = judge.levels(choice.replies, contexts)
             levels[choice.way, choice.weight, choice.count, name] = own
-            cost = {"log_probability": choice.log_probability, "seconds": seconds.get(choice.count)}
-            cost |= {"sacrebleu": bleu(choice.replies, gold)["sacrebleu"]} | reply_statistics(choice.replies)
+            cost: dict[str, Any] = {"log_probability": choice.log_probability}
+            cost |= texts_cost(choice.replies, gold) | {"seconds": seconds.get(choice.count)}
             key = {"judge": judge.name, "way": choice.way}
             key |= {"weight": choice.weight, "candidates": choice.count}
             rows.append(key | {"target": name} | intervals(own, seed) | cost)
@@ -280,6 +282,16 @@ def level(row: pd.Series, dim: str, signed: bool = False) -> str:
     return f"{row[dim]:{sign}.2f} [{row[f'{dim}_low']:{sign}.2f}, {row[f'{dim}_high']:{sign}.2f}]"
 
 
+def texts_cost(replies: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
+    """What replies are worth without any critic: BLEU-4 (normalised) and Distinct-2 in percent, words."""
+    spelt = [normalise(text) for text in replies]
+    return {
+        "norm_bleu_4": bleu(spelt, [normalise(text) for text in gold], [4])[4].point,
+        "distinct_2": distinct(replies, 2),
+        "length": float(np.mean([len(words(text)) for text in replies])),
+    }
+
+
 def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -293,9 +305,9 @@ def summary(table: pd.DataFrame) -> str:
         by_target = {row["target"]: row for _, row in part.iterrows()}
         moved = [level(by_target[f"{dim}: 1 - 0"], dim, True) for dim in DIMENSIONS]
         aimed = [row for name, row in by_target.items() if "=" in name]
-        costs = [f"{np.mean([row[c] for row in aimed]):.2f}" for c in ("log_probability", "sacrebleu")]
+        costs = [f"{np.mean([row[c] for row in aimed]):.2f}" for c in ("log_probability", "norm_bleu_4")]
         rows.append([judge, way, f"{weight:g}", f"{count:g}", *moved, *costs])
-    costs = ["log-prob. under a target", "sacreBLEU under a target"]
+    costs = ["log-prob. under a target", "BLEU-4 under a target"]
     return as_table(["judge", "way", "weight", "N", *DIMENSIONS, *costs], rows)
 
 

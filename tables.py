@@ -376,7 +376,7 @@ def write_cases(
         untuned = read_exemplars(file, against.examples)
         retrievers = {"tuned retriever": shown, "untuned retriever": [untuned[i] for i in numbers]}
     systems = cases(lines, rows, against.examples, numbers)
-    keys = {}
+    keys: dict[str, str] = {}
     for judge in against.judges:
         keys |= {score_name(c.key): c.formula for c in judge_columns(judge.name, list(DIMENSIONS))}
     chosen = [against.examples[i] for i in numbers]

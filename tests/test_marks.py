@@ -20,7 +20,7 @@ from options import Paths, UserError
 from responder import Responder
 from session import Session
 
-MARKS = ["warm ask quiet", "", "cold", ""]
+MARKS = ["warm ask quiet", "", "far", ""]
 
 
 def test_in_a_chat_marks_stand_right_before_the_reply_and_are_no_targets():
@@ -116,10 +116,10 @@ def test_targets_become_marks_where_the_generator_knows_them(script, trained_cop
         run = trained_copy / "saved" / "glove-t5" / "plain-marks"
     responder = Responder.from_pretrained(run, session=Session("cpu"), workdir=trained_copy)
     asked = {"turns": ["My dog died."], "seed": 1, "n_candidates": 3}
-    free, cold, warm = (
+    free, far, warm = (
         responder.reply(target=target, **asked) for target in (None, {"emo": 0}, {"emo": 1, "exp": 1})
     )
-    values = [a.candidates[0].log_probability for a in (free, cold, warm)]
+    values = [a.candidates[0].log_probability for a in (free, far, warm)]
     assert len(set(values)) == 3 and free == responder.reply(target={}, **asked)
     if script == "causal":
         batch = responder.writer.encode(["Hi."], [], {"emo": 1, "exp": 0})
