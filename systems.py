@@ -373,14 +373,15 @@ def _between(
 
 
 def _in_order(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
-    """Replies without keys, histories and references: one for each listener turn."""
+    """Replies without keys, histories and references: one for each listener turn, which nothing confirms."""
     if len(replies) != len(examples):
         raise UserError(
             f"{path}: {len(replies):,} replies for the {len(examples):,} listener turns of this split, and "
             "nothing says which they answer; give the gold replies in their order, one a line: --references "
             "FILE"
         )
-    return {n: [reply] for n, reply in enumerate(replies)}, []
+    note = "matched by their order alone; the gold replies in that order would confirm it: --references FILE"
+    return {n: [reply] for n, reply in enumerate(replies)}, [note]
 
 
 # ------------------------------------------------------------------------------------------------- item sets

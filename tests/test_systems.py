@@ -402,6 +402,12 @@ def test_a_file_that_cannot_be_read_whole_is_refused_with_its_place(tmp_path, fa
     assert name in refusal(tmp_path / name)
 
 
+def test_replies_whose_order_nothing_confirms_are_noted(tmp_path):
+    (tmp_path / "hyp.txt").write_text("a\nb\nc\nd\ne\n")
+    [system] = read(tmp_path / "hyp.txt")
+    assert system.numbers == [0, 1, 2, 3, 4] and "by their order alone" in system.notes[0]
+
+
 def test_references_are_for_the_file_that_lacks_them(tmp_path):
     (tmp_path / "ref.txt").write_text("a\n")
     rows = [f"{e.conv_id}\t{e.utterance_idx}\tso\n" for e in EXAMPLES]
