@@ -234,8 +234,8 @@ def pleased(inputs: dict[str, str], digests: Mapping[str, str]) -> list[str]:
 
 
 def notes(lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judges.Judge]) -> list[str]:
-    """How replies were decoded, and which runs were trained by what judges them: the training critics in
-    `folders`, or one `among` the judges."""
+    """How replies were decoded, what reading them has noted, and which runs were trained by what judges them:
+    the training critics in `folders`, or one `among` the judges."""
     out = []
     critics = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     for line in lines:
@@ -243,6 +243,8 @@ def notes(lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judg
             name = cell(line.name if len(line.systems) == 1 else f"{line.name}, {system.name}")
             if system.decoding:
                 out.append(f"Replies of {name}: {system.decoding}.")
+            if system.notes:
+                out.append(f"File of {name}: {cell('; '.join(system.notes))}.")
             inputs = {}
             if run := system.folder or system.run:
                 inputs = storage.read_json(Path(run) / "args.json").get("inputs", {})

@@ -147,8 +147,9 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     run.mkdir()
     storage.write_json(run / "args.json", {"inputs": {"reward emo": reward, "critic int": "of a judge"}})
     judge = Judge("t5", {"emo": "another", "int": "of a judge"}, {}, {}, reads_context=True)
-    line = tables.Named("mine", [System("mine", [], [], folder=run)])
-    [said] = tables.notes([line], {"emo": critic}, [judge])
+    line = tables.Named("mine", [System("mine", [], [], folder=run, notes=["empty replies: 3"])])
+    file, said = tables.notes([line], {"emo": critic}, [judge])
+    assert file == "File of mine: empty replies: 3."
     assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
 
 
