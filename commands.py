@@ -651,6 +651,8 @@ def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namesp
         problems.append(
             "--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on"
         )
+    if args.balance and not args.main_loss_w:
+        problems.append("--balance: a share of the nll's gradient, which --main-loss-w 0 takes away")
     return check_decoding(parser, args, problems)
 
 

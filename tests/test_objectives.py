@@ -192,3 +192,9 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
             logp = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             alone = -logp.gather(1, ids[len(prompt) :, None]).sum()
             assert float(together[row]) == pytest.approx(float(alone), rel=1e-3)
+
+
+def test_a_share_of_no_gradient_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        train_glove_t5.parse_args(["--main-loss-w", "0", "--balance", "0.5"])
+    assert "which --main-loss-w 0 takes away" in capsys.readouterr().err
