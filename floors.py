@@ -3,6 +3,7 @@
 A column in which one of these beats a system says little about that system.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -76,12 +77,15 @@ def nearest_by_minilm(
     """The same by MiniLM's cosine; the known histories' vectors stay in the cache."""
     retriever = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
     encoders = retriever.encoders
-    key = storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
+    keep = paths.cache / (
+        "histories-" + storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
+    )
 
     def make() -> dict[str, np.ndarray]:
-        return {"vectors": encoders.embed("question", list(known), session, "training", paths.cache / key)}
+        return {"vectors": encoders.embed("question", list(known), session, "training", keep)}
 
-    vectors = storage.cached(paths.cache / f"histories-{key}.npz", make)["vectors"]
+    vectors = storage.cached(keep.with_suffix(".npz"), make)["vectors"]
+    shutil.rmtree(keep, ignore_errors=True)
     queries = encoders.embed("question", list(asked), session, "histories")
     index = Index(of_length_one(vectors), held)
     return [row[0][0] for row in index.search(of_length_one(queries), 1, owners)]
