@@ -1,6 +1,7 @@
 """The tables as markdown: one compact table, further ones by group with intervals, what the marks mean."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -137,4 +138,11 @@ class Page:
             )
         elif len(self.comparison.systems) > 1:
             lines.append("Every two systems in every column, with intervals and p: pairs.csv.")
+        most = max(Counter((test.one, test.other) for test in self.tests).values(), default=0)
+        if most / (self.comparison.count + 1) >= 1 - LEVEL:  # the least p there is, corrected
+            enough = round(2 * most / (1 - LEVEL), -2)
+            lines.append(
+                f"{self.comparison.count} resamples are too few for the correction over {most} columns: only "
+                f"Distinct could be significant. --resamples {enough:.0f} are enough."
+            )
         return lines

@@ -9,6 +9,7 @@ import intervals
 from columns import COLUMNS
 from comparison import Comparison, Measured, Row, best
 from intervals import Additive, Estimate, bootstrap, holm, item_means, paired_p, ratio, resamples
+from rendering import Page
 
 
 def test_intervals_of_a_mean_and_of_a_ratio_cover_it_at_their_rate():
@@ -103,6 +104,18 @@ def test_the_best_of_few_items_is_not_bold_where_the_test_on_all_of_them_says_th
     assert test.better == "better" and test.corrected < 0.05
     winners, ties = best(comparison, tests)
     assert "rouge_l" not in winners and ties["rouge_l"] == {"worse", "better"}
+
+
+@pytest.mark.parametrize(("count", "few"), [(100, True), (500, False)])
+def test_resamples_that_can_make_nothing_significant_are_said_to_be_too_few(count, few):
+    rng = np.random.default_rng(6)
+    rows = [simulated(rng, 200, kind=kind, name=kind) for kind in ("gold", "system")]
+    rows.append(simulated(rng, 200, name="other"))
+    comparison = Comparison(rows, COLUMNS, count=count, seed=0)
+    comparison.settle(tuple(range(200)))
+    tests, refused = comparison.tests(range(200))
+    said = "\n".join(Page(comparison, tests).remarks(refused))
+    assert (f"100 resamples are too few for the correction over {len(tests)} columns" in said) == few
 
 
 def test_several_seeds_are_one_figure_with_each_of_them_kept():
