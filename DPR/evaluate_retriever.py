@@ -53,6 +53,8 @@ def parse_args(argv=None):
         problems.append("--path, --encoder, --bm25: each is a retriever; give one of them")
     if args.path and args.pooling != "cls":
         problems.append("--path: a trained retriever brings its own pooling; leave --pooling out")
+    if args.bm25 and (args.pooling, args.similarity) != ("cls", "product"):
+        problems.append("--bm25: has no vectors; leave --pooling and --similarity out")
     check(parser, args, problems)
     return args
 

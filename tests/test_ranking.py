@@ -53,3 +53,9 @@ def test_only_passages_of_the_questions_emotion_compete_where_that_is_asked(trai
     )
     assert np.isfinite(narrow["mrr"])
     assert figures(trained_copy, "bm25-same-emotion")["passages"] == narrow["passages"]
+
+
+def test_words_have_no_cosine(capsys):
+    with pytest.raises(SystemExit):
+        evaluate_retriever.parse_args(["--bm25", "--similarity", "cosine"])
+    assert "--bm25: has no vectors" in capsys.readouterr().err
