@@ -161,16 +161,23 @@ class CausalPredictor(Predictor):
         prompts = session.move(self.data.collate(numbers))
         seed = hash_seed(self.decoding.seed, number)
         with torch.inference_mode(), session.autocast(), own_random_stream(seed):
-            nll = example_nll(token_nll(model(gold), gold["target_ids"]), gold)  # (N,) -> (E,)
+            each = token_nll(model(gold), gold["target_ids"])  # (N,)
+            nll = example_nll(each, gold)  # (E,)
             texts = model.replies(model.generate(prompts, **self.arguments))
         tokens = torch.bincount(gold["example_of"], minlength=len(nll))
+        ends = gold["target_mask"].sum(1).cumsum(0) - 1  # (E,), of each row, which is one example's
+        unknown = gold["target_ids"] == self.unknown
+        unknown[ends] = False  # one token can serve as both
+        unknown = torch.zeros_like(tokens).index_add(0, gold["example_of"], unknown.long())
         # the model's examples come in the order of their numbers
         place = {n: i for i, n in enumerate(gold["examples"].tolist())}
         order = [place[n] for n in numbers]
         return {
             "numbers": np.array(numbers),
             "nll": np.array(nll.tolist())[order],
+            "nll_end": np.array(each[ends].tolist()),  # rows come as asked for
             "tokens": np.array(tokens.tolist())[order],
+            "unknown": np.array(unknown.tolist())[order],
             "response": np.array(texts),
         }
 

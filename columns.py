@@ -152,6 +152,26 @@ COLUMNS: tuple[Column, ...] = (
         "lower",
         main=True,
     ),
+    Column(
+        "ppl_word_open",
+        "PPL/word without ends",
+        "likelihood",
+        "exp((sum of the gold replies' NLL - that of their ends) / sum of words); 13a words",
+        "1",
+        "likelihood.csv of the run",
+        "lower",
+    ),
+    Column(
+        "ppl_word_class",
+        "PPL/word, unknown charged",
+        "likelihood",
+        "exp((sum of the gold replies' NLL + log C for each unknown token) / sum of words and one end a "
+        "reply); 13a words; C: the distinct words of the training replies that the model does not know, at "
+        "least 1, each taken for as likely",
+        "1",
+        "likelihood.csv of the run",
+        "lower",
+    ),
     *(
         Column(
             f"distinct_{n}_{kind}",

@@ -5,6 +5,7 @@ What a generator computes stands in models.Generator, what critics are asked in 
 enter in exemplars.py.
 """
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from dataloaders import (
     tokenizer_hash,
 )
 from glove_models import glove_config, load_vectors, set_word_vectors
-from metrics import count_words, perplexity
+from metrics import count_words, perplexity, unknown_words
 from models import (
     CriticSet,
     Generator,
@@ -265,12 +266,17 @@ def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -
     return [" ".join(text.split()) for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
+#: of each gold reply: nats of all tokens and of its end alone, tokens, and how many of them are unknown
+GOLD = ("nll", "nll_end", "tokens", "unknown")
+
+
 class Predictor:
     """A reply, and the gold reply's likelihood, for every example of a split; an interrupted one goes on."""
 
     def __init__(self, model: Generator, tokenizer, data: Data, decoding: Decoding, session: Session):
         self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
         self.decoding, self.session = decoding, session
+        self.unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id  # -1: no token
         self.arguments = decoding_arguments(decoding, tokenizer, model.vocabulary)
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
@@ -279,12 +285,15 @@ class Predictor:
         batch = self.session.move(self.data.collate(numbers))
         seed = hash_seed(self.decoding.seed, number)
         with torch.inference_mode(), self.session.autocast(), own_random_stream(seed):
-            nll = token_nll(self.model(batch), batch["labels"]).sum(1)  # (B, T) -> (B,)
+            nll = token_nll(self.model(batch), batch["labels"])  # (B, T)
             texts = reply(self.model, self.tokenizer, batch, self.arguments)
+        tokens = batch["reply_mask"].sum(1)  # (B,), replies are whole: the last one is the end
         return {
             "numbers": np.array(numbers),
-            "nll": np.array(nll.tolist()),
-            "tokens": np.array(batch["reply_mask"].sum(1).tolist()),
+            "nll": np.array(nll.sum(1).tolist()),
+            "nll_end": np.array(nll.gather(1, tokens[:, None] - 1)[:, 0].tolist()),
+            "tokens": np.array(tokens.tolist()),
+            "unknown": np.array((batch["labels"] == self.unknown).sum(1).tolist()),
             "response": np.array(texts),
         }
 
@@ -327,7 +336,7 @@ def write_predictions(
     origin |= {"decoding": predictor.arguments, "precision": session.precision}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
     output = output or folder
-    keep = output / f".partial-{fingerprint(str(storage.content(origin)))[:16]}"
+    keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD)[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
     rows = storage.in_chunks(batches, predictor.chunk, keep, f"replies, {split}", size=4)
 
@@ -340,7 +349,10 @@ def write_predictions(
         }
     )
     words = [count_words(e.response) + 1 for e in examples]  # the end counts as a word
-    table = keys.assign(nll=rows["nll"].round(5), tokens=rows["tokens"], words=words)
+    table = keys.assign(**{name: rows[name] for name in GOLD}, words=words, nll_class=0.0)
+    if table["unknown"].any():
+        table["nll_class"] = table["unknown"] * class_nats(tokenizer, paths)
+    table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
     storage.write_csv(likelihood, table)
     storage.write_csv(predictions, keys.assign(response=rows["response"]), sep="\t", origin=origin)
     shutil.rmtree(keep, ignore_errors=True)
@@ -354,6 +366,15 @@ def write_predictions(
         f"token, {result['ppl_word']:.2f} a word"
     )
     return result
+
+
+def class_nats(tokenizer, paths: Paths) -> float:
+    """What an unknown token costs beside its own probability, in nats: log C, for one of the C distinct words
+    of the training replies that are unknown to a tokenizer, each as likely; nan without those dialogues."""
+    file = paths.dialogues("train")
+    if not file.exists():
+        return math.nan
+    return math.log(max(1, len(unknown_words(tokenizer, [t.response for t in listener_turns(file)]))))
 
 
 # -------------------------------------------------------------------------------------------------- the stage

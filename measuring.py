@@ -111,13 +111,20 @@ class Standard:
 
         return Measured(numbers, found, plain, constants, of_the_set)
 
-    def likelihoods(self, known: Mapping[int, Sequence[float]], numbers: Numbers) -> dict[str, Additive]:
-        """Perplexities, where the (nll, tokens, words) of all gold replies are known."""
+    @staticmethod
+    def likelihoods(known: Mapping[int, Sequence[float]], numbers: Numbers) -> dict[str, Additive]:
+        """Perplexities, each where what it is made of (systems.LIKELIHOOD) is known of all gold replies."""
         if not numbers or any(n not in known for n in numbers):
             return {}
-        nll, tokens, words = np.array([known[n] for n in numbers], dtype=float).T
-        units = {"ppl_token": tokens, "ppl_word": words}
-        return {key: Additive(np.stack([nll, unit], axis=1), perplexity) for key, unit in units.items()}
+        nll, tokens, words, end, of_class = np.array([known[n] for n in numbers], dtype=float).T
+        sums = {
+            "ppl_token": (nll, tokens),
+            "ppl_word": (nll, words),
+            "ppl_word_open": (nll - end, words - 1),
+            "ppl_word_class": (nll + of_class, words),
+        }
+        found = {key: np.stack(pair, axis=1) for key, pair in sums.items()}
+        return {key: Additive(s, perplexity) for key, s in found.items() if np.isfinite(s).all()}
 
     def judged(self, judge: str, levels: dict[str, np.ndarray], numbers: Numbers) -> dict[str, Additive]:
         """One judge's columns, of its levels (n,) of the replies to `numbers`; a level is a probability."""

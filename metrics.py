@@ -84,6 +84,18 @@ def count_words(text: str) -> int:
     return len(split_words(text))
 
 
+def unknown_words(tokenizer, texts: Sequence[str]) -> set[str]:
+    """What a (fast) tokenizer takes for its unknown token in `texts`: each distinct piece, lower-cased."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or not texts:
+        return set()
+    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    words = set()
+    for text, ids, spans in zip(texts, found["input_ids"], found["offset_mapping"], strict=True):
+        words.update(text[a:b].strip().lower() for i, (a, b) in zip(ids, spans, strict=True) if i == unknown)
+    return words
+
+
 def perplexity(nll: float, units: float) -> float:
     """exp(sum of token NLL / number of units), all sums over the whole set: never a mean of batch means."""
     return math.exp(min(nll / units, 700)) if units else math.nan

@@ -32,6 +32,10 @@ ITEM_SETS = ("all", "last", "non-last", "shared")
 #: files of a folder that may hold replies, by their endings
 READABLE = {".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".txt"}
 
+#: columns of likelihood.csv: nats of a gold reply, model tokens, words with one for the end; nats of the end
+#: alone, and those that unknown words cost for their class (both later than the others)
+LIKELIHOOD = ("nll", "tokens", "words", "nll_end", "nll_class")
+
 
 @dataclass(frozen=True)
 class System:
@@ -48,8 +52,8 @@ class System:
     parameters: int | None = None
     adapter: bool = False  # `parameters` are an adapter's, without its base
     notes: list[str] = field(default_factory=list)  # what a reader of the table must know of the file
-    #: number of a listener turn -> (nll of its gold reply, tokens, words)
-    likelihoods: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    #: number of a listener turn -> its gold reply's LIKELIHOOD; nan what the file does not have
+    likelihoods: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -170,17 +174,18 @@ def _likelihood(file: Path, examples: Sequence[Example]) -> dict:
     table = pd.read_csv(file, dtype={"conv_id": str}, keep_default_na=False)
     number = {e.key: n for n, e in enumerate(examples)}
     keys = zip(table["conv_id"], table["utterance_idx"], strict=True)
-    values = table[["nll", "tokens", "words"]].astype(float).itertuples(index=False, name=None)
+    known = table.reindex(columns=LIKELIHOOD).replace("", math.nan).astype(float)
+    values = known.itertuples(index=False, name=None)
     found = {number[key]: row for key, row in zip(keys, values, strict=True) if key in number}
     return {"likelihoods": found, "perplexities": perplexities(found.values())}
 
 
 def perplexities(rows) -> dict[str, float]:
-    """Of the gold replies, from (nll, tokens, words) of each; empty where there are none."""
+    """Of the gold replies, from the LIKELIHOOD of each; empty where there are none."""
     rows = list(rows)
     if not rows:
         return {}
-    nll, tokens, count = (sum(column) for column in zip(*rows, strict=True))
+    nll, tokens, count, *_ = (sum(column) for column in zip(*rows, strict=True))
     return {"ppl_token": perplexity(nll, tokens), "ppl_word": perplexity(nll, count)}
 
 

@@ -1,6 +1,7 @@
 """train_causal_lm.py on a tiny Llama: what it leaves behind, and that it goes on bit for bit."""
 
 import json
+import math
 import shutil
 
 import pandas as pd
@@ -13,13 +14,17 @@ from test_causal_models import make_tokenizer, save_llama
 import evaluate_responses
 import train_causal_lm
 import updates
+from causal_models import CausalGenerator
+from chats import chat_ids
 from dataloaders import listener_turns, read_predictions
 from options import Paths, UserError
 
 
 @pytest.fixture
 def flags(trained_copy, tmp_path) -> list[str]:
-    base = save_llama(tmp_path / "llama", make_tokenizer())
+    tokenizer = make_tokenizer()
+    tokenizer.unk_token = tokenizer.eos_token  # one token for both, as in GPT-2
+    base = save_llama(tmp_path / "llama", tokenizer)
     short = "--device cpu --max-steps 4 --batch-size 4 --batch-tokens 0 --save-every 1 --log-every 1"
     decoding = "--max-new-tokens 5 --predict-batch-size 8 --valid-conversations 3 --lora-rank 2 --epochs 9"
     return ["--workdir", str(trained_copy), "--model", base, *short.split(), *decoding.split()]
@@ -34,11 +39,23 @@ def test_a_run_is_complete_and_stands_on_the_table(trained_copy, flags, exemplar
     likelihood = pd.read_csv(folder / "likelihood.csv")
     assert likelihood["utterance_idx"].tolist() == [e.utterance_idx for e in examples]
     assert (likelihood["tokens"] > 1).all() and (likelihood["nll"] > 0).all()
+    assert (likelihood["unknown"] == 0).all() and (likelihood["nll_class"] == 0).all()
+    if exemplars == "none":
+        model = CausalGenerator.from_pretrained(folder, cache=Paths(trained_copy).cache)
+        for example, row in list(zip(examples, likelihood.itertuples(), strict=True))[:4]:
+            reply = model.tokenizer(example.response, add_special_tokens=False)["input_ids"]
+            before = chat_ids(model.tokenizer, example.history, src_len=model.settings.src_len)
+            ids = [*before.tolist(), *reply]
+            with torch.no_grad():
+                last = model.lm(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            assert row.nll_end == pytest.approx(-float(last[model.chat.end_id]), rel=1e-3)
     evaluate_responses.main(["--workdir", str(trained_copy), str(folder), "--family", "glove-t5"])
     systems = json.loads((trained_copy / "results" / "evaluation" / "metrics.json").read_text())["systems"]
-    sums = likelihood[["nll", "words"]].sum()
-    expected = 2.718281828459045 ** (sums.nll / sums.words)
-    assert systems[f"causal-lm/{folder.name}"]["ppl_word"] == pytest.approx(expected, rel=1e-6)
+    sums, row = likelihood.sum(numeric_only=True), systems[f"causal-lm/{folder.name}"]
+    assert row["ppl_word"] == pytest.approx(math.exp(sums.nll / sums.words), rel=1e-6)
+    said = (sums.nll - sums.nll_end) / (sums.words - len(examples))
+    assert row["ppl_word_open"] == pytest.approx(math.exp(said), rel=1e-6)
+    assert row["ppl_word_class"] == row["ppl_word"]
 
 
 def test_exemplars_really_enter(trained_copy, flags):

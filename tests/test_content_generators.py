@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import evaluate_responses
+import glove_models
 import train_glove_t5
 import train_t5
 from dataloaders import Example, listener_turns, read_exemplars
@@ -105,9 +106,21 @@ def give_critics_other_heads(workdir: Path, family: str) -> None:
 # ------------------------------------------------------------------------------------------------- perplexity
 
 
+def say_unknown_words(dialogues: Path) -> None:
+    """In the first listener's turn."""
+    lines = dialogues.read_text(encoding="utf-8").splitlines()
+    place = next(n for n, line in enumerate(lines) if line.split(",")[1] == "2")
+    fields = lines[place].split(",")
+    fields[5] = "Zyzzyva zyzzyva or qwertz ?"
+    lines[place] = ",".join(fields)
+    dialogues.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family):
     """--tgt-len cuts replies in training, and nowhere else."""
+    for split in ("train", "valid"):
+        say_unknown_words(Paths(workdir).dialogues(split))
     steps = ["--max-steps", "3", "--lr", "3e-3", "--batch-size", "8"]
     folder = train(workdir, family, *NO_CRITICS, *steps, "--no-predict")
     predict(workdir, folder, "--predict-split", "valid")
@@ -119,11 +132,20 @@ def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family)
         batch = alone(tokenizer, example)
         assert row.tokens == len(ids_of(tokenizer, example.response)) + 1
         assert row.words == count_words(example.response) + 1
-        assert row.nll == pytest.approx(nll_of(logits_of(model, batch), batch), rel=1e-4)
+        logits = logits_of(model, batch)
+        assert row.nll == pytest.approx(nll_of(logits, batch), rel=1e-4)
+        assert row.nll_end == pytest.approx(-float(logits[-1].log_softmax(-1)[tokenizer.eos_token_id]), 1e-4)
+        assert row.unknown == ids_of(tokenizer, example.response).count(tokenizer.unk_token_id)
     assert table["tokens"].max() > TGT_LEN  # else nothing was there to cut
 
     nll, tokens, words = (table[column].sum() for column in ("nll", "tokens", "words"))
     expected = {"ppl_token": math.exp(nll / tokens), "ppl_word": math.exp(nll / words)}
+    apart = {"ppl_word_open": math.exp((nll - table["nll_end"].sum()) / (words - len(table)))}
+    if family == "glove-t5":  # whose words are told apart in a second way
+        said = glove_models.count_words(e.response for e in listener_turns(Paths(workdir).dialogues("train")))
+        assert said.keys() - tokenizer.get_vocab().keys() == {"zyzzyva", "qwertz"}
+        assert table["unknown"].sum() >= 3
+        apart["ppl_word_class"] = math.exp((nll + table["unknown"].sum() * math.log(2)) / words)
     result = json.loads((folder / "result.json").read_text())
     common = ["--workdir", str(workdir), "--device", "cpu", "--split", "valid", "--cases", "1"]
     evaluate_responses.main([*common, str(folder)])
@@ -134,6 +156,7 @@ def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family)
         "table": scored["systems"][f"{family}/run"],
     }.items():
         assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4), name
+    assert {k: scored["systems"][f"{family}/run"][k] for k in apart} == pytest.approx(apart, rel=1e-4)
     assert result["valid"]["nll"] == result["nll"] == pytest.approx(nll / tokens, rel=1e-4)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import storage
 from dataloaders import Example
 from measures import bleu
+from measuring import Standard
 from normalising import normalise, words
 from options import Paths, UserError
 from systems import item_set, read_system, require_complete, restrict, set_hash
@@ -483,3 +484,10 @@ def test_perplexity_on_a_set_is_of_its_items(tmp_path):
     assert system.name == "out" and system.decoding.startswith("beam search, 8 beams")
     assert system.perplexities["ppl_word"] == pytest.approx(2.718281828**3)
     assert restrict(system, [1, 3]).perplexities["ppl_token"] == pytest.approx(2.718281828)
+    # a file without the later columns has no more
+    assert Standard.likelihoods(system.likelihoods, (0, 2)).keys() == {"ppl_token", "ppl_word"}
+    storage.write_csv(predictions.with_name("likelihood.csv"), table.assign(words=2, nll_end=1, nll_class=""))
+    [system] = read(predictions.parent)
+    found = Standard.likelihoods(system.likelihoods, (2, 3))
+    assert found["ppl_word_open"].point == pytest.approx(2.718281828**1.5)
+    assert "ppl_word_class" not in found  # the class could not be counted
