@@ -26,8 +26,8 @@ class Measured:
     figures: dict[str, Additive]
     replies: list[str]  # normalised; of a floor of levels none
     constants: dict[str, float] = field(default_factory=dict)  # the same on any set of items
-    #: figures that have no interval, of the items at some places
-    of_the_set: Callable[[np.ndarray], dict[str, float]] | None = None
+    #: figures that are no function of sums over items, of the items at some places
+    of_the_set: Callable[[np.ndarray], dict[str, Estimate]] | None = None
 
     def places(self, numbers: Numbers) -> np.ndarray:
         """Where the items `numbers` stand among its own."""
@@ -113,14 +113,14 @@ class Comparison:
             self.known[key] = joined([self.of_one(run, numbers, sizes) for run in row.runs])
         return self.known[key]
 
-    def without_interval(self, row: Row) -> dict[str, Estimate]:
-        """The other figures of one row, on the set of the tables."""
+    def untested(self, row: Row) -> dict[str, Estimate]:
+        """The other figures of one row, on the set of the tables alone."""
         each = []
         for run in row.runs:
-            values = dict(run.constants)
+            found = {key: Estimate(value) for key, value in run.constants.items()}
             if run.of_the_set:
-                values |= run.of_the_set(run.places(self.numbers))
-            each.append({key: Estimate(value) for key, value in values.items()})
+                found |= run.of_the_set(run.places(self.numbers))
+            each.append(found)
         return joined(each)
 
     def of_one(self, run: Measured, numbers: Numbers, sizes: Sizes) -> dict[str, Estimate]:
@@ -194,7 +194,7 @@ class Comparison:
         if not self.made:
             for row in tqdm(self.rows, desc="intervals", disable=None, leave=False):
                 found = self.estimates(row, self.numbers, self.table_sizes)
-                self.made[row.name] = self.without_interval(row) | found
+                self.made[row.name] = self.untested(row) | found
         return self.made
 
     def beaten(self) -> dict[str, dict[str, list[str]]]:

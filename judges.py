@@ -28,6 +28,7 @@ import storage
 from critics import Critic
 from dataloaders import Example, read_pairs
 from DPR.biencoder import embed, load_side, resolve
+from intervals import Estimate
 from models import load_tokenizer
 from options import DIMENSIONS, Paths, UserError
 from session import Session
@@ -243,19 +244,17 @@ def listed(values: Mapping[str, float], shape: str) -> str:
 # ----------------------------------------------------------------------------------- what a context foretells
 
 
-def context_auc(
-    levels: np.ndarray, gold: np.ndarray, draws: int = 1000, seed: int = 42
-) -> tuple[float, float, float]:
-    """How well a level of each context (N,) foretells which gold replies reach level 1: (ROC AUC, and the
-    ends of its 95 % interval, by a bootstrap over the contexts).
+def context_auc(levels: np.ndarray, gold: np.ndarray, draws: int = 1000, seed: int = 42) -> Estimate:
+    """How well a level of each context (N,) foretells which gold replies reach level 1: the ROC AUC, with a
+    bootstrap over the contexts.
 
     `levels`: the mean judged level of several replies that a system sampled for one context, or what a
-    predictor says; `gold`: the judged level of the gold reply. All nan where every gold reply is on one side.
-    By a judge that reads the context, even a constant reply is above .5: ask it without contexts.
+    predictor says; `gold`: the judged level of the gold reply. Nan where every gold reply is on one side. By
+    a judge that reads the context, even a constant reply is above .5: ask it without contexts.
     """
     reached = np.asarray(gold) >= 0.5
     if reached.all() or not reached.any():
-        return math.nan, math.nan, math.nan
+        return Estimate(math.nan)
     groups = np.unique(levels, return_inverse=True)[1]  # equal levels count half
 
     def auc(counts: np.ndarray) -> float:
@@ -267,8 +266,7 @@ def context_auc(
 
     rng, count = np.random.default_rng(seed), len(reached)
     drawn = [auc(np.bincount(rng.integers(count, size=count), minlength=count)) for _ in range(draws)]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return auc(np.ones(count)), float(low), float(high)
+    return Estimate(auc(np.ones(count)), np.array(drawn))
 
 
 def context_predictor(

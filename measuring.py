@@ -15,7 +15,7 @@ import measures
 import metrics
 from comparison import Measured, Numbers, Row
 from dataloaders import Example, plan_once
-from intervals import Additive, item_means, ratio
+from intervals import Additive, Estimate, item_means, ratio
 from judges import Judge, context_auc, context_predictor
 from normalising import normalise
 from session import Session
@@ -99,9 +99,9 @@ class Standard:
             found[f"critic_{kind}"] = item_means(values)
         constants = {} if parameters is None else {"parameters": float(parameters)}
 
-        def of_the_set(places: np.ndarray) -> dict[str, float]:
+        def of_the_set(places: np.ndarray) -> dict[str, Estimate]:
             some = [replies[place] for place in places]
-            values = {f"distinct_{n}": metrics.distinct(some, n) for n in (1, 2)}
+            values = {f"distinct_{n}": Estimate(metrics.distinct(some, n)) for n in (1, 2)}
             if samples is not None:
                 some_samples = [samples[place] for place in places]
                 some_numbers = tuple(numbers[place] for place in places)
@@ -142,7 +142,7 @@ class Standard:
 
     def context_auc(
         self, judge: Judge, samples: Sequence[Sequence[str]], numbers: Numbers
-    ) -> dict[str, float]:
+    ) -> dict[str, Estimate]:
         """How well the mean judged level of a context's samples foretells the gold reply's.
 
         The samples are judged by themselves: a judge that reads the context foretells without any reply.
@@ -150,25 +150,27 @@ class Standard:
         texts = [text for row in samples for text in row]
         owners = np.repeat(np.arange(len(samples)), [len(row) for row in samples])
         counts = np.maximum(np.bincount(owners, minlength=len(samples)), 1)
-        found: dict[str, float] = {}
+        found: dict[str, Estimate] = {}
         for dim, levels in judge.levels(texts).items():
             means = np.bincount(owners, levels, len(samples)) / counts
             found |= self.foretold(judge.name, dim, means, numbers)
         return found
 
-    def foretold(self, judge: str, dim: str, levels: np.ndarray, numbers: Numbers) -> dict[str, float]:
+    def foretold(self, judge: str, dim: str, levels: np.ndarray, numbers: Numbers) -> dict[str, Estimate]:
         gold = self.gold_levels[judge][dim][list(numbers)]
-        return {f"{judge}_{dim}_context_auc": context_auc(levels, gold, draws=1)[0]}
+        return {f"{judge}_{dim}_context_auc": context_auc(levels, gold)}
 
     def context_only(self, numbers: Numbers, encoder: str | None, cache: Path) -> list[Row]:
         """What each judge's gold level can be foretold without a reply: a ceiling for context AUC."""
         held = [self.examples[i] for i in numbers]
-        values: dict[str, float] = {}
+        values: dict[str, Estimate] = {}
         for judge in self.judges:
             found, _ = context_predictor(judge, self.training, held, self.session, cache, encoder)
             for dim, chances in found.items():
                 values |= self.foretold(judge.name, dim, chances, numbers)
-        return [Row("ceiling: context alone", "ceiling", [Measured(numbers, {}, [], values)])]
+        return [
+            Row("ceiling: context alone", "ceiling", [Measured(numbers, {}, [], of_the_set=lambda _: values)])
+        ]
 
     def stand_ins(
         self, name: str, replies: Sequence[str], plain: Sequence[str], numbers: Numbers

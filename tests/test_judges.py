@@ -187,10 +187,11 @@ def test_context_auc_is_the_usual_one_and_its_interval_covers():
     rng = np.random.default_rng(0)
     gold = rng.random(400)
     levels = np.round(np.where(gold >= 0.5, 0.3, 0.0) + rng.normal(0, 0.5, 400), 1)  # many ties
-    auc, low, high = judges.context_auc(levels, gold, draws=300)
-    assert auc == pytest.approx(roc_auc_score(gold >= 0.5, levels))
-    assert low < auc < high and 0.05 < high - low < 0.2
-    assert np.isnan(judges.context_auc(levels, np.zeros(400))).all()
+    found = judges.context_auc(levels, gold, draws=300)
+    assert found.point == pytest.approx(roc_auc_score(gold >= 0.5, levels))
+    low, high = found.interval()
+    assert low < found.point < high and 0.05 < high - low < 0.2
+    assert np.isnan(judges.context_auc(levels, np.zeros(400)).point)
 
 
 def test_what_a_context_foretells_is_found_and_what_it_does_not_is_not(tfidf):
@@ -207,9 +208,9 @@ def test_what_a_context_foretells_is_found_and_what_it_does_not_is_not(tfidf):
     found, how = judges.context_predictor(tfidf, train, held, Session(device="cpu"), encoder=None)
     gold = tfidf.levels([e.response for e in held])
     assert how.startswith("TF-IDF")
-    assert judges.context_auc(found["emo"], gold["emo"], draws=50)[0] > 0.95
-    assert 0.35 < judges.context_auc(found["exp"], gold["exp"], draws=50)[0] < 0.65
-    assert np.isnan(judges.context_auc(found["int"], gold["int"], draws=50)[0])
+    assert judges.context_auc(found["emo"], gold["emo"], draws=50).point > 0.95
+    assert 0.35 < judges.context_auc(found["exp"], gold["exp"], draws=50).point < 0.65
+    assert np.isnan(judges.context_auc(found["int"], gold["int"], draws=50).point)
 
 
 def test_a_judge_that_reads_the_context_foretells_nothing_from_a_constant_reply():
@@ -220,4 +221,4 @@ def test_a_judge_that_reads_the_context_foretells_nothing_from_a_constant_reply(
     examples = [Example(str(n), 2, "sad", (("funeral", "party")[n % 2],), "oh") for n in range(20)]
     standard = Standard(examples, [], None, [judge], lambda *_: {}, Session(device="cpu"))
     found = standard.context_auc(judge, [["ok .", "ok ."]] * 20, tuple(range(20)))
-    assert found == {"reading_emo_context_auc": 0.5}
+    assert {k: v.point for k, v in found.items()} == {"reading_emo_context_auc": 0.5}

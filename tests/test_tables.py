@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,9 @@ def made(prepared, tmp_path_factory):
     common = ["--workdir", str(folder), "--device", "cpu", "--family", "none", "--cases", "2"]
     with pytest.raises(UserError, match="some: covers 9 of 14 listener turns.*--items shared"):
         evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some])
-    content = evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some, "--items", "shared"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # of numpy, where a figure cannot be had
+        content = evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some, "--items", "shared"])
     return folder / "results" / "evaluation", content, examples
 
 
@@ -95,6 +98,13 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     rows = [line.split("|")[1].strip() for line in part.splitlines() if line.startswith("| ")]
     assert rows[5:8] == [floors.ZERO_LEVEL, floors.MEAN_LEVEL, floors.MAJORITY_LEVEL]
     assert "ceiling: context alone" in rows
+    shown = {line.split("|")[1].strip(): line for line in part.splitlines() if line.startswith("| ")}
+    for name, points in (content["systems"] | content["floors"]).items():
+        aucs = {key: value for key, value in points.items() if key.endswith("_context_auc")}
+        assert bool(aucs) == (name in ("mixed", "ceiling: context alone")), name
+        for key, value in aucs.items():
+            low, high = content["intervals"][name][key]
+            assert 0 <= low <= value <= high <= 1 and f"{value:.3f} [{low:.3f}, {high:.3f}]" in shown[name]
     gold, zero = content["systems"]["gold"], content["floors"][floors.ZERO_LEVEL]
     assert gold["tfidf_emo_f1"] == pytest.approx(100) and gold["tfidf_diff_epitome"] == 0
     items = pd.read_csv(folder / "items.csv", keep_default_na=False)
