@@ -90,7 +90,7 @@ def unknown_words(tokenizer, texts: Sequence[str]) -> set[str]:
     if unknown is None or not texts:
         return set()
     found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    words = set()
+    words: set[str] = set()
     for text, ids, spans in zip(texts, found["input_ids"], found["offset_mapping"], strict=True):
         words.update(text[a:b].strip().lower() for i, (a, b) in zip(ids, spans, strict=True) if i == unknown)
     return words

@@ -259,7 +259,7 @@ def measured(
             levels[choice.way, choice.weight, choice.count, name] = own
             cost: dict[str, Any] = {"log_probability": choice.log_probability}
             cost |= texts_cost(choice.replies, gold) | {"seconds": seconds.get(choice.count)}
-            key = {"judge": judge.name, "way": choice.way}
+            key: dict[str, Any] = {"judge": judge.name, "way": choice.way}
             key |= {"weight": choice.weight, "candidates": choice.count}
             rows.append(key | {"target": name} | intervals(own, seed) | cost)
             if 1 in choice.target.values():  # its 0 stands before it
