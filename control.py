@@ -9,7 +9,7 @@ samples nothing again. Of the first N the best is taken for each target: a level
 and for no target. The judges, which must have ranked nothing, give each of these replies its level of all
 three dimensions. Control is the difference between target 1 and target 0 (95 % intervals by a bootstrap over
 the contexts); beside it stands the cost: mean log-probability of a token by the model without a target,
-sacreBLEU, Distinct-2, words, and seconds to sample N candidates for one context.
+BLEU-4 (normalised), Distinct-2, words, and seconds to sample N candidates for one context.
 Rankers and judges: tfidf, or the critics saved/empathy/FAMILY-DIM. Writes control.csv, table.md,
 candidates.csv and metrics.json to results/NAME/.
 """
