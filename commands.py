@@ -647,9 +647,11 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     problems = []
-    if args.main_loss_w == args.empathy_loss_w == args.sentiment_loss_w == 0:
+    weights = (args.main_loss_w, args.empathy_loss_w, args.sentiment_loss_w, args.sampled_loss_w)
+    if not any(weights):
         problems.append(
-            "--main-loss-w, --empathy-loss-w and --sentiment-loss-w are all 0: nothing to train on"
+            "--main-loss-w, --empathy-loss-w, --sentiment-loss-w and --sampled-loss-w are all 0: nothing to "
+            "train on"
         )
     if args.balance and not args.main_loss_w:
         problems.append("--balance: a share of the nll's gradient, which --main-loss-w 0 takes away")
