@@ -31,7 +31,7 @@ EXAMPLES = [
     "My sister has not called me back since we argued.",
     "I start a new job on Monday and I can hardly sleep.",
 ]
-LEAVE = "leave"  # a dimension that a reply is not chosen by
+LEAVE = "any"  # a dimension that a reply is not chosen by
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def page(systems: list[System], options: PageOptions, paths: Paths) -> gr.Blocks
     """One tab for one run, a second one for two."""
     talk = TalkTab(systems[0], options, paths)
     with gr.Blocks(title="Empathetic replies", analytics_enabled=False) as blocks:
-        said = f"English only. A research system, not a counsellor. Generator: {systems[0].name}"
+        run = Path(*systems[0].folder.absolute().parts[-2:])
+        said = f"English only. A research system, not a counsellor. Generator: {run.as_posix()}"
         gr.HTML(f'<div class="intro"><h1>Empathetic replies</h1>{views.quiet(said)}</div>')
         if len(systems) == 1:
             talk.widgets()
@@ -259,7 +260,7 @@ class TalkTab:
         parts = [views.part("The reply, as the critics see it")]
         if answer:
             parts.append(views.levels(answer.scores, critics))
-            parts += [views.quiet(f"Critics {doubt}") for doubt in doubts(critics, [answer.reply])]
+            parts += [views.quiet(f"In doubt: {doubt}") for doubt in doubts(critics, [answer.reply])]
         elif critics:
             parts.append(views.quiet("A bar for each level, once there is a reply."))
         missing = [kind for kind in views.LABELS if kind not in critics]

@@ -34,7 +34,8 @@ CSS = """
   background: var(--background-fill-primary); }
 .dialogue.tall { max-height: 27rem; min-height: 15rem; }
 .dialogue.low { max-height: 16rem; }
-.dialogue > div { display: flex; flex-direction: column; gap: .55rem; padding: .9rem; margin-bottom: auto; }
+.dialogue > div { display: flex; flex-direction: column; gap: .55rem; padding: .9rem; }
+.dialogue::before { content: ""; flex: 1; }
 .dialogue p { max-width: 84%; margin: 0; padding: .5rem .8rem; border-radius: 14px;
   overflow-wrap: anywhere; }
 .dialogue .speaker { align-self: flex-end; color: #fff; background: #0f766e;
@@ -50,9 +51,9 @@ CSS = """
   overflow-wrap: anywhere; }
 .said:not(:has(.told)) { display: none; }
 .level { margin: 0 0 .65rem; font-size: .87rem; }
-.level .head { display: flex; justify-content: space-between; gap: .8rem; }
+.level .head { display: flex; justify-content: space-between; align-items: baseline; gap: .5rem; }
 .level .head span:first-child { white-space: nowrap; }
-.level .head span:last-child { color: var(--neutral-500); text-align: right; }
+.level .head span:last-child { color: var(--neutral-500); text-align: right; font-size: .8rem; }
 .track { position: relative; height: 9px; border-radius: 5px; overflow: hidden; margin-top: .2rem;
   background: var(--border-color-primary); }
 .track i { position: absolute; top: 0; bottom: 0; background: #0d9488; border-radius: 5px; }
@@ -62,7 +63,8 @@ CSS = """
 .aim { display: flex !important; flex-direction: row; align-items: center; justify-content: space-between;
   flex-wrap: wrap; gap: .2rem .6rem; }
 .aim > span { margin: 0 !important; }
-.aim label { padding: .25rem .55rem !important; }
+.aim label { padding: .25rem .5rem !important; }
+@media (max-width: 480px) { .aim { flex-direction: column; align-items: flex-start; } }
 .exemplars { margin: 0; padding: 0 !important; list-style: none !important; font-size: .9rem; }
 .exemplars li { display: flex; gap: .7rem; padding: .3rem 0; margin: 0;
   border-top: 1px solid var(--border-color-primary); }
