@@ -394,6 +394,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
+    # read before the measuring: what is wrong with it is said now
     ratings = validation.read_ratings(options.validate_metrics) if options.validate_metrics else None
     examples = listener_turns(paths.dialogues(options.split))
     lines = read_all(options, examples, paths)
@@ -426,7 +427,6 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     write_cases(options, against, lines, rows, numbers, files)
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
-    files[VALIDATION].unlink(missing_ok=True)  # of a table that is overwritten
     if ratings is not None:
         storage.write_text(files[VALIDATION], worth(ratings, items, columns))
     storage.write_csv(files["pairs.csv"], pairs_table(tests))

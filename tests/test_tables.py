@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 
 import evaluate_responses
 import floors
+import judges
 import storage
 import tables
 from columns import COLUMNS, critic_columns, judge_columns
 from dataloaders import Example, listener_turns
+from DPR import biencoder, retriever
 from judges import Judge
 from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
@@ -169,3 +172,41 @@ def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
     (tmp_path / "both.txt").write_text("".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match="holds 2 systems.*give it without a name"):
         evaluate_responses.main(["--workdir", str(prepared), f"mine={tmp_path / 'both.txt'}"])
+
+
+def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, monkeypatch):
+    """bert-tiny stands in MiniLM's place; the raters give each text its length."""
+    for place in (biencoder, retriever, judges):
+        monkeypatch.setattr(place, "resolve", lambda name: str(prepared / "data" / "bert-tiny"))
+    monkeypatch.setattr(judges, "find_spec", lambda name: True)
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    examples = listener_turns(Paths(tmp_path).dialogues("test"))
+    said = {
+        "echo": [e.history[-1] for e in examples],
+        "own": [f"Reply {n} {'so ' * n}." for n in range(len(examples))],
+    }
+    files = [write(tmp_path / f"{name}.tsv", examples, texts, samples=2) for name, texts in said.items()]
+    texts = [text for texts in said.values() for text in texts] + [e.response for e in examples]
+    rated = pd.DataFrame({"reply": texts, "rater_1": [len(normalise(text).split()) for text in texts]})
+    ratings = tmp_path / "ratings.csv"
+    words = ["--workdir", str(tmp_path), *files, "--family", "none", "--cases", "1", "--device", "cpu"]
+    words += ["--relevance", "--nearest", "minilm", "--validate-metrics", str(ratings)]
+    rated.assign(rater_2="good").to_csv(ratings, index=False)
+    with pytest.raises(UserError, match="line 2: the rating 'good' is no number"):
+        evaluate_responses.main(words)
+    assert not (tmp_path / "results" / "evaluation").exists()  # before anything is measured
+    rated.assign(rater_2=rated["rater_1"] + 1).to_csv(ratings, index=False)
+    content = evaluate_responses.main(words)
+
+    rows = content["systems"] | content["floors"]
+    assert rows["echo"]["cosine_last_turn"] == pytest.approx(1, abs=1e-5)
+    assert rows["own"]["cosine_last_turn"] < 0.999
+    assert rows[floors.NEAREST]["verbatim_training"] == 100
+    assert not [file for file in Paths(tmp_path).cache.iterdir() if file.is_dir()]  # no parts are left
+    lines = (tmp_path / "results" / "evaluation" / "validation.md").read_text().splitlines()
+    worth = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if line.startswith("|")}
+    assert (
+        worth["words"].startswith("1.00 (")
+        and worth["*raters: one against the mean of the others*"] == "1.00"
+    )
+    assert set(worth) >= {"relevance stand-in", "BLEU-4", "VADER", "emo level, judge tfidf"}
