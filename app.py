@@ -12,13 +12,14 @@ extra: python -m pip install -r requirements-app.txt. English only.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import options
 from commands import pick
 from options import CRITICS, NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
 
 #: what respond.py can be asked for and the page cannot
-FIXED: dict[str, object] = {
+FIXED: dict[str, Any] = {
     "emotion": None,
     "target": {},
     "likelihood_w": 1.0,

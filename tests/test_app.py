@@ -6,6 +6,7 @@ import shutil
 import socket
 import sqlite3
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None]
+MISSING += [] if CHROMIUM else ["chromium"]
+in_browser = pytest.mark.skipif(
+    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (requirements-app.txt)"
+)
 POOL = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
 LOST = "My dog ran away last night."
 #: as HTML, as markdown and as two kinds of template it would not stay what it is
@@ -93,10 +99,9 @@ def test_without_gradio_one_line_says_how_to_install_it(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright (requirements-app.txt)")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as driver:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
         browser.close()
@@ -105,7 +110,6 @@ def browser():
 @pytest.fixture(scope="module")
 def serve(browser, home):
     """serve(*flags): the address of app.py's page with these flags, served in this process."""
-    pytest.importorskip("gradio", reason="no gradio (requirements-app.txt)")
     import gradio
 
     served = []
@@ -189,6 +193,7 @@ def somebody(visitor) -> Visitor:
     return visitor
 
 
+@in_browser
 def test_a_message_gets_a_reply_with_its_exemplars_and_a_bar_for_each_level(somebody, home):
     somebody.send(LOST)
     turns = somebody.wait_for_turns(2)
@@ -214,6 +219,7 @@ def test_a_message_gets_a_reply_with_its_exemplars_and_a_bar_for_each_level(some
     assert f"**You:** {LOST}" in somebody.saved("Save as markdown")
 
 
+@in_browser
 def test_a_conversation_is_tried_again_taken_back_and_begun_anew(somebody):
     somebody.press("Retry")
     somebody.wait_for("#note", "write something first")
@@ -237,6 +243,7 @@ def test_a_conversation_is_tried_again_taken_back_and_begun_anew(somebody):
     assert somebody.wait_for_turns(2) == first  # the seed's
 
 
+@in_browser
 def test_an_aim_changes_the_reply_under_a_fixed_seed(somebody):
     found = {}
     for end in ("Home", "End"):
@@ -254,6 +261,7 @@ def test_an_aim_changes_the_reply_under_a_fixed_seed(somebody):
     assert found["Home"][0] != found["End"][0] and found["Home"][1] < found["End"][1]
 
 
+@in_browser
 def test_empty_long_and_dangerous_messages(somebody):
     somebody.send("  \n ")
     somebody.wait_for("#note", "Write something first")
@@ -270,6 +278,7 @@ def test_empty_long_and_dangerous_messages(somebody):
     somebody.page.set_viewport_size({"width": 1200, "height": 900})
 
 
+@in_browser
 def test_the_notice_stands_before_anything_is_written(somebody, monkeypatch):
     writing, real = threading.Event(), Responder.reply
 
@@ -286,6 +295,7 @@ def test_the_notice_stands_before_anything_is_written(somebody, monkeypatch):
     assert somebody.text("#notice") == distress.NOTICE
 
 
+@in_browser
 def test_a_vote_on_two_replies_is_kept_with_what_was_shown(somebody, home):
     somebody.page.get_by_role("tab", name="Side by side").click()
     somebody.send(HTML, "pair")
@@ -308,6 +318,7 @@ def test_a_vote_on_two_replies_is_kept_with_what_was_shown(somebody, home):
     somebody.page.get_by_role("tab", name="Conversation").click()
 
 
+@in_browser
 def test_without_critics_and_exemplars_the_page_says_what_is_missing(browser, serve, home, tmp_path):
     shutil.copytree(home / "saved" / "glove-t5" / "exemplars", tmp_path / "run")
     somebody = Visitor(browser, serve("--workdir", str(tmp_path), "--model", str(tmp_path / "run")))
