@@ -19,8 +19,18 @@ from pathlib import Path
 
 import options
 from commands import device_flags, pick
-from layouts import LAYOUTS
-from options import COUNT, SPLITS, Paths, add_common, add_device, check, make_parser, number, run_name
+from options import (
+    COUNT,
+    LAYOUTS,
+    SPLITS,
+    Paths,
+    add_common,
+    add_device,
+    check,
+    make_parser,
+    number,
+    run_name,
+)
 
 
 def parse_args(argv=None):

@@ -19,10 +19,8 @@ from typing import Any
 import dataloaders
 import records
 import storage
-from options import UserError
+from options import LAYOUTS, UserError
 
-#: what --format takes; auto: by the name's ending, and in a text file by its labels
-LAYOUTS = ("auto", "tsv", "csv", "tilde", "jsonl", "json", "lines", "ref-pred", "blocks", "ref-lines")
 DELIMITERS = {"tsv": "\t", "csv": ",", "tilde": "~"}
 ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 #: what columns and labels are called, small and without blanks and marks -> what they hold

@@ -22,7 +22,6 @@ import runs
 import storage
 from dataloaders import Example
 from generators import prediction_files, weights_file
-from layouts import LAYOUTS as LAYOUTS  # --format's choices
 from layouts import Output, Reply, joined_turns, read_outputs
 from metrics import perplexity
 from normalising import words
@@ -70,7 +69,7 @@ def read_system(
 ) -> list[System]:
     """The systems of a run's folder, a file of replies, or a folder of such files.
 
-    `examples`: all listener turns of the split. `layout`: one of layouts.LAYOUTS. `references`: the gold
+    `examples`: all listener turns of the split. `layout`: one of options.LAYOUTS. `references`: the gold
     replies of a file without keys, one a line. Raises `UserError` where a reply cannot be read whole, answers
     no item of the split, or all are empty; what else could not be matched stands in `notes`.
     """
