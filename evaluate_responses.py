@@ -2,8 +2,8 @@
 
   python evaluate_responses.py saved/t5/lempex saved/t5/plain       runs, or predictions.tsv files of anybody
   python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove
-  python evaluate_responses.py plain=runs/1,runs/2,runs/3 theirs.tsv    three seeds of one system, and a file
-  python evaluate_responses.py saved/t5/lempex theirs.tsv --validate-metrics human.csv  columns against people
+  python evaluate_responses.py plain=saved/t5/a,saved/t5/b theirs.tsv   two seeds of one system, and a file
+  python evaluate_responses.py saved/t5/lempex theirs.tsv --validate-metrics human.csv   columns
   python evaluate_responses.py saved/t5/lempex saved/t5/plain --rating-kit 50     a page for human raters
   python evaluate_responses.py --ratings ratings-*.csv                            what they said
 
