@@ -540,12 +540,11 @@ def main(argv=None):
         paths.bert_tiny,
     ]
     paths.data.mkdir(parents=True, exist_ok=True)
-    with (
-        storage.locked(paths.data, "another prepare_data.py is at work there"),
-        tempfile.TemporaryDirectory(prefix="own-dialogues-") as converted,
-    ):
+    with storage.locked(paths.data, "another prepare_data.py is at work there"):
         storage.restore(outputs, paths.data / ".before")  # what an earlier call that was killed has left
-        prepare(args, paths, made, outputs, sources_of(args, paths, Path(converted)))
+        # an older Python must read this far, to be told so
+        with tempfile.TemporaryDirectory(prefix="own-dialogues-") as converted:
+            prepare(args, paths, made, outputs, sources_of(args, paths, Path(converted)))
 
 
 def prepare(args, paths: Paths, made: Path, outputs: list[Path], sources: Sources) -> None:

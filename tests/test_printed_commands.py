@@ -82,6 +82,8 @@ def test_a_run_of_the_last_stages_prints_commands_that_run(place, capsys):
     args = parse(table, place)
     assert (table[0], args.family) == ("evaluate_responses.py", "glove-t5")
     evaluate_responses.main([*table[1:], "--device", "cpu"])
+    for judge in commands(capsys.readouterr().out):  # the one that is missing, in three dimensions
+        assert parse(judge, place).model == "minilm"
 
     train_t5.main([*short(place), "--model", "t5-tiny", *NO_CRITICS, "--no-predict"])
     (replies,) = commands(capsys.readouterr().out)

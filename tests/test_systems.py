@@ -330,9 +330,11 @@ def test_without_keys_history_and_reference_find_the_item_in_any_order(tmp_path,
     (tmp_path / "p.txt").write_text(text)
     [system] = read(tmp_path / "p.txt")
     assert (system.numbers, system.replies) == ([0, 1, 2, 4], ["r0", "r1", "r2", "r4"])
-    assert "the history alone, their references being written otherwise: 1" in system.notes[0]
-    assert "1 of 5" in system.notes[1]
-    assert "first: line 24" in system.notes[1] and system.notes[1] in capsys.readouterr().out
+    labels, matched, lost = system.notes
+    assert labels == "labels not read: emotion, concept"
+    assert "the history alone, their references being written otherwise: 1" in matched
+    assert "1 of 5" in lost
+    assert "first: line 24" in lost and lost in capsys.readouterr().out
 
 
 def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path):
