@@ -26,6 +26,7 @@ FIXED: dict[str, Any] = {
     "empathy_w": 5.0,
     "sentiment_w": 5.0,
     "top_k": 20,
+    "top_p": 1.0,
     "temperature": 0.9,
     "max_new_tokens": 60,
 }

@@ -13,7 +13,10 @@ import pytest
 
 import app
 import distress
+import respond
 import train_glove_t5
+from commands import pick
+from conversation import RespondOptions
 from options import UserError
 from responder import Responder
 from votes import Shown, Votes
@@ -84,6 +87,14 @@ def test_a_file_that_holds_no_votes_is_left_alone(tmp_path):
         connection.execute("PRAGMA user_version = 9")
     with pytest.raises(UserError, match="another version"):
         Votes(tmp_path / "b.sqlite").table()
+
+
+def test_the_page_answers_as_the_terminal_does_where_nothing_is_asked_for():
+    """Also where gradio is missing: a flag that respond.py gets and the page does not know stops it."""
+    terminal, page = respond.parse_args(["hello"]), app.parse_args([])
+    for name in app.FIXED:
+        assert getattr(page, name) == (getattr(terminal, name) or app.FIXED[name])
+    assert pick(RespondOptions, page).candidates_per_reply == terminal.candidates_per_reply
 
 
 def test_without_gradio_one_line_says_how_to_install_it(tmp_path, monkeypatch):
