@@ -170,7 +170,9 @@ def choose(pool: Pool, levels: Mapping[str, np.ndarray], target: Target, weights
     """The place of the best candidate of each context, (C,), the first of equal ones. `levels`: the ranker's,
     {dimension: (C, N)}."""
     distances = {dim: np.abs(levels[dim] - level) for dim, level in target.items()}
-    return np.argmax(weights.total(pool.log_probability, distances), axis=1)
+    empty = np.isneginf(pool.log_probability)  # never chosen, also where likelihood has no weight
+    total = weights.total(np.where(empty, 0.0, pool.log_probability), distances)
+    return np.argmax(np.where(empty, -np.inf, total), axis=1)
 
 
 def interval(values: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float, float]:

@@ -29,6 +29,7 @@ def test_the_best_candidate_is_the_likeliest_or_the_nearest_to_the_target():
     assert choose(found, levels, {"emo": 1}, Weights(empathy=0.1)) == [0]
     assert choose(found, levels, {"exp": 0}, Weights()) == [2]
     assert choose(pool(-1.0, -np.inf, -1.1), levels, {"emo": 1}, Weights()) == [2]  # an empty reply
+    assert choose(pool(-1.0, -np.inf, -1.1), levels, {"emo": 1}, Weights(likelihood=0)) == [2]
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
