@@ -145,7 +145,7 @@ class Sampler:
 
     def seconds(self) -> dict[int, float]:
         """{N: seconds to sample N candidates for one context}, the mean over the first `timed`."""
-        timed, counts = self.options.timed, self.options.candidates
+        timed, counts, device = self.options.timed, self.options.candidates, str(self.session.device)
         if not timed:
             return {}
 
@@ -159,7 +159,7 @@ class Sampler:
                 taken.append((time.perf_counter() - began) / min(timed, len(self.examples)))
             return {"seconds": np.array(taken)}
 
-        found = storage.cached(self.file("seconds", timed, counts), make)["seconds"]
+        found = storage.cached(self.file("seconds", timed, counts, device), make)["seconds"]
         return dict(zip(counts, found.tolist(), strict=True))
 
 
@@ -327,10 +327,10 @@ def details(table: pd.DataFrame, judge: str, way: str, weight: float) -> str:
     return as_table(["target", "N", *DIMENSIONS, *COSTS.values()], rows)
 
 
-def page(options: ControlOptions, table: pd.DataFrame, notes: Sequence[str]) -> str:
+def page(options: ControlOptions, contexts: int, table: pd.DataFrame, notes: Sequence[str]) -> str:
     parts = [
         "# Control\n",
-        f"{options.run}, {options.contexts} contexts of {options.split}, candidates ranked by "
+        f"{options.run}, {contexts} contexts of {options.split}, candidates ranked by "
         f"{options.ranker}: {options.likelihood_w:g} x log-probability - weight x distance to the target.\n",
         "## Difference of the judged level between target 1 and target 0\n",
         summary(table),
@@ -362,7 +362,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     notes = judges.report(panel, [e.response for e in examples], [e.history for e in examples])
     storage.write_csv(files["control.csv"], table)
     storage.write_csv(files["candidates.csv"], listed(pools, examples))
-    text = page(options, table, notes)
+    text = page(options, len(examples), table, notes)
     storage.write_text(files["table.md"], text)
     content = {
         "run": options.run,
