@@ -281,10 +281,12 @@ def splits_of(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[str], str]
 def read_all(files: Sequence[Path]) -> list[Dialogue]:
     """The dialogues of all files, with names that differ; a file's name can be its split (dev.jsonl)."""
     found = []
+    stems = [file.stem for file in files]
     for file in files:
+        called = file.stem if stems.count(file.stem) == 1 else file.name  # chats.csv beside chats.jsonl
         of_name = SPLIT_NAMES.get(file.stem.lower(), "") if len(files) > 1 else ""
         for d in read(file):
-            name = f"{file.stem}:{d.name}" if len(files) > 1 else d.name
+            name = f"{called}:{d.name}" if len(files) > 1 else d.name
             found.append(Dialogue(d.place, name, d.turns, d.emotion, d.split or of_name))
     return found
 

@@ -96,6 +96,14 @@ def test_a_split_is_drawn_by_dialogue_from_the_seed_with_one_each_at_least(tmp_p
     assert drawn == own_dialogues.draw_splits(40, 7) != own_dialogues.draw_splits(40, 8)
 
 
+def test_files_that_only_their_endings_tell_apart_keep_their_own_dialogues(tmp_path):
+    files = [tmp_path / "chats.csv", jsonl(tmp_path / "chats.jsonl", TALK, id=1)]
+    files[0].write_text("id,speaker,text\n1,a,One.\n1,b,Two.\n2,a,Three.\n2,b,Four.\n")
+    converted(files, tmp_path / "out")
+    found = all_rows(tmp_path / "out")
+    assert found["chats.csv:1"] == ["One.", "Two."] != found["chats.jsonl:1"]
+
+
 def test_files_named_by_their_split_keep_it(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
