@@ -234,6 +234,11 @@ def train(command: CausalCommand, session: Session) -> dict:
                 f"--init-from {begun}: of another base, {trained.settings.base}; give it as --model"
             )
         begin_from(model, trained, begun)
+        if options.lora_rank and trained.settings.lora_alpha != model.settings.lora_alpha:
+            raise UserError(
+                f"--init-from {begun}: its adapter counts for more or less than this one's would; give "
+                f"--lora-alpha {trained.settings.lora_alpha}"
+            )
         del trained
     # the others are measured without marks: in use nobody knows a reply's levels before it is written
     marks_seed = options.seed if options.control else None

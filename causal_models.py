@@ -145,6 +145,10 @@ class CausalSettings:
     marks: dict[str, int] = field(default_factory=dict)  # {dimension: levels} that may be marked; none: {}
 
     @property
+    def lora_alpha(self) -> int:
+        return self.alpha or 2 * self.rank
+
+    @property
     def layout(self) -> dict:
         """How `chats` cuts a dialogue for this model."""
         return {k: getattr(self, k) for k in ("src_len", "tgt_len", "exemplar_len", "system")}
@@ -183,7 +187,7 @@ class CausalGenerator(nn.Module):
             lora = LoraConfig(
                 task_type="CAUSAL_LM",
                 r=settings.rank,
-                lora_alpha=settings.alpha or 2 * settings.rank,
+                lora_alpha=settings.lora_alpha,
                 lora_dropout=settings.lora_dropout,
                 target_modules="all-linear",
                 base_model_name_or_path=settings.base,
