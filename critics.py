@@ -248,9 +248,9 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         folder = Path(options.init_from)
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
         trained = CriticModel.from_pretrained(folder)
-        # another dimension's head has learnt nothing of this one
-        fresh = () if trained.settings.kind == task.kind else ("head.",)
-        begin_from(critic, trained, folder, fresh)
+        if trained.settings.kind != task.kind:
+            trained.head = critic.head  # another dimension's has learnt nothing of this one
+        begin_from(critic, trained, folder)
     # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)

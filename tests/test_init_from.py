@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 
 import train_causal_lm
@@ -52,6 +54,10 @@ def test_a_critic_begins_from_another_dimension_with_a_new_head(trained_copy):
     stored = json.loads((trained_copy / "saved" / "empathy" / "glove-t5-emo" / "result.json").read_text())
     assert same["valid"]["macro_f1"] == pytest.approx(stored["valid"]["macro_f1"], abs=1e-6)
     train_empathy_classifier.main([*short, "--dim", "exp", "--name", "other", "--init-from", emo])
+    places = (trained_copy / "saved" / "empathy" / name for name in ("glove-t5-emo", "other"))
+    old, new = (load_file(place / "model.safetensors") for place in places)
+    like = {name for name in old if torch.allclose(old[name], new[name], atol=1e-6)}
+    assert old.keys() - like == {"head.weight", "head.bias"}
     with pytest.raises(UserError, match="--init-from.*args.json"):
         wider = ["--layers", "2", "--name", "wider", "--init-from", emo]
         train_empathy_classifier.main([*short, "--dim", "emo", *wider])
@@ -68,5 +74,7 @@ def test_a_causal_adapter_goes_on_and_another_base_is_refused(trained_copy, tmp_
     again = train_causal_lm.main([*still, "--model", base, *run])
     # an adapter is kept in half precision
     assert again["valid"]["nll"] == pytest.approx(first["valid"]["nll"], abs=2e-3)
+    with pytest.raises(UserError, match="--init-from.*--lora-alpha 4$"):
+        train_causal_lm.main([*still, "--model", base, *run, "--name", "b", "--lora-alpha", "8"])
     with pytest.raises(UserError, match="--init-from.*--model"):
         train_causal_lm.main([*common, "--model", other, "--max-steps", "1", "--name", "c", *run])
