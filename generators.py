@@ -495,6 +495,12 @@ def sampled_replies(
     storage.require_file(file, advice.label(paths.root, "t5", file.parent))
     labels = read_labels(file, examples)
     scorers = load_judges(critics, session, asked_for=list(critics))
+    for kind, scorer in scorers.items():
+        if max(labels[kind]) > scorer.limits[1]:  # no reply could come near it
+            raise UserError(
+                f"{file}: {kind} label {max(labels[kind]):g}, but the critic that rewards knows values up to "
+                f"{scorer.limits[1]}; label with critics of the same --levels, or give another --{kind}"
+            )
     rewards = Rewards(scorers, [e.history for e in examples], {kind: labels[kind] for kind in scorers})
     return SampledReplies(rewards, draw, options)
 

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import Killed, assert_same_run
@@ -14,6 +15,7 @@ import train_causal_lm
 import train_glove_t5
 import updates
 from models import Critic, CriticSet, Generator, load_tokenizer
+from options import Paths, UserError
 
 TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
 
@@ -153,6 +155,16 @@ def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, 
     assert json.loads((saved / "whole" / "sources.json").read_text())["reward emo"]["path"].endswith(
         "glove-t5-emo"
     )
+
+
+def test_labels_that_the_rewarding_critic_does_not_know_are_refused(trained_copy):
+    file = Paths(trained_copy).labels("train")
+    table = pd.read_csv(file)
+    table.loc[0, "int"] = 2
+    table.to_csv(file, index=False)
+    words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
+    with pytest.raises(UserError, match="int label 2.* up to 1; .*--levels.*--int"):
+        train_glove_t5.main([*words, "--sampled-loss-w", "1"])
 
 
 def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, tmp_path):
