@@ -629,6 +629,8 @@ class Retriever(Published):
         side = "context" if answering is None else "question"
         origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(compared)}
         options = self.encoders.options
+        if answering is not None:  # read by the other encoder
+            origin |= {"side": side, "max_length": options.max_length}
         origin |= {"max_passage_length": options.max_passage_length, "precision": self.session.precision}
 
         def make() -> np.ndarray:
