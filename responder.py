@@ -281,6 +281,8 @@ class Responder(Published):
         finder = (
             Retriever.from_pretrained(retriever, session) if isinstance(retriever, str | Path) else retriever
         )
+        if (finder is None) != (pool is None):
+            raise UserError(f"{run}: exemplars need both a retriever and a pool; give both or none")
         replies = pool if isinstance(pool, Pool) else None
         if finder is not None and pool is not None and replies is None:
             replies = finder.pool(list(pool))  # type: ignore[arg-type]

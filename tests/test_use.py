@@ -60,6 +60,11 @@ def responder(home) -> Responder:
     )
 
 
+def test_a_pool_without_a_retriever_is_not_left_out_in_silence(home):
+    with pytest.raises(UserError, match="both a retriever and a pool"):
+        Responder.from_pretrained(Paths(home).saved / "glove-t5" / "exemplars", pool=REPLIES, workdir=home)
+
+
 def run(script, home: Path, *words: str):
     return script.main(["--workdir", str(home), "--device", "cpu", *words])
 
@@ -193,6 +198,16 @@ def test_search_is_the_inner_product_of_the_encoders_with_equal_texts_in_the_poo
         assert all(places.index(n) < places.index(len(texts) + n) for n in range(5))
     own = retriever.search(asked[:1], ["a", "b"], 2, owners=["1"])
     assert len(own[0]) == 2  # a pool without conversations hides nothing
+
+
+def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answer(home, tmp_path, capsys):
+    retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
+    file = tmp_path / "index.npz"
+    for _ in range(2):
+        retriever.pool(REPLIES, file)
+        assert "made again" not in capsys.readouterr().out
+    retriever.pool(["x"] * len(REPLIES), file, answering=REPLIES)
+    assert "made again" in capsys.readouterr().out
 
 
 def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
