@@ -470,7 +470,9 @@ class Run:
         ]
         known = saved.get("inputs", {})
         for name in sorted(known.keys() | self.inputs.keys()):
-            if name not in known:
+            if name == "init" and name not in known:
+                refused.append("--init-from: not given then")
+            elif name not in known:
                 print(f"note: {name}: not recorded when the run began, so it is not compared")
             elif known[name] != self.inputs.get(name):
                 refused.append(f"{name}: its content has changed")
