@@ -13,12 +13,10 @@ from tqdm import tqdm
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from intervals import Additive, item_means
-from options import UserError
+from options import APOSTROPHES, UserError
 
 #: on strings that are normalised already; the mean of logarithms below is its "none" smoothing
 SENTENCES = BLEU(tokenize="none", smooth_method="none", effective_order=True, force=True)
-#: VADER knows contractions ("can't") with this apostrophe only; people write these besides
-APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
 
 
 # ---------------------------------------------------------------------------------------------------- overlap

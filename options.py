@@ -30,6 +30,8 @@ DIMENSIONS = {
     "int": ("interpretation", "interpretations"),
 }
 #: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
+#: VADER knows contractions ("can't") with this apostrophe only; people write these besides
+APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
 #: one)
 MEANINGS = {
     "emo": {

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import own_dialogues
 from advice import after_own_dialogues, train_critic
 from options import (
+    APOSTROPHES,
     COUNT,
     DIMENSIONS,
     SPLITS,
@@ -56,8 +57,6 @@ EMH_SHA256 = {
     "interpretations": "2cedbe4252c919d22a6f46685afa16d3192a91e3306c2d4a386be12a30ad3f29",
 }
 GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
-#: VADER knows contractions ("can't") with this apostrophe only; people write these besides
-APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
 
 
 def parse_args(argv=None):
