@@ -145,60 +145,67 @@ def sequences(
 
 
 class CausalPredictor(Predictor):
-    """A reply, and the gold reply's likelihood, for every example of a split."""
+    """The gold reply's likelihood, and a reply, for every example of a split.
+
+    `gold`: sequences with targets. `prompts`: one for each of them, or None where no replies are asked for;
+    then a sequence can hold the targets of several examples.
+    """
 
     def __init__(
-        self, model: CausalGenerator, prompts: Data, gold: Data, decoding: Decoding, session: Session
+        self, model: CausalGenerator, gold: Data, prompts: Data | None, decoding: Decoding, session: Session
     ):
-        super().__init__(model, model.tokenizer, prompts, decoding, session)  # type: ignore[arg-type]
-        self.gold, self.causal = gold, model
+        super().__init__(model, model.tokenizer, gold, decoding, session)  # type: ignore[arg-type]
+        self.gold, self.prompts, self.causal = gold, prompts, model
         # the model bans its own control tokens
         self.arguments.pop("suppress_tokens")
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
         session, model = self.session, self.causal
         gold = session.move(self.gold.collate(numbers))
-        prompts = session.move(self.data.collate(numbers))
-        seed = hash_seed(self.decoding.seed, number)
-        with torch.inference_mode(), session.autocast(), own_random_stream(seed):
+        texts = {}
+        with (
+            torch.inference_mode(),
+            session.autocast(),
+            own_random_stream(hash_seed(self.decoding.seed, number)),
+        ):
             each = token_nll(model(gold), gold["target_ids"])  # (N,)
             nll = example_nll(each, gold)  # (E,)
-            texts = model.replies(model.generate(prompts, **self.arguments))
+            if self.prompts:
+                prompts = session.move(self.prompts.collate(numbers))
+                written = dict(
+                    zip(numbers, model.replies(model.generate(prompts, **self.arguments)), strict=True)
+                )
+                texts["response"] = np.array([written[n] for n in gold["examples"].tolist()])
         tokens = torch.bincount(gold["example_of"], minlength=len(nll))
-        ends = gold["target_mask"].sum(1).cumsum(0) - 1  # (E,), of each row, which is one example's
+        # an example's targets stand in a row, so that its end is the last of them
+        places = torch.arange(len(each), device=each.device)
+        ends = torch.zeros_like(tokens).scatter_reduce(0, gold["example_of"], places, "amax")  # (E,)
         unknown = gold["target_ids"] == self.unknown
         unknown[ends] = False  # one token can serve as both
         unknown = torch.zeros_like(tokens).index_add(0, gold["example_of"], unknown.long())
-        # the model's examples come in the order of their numbers
-        place = {n: i for i, n in enumerate(gold["examples"].tolist())}
-        order = [place[n] for n in numbers]
         return {
-            "numbers": np.array(numbers),
-            "nll": np.array(nll.tolist())[order],
-            "nll_end": np.array(each[ends].tolist()),  # rows come as asked for
-            "tokens": np.array(tokens.tolist())[order],
-            "unknown": np.array(unknown.tolist())[order],
-            "response": np.array(texts),
+            "numbers": np.array(gold["examples"].tolist()),
+            "nll": np.array(nll.tolist()),
+            "nll_end": np.array(each[ends].tolist()),
+            "tokens": np.array(tokens.tolist()),
+            "unknown": np.array(unknown.tolist()),
+            **texts,
         }
 
 
 def predictor_of(
     model: CausalGenerator, split: str, paths: Paths, decoding: Decoding, session: Session
 ) -> tuple[SplitData, CausalPredictor]:
-    """What `generators.write_predictions` takes: every listener turn of a split, each a sequence of its
-    own."""
+    """What `generators.write_predictions` takes: every listener turn of a split, each a sequence of its own;
+    for the likelihood alone packed as in training, which reads a dialogue once."""
+    if not decoding.predict:
+        packed = sequences(model, split, paths)
+        return packed, CausalPredictor(model, packed.data, None, decoding, session)
     examples, exemplars = read_split(model, split, paths)
-    layout = model.settings.layout
-    prompts = prompt_data(examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **layout)
-    gold = causal_data(
-        examples,
-        model.tokenizer,
-        packed=False,
-        exemplars=exemplars,
-        cache=paths.cache,
-        **layout | {"tgt_len": None},
-    )
-    return SplitData(examples, prompts), CausalPredictor(model, prompts, gold, decoding, session)
+    same: dict[str, Any] = {"exemplars": exemplars, "cache": paths.cache, **model.settings.layout}
+    prompts = prompt_data(examples, model.tokenizer, **same)
+    gold = causal_data(examples, model.tokenizer, packed=False, **same | {"tgt_len": None})
+    return SplitData(examples, prompts), CausalPredictor(model, gold, prompts, decoding, session)
 
 
 def run(command: CausalCommand) -> dict | None:
@@ -289,6 +296,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         reload=lambda place: CausalGenerator.from_pretrained(place, cache=paths.cache, device=session.device),
         probe=lambda trained: trained(session.move(held.data.collate([0]))),
         same=IN_HALF,
+        evaluate_first=not command.training.epochs,
     )
     result = loop.train()
     if result.get("already_finished"):
@@ -297,7 +305,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     if split and session.main:
         # what was saved is in half precision: the replies are of that, as they will be later
         saved = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
-        result[likelihood_key(split)] = predict(folder, saved.to(session.device), split, command, session)
+        result[likelihood_key(split)] = predict(folder, saved, split, command, session)
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result
@@ -311,6 +319,7 @@ def predict(
     session: Session,
     output: Path | None = None,
 ) -> dict[str, float]:
+    model = model.for_use().to(session.device)
     found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
     return write_predictions(
         folder,
@@ -336,7 +345,9 @@ def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, f
     if not command.flags.get("exemplars"):
         paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
     split = command.flags["predict_split"]
-    output = output_folder(folder, command.output, split, command.training.overwrite)
+    output = output_folder(
+        folder, command.output, split, command.training.overwrite, command.decoding.predict
+    )
     model = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
     command = replace(command, paths=paths)
-    return predict(folder, model.to(session.device), split, command, session, output)
+    return predict(folder, model, split, command, session, output)

@@ -75,6 +75,7 @@ class Decoding:
     predict_batch_size: int
     seed: int
     top_p: float = 1.0
+    predict: bool = True  # False: no replies, only the gold replies' likelihood
 
 
 @dataclass(frozen=True)
@@ -392,16 +393,22 @@ def add_training(
     schedule: str | None = "constant",
     clip: float = 1.0,
     patience: int = 0,
+    untrained: bool = False,
 ) -> None:
-    """The flags of the training loop; the keyword arguments are the stage's own defaults (None: by model)."""
+    """The flags of the training loop; the keyword arguments are the stage's own defaults (None: by model).
+
+    `untrained`: no epoch at all is of use too.
+    """
     group = parser.add_argument_group("training loop")
     add = group.add_argument
     add("--name", type=run_name, help="name of the run's folder (default: from the stage and the model)")
     add(
         "--epochs",
-        type=NATURAL,
+        type=COUNT if untrained else NATURAL,
         default=epochs,
-        help="passes over the training data" + ("" if epochs else "; default: 12, minilm 2"),
+        help="passes over the training data"
+        + ("" if epochs else "; default: 12, minilm 2")
+        + ("; 0: none, the pretrained model as it stands (zero-shot)" if untrained else ""),
     )
     add("--max-steps", type=COUNT, default=0, help="stop after so many updates; 0: no limit")
     add(
@@ -512,7 +519,7 @@ DECODING = {
 
 
 #: flags that --inference heeds
-OF_INFERENCE = DECODING - {"predict"} | {
+OF_INFERENCE = DECODING | {
     "workdir",
     "overwrite",
     "seed",
@@ -628,7 +635,8 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         "--predict",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="write predictions after training",
+        help="write predictions after training; with --inference, --no-predict: no replies, only the gold "
+        "replies' likelihood",
     )
     add("--predict-split", choices=["valid", "test"], default="test", help="whose predictions")
     add("--predict-batch-size", type=NATURAL, default=64, help="replies written at a time")

@@ -271,7 +271,7 @@ GOLD = ("nll", "nll_end", "tokens", "unknown")
 
 
 class Predictor:
-    """A reply, and the gold reply's likelihood, for every example of a split; an interrupted one goes on."""
+    """The gold reply's likelihood, and a reply, for every example of a split; an interrupted one goes on."""
 
     def __init__(self, model: Generator, tokenizer, data: Data, decoding: Decoding, session: Session):
         self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
@@ -284,9 +284,11 @@ class Predictor:
         first."""
         batch = self.session.move(self.data.collate(numbers))
         seed = hash_seed(self.decoding.seed, number)
+        texts = {}
         with torch.inference_mode(), self.session.autocast(), own_random_stream(seed):
             nll = token_nll(self.model(batch), batch["labels"])  # (B, T)
-            texts = reply(self.model, self.tokenizer, batch, self.arguments)
+            if self.decoding.predict:
+                texts["response"] = np.array(reply(self.model, self.tokenizer, batch, self.arguments))
         tokens = batch["reply_mask"].sum(1)  # (B,), replies are whole: the last one is the end
         return {
             "numbers": np.array(numbers),
@@ -294,7 +296,7 @@ class Predictor:
             "nll_end": np.array(nll.gather(1, tokens[:, None] - 1)[:, 0].tolist()),
             "tokens": np.array(tokens.tolist()),
             "unknown": np.array((batch["labels"] == self.unknown).sum(1).tolist()),
-            "response": np.array(texts),
+            **texts,
         }
 
     def chunk(self, group: list[tuple[int, list[int]]]) -> dict[str, np.ndarray]:
@@ -321,8 +323,8 @@ def write_predictions(
 ) -> dict[str, float]:
     """predictions.tsv and likelihood.csv of a run on one split; returns the gold replies' perplexities.
 
-    They go to `output`, or to the run's folder. `predictor`: another family's, where this family's own would
-    not do.
+    They go to `output`, or to the run's folder. Without `decoding.predict` only the likelihood is written.
+    `predictor`: another family's, where this family's own would not do.
     """
     predictor = predictor or Predictor(model, tokenizer, found.data, decoding, session)
     origin: dict[str, Any] = {
@@ -333,12 +335,14 @@ def write_predictions(
     if model.settings.exemplars != "none":
         shown = paths.exemplars(split)
         origin["exemplars"] = {"path": paths.note(shown), "sha256": storage.sha256(shown)}
-    origin |= {"decoding": predictor.arguments, "precision": session.precision}
+    origin |= {"precision": session.precision}
+    origin |= {"decoding": predictor.arguments if decoding.predict else "none"}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
     output = output or folder
     keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD)[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
-    rows = storage.in_chunks(batches, predictor.chunk, keep, f"replies, {split}", size=4)
+    title = "replies" if decoding.predict else "likelihood"
+    rows = storage.in_chunks(batches, predictor.chunk, keep, f"{title}, {split}", size=4)
 
     predictions, likelihood = prediction_files(output, split)
     examples = found.examples
@@ -354,7 +358,8 @@ def write_predictions(
         table["nll_class"] = table["unknown"] * class_nats(tokenizer, paths)
     table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
     storage.write_csv(likelihood, table)
-    storage.write_csv(predictions, keys.assign(response=rows["response"]), sep="\t", origin=origin)
+    if decoding.predict:
+        storage.write_csv(predictions, keys.assign(response=rows["response"]), sep="\t", origin=origin)
     shutil.rmtree(keep, ignore_errors=True)
     sums = table[["nll", "tokens", "words"]].sum()
     result = {
@@ -362,8 +367,8 @@ def write_predictions(
         "ppl_word": perplexity(sums["nll"], sums["words"]),
     }
     print(
-        f"{predictions}: {len(examples):,} replies | gold replies' perplexity {result['ppl_token']:.2f} a "
-        f"token, {result['ppl_word']:.2f} a word"
+        f"{predictions if decoding.predict else likelihood}: {len(examples):,} replies | gold replies' "
+        f"perplexity {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"
     )
     return result
 
@@ -573,14 +578,16 @@ def with_own_exemplars(paths: Paths, trained: dict, made_from: dict[str, runs.So
     return paths.with_exemplars(trained["exemplars"]) if trained.get("exemplars") else paths
 
 
-def output_folder(run: Path, output: str | None, split: str, overwrite: bool) -> Path:
-    """Where --inference writes. Raises `UserError` where another run's, or predictions, lie there."""
+def output_folder(run: Path, output: str | None, split: str, overwrite: bool, replies: bool = True) -> Path:
+    """Where --inference writes. Raises `UserError` where another run's, or what it would write, lies there.
+    `replies`: else the likelihood alone is written."""
     folder = Path(output) if output else run
     if (folder / "args.json").exists() and not folder.samefile(run):
         raise UserError(
             f"--output {folder}: the folder of another run; choose one for these predictions alone"
         )
-    refuse_existing(list(prediction_files(folder, split)), overwrite, "")
+    predictions, likelihood = prediction_files(folder, split)
+    refuse_existing([predictions, likelihood] if replies else [likelihood], overwrite, "")
     return folder
 
 
@@ -594,7 +601,9 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
     if not command.flags.get("exemplars"):
         paths = with_own_exemplars(paths, trained, made_from)
     split = command.flags["predict_split"]
-    output = output_folder(folder, command.output, split, command.training.overwrite)
+    output = output_folder(
+        folder, command.output, split, command.training.overwrite, command.decoding.predict
+    )
     model = Generator.from_pretrained(folder).to(session.device)
     if command.options.exemplar_model != PARAPHRASER:  # where it lies now
         place = exemplars.note_model(command.options.exemplar_model, paths)

