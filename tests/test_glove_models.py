@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import train_glove_t5
 from dataloaders import tokenizer_hash
 from glove_models import (
     SIZES,
@@ -300,3 +301,9 @@ def test_prepared_tokenizer_knows_the_marker_of_exemplars(prepared):
     tokenizer = AutoTokenizer.from_pretrained(str(prepared / "data" / "glove"))
     assert tokenizer.unk_token_id not in tokenizer.encode(EXEMPLAR_MARKER)
     assert len(load_vectors(prepared / "data" / "glove")) + 4 == len(tokenizer)
+
+
+def test_the_mini_size_brings_its_recipe_and_flags_still_win():
+    assert train_glove_t5.parse_args([]).lr == 1e-4
+    mini = train_glove_t5.parse_args(["--size", "mini", "--lr", "5e-4"])
+    assert (mini.lr, mini.dropout, mini.batch_tokens) == (5e-4, 0.0, 4000)
