@@ -58,11 +58,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    import critics
+    import critic_training
 
     command = critic_command(args)
-    task = critics.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
-    return critics.run(command, task)
+    task = critic_training.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
+    return critic_training.run(command, task)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    import critics
+    import critic_training
 
     command = critic_command(args)
-    return critics.run(command, critics.sentiment_task(command.paths))
+    return critic_training.run(command, critic_training.sentiment_task(command.paths))
 
 
 if __name__ == "__main__":

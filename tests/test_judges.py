@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import advice
+import critic_training
 import critics
 import judges
 import storage
@@ -51,10 +52,10 @@ def test_halves_and_sides_by_seeker_share_no_seeker_in_any_dimension(prepared):
     for dim in DIMENSIONS:
         pairs = [read_pairs(Paths(prepared).pairs(dim, split)) for split in ("train", "valid")]
         for part in "ab":
-            train, valid = critics.choose_pairs(*pairs, "seeker", part)
+            train, valid = critic_training.choose_pairs(*pairs, "seeker", part)
             posts[part] |= set(train["seeker_post"])
             posts["valid"] |= set(valid["seeker_post"])
-        whole = critics.choose_pairs(*pairs, "seeker", "all")
+        whole = critic_training.choose_pairs(*pairs, "seeker", "all")
         assert sum(map(len, whole)) == sum(map(len, pairs))
     assert all(posts.values())
     assert not posts["a"] & posts["b"] and not posts["valid"] & (posts["a"] | posts["b"])

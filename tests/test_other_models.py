@@ -24,6 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import critic_training
 import critics
 import dpr_exemplar_retriever
 import generators
@@ -570,7 +571,7 @@ def test_entries_without_a_positive_are_left_out_aloud_where_asked_to(workdir, c
 )
 def test_a_critic_no_better_than_guessing_is_said_where_it_is_trained(valid, baselines, useless, capsys):
     session = Session("cpu", "fp32", 1)
-    critics.report({"kind": "emo", "valid": valid, "baselines": baselines}, session)
+    critic_training.report({"kind": "emo", "valid": valid, "baselines": baselines}, session)
     assert ("WARNING: the emo critic is no better than guessing" in capsys.readouterr().out) == useless
 
 

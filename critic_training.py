@@ -1,0 +1,314 @@
+"""Critics trained: the tasks of the four, what each begins from, and the stage behind their scripts.
+
+What a critic computes stands in models.Critic, critics in use in critics.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from torch import Tensor, nn
+
+import metrics
+import storage
+from commands import CriticCommand, CriticOptions
+from critics import is_useless
+from dataloaders import (
+    critic_data,
+    hash_seed,
+    plan_once,
+    read_pairs,
+    read_vader,
+    require_same_words,
+    tokenizer_hash,
+)
+from DPR.biencoder import resolve
+from glove_models import glove_config, load_vectors, set_word_vectors
+from models import Critic as CriticModel
+from models import (
+    CriticSettings,
+    load_encoder,
+    load_tokenizer,
+    new_encoder,
+    offline,
+    positions,
+    require_words,
+)
+from options import SENTIMENT, Paths, UserError
+from session import Session
+from storage import require
+from training import Loop, begin_from
+from updates import Objective
+
+#: contexts (each its turns, oldest first), replies, and what is to be predicted of them
+Side = tuple[Sequence[Sequence[str]], Sequence[str], list]
+
+
+class CriticObjective(Objective):
+    """Cross-entropy of the labels, or squared error of the sentiment, in examples.
+
+    With class weights an example counts as its class's weight, in the sum and in the units.
+    """
+
+    def __init__(self, critic: CriticModel, class_weights: Sequence[float] | None, device: torch.device):
+        self.critic, self.kind = critic, critic.settings.kind
+        self.weights = {self.kind: 1.0}
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
+        self.on_device = None if self.class_weights is None else self.class_weights.to(device)
+
+    def units(self, batch: dict) -> dict[str, float]:
+        if self.class_weights is None:
+            return {self.kind: len(batch["targets"])}
+        return {self.kind: float(self.class_weights[batch["targets"]].sum())}
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        scores = model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])  # (B, outputs)
+        return {self.kind: self.critic.loss_sum(scores, batch["targets"], self.on_device)}
+
+
+@dataclass(frozen=True)
+class CriticTask:
+    """What one of the four critics is to learn, and how it is measured: where the four differ."""
+
+    kind: str
+    outputs: int
+    train: Side
+    valid: Side
+    # (gold, raw scores (N, outputs))
+    measure: Callable[[list, list[list[float]]], dict[str, float]]
+    metric: str  # of `measure`: what decides which evaluation is kept
+    mode: str  # max or min
+    baselines: dict[str, dict[str, float]]
+    inputs: Mapping[str, Path]  # the files that the sides were read from
+    class_weights: Sequence[float] | None = None
+    variant: str = ""  # of the data, at the end of the family's name
+
+
+def choose_pairs(
+    train: pd.DataFrame, valid: pd.DataFrame, split_by: str, part: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pairs that a critic learns from, and those it is measured on.
+
+    `split_by` "files": as they were prepared; "seeker": a fifth of all seeker posts, chosen by their text,
+    is the validation side. `part` "a" or "b": only that half of the training side, again by the text of the
+    seeker posts, so that critics of the two halves share none, in any dimension.
+    """
+    if split_by == "seeker":
+        both = pd.concat([train, valid], ignore_index=True)
+        held = both["seeker_post"].map(lambda post: hash_seed("valid", post) % 5 == 0)
+        train, valid = both[~held], both[held]
+    if part != "all":
+        half = train["seeker_post"].map(lambda post: "ab"[hash_seed("part", post) % 2])
+        train = train[half == part]
+    return train, valid
+
+
+def empathy_task(
+    dim: str, paths: Paths, weigh_classes: bool, split_by: str = "files", part: str = "all"
+) -> CriticTask:
+    """A dimension's label of a response, given the post before it. `weigh_classes`: by inverse frequency;
+    `split_by`, `part`: see `choose_pairs`."""
+    files = {f"pairs {split}": paths.pairs(dim, split) for split in ("train", "valid")}
+    prepared = {name: read_pairs(file) for name, file in files.items()}
+    train, valid = choose_pairs(prepared["pairs train"], prepared["pairs valid"], split_by, part)
+    if not len(train) or not len(valid):
+        raise UserError(
+            f"{files['pairs train']}: too few seeker posts for --split-by {split_by} --part {part}"
+        )
+    labels = int(max(train["label"].max(), valid["label"].max())) + 1
+    counts = train["label"].value_counts()
+    if len(counts) < 2:
+        file = files["pairs train"]
+        raise UserError(f"{file}: every label is {train['label'].iloc[0]}; there is nothing to learn")
+    weights = None
+    if weigh_classes:
+        weights = [len(train) / (labels * max(int(counts.get(i, 0)), 1)) for i in range(labels)]
+    sides: list[Side] = []
+    for table in (train, valid):
+        posts = [(post,) for post in table["seeker_post"]]
+        sides.append((posts, table["response_post"].tolist(), table["label"].tolist()))
+
+    def measure(gold: list, scores: list[list[float]]) -> dict[str, float]:
+        found = softmax(np.array(scores), axis=1)
+        return {
+            **metrics.classification(gold, found.argmax(1).tolist(), labels),
+            "calibration_error": metrics.calibration_error(gold, found),
+        }
+
+    return CriticTask(
+        kind=dim,
+        outputs=labels,
+        train=sides[0],
+        valid=sides[1],
+        measure=measure,
+        metric="macro_f1",
+        mode="max",
+        baselines=metrics.classification_baselines(sides[0][1:], sides[1][1:], labels),
+        inputs=files,
+        class_weights=weights,
+        variant=("-seeker" if split_by == "seeker" else "") + (f"-{part}" if part != "all" else ""),
+    )
+
+
+def sentiment_task(paths: Paths) -> CriticTask:
+    """VADER's score of every utterance, given the turns before it."""
+    files = {f"vader {split}": paths.vader(split) for split in ("train", "valid")}
+    sides: list[Side] = []
+    for file in files.values():
+        table = read_vader(file)
+        contexts: list[tuple[str, ...]] = []
+        for _, turns in table.groupby("conv_id", sort=False)["utterance"]:
+            contexts += [tuple(turns.iloc[:n]) for n in range(len(turns))]
+        sides.append((contexts, table["utterance"].tolist(), table["sentiment"].tolist()))
+    train, valid = sides
+    mean = sum(train[2]) / len(train[2])
+    return CriticTask(
+        kind=SENTIMENT,
+        outputs=1,
+        train=train,
+        valid=valid,
+        measure=lambda gold, scores: metrics.regression(gold, [row[0] for row in scores]),
+        metric="mse",
+        mode="min",
+        baselines={"mean": metrics.regression(valid[2], [mean] * len(valid[2]))},
+        inputs=files,
+    )
+
+
+def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
+    """(tokenizer, encoder, the folder or hub name they begin from) for `--model` and `--size`."""
+    if options.model == "glove-t5":
+        tokenizer = load_tokenizer(require(paths.glove))
+        size = "tiny" if options.size == "tiny" else "paper"
+        encoder = new_encoder(glove_config(tokenizer, size, options.dropout, num_layers=options.layers))
+        set_word_vectors(encoder.get_input_embeddings(), load_vectors(paths.glove), options.seed)
+        return tokenizer, encoder, paths.glove
+    if options.model == "t5" and options.size == "tiny":
+        place = require(paths.t5_tiny)
+        return load_tokenizer(place), load_encoder(place, from_scratch=True, dropout=options.dropout), place
+    name = f"t5-{options.size}" if options.model == "t5" else resolve(options.model)
+    with offline("--model glove-t5, or --model t5 --size tiny (random weights)"):
+        tokenizer, encoder = load_tokenizer(name), load_encoder(name, dropout=options.dropout)
+    require_words(tokenizer, encoder.get_input_embeddings().weight, name)
+    require_positions(options, encoder, tokenizer.cls_token_id is not None)
+    return tokenizer, encoder, name
+
+
+def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) -> None:
+    """Raises `UserError` where an encoder can read fewer tokens than the two lengths allow. `begins`: the
+    layout begins with a token of its own."""
+    most = positions(encoder)
+    special = 2 + begins  # one ends the context, one the reply
+    asked = options.context_len + options.reply_len + special
+    if most is not None and asked > most:
+        raise UserError(
+            f"--context-len {options.context_len} and --reply-len {options.reply_len} make, with {special} "
+            f"special tokens, {asked} positions, but {options.model} reads only {most}: lower them to at "
+            f"most {max(0, most - special)} together"
+        )
+
+
+def run(command: CriticCommand, task: CriticTask) -> dict:
+    """Train the critic of one task: the one function behind all four."""
+    options, paths = command.options, command.paths
+    session = Session(**command.device)
+    tokenizer, encoder, begin = load_backbone(options, paths)
+    settings = CriticSettings(
+        kind=task.kind,
+        outputs=task.outputs,
+        pooling=options.pooling,
+        context_len=options.context_len,
+        reply_len=options.reply_len,
+        head_dropout=options.head_dropout,
+        word_dropout=options.word_dropout,
+        backbone=encoder.config.to_dict(),
+        tokenizer=tokenizer_hash(tokenizer),
+    )
+    critic = CriticModel(settings, encoder)
+    if options.init_from:
+        folder = Path(options.init_from)
+        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        trained = CriticModel.from_pretrained(folder)
+        if trained.settings.kind != task.kind:
+            trained.head = critic.head  # another dimension's has learnt nothing of this one
+        begin_from(critic, trained, folder)
+    # one layout for training, evaluation and use: what the critic is asked later looks like this
+    data = critic_data(*task.train, tokenizer, settings, paths.cache)
+    held = critic_data(*task.valid, tokenizer, settings, paths.cache)
+    objective = CriticObjective(critic, task.class_weights, session.device)
+
+    def evaluate() -> dict[str, float]:
+        found: list = []
+        for numbers in session.over(plan_once(held.lengths, 4 * loop.batch_size), "valid"):
+            batch = session.move(held.collate(numbers))
+            with session.autocast():
+                scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+            found += zip(numbers, scores.tolist(), strict=True)
+        # batches are dealt to processes by length: the measure needs the file's order
+        by_number = dict(session.gather(found))
+        return task.measure(task.valid[2], [by_number[i] for i in range(len(held))])
+
+    def export(folder: Path) -> None:
+        critic.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
+
+    def reload(folder: Path) -> CriticModel:
+        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        return CriticModel.from_pretrained(folder)
+
+    def probe(model: nn.Module) -> Tensor:
+        batch = session.move(held.collate([0]))
+        return model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+
+    sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
+    sources["model"] = storage.source(begin, paths, storage.identity(begin))
+    if options.init_from:
+        digest = storage.sha256(Path(options.init_from) / "model.safetensors")
+        sources["init"] = storage.source(options.init_from, paths, digest)
+    place = paths.critic(task.kind, options.family + task.variant)
+    loop = Loop(
+        command.training,
+        session,
+        critic,
+        objective,
+        data,
+        evaluate,
+        export,
+        place.with_name(command.name or place.name),
+        flags=command.flags,
+        inputs={k: s["sha256"] for k, s in sources.items()} | {"tokenizer": settings.tokenizer},
+        sources=sources,
+        metric=task.metric,
+        mode=task.mode,
+        reload=reload,
+        probe=probe,
+    )
+    result = loop.train()
+    if result.get("already_finished"):
+        return result
+    result |= {"kind": task.kind, "valid": loop.measure(), "baselines": task.baselines}
+    report(result, session)
+    loop.finish(result)
+    return result
+
+
+def report(result: dict, session: Session) -> None:
+    """The critic beside its baselines, one row each."""
+    names = list(result["valid"])
+    kind = result["kind"]
+    session.say(
+        f"{kind}: on the validation side, whose best epoch was chosen there too (a little flattering)"
+    )
+    session.say("  " + " ".join(f"{n:>12}" for n in ["", *names]))
+    for row, values in {**result["baselines"], "this critic": result["valid"]}.items():
+        cells = [f"{values[n]:{max(12, len(n))}.3f}" for n in names]
+        session.say("  " + " ".join([f"{row:>12}", *cells]))
+    if is_useless(result["valid"], result["baselines"]):
+        session.say(
+            f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by "
+            "noise. Train it longer, with another --lr, or from another --model"
+        )
