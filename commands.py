@@ -152,6 +152,7 @@ class CriticOptions:
     head_dropout: float
     seed: int
     init_from: str | None = None
+    mixture_share: float = 0.0
 
     @property
     def family(self) -> str:
@@ -273,6 +274,15 @@ def causal_command(args: argparse.Namespace) -> CausalCommand:
         device=device_flags(args),
         flags=vars(args),
     )
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """A critic that labels listener turns for another one (`add_teacher_flags` says what each flag means)."""
+
+    teacher: str
+    turns: int
+    teacher_w: float
 
 
 @dataclass(frozen=True)
@@ -719,7 +729,7 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
         choices=["tiny", "small", "base", "large"],
         default="base",
         help="of --model t5: t5-base and so on, tiny is random weights made by prepare_data.py; "
-        "of glove-t5: tiny, else width 300",
+        "of glove-t5: tiny, small (width 64, 0.9M weights), else width 300",
     )
     add(
         "--pooling",
@@ -742,7 +752,27 @@ def add_critic_flags(parser: argparse.ArgumentParser) -> None:
         help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)",
     )
     add("--head-dropout", type=SHARE, help="before the linear head (default 0.1, glove-t5 0.4)")
+    add(
+        "--mixture-share",
+        type=number(float, least=0, most=1),
+        default=0.0,
+        help="share of the training replies whose words are mixed with others and with the mean of all, as "
+        "in the soft replies of a generator; their targets are drawn to the mean",
+    )
     add_init_from(parser)
+
+
+def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
+    """Distillation: a better critic labels what has no labels."""
+    add = parser.add_argument_group("teacher").add_argument
+    add(
+        "--teacher",
+        metavar="RUN",
+        help="a finished critic of the same dimension, of any encoder: its probabilities for the listener "
+        "turns of the training dialogues are learnt beside the pairs",
+    )
+    add("--turns", type=COUNT, default=0, help="of --teacher: so many turns, drawn by chance; 0: all")
+    add("--teacher-w", type=POSITIVE, default=1.0, help="of --teacher: weight of a turn where a pair has 1")
 
 
 def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) -> argparse.Namespace:

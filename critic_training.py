@@ -3,23 +3,28 @@
 What a critic computes stands in models.Critic, critics in use in critics.py.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from scipy.special import softmax
 from torch import Tensor, nn
 
+import judges
 import metrics
 import storage
-from commands import CriticCommand, CriticOptions
-from critics import is_useless
+from commands import CriticCommand, CriticOptions, TeacherOptions
+from critics import Critic, guess_loss, is_useless
 from dataloaders import (
+    Data,
     critic_data,
     hash_seed,
+    listener_turns,
     plan_once,
     read_pairs,
     read_vader,
@@ -31,6 +36,7 @@ from glove_models import glove_config, load_vectors, set_word_vectors
 from models import Critic as CriticModel
 from models import (
     CriticSettings,
+    Mixture,
     load_encoder,
     load_tokenizer,
     new_encoder,
@@ -48,25 +54,83 @@ from updates import Objective
 Side = tuple[Sequence[Sequence[str]], Sequence[str], list]
 
 
+@dataclass(frozen=True)
+class Mixtures:
+    """Training replies as a generator's soft ones are: no word stands alone, and little may be said."""
+
+    share: float  # of the replies that are mixed
+    frequencies: Tensor  # (V,) of words in training replies
+    mean_target: Tensor  # (labels,), or () of the regressor: what is known of a reply that says nothing
+
+    def draw(self, batch: dict) -> dict:
+        """The batch with `own`, `rest` and `others` (B, L) of its Mixture, and its targets as the mixtures
+        leave them.
+
+        A mixed reply keeps a share of its own words, drawn evenly (a fifth keep none); the rest is one other
+        word of the batch's replies and the mean of all words, in drawn parts. A reply that keeps half of its
+        own or more keeps its target; below that it is drawn to the mean, in proportion.
+        """
+        reply = batch["reply_mask"].bool()  # (B, L)
+        count = len(reply)
+        own = (1.25 * torch.rand(count) - 0.25).clamp(min=0)  # (B,)
+        own = torch.where(torch.rand(count) < self.share, own, 1.0)
+        rest = (1 - own) * torch.rand(count)
+        words = batch["input_ids"][reply]
+        others = words[torch.randint(len(words), reply.shape)]
+        kept = (2 * own).clamp(max=1)
+        targets = batch["targets"]
+        if self.mean_target.ndim:
+            if targets.ndim == 1:
+                targets = F.one_hot(targets, len(self.mean_target)).float()
+            kept = kept[:, None]
+            nothing = targets.sum(1, keepdim=True) * self.mean_target  # (B, labels)
+        else:
+            nothing = self.mean_target
+        return batch | {
+            "own": torch.where(reply, own[:, None], 1.0),
+            "rest": torch.where(reply, rest[:, None], 0.0),
+            "others": others,
+            "targets": kept * targets + (1 - kept) * nothing,
+        }
+
+
 class CriticObjective(Objective):
     """Cross-entropy of the labels, or squared error of the sentiment, in examples.
 
-    With class weights an example counts as its class's weight, in the sum and in the units.
+    Targets are labels, or rows with a weight for each label: such an example counts as the row's sum. With
+    class weights an example counts as its class's weight, in the sum and in the units.
     """
 
-    def __init__(self, critic: CriticModel, class_weights: Sequence[float] | None, device: torch.device):
-        self.critic, self.kind = critic, critic.settings.kind
+    def __init__(
+        self,
+        critic: CriticModel,
+        class_weights: Sequence[float] | None,
+        device: torch.device,
+        mixtures: Mixtures | None = None,
+    ):
+        self.critic, self.kind, self.mixtures = critic, critic.settings.kind, mixtures
         self.weights = {self.kind: 1.0}
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
         self.on_device = None if self.class_weights is None else self.class_weights.to(device)
+        self.frequencies = None if mixtures is None else mixtures.frequencies.to(device)
+
+    def prepare(self, model: nn.Module, batch: dict) -> dict:
+        return self.mixtures.draw(batch) if self.mixtures else batch
 
     def units(self, batch: dict) -> dict[str, float]:
+        targets = batch["targets"]
+        if targets.ndim == 2:
+            weights = targets if self.class_weights is None else targets * self.class_weights
+            return {self.kind: float(weights.sum())}
         if self.class_weights is None:
-            return {self.kind: len(batch["targets"])}
-        return {self.kind: float(self.class_weights[batch["targets"]].sum())}
+            return {self.kind: len(targets)}
+        return {self.kind: float(self.class_weights[targets].sum())}
 
     def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        scores = model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])  # (B, outputs)
+        mixture = None
+        if self.frequencies is not None and "own" in batch:
+            mixture = Mixture(batch["own"], batch["rest"], batch["others"], self.frequencies)
+        scores = model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"], mixture)
         return {self.kind: self.critic.loss_sum(scores, batch["targets"], self.on_device)}
 
 
@@ -179,11 +243,73 @@ def sentiment_task(paths: Paths) -> CriticTask:
     )
 
 
+def with_taught_turns(
+    task: CriticTask, options: TeacherOptions, paths: Paths, session: Session
+) -> CriticTask:
+    """The task with listener turns of the training dialogues beside its pairs, as a teacher sees them.
+
+    Targets become rows: 1 at a pair's label, a teacher's probabilities times --teacher-w. What the teacher
+    says is kept in the cache. Raises `UserError` where it is no critic of these labels.
+    """
+    if session.world > 1:
+        raise UserError("--teacher: it labels in one process; run it without torchrun")
+    teacher = Critic.from_pretrained(options.teacher, session)
+    known = teacher.critic.settings
+    if (known.kind, known.outputs) != (task.kind, task.outputs):
+        raise UserError(
+            f"--teacher {options.teacher}: a critic of {known.kind} with {known.outputs} labels; what is "
+            f"learnt is {task.kind} with {task.outputs}"
+        )
+    file = paths.dialogues("train")
+    turns = listener_turns(file)
+    if 0 < options.turns < len(turns):
+        turns = [turns[i] for i in sorted(random.Random(0).sample(range(len(turns)), options.turns))]
+    contexts, replies = [e.history for e in turns], [e.response for e in turns]
+    digest = storage.sha256(teacher.folder / "model.safetensors")
+    title = f"{task.kind}, the teacher"
+    rows = judges.rows_of_critic(teacher, title, digest, paths.cache, replies, contexts)  # (N, labels)
+    labels = [*np.eye(task.outputs)[task.train[2]].tolist(), *(options.teacher_w * rows).tolist()]
+    train = ([*task.train[0], *contexts], [*task.train[1], *replies], labels)
+    return replace(task, train=train, inputs={**task.inputs, "dialogues train": file})
+
+
+def word_frequencies(data: Data, vocabulary: int, examples: int = 4096) -> Tensor:
+    """(V,) share of each word, ends included, in the replies of at most so many examples, evenly spaced."""
+    counts = torch.zeros(vocabulary)
+    numbers = list(range(0, len(data), -(-len(data) // examples)))
+    for start in range(0, len(numbers), 256):
+        batch = data.collate(numbers[start : start + 256])
+        counts += torch.bincount(batch["input_ids"][batch["reply_mask"] > 0], minlength=vocabulary)
+    return counts / counts.sum()
+
+
+def mean_target(targets: list, outputs: int) -> Tensor:
+    """(labels,) the labels' shares, or () the mean score where `outputs` is 1."""
+    found = torch.tensor(targets)
+    if outputs == 1:
+        return found.float().mean()
+    rows = F.one_hot(found, outputs) if found.ndim == 1 else found
+    return rows.sum(0) / rows.sum()
+
+
+@torch.no_grad()
+def loss_of_nothing(critic: CriticModel, held: Data, frequencies: Tensor, session: Session) -> float:
+    """The mean loss where every word of a reply is the mean of all words."""
+    total = 0.0
+    for numbers in plan_once(held.lengths, 128):
+        batch = session.move(held.collate(numbers))
+        context = (1 - batch["reply_mask"]).float()  # (B, L)
+        mixture = Mixture(context, torch.zeros_like(context), batch["input_ids"], frequencies)
+        scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"], mixture)
+        total += float(critic.loss_sum(scores, batch["targets"]))
+    return total / len(held)
+
+
 def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
     """(tokenizer, encoder, the folder or hub name they begin from) for `--model` and `--size`."""
     if options.model == "glove-t5":
         tokenizer = load_tokenizer(require(paths.glove))
-        size = "tiny" if options.size == "tiny" else "paper"
+        size = options.size if options.size in ("tiny", "small") else "paper"
         encoder = new_encoder(glove_config(tokenizer, size, options.dropout, num_layers=options.layers))
         set_word_vectors(encoder.get_input_embeddings(), load_vectors(paths.glove), options.seed)
         return tokenizer, encoder, paths.glove
@@ -212,10 +338,12 @@ def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) 
         )
 
 
-def run(command: CriticCommand, task: CriticTask) -> dict:
+def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | None = None) -> dict:
     """Train the critic of one task: the one function behind all four."""
     options, paths = command.options, command.paths
     session = Session(**command.device)
+    if teaching:
+        task = with_taught_turns(task, teaching, paths, session)
     tokenizer, encoder, begin = load_backbone(options, paths)
     settings = CriticSettings(
         kind=task.kind,
@@ -239,7 +367,11 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
     # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)
-    objective = CriticObjective(critic, task.class_weights, session.device)
+    frequencies = word_frequencies(data, len(critic.embeddings))
+    mixtures = None
+    if options.mixture_share:
+        mixtures = Mixtures(options.mixture_share, frequencies, mean_target(task.train[2], task.outputs))
+    objective = CriticObjective(critic, task.class_weights, session.device, mixtures)
 
     def evaluate() -> dict[str, float]:
         found: list = []
@@ -269,6 +401,9 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
     if options.init_from:
         digest = storage.sha256(Path(options.init_from) / "model.safetensors")
         sources["init"] = storage.source(options.init_from, paths, digest)
+    if teaching:
+        digest = storage.sha256(Path(teaching.teacher) / "model.safetensors")
+        sources["teacher"] = storage.source(teaching.teacher, paths, digest)
     place = paths.critic(task.kind, options.family + task.variant)
     loop = Loop(
         command.training,
@@ -292,6 +427,10 @@ def run(command: CriticCommand, task: CriticTask) -> dict:
         return result
     result |= {"kind": task.kind, "valid": loop.measure(), "baselines": task.baselines}
     report(result, session)
+    nothing = loss_of_nothing(critic, held, frequencies.to(session.device), session)
+    guess = guess_loss(torch.tensor(task.valid[2]).double(), critic.settings.is_regressor)
+    result |= {"loss_of_nothing": nothing, "loss_of_a_guess": guess}
+    session.say(f"  loss on a reply that says nothing {nothing:.3f}, of a guess by frequency {guess:.3f}")
     loop.finish(result)
     return result
 

@@ -28,6 +28,7 @@ SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_
 SIZES = {
     "paper": {"d_model": 300, "d_kv": 50, "num_heads": 6, "d_ff": 2048, "num_layers": 6},
     "mini": {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 1024, "num_layers": 4},
+    "small": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 256, "num_layers": 1},  # critics for use
     "tiny": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2},
 }
 

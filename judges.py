@@ -139,11 +139,22 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
 
 def asker_of_critic(scorer: Critic, title: str, digest: str, cache: Path) -> Ask:
     def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
-        key = storage.fingerprint(digest, scorer.session.precision, *replies, *map(str, contexts))
-        rows = kept(cache, key, lambda keep: scorer.rows(replies, contexts, keep=keep, title=title))
-        return 1 - rows[:, 0]  # (N, labels)
+        return 1 - rows_of_critic(scorer, title, digest, cache, replies, contexts)[:, 0]
 
     return ask
+
+
+def rows_of_critic(
+    scorer: Critic,
+    title: str,
+    digest: str,
+    cache: Path,
+    replies: Sequence[str],
+    contexts: Sequence[Turns],
+) -> np.ndarray:
+    """(N, labels) probabilities, kept in the `cache`. `digest`: sha256 of the critic's weights."""
+    key = storage.fingerprint(digest, scorer.session.precision, *replies, *map(str, contexts))
+    return kept(cache, key, lambda keep: scorer.rows(replies, contexts, keep=keep, title=title))
 
 
 def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]) -> np.ndarray:

@@ -335,6 +335,23 @@ class CriticSettings(Settings):
         return self.kind == SENTIMENT
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What stands at each position in place of a word, as in a soft reply: a share of the word, a share of
+    another word, and what is left to 1 of all words by their frequency."""
+
+    own: Tensor  # (B, L), or broadcast to it: the word's share
+    rest: Tensor  # the other word's
+    others: Tensor  # (B, L) ids of the other words
+    frequencies: Tensor  # (V,), sums to 1
+
+    def __call__(self, words: Tensor, embeddings: Tensor) -> Tensor:
+        """(B, L, D) and (V, D) -> (B, L, D)."""
+        own, rest = self.own[..., None], self.rest[..., None]
+        mean = self.frequencies @ embeddings  # (V,) @ (V, D) -> (D,)
+        return own * words + rest * F.embedding(self.others, embeddings) + (1 - own - rest) * mean
+
+
 class Critic(SavedModule):
     """An encoder and a linear head over `context </s> reply </s>` (paper, section III-C: empathy and
     sentiment).
@@ -362,9 +379,15 @@ class Critic(SavedModule):
         """(V, D): what a soft response is multiplied with."""
         return self.encoder.get_input_embeddings().weight
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, reply_mask: Tensor) -> Tensor:
-        """(B, L) ids and masks -> (B, labels) logits, or (B, 1) scores in [-1, 1]."""
-        return self._score(F.embedding(input_ids, self.embeddings), attention_mask, reply_mask)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, reply_mask: Tensor, mixture: Mixture | None = None
+    ) -> Tensor:
+        """(B, L) ids and masks -> (B, labels) logits, or (B, 1) scores in [-1, 1]. `mixture`: what is read in
+        place of the words."""
+        words = F.embedding(input_ids, self.embeddings)
+        if mixture is not None:
+            words = mixture(words, self.embeddings)
+        return self._score(words, attention_mask, reply_mask)
 
     def forward_soft(
         self, context_ids: Tensor, context_mask: Tensor, soft: Tensor, reply_mask: Tensor
@@ -400,7 +423,8 @@ class Critic(SavedModule):
         return scores.tanh() if self.settings.is_regressor else scores
 
     def loss_sum(self, scores: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy, or squared error for the regressor, summed over the batch."""
+        """Cross-entropy, or squared error for the regressor, summed over the batch. `targets`: (B,) labels or
+        scores, or (B, labels) a weight for each label."""
         if self.settings.is_regressor:
             return (scores[:, 0] - targets.float()).square().sum()
         return F.cross_entropy(scores, targets, weight=class_weights, reduction="sum")

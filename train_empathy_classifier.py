@@ -4,6 +4,8 @@
   python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
   python train_empathy_classifier.py --model minilm --dim emo --seed 13            (a judge; from no hub)
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
+  python train_empathy_classifier.py --model glove-t5 --dim emo --mixture-share 0.5 --teacher TEACHER
+      (fit to be a loss; TEACHER: a better critic of the same dimension, such as saved/empathy/minilm-a-emo)
 
 The paper's GloVe critic, which stays at chance here: --model glove-t5 --epochs 15 --lr 2e-5 --pooling first
 --layers 6 --context-len 100.
@@ -17,7 +19,15 @@ with --split-by seeker minilm-seeker-DIM.
 import argparse
 
 import options
-from commands import add_critic_flags, add_training, check_critic, critic_command
+from commands import (
+    TeacherOptions,
+    add_critic_flags,
+    add_teacher_flags,
+    add_training,
+    check_critic,
+    critic_command,
+    pick,
+)
 from options import DIMENSIONS, add_common, add_device, make_parser
 
 
@@ -51,6 +61,7 @@ def parse_args(argv=None):
         help="learn from one half of the seeker posts only, so that a judge and what it judges (a loss, a "
         "ranker, a teacher) have seen different ones",
     )
+    add_teacher_flags(parser)
     add_training(parser, epochs=None, lr=None, batch_size=16, schedule=None)
     add_device(parser)
     return check_critic(parser, parser.parse_args(argv))
@@ -62,7 +73,7 @@ def main(argv=None):
 
     command = critic_command(args)
     task = critic_training.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
-    return critic_training.run(command, task)
+    return critic_training.run(command, task, pick(TeacherOptions, args) if args.teacher else None)
 
 
 if __name__ == "__main__":

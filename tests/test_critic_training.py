@@ -1,0 +1,95 @@
+"""How critics learn: from a teacher, and from mixtures of words."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import critic_training
+import train_empathy_classifier
+import train_sentiment_regressor
+from critic_training import Mixtures
+from critics import Critic
+from models import Critic as CriticModel
+from models import CriticSettings, Mixture, load_tokenizer, new_encoder
+from options import Paths, UserError
+
+SHORT = "--device cpu --model glove-t5 --max-steps 2 --batch-size 8 --log-every 1".split()
+
+
+def small_critic(paths: Paths, kind: str = "emo", outputs: int = 2) -> CriticModel:
+    from glove_models import glove_config
+
+    tokenizer = load_tokenizer(paths.glove)
+    encoder = new_encoder(glove_config(tokenizer, "small", 0.0))
+    backbone = encoder.config.to_dict()
+    return CriticModel(CriticSettings(kind, outputs, "reply", 4, 9, 0.0, 0.0, backbone, "x"), encoder).eval()
+
+
+def test_a_mixture_is_the_word_itself_at_share_one_and_a_soft_reply_of_frequencies_at_none(prepared):
+    critic = small_critic(Paths(prepared))
+    words = len(critic.embeddings)
+    ids, mask = torch.randint(4, words, (3, 7)), torch.ones(3, 7, dtype=torch.long)
+    reply = mask * (torch.arange(7) >= 3)
+    others, frequencies = torch.randint(4, words, (3, 7)), torch.rand(words).softmax(0)
+    own, none = torch.ones(3, 7), torch.zeros(3, 7)
+    plain = critic(ids, mask, reply)
+    assert torch.equal(critic(ids, mask, reply, Mixture(own, none, others, frequencies)), plain)
+    nothing = critic(ids, mask, reply, Mixture(1.0 - reply, none, others, frequencies))
+    soft = frequencies.expand(3, 4, -1)
+    torch.testing.assert_close(nothing, critic.forward_soft(ids[:, :3], mask[:, :3], soft, mask[:, 3:]))
+    swapped = critic(ids, mask, reply, Mixture(none, own, others, frequencies))
+    torch.testing.assert_close(swapped, critic(others, mask, reply))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_mixed_reply_keeps_its_target_as_long_as_it_keeps_half_of_its_words(soft):
+    count = 400
+    reply = torch.cat([torch.zeros(count, 2), torch.ones(count, 3)], 1).long()
+    labels = torch.randint(2, (count,))
+    rows = torch.nn.functional.one_hot(labels, 2) * 0.5  # what a teacher says, at half a pair's weight
+    batch = {"input_ids": torch.randint(9, (count, 5)), "reply_mask": reply}
+    batch["targets"] = rows if soft else labels
+    mean = torch.tensor([0.7, 0.3])
+    drawn = Mixtures(0.5, torch.full((9,), 1 / 9), mean).draw(batch)
+    own, targets = drawn["own"], drawn["targets"]
+    assert (own[:, :2] == 1).all() and (own[:, 2:] == own[:, 2:3]).all()
+    assert ((own + drawn["rest"])[:, 2:] <= 1 + 1e-6).all() and (drawn["rest"][:, :2] == 0).all()
+    own, whole = own[:, 2], rows if soft else 2 * rows
+    assert 0.4 < (own == 1).float().mean() < 0.6 and (own == 0).sum() > 10
+    torch.testing.assert_close(targets.sum(1), whole.sum(1))  # an example counts as much as before
+    torch.testing.assert_close(targets[own >= 0.5], whole[own >= 0.5])
+    torch.testing.assert_close(targets[own == 0], whole[own == 0].sum(1, keepdim=True) * mean)
+
+
+def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pairs(
+    workdir, capsys, monkeypatch
+):
+    common = ["--workdir", str(workdir), *SHORT, "--dim", "emo"]
+    train_empathy_classifier.main([*common, "--size", "tiny", "--name", "teacher"])
+    alone = capsys.readouterr().out
+    teacher = ["--teacher", str(workdir / "saved" / "empathy" / "teacher"), "--turns", "7"]
+    taught = [*common, "--size", "small", *teacher, "--teacher-w", "0.5", "--mixture-share", "0.5"]
+    train_empathy_classifier.main([*taught, "--name", "taught"])
+    pairs = int(alone.split("data: ")[1].split()[0])
+    assert f"data: {pairs + 7} examples" in capsys.readouterr().out
+    run = workdir / "saved" / "empathy" / "taught"
+    result = json.loads((run / "result.json").read_text())
+    assert result["loss_of_nothing"] > 0 and 0 < result["loss_of_a_guess"] < 0.7
+    assert json.loads((run / "sources.json").read_text())["teacher"]["path"] == "saved/empathy/teacher"
+    monkeypatch.setattr(Critic, "rows", None)  # what it said is known
+    train_empathy_classifier.main([*taught, "--name", "again"])
+    first, second = (load_file(run.with_name(n) / "model.safetensors") for n in ("taught", "again"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    with pytest.raises(UserError, match="a critic of emo with 2 labels; what is learnt is exp"):
+        train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
+
+
+def test_sentiment_is_learnt_from_mixtures_too(workdir):
+    words = ["--workdir", str(workdir), *SHORT, "--size", "small", "--mixture-share", "1"]
+    result = train_sentiment_regressor.main(words)
+    gold = critic_training.sentiment_task(Paths(workdir)).valid[2]
+    mean = sum(gold) / len(gold)
+    assert result["loss_of_a_guess"] == pytest.approx(sum((g - mean) ** 2 for g in gold) / len(gold))
+    assert result["loss_of_nothing"] > 0
