@@ -32,7 +32,7 @@ from generators import (
     with_own_exemplars,
     write_predictions,
 )
-from objectives import Draw, Drawn, SampledReplies, some
+from objectives import Draw, Drawn, SampledReplies, some, without_tokens
 from options import Paths, UserError
 from session import Session, own_random_stream
 from training import Loop, begin_from
@@ -65,14 +65,18 @@ class CausalObjective(Objective):
     def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         terms = self.losses(model, batch, strategy=0)
         if self.sampled and "sampled" in batch:
-            drawn = batch["sampled"]
-            nll = example_nll(token_nll(model(drawn), drawn["target_ids"]), drawn)  # (N,) -> (M,)
-            terms |= self.sampled.terms(nll, batch)
+            terms |= self.sampled.terms(sampled_nll(model, batch["sampled"]), batch)
         return terms
 
     def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
         """As `generators.validate` asks; there is no soft reply here, and so no strategy."""
         return {"nll": token_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
+
+
+def sampled_nll(model: nn.Module, drawn: dict) -> Tensor:
+    """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
+    logits = without_tokens(model(drawn), drawn["suppressed"])  # (N, V)
+    return example_nll(token_nll(logits, drawn["target_ids"]), drawn)
 
 
 def draw_replies(prompts: Data, most_tokens: int, device: torch.device) -> Draw:
@@ -99,6 +103,7 @@ def draw_replies(prompts: Data, most_tokens: int, device: torch.device) -> Draw:
             "target_ids": input_ids[target_mask],
             "example_of": target_mask.nonzero()[:, 0],
             "examples": torch.tensor(numbers),
+            "suppressed": torch.tensor(model.banned, dtype=torch.long),
         }
         return Drawn(drawn, numbers, model.replies(out))
 

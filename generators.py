@@ -176,6 +176,22 @@ def critic_targets(
 ) -> dict[str, list]:
     """{critic: the label of each example's gold reply}, checked against what the critics know."""
     file = paths.labels(split)
+    found = gold_labels(split, examples, paths, family)
+    for kind, critic in critics.critics.items():
+        if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
+            raise UserError(
+                f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} "
+                "labels; label with critics of the same --levels, or train this one on them"
+            )
+    return {kind: found[kind] for kind in critics.critics}
+
+
+def gold_labels(
+    split: str, examples: list[Example], paths: Paths, family: str | None = None
+) -> dict[str, list]:
+    """{kind: the label of each example's gold reply}; says where they are older than what they were made
+    from. `family`: whose critics label by default (None: those that are there)."""
+    file = paths.labels(split)
     storage.require_file(file, advice.label(paths.root, family, file.parent))
     found = read_labels(file, examples)
     made_from = storage.read_origin(file)
@@ -184,13 +200,7 @@ def critic_targets(
         if isinstance(made_from.get(dim), dict):
             sources[dim] = paths.find(made_from[dim]["critic"]) / "model.safetensors"
     storage.warn_if_stale(file, sources)
-    for kind, critic in critics.critics.items():
-        if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
-            raise UserError(
-                f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} "
-                "labels; label with critics of the same --levels, or train this one on them"
-            )
-    return {kind: found[kind] for kind in critics.critics}
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- measured
@@ -497,8 +507,7 @@ def sampled_replies(
     if session.world > 1:
         raise UserError("--sampled-loss-w: replies are sampled by one process; run it without torchrun")
     file = paths.labels("train")
-    storage.require_file(file, advice.label(paths.root, "t5", file.parent))
-    labels = read_labels(file, examples)
+    labels = gold_labels("train", examples, paths)
     scorers = load_judges(critics, session, asked_for=list(critics))
     for kind, scorer in scorers.items():
         if max(labels[kind]) > scorer.limits[1]:  # no reply could come near it

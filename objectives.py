@@ -100,7 +100,8 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Sampled replies: `batch` is the model's input with them as targets, M rows."""
+    """Sampled replies: `batch` is the model's input with them as targets, M rows, and `suppressed` (K,): the
+    ids that none of them could hold."""
 
     batch: dict
     examples: list[int]  # (M,) the example that each replies to, S of one example in a row
@@ -167,10 +168,22 @@ def draw_replies(tokenizer, arguments: dict, device: torch.device) -> Draw:
         end = out == tokenizer.eos_token_id
         mask = end.cumsum(1) - end.long() == 0  # up to the first end
         part |= {"labels": out.masked_fill(~mask, -100), "reply_mask": mask.long()}
+        part["suppressed"] = torch.tensor(arguments.get("suppress_tokens", []), dtype=torch.long)
         texts = [" ".join(t.split()) for t in tokenizer.batch_decode(out, skip_special_tokens=True)]
         return Drawn(part, [batch["numbers"][r] for r in rows.tolist()], texts)
 
     return draw
+
+
+def without_tokens(logits: Tensor, ids: Tensor) -> Tensor:
+    """Logits (..., V) of the distribution in which the tokens `ids` (K,) cannot be drawn."""
+    return logits.index_fill(-1, ids, -torch.inf)
+
+
+def sampled_nll(model: nn.Module, drawn: dict) -> Tensor:
+    """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
+    logits = without_tokens(model(drawn), drawn["suppressed"])  # (M, T, V)
+    return token_nll(logits, drawn["labels"]).sum(1)
 
 
 # ------------------------------------------------------------------------------------------------- objectives
@@ -212,9 +225,7 @@ class GeneratorObjective(Objective):
     def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         terms = self.losses(model, batch, self.options.strategy, self.options.balance)
         if self.sampled and "sampled" in batch:
-            drawn = batch["sampled"]
-            nll = token_nll(model(drawn), drawn["labels"]).sum(1)  # (M, T, V) -> (M, T) -> (M,)
-            terms |= self.sampled.terms(nll, batch)
+            terms |= self.sampled.terms(sampled_nll(model, batch["sampled"]), batch)
         return terms
 
     def losses(self, model: nn.Module, batch: dict, strategy: int, balance: float = 0.0) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The variants of the generators' objective, and the loss on replies that a model samples."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pandas as pd
@@ -10,10 +11,13 @@ from conftest import Killed, assert_same_run
 from test_causal_models import make_tokenizer, save_llama
 
 import dataloaders
+import generators
 import objectives
+import storage
 import train_causal_lm
 import train_glove_t5
 import updates
+from glove_models import glove_config
 from models import Critic, CriticSet, Generator, load_tokenizer
 from options import Paths, UserError
 
@@ -83,13 +87,8 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
     _, batch, vocabulary = glove_batch(trained)
     run = trained / "saved" / "empathy" / "glove-t5-emo"
     tokenizer = load_tokenizer(run)
-    from transformers import T5ForConditionalGeneration
-
-    from glove_models import glove_config
-
     torch.manual_seed(3)
-    settings = {"backbone": glove_config(tokenizer, "tiny", 0.0).to_dict(), "exemplars": "none"}
-    model = Generator(settings, T5ForConditionalGeneration(glove_config(tokenizer, "tiny", 0.0)))
+    model = Generator({"backbone": glove_config(tokenizer, "tiny", 0.0).to_dict(), "exemplars": "none"})
     draw = objectives.draw_replies(
         tokenizer, {"do_sample": True, "top_k": 0, "max_new_tokens": 6}, torch.device("cpu")
     )
@@ -110,6 +109,28 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
         optimizer.zero_grad()
         seen.append(float(drawn["reward"].mean()))
     assert sum(seen[-5:]) > sum(seen[:5]) + 1.5
+
+
+def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(trained):
+    """Tokens that no reply may hold are likely here; the sampler never draws them."""
+    _, batch, vocabulary = glove_batch(trained)
+    tokenizer = load_tokenizer(trained / "saved" / "empathy" / "glove-t5-emo")
+    config = glove_config(tokenizer, "tiny", 0.0)
+    model = Generator({"backbone": config.to_dict(), "exemplars": "none"}).eval()
+    banned = list(range(2, vocabulary - 40)) + [tokenizer.pad_token_id, tokenizer.unk_token_id]
+    banned.remove(tokenizer.eos_token_id)
+    arguments = {"do_sample": True, "top_k": 0, "max_new_tokens": 6, "suppress_tokens": banned}
+    torch.manual_seed(1)
+    drawn = objectives.draw_replies(tokenizer, arguments, torch.device("cpu"))(model, batch, 0, 2)
+    with torch.no_grad():
+        found = objectives.sampled_nll(model, drawn.batch)
+    torch.manual_seed(1)
+    given = {k: drawn.batch[k] for k in ("source_ids", "source_mask", "speaker_ids")}
+    out = model.generate(given, **arguments, return_dict_in_generate=True, output_scores=True)
+    scores = torch.stack(out.scores, 1).log_softmax(-1)  # (M, T, V), what was drawn from
+    each = scores.gather(2, out.sequences[:, 1:, None])[..., 0]
+    expected = -(each.masked_fill(drawn.batch["labels"] == -100, 0)).sum(1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, the_end_is_kept):
@@ -167,6 +188,20 @@ def test_labels_that_the_rewarding_critic_does_not_know_are_refused(trained_copy
         train_glove_t5.main([*words, "--sampled-loss-w", "1"])
 
 
+def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is_there(trained_copy, capsys):
+    file = Paths(trained_copy).labels("train")
+    examples = dataloaders.listener_turns(Paths(trained_copy).dialogues("train"))
+    note = json.loads(storage.origin_file(file).read_text())
+    storage.origin_file(file).write_text(json.dumps(note | {"dialogues": "0" * 64}))
+    generators.gold_labels("train", examples, Paths(trained_copy))
+    assert f"{file} was made from another dialogues" in capsys.readouterr().out
+    file.unlink()
+    shutil.rmtree(trained_copy / "saved" / "empathy" / "t5-emo")
+    words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
+    with pytest.raises(UserError, match="label_dialogues.py.*--family glove-t5"):
+        train_glove_t5.main([*words, "--sampled-loss-w", "1"])
+
+
 def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, tmp_path):
     base = save_llama(tmp_path / "llama", make_tokenizer())
     words = ["--workdir", str(trained_copy), "--model", base, "--family", "glove-t5", "--device", "cpu"]
@@ -181,8 +216,8 @@ def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, t
 
 def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
     """What the policy gradient takes for a reply's likelihood is that of the prompt with that reply alone."""
-    from causal_generators import draw_replies
-    from causal_models import CausalGenerator, example_nll, token_nll
+    from causal_generators import draw_replies, sampled_nll
+    from causal_models import CausalGenerator
     from chats import causal_data, prompt_data
 
     tokenizer = make_tokenizer()
@@ -196,12 +231,14 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
     batch = causal_data(examples, model.tokenizer, packed=True, **layout).collate([0, 1])
     drawn = draw_replies(prompts, 7, torch.device("cpu"))(model, batch, 0, 2)
     with torch.no_grad():
-        together = example_nll(token_nll(model(drawn.batch), drawn.batch["target_ids"]), drawn.batch)
+        together = sampled_nll(model, drawn.batch)
         for row in range(len(together)):
             ids = drawn.batch["input_ids"][row][drawn.batch["attention_mask"][row].bool()]
             prompt = prompts.collate([drawn.examples[row]])["input_ids"][0]
             assert ids[: len(prompt)].tolist() == prompt.tolist()
-            logp = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logits = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1]
+            logits[:, model.banned] = -torch.inf  # none of them could be drawn
+            logp = logits.log_softmax(-1)
             alone = -logp.gather(1, ids[len(prompt) :, None]).sum()
             assert float(together[row]) == pytest.approx(float(alone), rel=1e-3)
 
