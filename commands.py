@@ -350,6 +350,7 @@ class SearchOptions:
     batch_size: int
     match: str = "reply"
     seed: int = 0
+    index: str = "flat"
 
 
 def device_flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,9 +5,9 @@
   python dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all     without the gold emotion
 
 Query: all earlier turns. Candidates: training listener turns of the same emotion (the paper's rule; it uses
-the gold emotion, also of the test dialogues) or all of them; never one of the same conversation. Exact inner
-product, always min(top-k, available) exemplars. Writes data/empathetic_dialogues/{split}_dpr.csv and a note
-of what made it.
+the gold emotion, also of the test dialogues) or all of them; never one of the same conversation. Inner
+product, exact without --index, always min(top-k, available) exemplars. Writes
+data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 """
 
 import options
@@ -43,6 +43,13 @@ def parse_args(argv=None):
         default="reply",
         help="compare the dialogue with the replies themselves (the paper's), or with the dialogues that "
         "they answer; random: no comparison, a control",
+    )
+    add(
+        "--index",
+        choices=["flat", "ivf", "hnsw"],
+        default="flat",
+        help="flat is exact; ivf and hnsw (faiss) miss some, and pay from about 10^5 candidates that one "
+        "dialogue may get",
     )
     add("--top-k", type=NATURAL, default=10, help="exemplars for each listener turn")
     add(

@@ -18,7 +18,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 import storage
 from commands import SearchOptions
 from dataloaders import listener_turns
-from DPR.retriever import Encoders, HeldOut, rank_scores, read_entries
+from DPR.learning import HeldOut, rank_scores, read_entries
+from DPR.retriever import Encoders
 from options import Paths, UserError, refuse_existing
 from session import Session
 

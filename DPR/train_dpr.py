@@ -73,11 +73,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from DPR import retriever
+    from DPR import learning
 
-    session = retriever.Session(**device_flags(args))
+    session = learning.Session(**device_flags(args))
     choices, training = pick(RetrieverOptions, args), pick(TrainingOptions, args)
-    return retriever.train(
+    return learning.train(
         choices, training, session, Paths(args.workdir), args.name or args.dataset, vars(args)
     )
 

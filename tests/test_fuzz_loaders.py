@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import dataloaders
 import storage
 from dataloaders import Example
-from DPR.retriever import read_entries
+from DPR.learning import read_entries
 from options import UserError
 
 SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -35,8 +35,9 @@ from commands import Decoding
 from dataloaders import critic_data, listener_turns, read_labels, tokenizer_hash
 from DPR import retriever, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
-from DPR.retriever import read_entries, without_rivals, write_exemplars
-from exemplars import Index
+from DPR.index import Index
+from DPR.learning import read_entries, without_rivals
+from DPR.retriever import write_exemplars
 from models import (
     Critic,
     CriticSet,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import dataloaders
 import storage
 from dataloaders import Example
-from DPR.retriever import read_entries
+from DPR.learning import read_entries
 from options import UserError
 
 COLUMNS = "conv_id utterance_idx context prompt speaker_idx utterance selfeval tags".split()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import DPR.index
 import dpr_exemplar_retriever
 from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
+from DPR.index import Index, nearest
 from dpr_exemplar_retriever import parse_args
-from exemplars import Index, nearest_by_faiss, nearest_by_product
 from options import Paths, UserError
 
 RULES = ("same-emotion", "all")
@@ -100,10 +102,10 @@ CORNERS = [
 ]
 
 
-def with_corners(test):
+def with_corners(test, examples: int = 150):
     for corner in CORNERS:
         test = example(world=corner)(test)
-    return settings(max_examples=150, deadline=None)(given(world=worlds)(test))
+    return settings(max_examples=examples, deadline=None)(given(world=worlds)(test))
 
 
 def retrieve(queries, candidates, asked, corpus, rule, k):
@@ -127,11 +129,10 @@ def make(world):
     )
 
 
-@pytest.mark.parametrize("search", [nearest_by_product, nearest_by_faiss])
 @with_corners
-def test_nearest_equals_sorting_everything(search, world):
+def test_nearest_equals_sorting_everything(world):
     queries, candidates, asked, corpus, k = make(world)
-    found = search(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
+    found = nearest(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
     assert len(found) == len(queries)
     for query, e, row in zip(queries, asked, found, strict=True):
         assert row == oracle(
@@ -152,6 +153,40 @@ def test_retrieval_equals_sorting_what_the_rule_allows(rule, world):
         ]
         assert len(row) == min(k, len(allowed))  # never fewer (PAPER.md, fault 13)
         assert row == oracle(query, candidates, allowed, k)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("rule", RULES)
+@partial(with_corners, examples=25)
+def test_an_approximate_index_returns_as_many_as_exact_search_and_nothing_excluded(rule, kind, world):
+    queries, candidates, asked, corpus, k = make(world)
+    groups = None if rule == "all" else [c.emotion for c in corpus]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DPR.index, "APPROXIMATE_FROM", 1)
+        index = Index(candidates, [c.conv_id for c in corpus], groups, kind)
+        found = index.search(queries, k, [e.conv_id for e in asked], [e.emotion for e in asked])
+    exact = retrieve(queries, candidates, asked, corpus, rule, k)
+    for query, e, row, best in zip(queries, asked, found, exact, strict=True):
+        assert len(row) == len(best)
+        assert len({place for place, _ in row}) == len(row)
+        for (place, score), (_, most) in zip(row, best, strict=True):
+            assert corpus[place].conv_id != e.conv_id
+            assert rule == "all" or corpus[place].emotion == e.emotion
+            assert score == float(np.dot(query, candidates[place])) <= most
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_finds_nearly_what_exact_search_finds(kind, monkeypatch):
+    monkeypatch.setattr(DPR.index, "APPROXIMATE_FROM", 1000)
+    rng = np.random.default_rng(0)
+    middles = rng.normal(size=(40, 32))
+    candidates = (middles[rng.integers(40, size=2000)] + rng.normal(size=(2000, 32))).astype(np.float32)
+    queries = candidates[::50] + rng.normal(size=(40, 32)).astype(np.float32) / 4
+    owners = [str(n // 4) for n in range(2000)]
+    asked = owners[::50]
+    best, found = (Index(candidates, owners, kind=way).search(queries, 10, asked) for way in ("flat", kind))
+    kept = [len({p for p, _ in a} & {p for p, _ in b}) / 10 for a, b in zip(best, found, strict=True)]
+    assert np.mean(kept) > 0.9
 
 
 def test_filtering_a_fixed_number_afterwards_would_be_noticed():
@@ -264,6 +299,6 @@ def test_copies_of_one_vector_stand_in_the_candidates_order_whatever_the_matrix_
     candidates = np.insert(others, sorted(rng.integers(0, 41, 23)), one + query, axis=0).astype(np.float32)
     copies = np.flatnonzero((candidates == candidates[np.argmax(candidates @ query)]).all(1)).tolist()
     asked = np.tile(query.astype(np.float32), (7, 1))
-    for row in nearest_by_product(asked, candidates, [None] * 7, [""] * len(candidates), 10):
+    for row in nearest(asked, candidates, [None] * 7, [""] * len(candidates), 10):
         assert [place for place, _ in row] == copies[:10]
         assert len({score for _, score in row}) == 1

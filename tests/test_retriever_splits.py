@@ -8,8 +8,8 @@ import pytest
 
 import dpr_exemplar_retriever
 from dataloaders import Example
+from DPR.index import Index
 from DPR.retriever import own_conversations
-from exemplars import Index
 
 CORPUS = [
     Example("1", 2, "sad", ("my cat left",), "oh no"),
