@@ -1,9 +1,11 @@
 """Nearest candidates by inner product: exact, or by an approximate index that never returns what is excluded.
 
-Letters in shapes: Q queries, P candidates, E dimensions, B queries of a block, k exemplars.
+Letters in shapes: Q queries, P candidates, E dimensions, B queries of a block, k of the best. Owners are
+numbers there, -1 for nobody.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,17 +15,16 @@ from tqdm import tqdm
 
 from options import UserError
 
-KINDS = ("flat", "ivf", "hnsw")
 #: groups of fewer candidates are searched exactly whatever the index: as fast there, and nothing is missed
 APPROXIMATE_FROM = 10_000
-Hits = list[tuple[int, float]]  # places with their scores, best first
+SPARE = 8  # candidates beside the best k, whose scores may be equal to theirs
 
 
 class Index:
     """Candidates' vectors (P, E), built once, asked often; equal scores in the candidates' order.
 
     `owners`: the conversation of each candidate. `groups`: where given, a query sees only candidates of its
-    own group. `kind`: flat is exact; ivf and hnsw (faiss) are approximate in groups of `APPROXIMATE_FROM`
+    own group. `kind`: flat is exact; ivf and hnsw (faiss) are approximate in groups of `approximate_from`
     candidates or more. `device`: where products are taken, and where an ivf index lies.
     """
 
@@ -34,60 +35,78 @@ class Index:
         groups: Sequence[str] | None = None,
         kind: str = "flat",
         device: torch.device | str = "cpu",
+        approximate_from: int = APPROXIMATE_FROM,
     ):
         require_finite(vectors, "candidate")
-        self.vectors, self.owners, self.kind, self.device = vectors, owners, kind, torch.device(device)
-        places: dict[str, list[int]] = {}
-        for place, group in enumerate(groups if groups is not None else [""] * len(vectors)):
-            places.setdefault(group, []).append(place)
-        self.places = {group: np.array(numbers) for group, numbers in places.items()}
-        self.grouped = groups is not None
+        self.vectors, self.kind, self.device = vectors, kind, torch.device(device)
+        self.numbers = {owner: n for n, owner in enumerate(dict.fromkeys(owners))}
+        self.owners = np.array([self.numbers[owner] for owner in owners], dtype=np.int64)  # (P,)
+        self.places = by_value(groups if groups is not None else [""] * len(vectors))
+        self.grouped, self.approximate_from = groups is not None, approximate_from
         self.built: dict[str, Any] = {}  # faiss indices, of the groups that were asked for
 
     @property
     def approximate(self) -> bool:
         """Whether any group is searched approximately."""
-        return self.kind != "flat" and max(map(len, self.places.values()), default=0) >= APPROXIMATE_FROM
+        return any(map(self.is_approximate, self.places))
+
+    def is_approximate(self, group: str) -> bool:
+        return self.kind != "flat" and len(self.places[group]) >= self.approximate_from
+
+    def prepare(self) -> None:
+        """Build what a search would build when it first needs it."""
+        for group in filter(self.is_approximate, self.places):
+            if group not in self.built:
+                self.built[group] = build(self.kind, self.candidates(group), self.device)
+
+    def candidates(self, group: str) -> np.ndarray:
+        """(P, E) of one group."""
+        places = self.places[group]
+        return self.vectors if len(places) == len(self.vectors) else self.vectors[places]
 
     def search(
         self, queries: np.ndarray, k: int, owners: Sequence[str | None], groups: Sequence[str] | None = None
-    ) -> list[Hits]:
+    ) -> list[list[tuple[int, float]]]:
         """For each query (Q, E) the places of its best `k` candidates with their scores, best first.
 
         `owners`: the conversation whose candidates a query must not get, None where it may have all. Fewer
         than `k` only where fewer are allowed, whatever the kind.
         """
         require_finite(queries, "query")
-        asked = groups if self.grouped and groups is not None else [""] * len(queries)
-        out: list[Hits] = [[] for _ in range(len(queries))]
-        for group in tqdm(sorted(set(asked)), desc="searching", disable=None, leave=False):
-            places = self.places.get(group)
-            numbers = [i for i, g in enumerate(asked) if g == group]
-            if places is None:
+        k = min(k, max(map(len, self.places.values()), default=0))
+        asked = np.array([self.numbers.get(owner, -1) for owner in owners], dtype=np.int64)  # type: ignore
+        places = np.full((len(queries), k), -1)
+        scores = np.full((len(queries), k), -np.inf)
+        members = by_value(groups if self.grouped and groups is not None else [""] * len(queries))
+        for group in tqdm(sorted(members), desc="searching", disable=None, leave=False):
+            if group not in self.places:
                 continue
-            held = [self.owners[p] for p in places]
-            found = self.nearest(group, queries[numbers], [owners[i] for i in numbers], held, k)
-            for i, row in zip(numbers, found, strict=True):
-                out[i] = [(int(places[p]), score) for p, score in row]
-        return out
+            rows, among = members[group], self.places[group]
+            found, values = self.nearest(group, queries[rows], asked[rows], k)
+            places[rows, : found.shape[1]] = np.where(found < 0, -1, among[found])
+            scores[rows, : found.shape[1]] = values
+        counts = (places >= 0).sum(1).tolist()
+        rows = zip(places.tolist(), scores.tolist(), counts, strict=True)
+        return [list(zip(row[:n], values[:n], strict=True)) for row, values, n in rows]
 
     def nearest(
-        self,
-        group: str,
-        queries: np.ndarray,
-        owners: Sequence[str | None],
-        held: Sequence[str],
-        k: int,
-    ) -> list[Hits]:
-        """`nearest` among the candidates of one group, whose owners are `held`."""
-        places = self.places[group]
-        whole = len(places) == len(self.vectors)
-        candidates = self.vectors if whole else self.vectors[places]
-        if self.kind == "flat" or len(places) < APPROXIMATE_FROM:
-            return nearest(queries, candidates, owners, held, k, self.device)
+        self, group: str, queries: np.ndarray, asked: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Places among the candidates of one group and their scores, as `exact` gives them."""
+        candidates, held = self.candidates(group), self.owners[self.places[group]]
+        if not self.is_approximate(group):
+            return exact(queries, candidates, asked, held, k, self.device)
         if group not in self.built:
             self.built[group] = build(self.kind, candidates, self.device)
-        return nearest_by_faiss(self.built[group], queries, candidates, owners, held, k, self.device)
+        return approximate(self.built[group], queries, candidates, asked, held, k, self.device)
+
+
+def by_value(values: Sequence[str]) -> dict[str, np.ndarray]:
+    """{value: its places}"""
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, value in enumerate(values):
+        places[value].append(place)
+    return {value: np.array(found) for value, found in places.items()}
 
 
 def require_finite(vectors: np.ndarray, side: str) -> None:
@@ -105,66 +124,81 @@ def require_finite(vectors: np.ndarray, side: str) -> None:
 class Own:
     """Where each query's own conversation stands among the candidates."""
 
-    def __init__(self, asked: Sequence[str | None], held: Sequence[str]):
-        self.places: dict[str | None, list[int]] = {}
-        for place, owner in enumerate(held):
-            self.places.setdefault(owner, []).append(place)
-        self.asked = asked
+    def __init__(self, asked: np.ndarray, held: np.ndarray):
+        self.order = held.argsort(kind="stable")
+        self.begins = np.searchsorted(held[self.order], asked)
+        self.counts = np.searchsorted(held[self.order], asked, side="right") - self.begins  # (Q,)
 
-    def of(self, query: int) -> list[int]:
-        owner = self.asked[query]
-        return [] if owner is None else self.places.get(owner, [])
+    def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (from `start`) and candidates that do not go together."""
+        counts = self.counts[start:stop]
+        before = counts.cumsum() - counts
+        columns = np.arange(counts.sum()) + np.repeat(self.begins[start:stop] - before, counts)
+        return np.repeat(np.arange(len(counts)), counts), self.order[columns]
 
 
 # ------------------------------------------------------------------------------------------------------ exact
 
 
-def nearest(
+def exact(
     queries: np.ndarray,
     candidates: np.ndarray,
-    query_owners: Sequence[str | None],
-    candidate_owners: Sequence[str],
+    asked: np.ndarray,
+    held: np.ndarray,
     k: int,
     device: torch.device | str = "cpu",
-) -> list[Hits]:
-    """For each query (Q, E) its best k of `candidates` (P, E) of other owners: [(place, score)], best first.
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each query (Q, E) its best of `candidates` (P, E) of other owners: (Q, k) places, best first, and
+    scores; -1 and -inf where no more are allowed.
 
-    Exact. Equal scores go by place. Fewer than k only where fewer are allowed.
+    asked (Q,), held (P,): owners. Equal scores go by place. k is at most P.
     """
-    own = Own(query_owners, candidate_owners)
     count, width = candidates.shape
+    k, more = min(k, count), min(k + SPARE, count)
+    own = Own(asked, held)
     table = torch.as_tensor(candidates, device=device).float()
     # equal vectors can differ in the last bits of a matrix product, by their place in it
     longest = float(np.linalg.norm(candidates, axis=1).max(initial=0.0))
     slack = width * float(np.finfo(np.float32).eps) * longest * np.linalg.norm(queries, axis=1)  # (Q,)
-    size = max(16, min(256, 2**26 // max(1, count)))
-    out: list[Hits] = []
+    places = np.full((len(queries), k), -1)
+    scores = np.full((len(queries), k), -np.inf)
+    size = max(16, min(256, 2**26 // count))
     for start in range(0, len(queries), size):
-        block = queries[start : start + size]
-        scores = torch.as_tensor(block, device=device).float() @ table.T  # (B, E) @ (E, P) -> (B, P)
-        mine = [own.of(start + row) for row in range(len(block))]
-        rows = [row for row, places in enumerate(mine) for _ in places]
-        scores[rows, [place for places in mine for place in places]] = -torch.inf
-        best = scores.topk(min(k + 1, count))
-        gaps = (best.values[:, :-1] - best.values[:, 1:]).cpu().numpy()  # nan: among what is left out
-        near = (gaps <= slack[start : start + size, None]).any(1)
-        values, places = best.values[:, :k].tolist(), best.indices[:, :k].tolist()
-        for row in range(len(block)):
-            if near[row]:  # the order of some hangs on the product's last bits
-                least = values[row][-1] - slack[start + row]
-                likely = (scores[row] >= least) & (scores[row] > -torch.inf)
-                out.append(in_order(block[row], candidates, likely.nonzero()[:, 0].cpu().numpy(), k))
-                continue
-            hits = zip(places[row], values[row], strict=True)
-            out.append([(place, score) for place, score in hits if score > -math.inf])
-    return out
+        block, near = queries[start : start + size], slack[start : start + size]
+        products = torch.as_tensor(block, device=device).float() @ table.T  # (B, E) @ (E, P) -> (B, P)
+        products[own.places(start, start + size)] = -torch.inf
+        best = products.topk(more)
+        found, values = best.indices.cpu().numpy(), best.values.cpu().numpy().astype(np.float64)
+        with np.errstate(invalid="ignore"):  # between two that are left out
+            gaps = values[:, :-1] - values[:, 1:]
+        close = (gaps[:, :k] <= near[:, None]).any(1)  # their order hangs on the product's last bits
+        least = values[:, k - 1] - near
+        beyond = close & (values[:, -1] >= least) & (more < count)
+        rows = np.flatnonzero(close & ~beyond)
+        found[rows], values[rows] = in_order(block[rows], candidates, found[rows], values[rows])
+        places[start : start + size] = np.where(values[:, :k] > -np.inf, found[:, :k], -1)
+        scores[start : start + size] = values[:, :k]
+        for row in np.flatnonzero(beyond):  # many equal ones
+            allowed = (products[row] >= least[row]) & (products[row] > -torch.inf)
+            likely = allowed.nonzero()[:, 0].cpu().numpy()[None]
+            first, best_values = in_order(block[row][None], candidates, likely, np.zeros(likely.shape))
+            most = min(k, likely.shape[1])
+            places[start + row, :most], scores[start + row, :most] = first[0, :most], best_values[0, :most]
+    return places, scores
 
 
-def in_order(query: np.ndarray, candidates: np.ndarray, places: np.ndarray, k: int) -> Hits:
-    """The best k of some candidates, by products in double precision; equal ones by place."""
-    exact = (candidates[places].astype(np.float64) * query).sum(1)
-    order = np.lexsort((places, -exact))[:k]
-    return list(zip(places[order].tolist(), exact[order].tolist(), strict=True))
+def in_order(
+    queries: np.ndarray, candidates: np.ndarray, places: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places (B, N) and their scores by products in double precision, best first, equal ones by place.
+
+    A score of -inf stays.
+    """
+    among = candidates[places].astype(np.float64)  # (B, N, E)
+    products = np.einsum("bne,be->bn", among, queries.astype(np.float64))
+    products = np.where(scores == -np.inf, -np.inf, products)
+    order = np.lexsort((places, -products), axis=1)
+    return np.take_along_axis(places, order, 1), np.take_along_axis(products, order, 1)
 
 
 # ------------------------------------------------------------------------------------------------ approximate
@@ -196,33 +230,30 @@ def build(kind: str, candidates: np.ndarray, device: torch.device | str = "cpu")
     return index
 
 
-def nearest_by_faiss(
+def approximate(
     index: Any,
     queries: np.ndarray,
     candidates: np.ndarray,
-    query_owners: Sequence[str | None],
-    candidate_owners: Sequence[str],
+    asked: np.ndarray,
+    held: np.ndarray,
     k: int,
     device: torch.device | str = "cpu",
-) -> list[Hits]:
-    """`nearest` by an approximate index over `candidates` (`build`); exact for each query that it gives too
+) -> tuple[np.ndarray, np.ndarray]:
+    """`exact` by an approximate index over `candidates` (`build`), and exact for each query that it gives too
     few."""
-    own = Own(query_owners, candidate_owners)
-    mine = [set(own.of(query)) for query in range(len(queries))]
+    k, count = min(k, len(candidates)), len(candidates)
+    own = Own(asked, held).counts
     # one's own conversation may take the best places; on a GPU faiss gives no more than 2048
-    fetch = min(len(candidates), k + max(map(len, mine), default=0), 2048)
-    out: list[Hits] = []
+    fetch = min(count, k + int(own.max(initial=0)), 2048)
     scores, places = index.search(np.ascontiguousarray(queries, dtype=np.float32), fetch)
-    for row_scores, row_places, left_out in zip(scores.tolist(), places.tolist(), mine, strict=True):
-        hits = [
-            (place, score)
-            for place, score in zip(row_places, row_scores, strict=True)
-            if place >= 0 and place not in left_out
-        ]
-        out.append(sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k])
-    few = [i for i, hits in enumerate(out) if len(hits) < min(k, len(candidates) - len(mine[i]))]
-    asked = [query_owners[i] for i in few]
-    exact = nearest(queries[few], candidates, asked, candidate_owners, k, device) if few else []
-    for i, hits in zip(few, exact, strict=True):
-        out[i] = hits
+    excluded = (places < 0) | (held[places] == asked[:, None])
+    scores = np.where(excluded, -np.inf, scores.astype(np.float64))
+    order = np.lexsort((places, -scores), axis=1)[:, :k]
+    places, scores = np.take_along_axis(places, order, 1), np.take_along_axis(scores, order, 1)
+    few = np.flatnonzero((scores > -np.inf).sum(1) < np.minimum(k, count - own))
+    out = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf)
+    out[0][:, : places.shape[1]] = np.where(scores > -np.inf, places, -1)
+    out[1][:, : places.shape[1]] = scores
+    if len(few):
+        out[0][few], out[1][few] = exact(queries[few], candidates, asked[few], held, k, device)
     return out

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import DPR.index
 import dpr_exemplar_retriever
 from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
-from DPR.index import Index, nearest
+from DPR.index import Index
 from dpr_exemplar_retriever import parse_args
 from options import Paths, UserError
 
@@ -129,17 +128,6 @@ def make(world):
     )
 
 
-@with_corners
-def test_nearest_equals_sorting_everything(world):
-    queries, candidates, asked, corpus, k = make(world)
-    found = nearest(queries, candidates, [e.conv_id for e in asked], [c.conv_id for c in corpus], k)
-    assert len(found) == len(queries)
-    for query, e, row in zip(queries, asked, found, strict=True):
-        assert row == oracle(
-            query, candidates, [i for i, c in enumerate(corpus) if c.conv_id != e.conv_id], k
-        )
-
-
 @pytest.mark.parametrize("rule", RULES)
 @with_corners
 def test_retrieval_equals_sorting_what_the_rule_allows(rule, world):
@@ -161,10 +149,8 @@ def test_retrieval_equals_sorting_what_the_rule_allows(rule, world):
 def test_an_approximate_index_returns_as_many_as_exact_search_and_nothing_excluded(rule, kind, world):
     queries, candidates, asked, corpus, k = make(world)
     groups = None if rule == "all" else [c.emotion for c in corpus]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DPR.index, "APPROXIMATE_FROM", 1)
-        index = Index(candidates, [c.conv_id for c in corpus], groups, kind)
-        found = index.search(queries, k, [e.conv_id for e in asked], [e.emotion for e in asked])
+    index = Index(candidates, [c.conv_id for c in corpus], groups, kind, approximate_from=1)
+    found = index.search(queries, k, [e.conv_id for e in asked], [e.emotion for e in asked])
     exact = retrieve(queries, candidates, asked, corpus, rule, k)
     for query, e, row, best in zip(queries, asked, found, exact, strict=True):
         assert len(row) == len(best)
@@ -176,15 +162,17 @@ def test_an_approximate_index_returns_as_many_as_exact_search_and_nothing_exclud
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_approximate_index_finds_nearly_what_exact_search_finds(kind, monkeypatch):
-    monkeypatch.setattr(DPR.index, "APPROXIMATE_FROM", 1000)
+def test_an_approximate_index_finds_nearly_what_exact_search_finds(kind):
     rng = np.random.default_rng(0)
     middles = rng.normal(size=(40, 32))
     candidates = (middles[rng.integers(40, size=2000)] + rng.normal(size=(2000, 32))).astype(np.float32)
     queries = candidates[::50] + rng.normal(size=(40, 32)).astype(np.float32) / 4
     owners = [str(n // 4) for n in range(2000)]
     asked = owners[::50]
-    best, found = (Index(candidates, owners, kind=way).search(queries, 10, asked) for way in ("flat", kind))
+    best, found = (
+        Index(candidates, owners, kind=way, approximate_from=1000).search(queries, 10, asked)
+        for way in ("flat", kind)
+    )
     kept = [len({p for p, _ in a} & {p for p, _ in b}) / 10 for a, b in zip(best, found, strict=True)]
     assert np.mean(kept) > 0.9
 
@@ -299,6 +287,6 @@ def test_copies_of_one_vector_stand_in_the_candidates_order_whatever_the_matrix_
     candidates = np.insert(others, sorted(rng.integers(0, 41, 23)), one + query, axis=0).astype(np.float32)
     copies = np.flatnonzero((candidates == candidates[np.argmax(candidates @ query)]).all(1)).tolist()
     asked = np.tile(query.astype(np.float32), (7, 1))
-    for row in nearest(asked, candidates, [None] * 7, [""] * len(candidates), 10):
+    for row in Index(candidates, [""] * len(candidates)).search(asked, 10, [None] * 7):
         assert [place for place, _ in row] == copies[:10]
         assert len({score for _, score in row}) == 1

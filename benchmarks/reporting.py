@@ -1,0 +1,82 @@
+"""What the benchmarks share: ways that take turns, a printed table, and a json under results/benchmarks/."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import storage
+from options import Paths, refuse_existing
+
+
+def seconds(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The fewest seconds of each way by the clock, and what it gave; the ways take turns `repeats` times.
+
+    The fewest: other programs can only add to it.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    given: dict[str, Any] = {}
+    for turn in range(repeats):
+        for name, way in ways.items():
+            say(f"{name}, turn {turn + 1} of {repeats}")
+            began = time.perf_counter()
+            given[name] = way()
+            taken[name].append(time.perf_counter() - began)
+    return {name: min(each) for name, each in taken.items()}, given
+
+
+def say(text: str) -> None:
+    """Progress, beside the results."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What was measured on."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(": ")[2] if models else name
+    found = {
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "torch": torch.__version__,
+    }
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of text and numbers under their columns; numbers are rounded to what can be read."""
+    cells = [list(columns)] + [[cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = []
+    for row in cells:
+        rest = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def target(paths: Paths, name: str, overwrite: bool) -> Path:
+    """Where a benchmark's json goes. Raises `UserError` where one is there already."""
+    file = paths.results / "benchmarks" / f"{name}.json"
+    refuse_existing([file], overwrite)
+    return file
+
+
+def write(file: Path, flags: dict, device: str, result: dict[str, Any]) -> None:
+    """The figures, with the flags and the machine that they are of."""
+    storage.write_json(file, {"flags": flags, "hardware": hardware(device), **result})
+    print(f"written: {file}")
