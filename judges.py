@@ -23,9 +23,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
 import advice
+import lineage
 import metrics
 import storage
-from critics import Critic
+from critics import Critic, choose_pairs
 from dataloaders import Example, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
@@ -36,6 +37,8 @@ from session import Session
 #: the judges of a table where none are named: another backbone than any critic that can serve as a loss, and
 #: no neural network at all
 DEFAULT = ("minilm", "tfidf")
+#: the judges without a network, and the half of the seeker posts that each learns from
+WORDS = {"tfidf": lineage.ALL, "tfidf-a": "a", "tfidf-b": "b"}
 Turns = Sequence[str]  # what was said before a reply, oldest first
 #: (replies, what was said before each) -> (N,) probabilities of level 1 or above
 Ask = Callable[[Sequence[str], Sequence[Turns]], np.ndarray]
@@ -51,6 +54,7 @@ class Judge:
     ask: Mapping[str, Ask]  # {dim: ...}
     reads_context: bool
     caveat: str = ""  # to `held_out`
+    halves: Mapping[str, str] = field(default_factory=dict)  # {dim: lineage.half_of}
     known: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)  # {text: (dimensions,)}
 
     def levels(
@@ -77,25 +81,39 @@ class Judge:
 # ----------------------------------------------------------------------------------------------------- loaded
 
 
-def load(paths: Paths, session: Session, which: Sequence[str] | None = None) -> list[Judge]:
+def load(
+    paths: Paths, session: Session, which: Sequence[str] | None = None, half: str = lineage.ALL
+) -> list[Judge]:
     """The judges named in `which`: `tfidf`, or a family whose three critics stand in saved/empathy (minilm,
-    minilm-a, t5 ...). By default those of `DEFAULT` that are there; what is missing is named, with the
-    commands that make it.
+    t5 ...), with the half of the seeker posts that it learns from (tfidf-b, minilm-a). By default those of
+    `DEFAULT` and `half` that can be had; what is missing is named, with the commands that make it.
 
     Raises `UserError` where one that was named is missing, or the pairs are.
     """
     judges = []
-    for name in DEFAULT if which is None else which:
-        missing = [] if name == "tfidf" else lacking(name, paths)
-        if missing:
-            make = "; ".join(advice.train_critic(dim, name, paths.root) for dim in missing)
-            said = f"no {name} judge: {paths.critic(missing[0], name)} is not trained; make it with: {make}"
+    ending = "" if half == lineage.ALL else f"-{half}"
+    for name in [name + ending for name in DEFAULT] if which is None else which:
+        if said := unavailable(name, paths):
             if which is not None:
                 raise UserError(said)
             session.say(f"note: {said}")
             continue
-        judges.append(tfidf_judge(paths) if name == "tfidf" else critics_judge(name, paths, session))
+        judges.append(tfidf_judge(name, paths) if name in WORDS else critics_judge(name, paths, session))
     return judges
+
+
+def unavailable(name: str, paths: Paths) -> str:
+    """Why a judge cannot be had, and what makes it; empty where it can."""
+    if name in WORDS:
+        files = [paths.pairs(dim, split) for dim in DIMENSIONS for split in ("train", "valid")]
+        missing = [file for file in files if not file.exists()]
+        make = advice.makes(missing[0], "python prepare_data.py") if missing else ""
+        return f"no {name} judge: {missing[0]} is not there; make it with: {make}" if missing else ""
+    missing_dims = lacking(name, paths)
+    make = "; ".join(advice.train_critic(dim, name, paths.root) for dim in missing_dims)
+    if not missing_dims:
+        return ""
+    return f"no {name} judge: {paths.critic(missing_dims[0], name)} is not trained; make it with: {make}"
 
 
 def lacking(family: str, paths: Paths) -> list[str]:
@@ -103,18 +121,21 @@ def lacking(family: str, paths: Paths) -> list[str]:
     return [dim for dim in DIMENSIONS if not (paths.critic(dim, family) / "result.json").exists()]
 
 
-def tfidf_judge(paths: Paths) -> Judge:
+def tfidf_judge(name: str, paths: Paths) -> Judge:
     """TF-IDF and logistic regression, fitted on the training pairs: seconds, and the same every time."""
+    half = WORDS[name]
     sha256, held_out, ask = {}, {}, {}
     for dim in DIMENSIONS:
         files = [paths.pairs(dim, split) for split in ("train", "valid")]
-        train, valid = (read_pairs(file) for file in files)
+        train, valid = choose_pairs(*map(read_pairs, files), "files", half)
+        if train["level"].ge(1).nunique() < 2:
+            raise UserError(f"{files[0]}: too few pairs for the judge {name}")
         model = metrics.tfidf_classifier().fit(train["response_post"], train["level"] >= 1)
-        sha256[dim] = storage.fingerprint(storage.sha256(files[0]), model, sklearn.__version__)
+        sha256[dim] = storage.fingerprint(storage.sha256(files[0]), half, model, sklearn.__version__)
         found = model.predict(valid["response_post"]).tolist()
         held_out[dim] = metrics.classification((valid["level"] >= 1).tolist(), found, 2)["macro_f1"]
         ask[dim] = asker_of_words(model)
-    return Judge("tfidf", sha256, held_out, ask, reads_context=False)
+    return Judge(name, sha256, held_out, ask, reads_context=False, halves=dict.fromkeys(DIMENSIONS, half))
 
 
 def asker_of_words(model) -> Ask:
@@ -123,7 +144,7 @@ def asker_of_words(model) -> Ask:
 
 def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
     """The three finished critics of a family as one judge."""
-    sha256, held_out, ask = {}, {}, {}
+    sha256, held_out, ask, halves = {}, {}, {}, {}
     reads_context = False
     for dim in DIMENSIONS:
         folder = paths.critic(dim, family)
@@ -133,8 +154,10 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
         sha256[dim] = storage.sha256(folder / "model.safetensors")
         held_out[dim] = storage.read_json(folder / "result.json")["valid"]["macro_f1"]
         ask[dim] = asker_of_critic(scorer, f"{family}, {dim}", sha256[dim], paths.cache)
+        halves[dim] = lineage.half_of(folder)
         reads_context |= scorer.critic.settings.context_len > 0
-    return Judge(family, sha256, held_out, ask, reads_context, " (their epochs were chosen there, too)")
+    chosen = " (their epochs were chosen there, too)"
+    return Judge(family, sha256, held_out, ask, reads_context, chosen, halves)
 
 
 def asker_of_critic(scorer: Critic, title: str, digest: str, cache: Path) -> Ask:
@@ -227,8 +250,8 @@ def report(
     for judge in judges:
         what = ", ".join(f"{dim} {judge.sha256[dim][:12]}" for dim in DIMENSIONS)
         lines.append(
-            f"Judge {judge.name} (sha256: {what}): macro-F1 on held-out pairs "
-            f"{listed(judge.held_out, '.1f')}{judge.caveat}."
+            f"Judge {judge.name} (sha256: {what}): learnt from {learnt_from(judge)}; macro-F1 on held-out "
+            f"pairs {listed(judge.held_out, '.1f')}{judge.caveat}."
         )
     for (first, second), kappas in agreement(judges, replies, contexts).items():
         lines.append(
@@ -246,6 +269,15 @@ def report(
             )
         lines.append(f"Mean level by {judge.name} of texts that show nothing: {'; '.join(said)}.")
     return lines
+
+
+def learnt_from(judge: Judge) -> str:
+    """In words."""
+    said = {lineage.ALL: "all seeker posts", lineage.UNKNOWN: "seeker posts that nothing here tells"}
+    halves = {half: said.get(half, f"half {half} of the seeker posts") for half in judge.halves.values()}
+    if len(halves) == 1:
+        return next(iter(halves.values()))
+    return ", ".join(f"{dim} {halves[half]}" for dim, half in judge.halves.items()) or said[lineage.UNKNOWN]
 
 
 def listed(values: Mapping[str, float], shape: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,8 +27,16 @@ def titled(column: Column, sizes: Sizes) -> Column:
 class Page:
     """Everything that is said of one comparison on its set of items."""
 
-    def __init__(self, comparison: Comparison, tests: Sequence[Test]):
+    def __init__(
+        self,
+        comparison: Comparison,
+        tests: Sequence[Test],
+        flattered: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    ):
+        """`flattered`: {group of columns: {system: critics of its training that have seen pairs of the
+        group's judge}}."""
         self.comparison, self.tests = comparison, tests
+        self.flattered = flattered or {}
         self.table = comparison.table()
         self.winners, self.ties = best(comparison, tests)
         self.beaten = comparison.beaten()
@@ -76,7 +84,8 @@ class Page:
         for row in self.comparison.rows:
             if row.kind in kinds and any(c.key in self.table[row.name] for c in columns):
                 cells = [self.marked(row, column, interval) for column in columns]
-                lines.append(f"| {' | '.join([cell(row.name), *cells])} |")
+                name = cell(row.name) + " \u2021" * (row.name in self.flattered.get(columns[0].group, ()))
+                lines.append(f"| {' | '.join([name, *cells])} |")
         return "\n".join(lines)
 
     def main(self) -> str:
@@ -91,7 +100,7 @@ class Page:
             title = GROUPS.get(group, group[0].upper() + group[1:])
             kinds = ("gold", "floor", "level floor", "ceiling", "system")
             out += [f"## {title}", place, self.block(columns, True, kinds)]
-            out += [*self.floors_said(columns), self.keys(columns)]
+            out += [*self.flattery(group), *self.floors_said(columns), self.keys(columns)]
         return out
 
     def keys(self, columns: Sequence[Column]) -> str:
@@ -102,6 +111,18 @@ class Page:
             f"- {cell(c.title)}: {cell(c.formula)} ({c.unit}; {wanted[c.better]}; {cell(c.source)})"
             for c in columns
         )
+
+    def flattery(self, group: str) -> list[str]:
+        """Whose training has pleased critics that know what this judge knows."""
+        found = self.flattered.get(group)
+        if not found:
+            return []
+        said = "; ".join(f"{cell(name)} ({', '.join(kinds)})" for name, kinds in found.items())
+        return [
+            "\u2021, systems trained to please critics that have learnt from pairs that this judge has seen, "
+            f"so that its levels may flatter them: {said}. Critics of --part a and judges of --part b "
+            "share none."
+        ]
 
     def floors_said(self, columns: Sequence[Column]) -> list[str]:
         """Which floors beat a system in which of these columns."""

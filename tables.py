@@ -5,27 +5,27 @@ columns.py; what is compared: comparison.py; how it is shown: rendering.py, page
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
 
 import causal_models
 import critics as training_critics
 import floors
 import judges
+import lineage
 import normalising
 import runs
 import searching
 import storage
 import validation
-from columns import COLUMNS, Column, critic_columns, judge_columns
-from comparison import Comparison, Numbers, Row, Test
+from columns import COLUMNS, critic_columns, judge_columns
+from comparison import Comparison, Numbers, Row
 from critics import Judges
 from dataloaders import Example, listener_turns, read_exemplars
 from DPR.retriever import own_conversations
+from exports import as_numbers, items_table, pairs_table, worth
+from lineage import Served
 from measures import signature
 from measuring import Extras, Standard
 from options import CRITICS, DIMENSIONS, Paths, UserError, refuse_existing
@@ -137,7 +137,12 @@ def settled(options: TableOptions, examples: Sequence[Example], lines: Sequence[
 
 
 def standard(
-    options: TableOptions, examples: Sequence[Example], paths: Paths, session: Session, critics: Judges
+    options: TableOptions,
+    examples: Sequence[Example],
+    paths: Paths,
+    session: Session,
+    critics: Judges,
+    among: Sequence[judges.Judge],
 ) -> Standard:
     """What every line is held against."""
 
@@ -158,22 +163,21 @@ def standard(
         examples=examples,
         training=listener_turns(paths.dialogues("train")),
         exemplars=read_exemplars(shown, examples) if shown.exists() else None,
-        judges=load_judges(options, paths, session),
+        judges=among,
         critics=scores,
         session=session,
         extras=extras,
     )
 
 
-def load_judges(options: TableOptions, paths: Paths, session: Session) -> list[judges.Judge]:
-    """Those asked for; by default those that can be had."""
+def load_judges(
+    options: TableOptions, paths: Paths, session: Session, served: Iterable[Served]
+) -> list[judges.Judge]:
+    """Those asked for; by default those that can be had, of the half of the pairs that no critic in a loss
+    or reward has seen, where there is such a half. `served`: the critics of all systems."""
     if options.judges is not None:
         return judges.load(paths, session, [] if options.judges == "none" else options.judges.split(","))
-    if all(paths.pairs(dim, split).exists() for dim in DIMENSIONS for split in ("train", "valid")):
-        return judges.load(paths, session)
-    session.say(f"note: no tfidf judge: {paths.pairs_dir} does not hold the pairs that it is fitted on")
-    named = [name for name in judges.DEFAULT if name != "tfidf" and not judges.lacking(name, paths)]
-    return judges.load(paths, session, named)
+    return judges.load(paths, session, half=lineage.other_half(served))
 
 
 def nearest(
@@ -227,13 +231,9 @@ def all_rows(
 # --------------------------------------------------------------------------------------------------- output
 
 
-def pleased(inputs: dict[str, str], digests: Mapping[str, str]) -> list[str]:
-    """Of critics {kind: sha256} those that served a run with these `inputs`, as a loss or as a reward."""
-    served = ("critic", "reward")
-    return [kind for kind, d in digests.items() if d in [inputs.get(f"{how} {kind}") for how in served]]
-
-
-def notes(lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judges.Judge]) -> list[str]:
+def notes(
+    lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judges.Judge], paths: Paths
+) -> list[str]:
     """How replies were decoded, what reading them has noted, and which runs were trained by what judges them:
     the training critics in `folders`, or one `among` the judges."""
     out = []
@@ -245,17 +245,34 @@ def notes(lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judg
                 out.append(f"Replies of {name}: {system.decoding}.")
             if system.notes:
                 out.append(f"File of {name}: {cell('; '.join(system.notes))}.")
-            inputs = {}
-            if run := system.folder or system.run:
-                inputs = storage.read_json(Path(run) / "args.json").get("inputs", {})
-            own = pleased(inputs, critics)
+            pleased = [(critic.kind, critic.sha256) for critic in served_by(system, paths)]
+            own = [kind for kind in critics if (kind, critics[kind]) in pleased]
             for judge in among:
-                own += [f"{judge.name} {kind}" for kind in pleased(inputs, judge.sha256)]
+                own += [f"{judge.name} {kind}" for kind, d in judge.sha256.items() if (kind, d) in pleased]
             if own:
                 out.append(
                     f"{name} was trained against the very critics that judge it here: {', '.join(own)}."
                 )
     return out
+
+
+def served_by(system: System, paths: Paths) -> list[Served]:
+    """The critics that a system was trained to please; none of anybody's file."""
+    run = system.folder or system.run
+    return lineage.served(run, paths) if run else []
+
+
+def flattered(
+    lines: Sequence[Named], among: Sequence[judges.Judge], paths: Paths
+) -> dict[str, dict[str, list[str]]]:
+    """For rendering.Page."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in lines:
+        critics = [critic for system in line.systems for critic in served_by(system, paths)]
+        for judge in among:
+            if kinds := lineage.shared(judge.halves, critics):
+                found.setdefault(f"judge {judge.name}", {})[line.name] = kinds
+    return found
 
 
 def footer(options: TableOptions, numbers: Numbers, digest: str, named: Sequence[str]) -> list[str]:
@@ -268,60 +285,6 @@ def footer(options: TableOptions, numbers: Numbers, digest: str, named: Sequence
         f"Judges: {', '.join(named) or 'none'}; training critics, which stand apart: {options.family}.",
         f"Commit {made['commit']}; `{made['command']}`.",
     ]
-
-
-def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequence[Example]) -> pd.DataFrame:
-    """One row for each item of each run, one column for each score that an item has by itself."""
-    parts = []
-    for row in rows:
-        for run_number, run in enumerate(row.runs):
-            if not run.replies:  # levels alone
-                continue
-            keys = [examples[i].key for i in run.numbers]
-            part = pd.DataFrame(keys, columns=["conv_id", "utterance_idx"])
-            part.insert(0, "run", run_number + 1)
-            part.insert(0, "system", row.name)
-            part["reply"] = run.replies
-            values = {
-                c.key: np.round(run.figures[c.key].items(), 5)
-                for c in columns
-                if c.per_item and c.key in run.figures
-            }
-            parts.append(pd.concat([part, pd.DataFrame(values)], axis=1))
-    return pd.concat(parts, ignore_index=True)
-
-
-def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:
-    """One row for each two systems and column."""
-    rows = []
-    for t in tests:
-        rows.append((t.one, t.other, t.column, t.items, t.difference, *t.interval, t.p, t.corrected))
-    names = ["system", "other", "column", "items", "difference", "low", "high", "p", "p_holm"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column]) -> str:
-    """Every column's rank correlation with human ratings of the same texts."""
-    values = {}
-    for c in (c for c in columns if c.key in items):
-        of_a_judge = c.group.startswith("judge ")  # each judge has columns of the same titles
-        values[f"{c.title}, {c.group}" if of_a_judge else c.title] = items[c.key].tolist()
-    found = validation.validate_metrics(ratings, items["reply"].tolist(), values, normalising.normalise)
-    return found.table()
-
-
-def as_numbers(page: Page) -> dict[str, dict]:
-    """The tables as data: {systems, floors (and the ceiling), intervals, runs}."""
-    out: dict[str, dict] = {"systems": {}, "floors": {}, "intervals": {}, "runs": {}}
-    for row in page.comparison.rows:
-        found = page.table[row.name]
-        points = {key: e.point for key, e in found.items() if np.isfinite(e.point)}
-        out["systems" if row.kind in ("gold", "system") else "floors"][row.name] = points
-        spans = {key: e.interval() for key, e in found.items()}
-        out["intervals"][row.name] = {key: span for key, span in spans.items() if span}
-        if len(row.runs) > 1:
-            out["runs"][row.name] = {key: e.runs for key, e in found.items()}
-    return out
 
 
 def score_name(key: str) -> str:
@@ -401,7 +364,9 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     numbers = settled(options, examples, lines)
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
     critics = training_critics.load_judges(folders, session)
-    against = standard(options, examples, paths, session, critics)
+    served = [critic for line in lines for system in line.systems for critic in served_by(system, paths)]
+    among = load_judges(options, paths, session, served)
+    against = standard(options, examples, paths, session, critics, among)
     how = nearest(options, against, [examples[i] for i in numbers], paths, session)
     rows = all_rows(options, against, lines, numbers, how, paths)
     columns = list(COLUMNS)
@@ -412,12 +377,12 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     comparison.settle(numbers)
     scope = item_set(examples, "all" if options.items == "shared" else options.items, [])
     tests, refused = comparison.tests(scope)
-    page = Page(comparison, tests)
+    page = Page(comparison, tests, flattered(lines, among, paths))
 
     digest = set_hash(examples, numbers)
     place = f"Items: {options.items}, n = {len(numbers):,}, set {digest}."
     below = [place, *page.remarks(refused)]
-    below += notes(lines, {kind: folders[kind] for kind in critics}, against.judges)
+    below += notes(lines, {kind: folders[kind] for kind in critics}, against.judges, paths)
     if against.judges:
         chosen = [examples[i] for i in numbers]
         below += judges.report(against.judges, [e.response for e in chosen], [e.history for e in chosen])

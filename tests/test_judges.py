@@ -112,6 +112,16 @@ def test_the_word_judge_needs_only_the_pairs_and_knows_their_words(tfidf, pairs)
     assert np.array_equal(again.levels(replies)["emo"], levels["emo"])
 
 
+def test_the_word_judges_of_two_halves_learn_apart_and_say_so(pairs, tfidf):
+    halves = judges.load(pairs, Session(device="cpu"), ["tfidf-a", "tfidf-b"])
+    assert len({judge.sha256["emo"] for judge in (*halves, tfidf)}) == 3
+    lines = judges.report([tfidf, *halves], ["sorry tea", "why tea"], [(), ()])
+    for line, what in zip(
+        lines, ("all seeker", "half a of the seeker", "half b of the seeker"), strict=False
+    ):
+        assert f"learnt from {what} posts; macro-F1" in line
+
+
 def test_each_text_is_asked_about_once_and_answers_keep_their_order(tfidf):
     asked = []
 

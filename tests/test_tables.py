@@ -161,9 +161,35 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     storage.write_json(run / "args.json", {"inputs": {"reward emo": reward, "critic int": "of a judge"}})
     judge = Judge("t5", {"emo": "another", "int": "of a judge"}, {}, {}, reads_context=True)
     line = tables.Named("mine", [System("mine", [], [], folder=run, notes=["empty replies: 3"])])
-    file, said = tables.notes([line], {"emo": critic}, [judge])
+    file, said = tables.notes([line], {"emo": critic}, [judge], Paths(tmp_path))
     assert file == "File of mine: empty replies: 3."
     assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
+
+
+def test_judges_learn_by_default_from_the_half_that_no_loss_has_seen_and_others_are_marked(
+    prepared, tmp_path
+):
+    (tmp_path / "data").symlink_to(prepared / "data")
+    examples = listener_turns(Paths(prepared).dialogues("test"))
+    for name, part in (("halved", "a"), ("whole", "all")):
+        critic, run = tmp_path / "critics" / name, tmp_path / "runs" / name
+        critic.mkdir(parents=True)
+        (critic / "model.safetensors").write_bytes(name.encode())
+        storage.write_json(critic / "args.json", {"args": {"part": part}})
+        source = storage.source(critic, Paths(tmp_path), storage.sha256(critic / "model.safetensors"))
+        storage.write_json(run / "args.json", {"inputs": {"critic exp": source["sha256"]}})
+        storage.write_json(run / "sources.json", {"critic exp": source})
+        file = Path(write(run / f"{name}.tsv", examples, ["What happened ?"] * len(examples)))
+        storage.write_json(storage.origin_file(file), {"model": {"path": f"runs/{name}"}})
+    common = ["--workdir", str(tmp_path), "--device", "cpu", "--family", "none", "--cases", "1"]
+    evaluate_responses.main([*common, "--name", "one", str(tmp_path / "runs" / "halved" / "halved.tsv")])
+    page = (tmp_path / "results" / "one" / "table.md").read_text()
+    assert "## Judge tfidf-b\n" in page and "learnt from half b of the seeker posts" in page
+    assert "\u2021" not in page
+    files = [str(tmp_path / "runs" / name / f"{name}.tsv") for name in ("halved", "whole")]
+    evaluate_responses.main([*common, "--name", "two", *files, "--judges", "tfidf-b"])
+    page = (tmp_path / "results" / "two" / "table.md").read_text()
+    assert "| whole \u2021 |" in page and "| halved |" in page and "may flatter them: whole (exp)" in page
 
 
 def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):

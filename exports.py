@@ -1,0 +1,67 @@
+"""A comparison as data: every score of every item, every test, every figure; what the columns are worth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+import normalising
+import validation
+from columns import Column
+from comparison import Row, Test
+from dataloaders import Example
+from rendering import Page
+
+
+def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequence[Example]) -> pd.DataFrame:
+    """One row for each item of each run, one column for each score that an item has by itself."""
+    parts = []
+    for row in rows:
+        for run_number, run in enumerate(row.runs):
+            if not run.replies:  # levels alone
+                continue
+            keys = [examples[i].key for i in run.numbers]
+            part = pd.DataFrame(keys, columns=["conv_id", "utterance_idx"])
+            part.insert(0, "run", run_number + 1)
+            part.insert(0, "system", row.name)
+            part["reply"] = run.replies
+            values = {
+                c.key: np.round(run.figures[c.key].items(), 5)
+                for c in columns
+                if c.per_item and c.key in run.figures
+            }
+            parts.append(pd.concat([part, pd.DataFrame(values)], axis=1))
+    return pd.concat(parts, ignore_index=True)
+
+
+def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:
+    """One row for each two systems and column."""
+    rows = []
+    for t in tests:
+        rows.append((t.one, t.other, t.column, t.items, t.difference, *t.interval, t.p, t.corrected))
+    names = ["system", "other", "column", "items", "difference", "low", "high", "p", "p_holm"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """Every column's rank correlation with human ratings of the same texts."""
+    values = {}
+    for c in (c for c in columns if c.key in items):
+        of_a_judge = c.group.startswith("judge ")  # each judge has columns of the same titles
+        values[f"{c.title}, {c.group}" if of_a_judge else c.title] = items[c.key].tolist()
+    found = validation.validate_metrics(ratings, items["reply"].tolist(), values, normalising.normalise)
+    return found.table()
+
+
+def as_numbers(page: Page) -> dict[str, dict]:
+    """The tables as data: {systems, floors (and the ceiling), intervals, runs}."""
+    out: dict[str, dict] = {"systems": {}, "floors": {}, "intervals": {}, "runs": {}}
+    for row in page.comparison.rows:
+        found = page.table[row.name]
+        points = {key: e.point for key, e in found.items() if np.isfinite(e.point)}
+        out["systems" if row.kind in ("gold", "system") else "floors"][row.name] = points
+        spans = {key: e.interval() for key, e in found.items()}
+        out["intervals"][row.name] = {key: span for key, span in spans.items() if span}
+        if len(row.runs) > 1:
+            out["runs"][row.name] = {key: e.runs for key, e in found.items()}
+    return out

@@ -1,0 +1,63 @@
+"""What a run was trained with, as far as a table must say so: the critics that served it, and the pairs that
+these have seen."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import runs
+import storage
+from options import DIMENSIONS, Paths
+
+#: of the seeker posts that a critic has learnt from (critics.choose_pairs): a half, or both
+ALL, UNKNOWN = "all", "unknown"
+OTHER = {"a": "b", "b": "a"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A critic that a run was trained to please, as a loss or as a reward."""
+
+    kind: str
+    sha256: str
+    half: str  # a, b, all, or unknown where the critic is no longer there
+
+
+def half_of(critic: Path, digest: str | None = None) -> str:
+    """The half of the seeker posts that a critic's run has learnt from; unknown where it is not there, or
+    not the one of this sha256."""
+    weights, flags = critic / "model.safetensors", critic / "args.json"
+    if not weights.exists() or not flags.exists() or (digest and storage.sha256(weights) != digest):
+        return UNKNOWN
+    return storage.read_json(flags).get("args", {}).get("part", ALL)
+
+
+def served(run: Path, paths: Paths) -> list[Served]:
+    """The critics in the losses and rewards of a run, and of the run that it began from."""
+    places = runs.sources(run, paths)
+    found = []
+    for name, digest in storage.read_json(run / "args.json").get("inputs", {}).items():
+        how, _, kind = name.partition(" ")
+        if how in ("critic", "reward"):
+            half = half_of(places[name].path, digest) if name in places else UNKNOWN
+            found.append(Served(kind, digest, half))
+    if "init" in places and (places["init"].path / "args.json").exists():
+        found += served(places["init"].path, paths)
+    return found
+
+
+def other_half(critics: Iterable[Served]) -> str:
+    """The half of which none of these critics has seen anything; all where there is no such half, or no
+    critic."""
+    halves = {critic.half for critic in critics if critic.kind in DIMENSIONS}
+    return OTHER.get(halves.pop(), ALL) if len(halves) == 1 else ALL
+
+
+def shared(halves: Mapping[str, str], critics: Iterable[Served]) -> list[str]:
+    """Of a judge that has learnt each dimension from a half {dim: half}: the critics that have learnt from
+    some of the same pairs, or may have."""
+    found = {}
+    for critic in critics:
+        if critic.kind in halves and {halves[critic.kind], critic.half} != {"a", "b"}:
+            found[critic.kind] = f"{critic.kind}{' (its pairs are unknown)' * (critic.half == UNKNOWN)}"
+    return list(found.values())
