@@ -1,0 +1,194 @@
+"""Seconds, memory and distance from the floor of a generator's training step: the published way, and ours.
+
+  python benchmarks/train_step.py --shape glove-mini
+  python benchmarks/train_step.py --shape t5 --batch-size 2 --repeats 3
+
+All ways read the same dialogues, exemplars and labels, and take turns in one process; weights are random,
+sizes are the real ones, nothing is downloaded. `published`: benchmarks/published.py. `prepend` and `pool`:
+this project's step (updates.Update) with its scripts' defaults; the exemplars stand before the dialogue, or
+are one vector: out of a table where their encoder is frozen (t5), each distinct string once where it is
+trained along. Of the causal language model `plain` is transformers' own loss (SDPA, logits of every
+position), beside `ours`.
+
+seconds: median of the repeats. GiB: the peak of a process of its own that makes two updates (on CUDA, of the
+device). floor: the step's matrix products alone, each as often as in the step; share: how much of the step's
+time that is. Written to results/train_step_SHAPE.json.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from options import (  # noqa: E402
+    COUNT,
+    NATURAL,
+    Paths,
+    add_common,
+    add_device,
+    check,
+    make_parser,
+    refuse_existing,
+    run,
+)
+
+#: the ways of each shape, the one that the others are compared with first
+WAYS = {
+    "glove-mini": ("published", "prepend", "pool"),
+    "glove": ("published", "prepend", "pool"),
+    "t5": ("published", "prepend", "pool"),
+    "causal": ("plain", "ours"),
+    "tiny": ("published", "prepend", "pool"),
+    "tiny-causal": ("plain", "ours"),
+}
+BATCH = {"glove-mini": 32, "glove": 32, "t5": 2, "causal": 12, "tiny": 4, "tiny-causal": 4}
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    add_common(parser)
+    add_device(parser)
+    add = parser.add_argument
+    add("--shape", choices=list(WAYS), default="glove-mini", help="sizes of the models")
+    add("--ways", nargs="+", help="some of the shape's ways; one alone says its memory and nothing else")
+    add(
+        "--batch-size",
+        type=COUNT,
+        default=0,
+        help="examples in an update; 0: by shape, the published ones "
+        "but for t5, whose 8 do not fit 5 minutes of one core",
+    )
+    add("--repeats", type=NATURAL, default=5, help="updates by each way, after one that warms up")
+    add("--threads", type=COUNT, default=0, help="processor threads; 0: torch's default")
+    add(
+        "--padding",
+        choices=["longest", "full"],
+        default="longest",
+        help="of the published way: to the longest of the batch, or to 200 and 50 tokens",
+    )
+    add("--critics", action="store_true", default=True, help="four critics in the loss")
+    add("--no-critics", dest="critics", action="store_false", help="without critics")
+    add("--no-memory", dest="memory", action="store_false", help="leave the processes for memory out")
+    args = parser.parse_args(argv)
+    known = WAYS[args.shape]
+    unknown = [w for w in args.ways or () if w not in known]
+    check(parser, args, [f"--ways {w}: --shape {args.shape} has {', '.join(known)}" for w in unknown])
+    args.ways = args.ways or list(known)
+    args.batch_size = args.batch_size or BATCH[args.shape]
+    return args
+
+
+def peak_gib(device) -> float:
+    """The most memory that this process has held, or the device where that is a GPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    # not getrusage: its peak can be that of the process which started this one
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**20
+
+
+def memory_alone(args, way: str) -> float:
+    """`peak_gib` of one way in a process of its own."""
+    words = [sys.executable, str(Path(__file__).resolve()), "--shape", args.shape, "--ways", way]
+    for flag in ("batch_size", "threads", "padding", "device", "precision", "seed", "workdir"):
+        words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+    words += [] if args.critics else ["--no-critics"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-2])
+
+
+def measure(args, memory: dict[str, float]) -> dict:
+    """{way: its figures}, printed as a table."""
+    import torch
+    from steps import Floor, build_ways
+
+    from session import Session
+
+    session = Session(args.device, args.precision, args.seed)
+    steps = build_ways(args, session)
+    critics = "four critics" if args.critics and "causal" not in args.shape else "no critics"
+    where = f"{torch.get_num_threads()} threads, {session.device}, {session.precision}"
+    print(f"{args.shape}, batch {args.batch_size}, {critics}, {where}")
+    taken: dict[str, list[float]] = {way: [] for way in args.ways}
+    for repeat in range(args.repeats + 1):
+        for way, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if session.device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first one warms up
+                taken[way].append(time.perf_counter() - began)
+    figures = {}
+    print("way        seconds  GiB    GFLOP  floor s  share")
+    for way, step in steps.items():
+        floor = Floor(session)
+        with floor:
+            step()
+        seconds = statistics.median(taken[way])
+        figures[way] = {"seconds": seconds, "gib": memory.get(way), "gflop": floor.gflop}
+        floor_seconds = floor.seconds()
+        figures[way] |= {"floor_seconds": floor_seconds, "repeats": taken[way]}
+        share = figures[way]["share_of_floor"] = floor_seconds / seconds
+        gib = f"{memory[way]:.2f}" if way in memory else "-"
+        print(f"{way:<9}  {seconds:>7.3f}  {gib:>5}  {floor.gflop:>5.0f}  {floor_seconds:>7.3f}  {share:.2f}")
+    return figures
+
+
+def compare(figures: dict, ways: list[str]) -> None:
+    """How much less each way takes than the first."""
+    base = figures[ways[0]]
+    for way in ways[1:]:
+        own = figures[way]
+        own["times_faster"] = base["seconds"] / own["seconds"]
+        text = f"{way}: {own['times_faster']:.2f}x faster than {ways[0]}"
+        if own["gib"]:
+            own["times_less_memory"] = base["gib"] / own["gib"]
+            text += f", {own['times_less_memory']:.2f}x less memory"
+        print(text)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    file = Paths(args.workdir).results / f"train_step_{args.shape}.json"
+    if len(args.ways) == 1:
+        print_memory(args)
+        return
+    refuse_existing([file], args.overwrite)
+    memory = {way: memory_alone(args, way) for way in args.ways} if args.memory else {}
+    import torch
+
+    from storage import write_json
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    figures = measure(args, memory)
+    compare(figures, args.ways)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"flags": vars(args), "threads": torch.get_num_threads(), "ways": figures})
+    print(file)
+
+
+def print_memory(args) -> None:
+    """Two updates of the only way that was asked for: the optimizer's state is there from the second on."""
+    import torch
+    from steps import build_ways
+
+    from session import Session
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    session = Session(args.device, args.precision, args.seed)
+    (step,) = build_ways(args, session).values()
+    step()
+    step()
+    print(f"{args.ways[0]}: peak {peak_gib(session.device):.3f} GiB")
+
+
+if __name__ == "__main__":
+    run(main)

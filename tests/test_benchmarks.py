@@ -1,0 +1,42 @@
+"""The benchmarks run, and print what a reader of their figures needs."""
+
+import json
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import train_step  # noqa: E402
+
+
+def test_the_step_is_measured_against_the_published_one(tmp_path, capsys):
+    words = ["--shape", "tiny", "--workdir", str(tmp_path), "--device", "cpu", "--repeats", "1"]
+    train_step.main([*words, "--no-memory", "--batch-size", "2"])
+    out = capsys.readouterr().out
+    assert "tiny, batch 2, four critics," in out and "cpu, fp32" in out
+    for way in ("published", "prepend", "pool"):
+        seconds, _, _, floor, share = re.search(
+            rf"^{way} +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M
+        ).groups()
+        assert 0 < float(floor) < float(seconds) and 0 < float(share) < 1
+    assert re.search(r"^prepend: [\d.]+x faster than published", out, re.M)
+    kept = json.loads((tmp_path / "results" / "train_step_tiny.json").read_text())
+    assert kept["ways"]["pool"]["gflop"] > 0 and kept["flags"]["batch_size"] == 2
+    # what a process of its own is asked for: its peak, which holds torch at least
+    train_step.main([*words, "--ways", "prepend"])
+    assert 0.1 < float(re.search(r"prepend: peak (\S+) GiB", capsys.readouterr().out)[1]) < 16
+
+
+def test_the_language_model_is_measured_too(tmp_path, capsys):
+    words = ["--shape", "tiny-causal", "--workdir", str(tmp_path), "--device", "cpu", "--repeats", "1"]
+    train_step.main([*words, "--no-memory"])
+    assert re.search(r"^ours: [\d.]+x faster than plain", capsys.readouterr().out, re.M)
+
+
+def test_a_way_that_a_shape_has_not_is_named(capsys):
+    with pytest.raises(SystemExit):
+        train_step.parse_args(["--shape", "causal", "--ways", "pool"])
+    assert "--shape causal has plain, ours" in capsys.readouterr().err
