@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import options
-from commands import pick
+from commands import add_base, pick
 from options import CRITICS, NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
 
 #: what respond.py can be asked for and the page cannot
@@ -43,6 +43,7 @@ def parse_args(argv=None):
         metavar="RUN",
         help="folder of a generator (default: the one in saved/ that was finished last, or the bundled one)",
     )
+    add_base(parser)
     add("--other", metavar="RUN", help="a second generator, for the comparison")
     add("--family", help="whose critics: saved/empathy/FAMILY-DIM and so on (default: the generator's)")
     for kind in CRITICS:

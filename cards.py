@@ -1,6 +1,7 @@
 """The card of a finished run, README.md: what it is, how it is used, how it was made, what it is not for."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def labels(config: dict[str, Any]) -> str:
     return "\n".join([f"| {name} | the reply |", "|---|---|", *rows])
 
 
+def command_to_show(command: str, paths: Paths) -> str:
+    """A command as it was typed, without places on this machine: what lies in the workdir is seen from there,
+    of other places stands the last name."""
+    words = []
+    for word in shlex.split(command):
+        flag, equals, value = word.rpartition("=")  # --model=PLACE, NAME=PLACE
+        words.append(flag + equals + (paths.name(value) if Path(value).is_absolute() else value))
+    return shlex.join(words)
+
+
 def write_card(folder: Path, result: dict) -> None:
     """README.md of a finished run, with what the hub shows of it."""
     file = folder / "environment.json"
@@ -118,6 +129,7 @@ def write_card(folder: Path, result: dict) -> None:
     kind, args = kind_of(folder), recorded["args"]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if kind == "Critic" else {}
     workdir = str(args.get("workdir") or ".")
+    made["command"] = command_to_show(made["command"], Paths(workdir))
     licence_name, terms = licence(kind, config.get("kind", ""), workdir)
     figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
     rows = [

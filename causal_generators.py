@@ -16,7 +16,7 @@ import advice
 import marks
 import runs
 import storage
-from causal_models import CausalGenerator, example_nll, token_nll
+from causal_models import CausalGenerator, base_of, example_nll, token_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, pad, plan_once, read_exemplars
@@ -213,6 +213,12 @@ def predictor_of(
     return SplitData(examples, prompts), CausalPredictor(model, gold, prompts, decoding, session)
 
 
+def load(folder: Path, paths: Paths, session: Session, base: str | None = None) -> CausalGenerator:
+    """A saved model. `base`: where its base lies, if not where it lay in training."""
+    place = base or base_of(folder, paths)
+    return CausalGenerator.from_pretrained(folder, cache=paths.cache, base=place, device=session.device)
+
+
 def run(command: CausalCommand) -> dict | None:
     """Train and predict, or with `--inference` only predict."""
     session = Session(**command.device)
@@ -229,6 +235,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         rank=options.lora_rank,
         cache=paths.cache,
         device=session.device,
+        called=paths.name(options.model) if Path(options.model).is_dir() else None,
         alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         exemplars=options.add_exemplars,
@@ -240,7 +247,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     )
     if options.init_from:
         begun = Path(options.init_from)
-        trained = CausalGenerator.from_pretrained(begun, cache=paths.cache, device=session.device)
+        trained = load(begun, paths, session, options.base)
         if trained.settings.base_sha256 != model.settings.base_sha256:
             raise UserError(
                 f"--init-from {begun}: of another base, {trained.settings.base}; give it as --model"
@@ -298,7 +305,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         free=DECODING,
         metric="nll",
         mode="min",
-        reload=lambda place: CausalGenerator.from_pretrained(place, cache=paths.cache, device=session.device),
+        reload=lambda place: load(place, paths, session, options.model),
         probe=lambda trained: trained(session.move(held.data.collate([0]))),
         same=IN_HALF,
         evaluate_first=not command.training.epochs,
@@ -309,7 +316,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     result |= {"valid": loop.measure()}
     if split and session.main:
         # what was saved is in half precision: the replies are of that, as they will be later
-        saved = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
+        saved = load(folder, paths, session, options.model)
         result[likelihood_key(split)] = predict(folder, saved, split, command, session)
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")
@@ -353,6 +360,6 @@ def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, f
     output = output_folder(
         folder, command.output, split, command.training.overwrite, command.decoding.predict
     )
-    model = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
+    model = load(folder, paths, session, command.options.base)
     command = replace(command, paths=paths)
     return predict(folder, model, split, command, session, output)

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import runs
 from chats import SYSTEM, chat_format, pad_id
 from models import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
-from options import UserError
+from options import Paths, UserError
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
@@ -79,6 +80,20 @@ def resolve_base(name: str, cache: Path) -> Path | str:
     return target
 
 
+def base_of(folder: str | Path, paths: Paths) -> str | None:
+    """Where the base of a run lies, by its sources.json or seen from the workdir; None: where its name says.
+
+    A run's config.json names a folder without its place on this machine.
+    """
+    name = CausalSettings.load(Path(folder)).base
+    noted = runs.sources(Path(folder), paths).get("base")
+    places = [noted.path] if noted else []
+    for place in () if name == "smollm2" else (*places, paths.find(name)):
+        if place.is_dir():
+            return str(place)
+    return None
+
+
 def convert_gguf(file: Path, folder: Path) -> None:
     """A GGUF file's weights in fp32 safetensors, with its tokenizer. A minute for 135M weights."""
     if importlib.util.find_spec("gguf") is None:
@@ -130,7 +145,7 @@ def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tup
 class CausalSettings:
     """What a saved causal generator is, and how its input is cut; reads and writes its `config.json`."""
 
-    base: str  # as it was asked for: smollm2, a folder or a hub name
+    base: str  # smollm2, a hub name, or a folder's name (`Paths.name`; where it lies: sources.json)
     base_sha256: str  # of its weights (`weights_hash`)
     rank: int  # of LoRA on every linear layer; 0: all weights were trained, and the base is not needed again
     alpha: int = 0  # LoRA's scale is alpha / rank; 0: twice the rank
@@ -198,12 +213,20 @@ class CausalGenerator(nn.Module):
 
     @classmethod
     def start(
-        cls, base: str, *, rank: int, cache: Path, device: str | torch.device = "cpu", **settings
+        cls,
+        base: str,
+        *,
+        rank: int,
+        cache: Path,
+        device: str | torch.device = "cpu",
+        called: str | None = None,
+        **settings,
     ) -> "CausalGenerator":
-        """An untrained one; `settings` are further fields of `CausalSettings`. See `load_base`."""
+        """An untrained one. `called`: its base's name in config.json, if not `base`; `settings`: further
+        fields of `CausalSettings`. See `load_base`."""
         model, tokenizer = load_base(base, cache, device)
         stored = None if rank else json.loads(json.dumps(model.config.to_dict(), default=str))
-        found = CausalSettings(base, weights_hash(model), rank, backbone=stored, **settings)
+        found = CausalSettings(called or base, weights_hash(model), rank, backbone=stored, **settings)
         return cls(found, model, tokenizer)
 
     @property
@@ -305,7 +328,7 @@ class CausalGenerator(nn.Module):
         base: str | None = None,
         device: str | torch.device = "cpu",
     ) -> "CausalGenerator":
-        """The saved model in eval mode, fp32, on the CPU. `base`: where its base lies now, if it moved.
+        """The saved model in eval mode, fp32, on the CPU. `base`: where its base lies (`base_of`).
 
         Raises `UserError` where the folder holds none, or its base is missing or another one.
         """
@@ -346,7 +369,8 @@ class CausalGenerator(nn.Module):
             model, _ = load_base(name, cache, device)
         except UserError as error:
             raise UserError(
-                f"{folder}: it is an adapter of {settings.base}, which is missing: {error}"
+                f"{folder}: it is an adapter of {settings.base}, which is missing: {error}; say where it "
+                "lies with --base FOLDER"
             ) from error
         if (given := weights_hash(model)) != settings.base_sha256:
             raise UserError(

@@ -232,6 +232,7 @@ class CausalOptions:
     control: str | None
     seed: int
     init_from: str | None = None
+    base: str | None = None
 
     @property
     def default_name(self) -> str:
@@ -539,7 +540,18 @@ OF_INFERENCE = DECODING | {
     "deterministic",
     "exemplars",
     "exemplar_model",
+    "base",
 }
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Of what uses a trained run."""
+    parser.add_argument(
+        "--base",
+        metavar="FOLDER",
+        help="of an adapter, or of a run with pooled exemplars: where the model lies that it was trained on, "
+        "if that was moved",
+    )
 
 
 def add_generator_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ candidates.csv and metrics.json to results/NAME/.
 """
 
 import options
-from commands import TOP_P, device_flags, pick
+from commands import TOP_P, add_base, device_flags, pick
 from options import (
     COUNT,
     NATURAL,
@@ -37,6 +37,7 @@ def parse_args(argv=None):
     add_common(parser)
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a generator")
+    add_base(parser)
     add("--split", choices=SPLITS[1:], default="valid", help="whose contexts")
     add("--contexts", type=NATURAL, default=100, help="listener turns, drawn by --seed")
     add(

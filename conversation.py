@@ -38,6 +38,7 @@ class RespondOptions:
     """What respond.py was asked for (it explains each flag)."""
 
     run: str | None
+    base: str | None
     pool: str | None
     column: str | None
     path: str | None
@@ -102,7 +103,7 @@ def _open_responder(
     options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session, family: str | None
 ) -> Responder:
     folder = Path(options.run) if options.run else newest_generator(paths)
-    writer = open_writer(folder, session, paths)
+    writer = open_writer(folder, session, paths, options.base)
     families = [family] if family else list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
     judges = find_judges(paths, families, given, session, needed=family is not None)
     say(f"generator: {folder} | critics: {', '.join(judges) or 'none'}")

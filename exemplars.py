@@ -109,7 +109,7 @@ class PooledFrozen(Way):
     Each distinct exemplar is encoded once in a run, and kept by content in the cache.
     """
 
-    def __init__(self, settings: GeneratorSettings, session: Session, paths: Paths):
+    def __init__(self, settings: GeneratorSettings, session: Session, paths: Paths, place: str | Path | None):
         assert settings.exemplar_model is not None
         self.name, self.width, self.max_len = (
             settings.exemplar_model,
@@ -118,7 +118,7 @@ class PooledFrozen(Way):
         )
         self.session, self.paths = session, paths
         self.vectors: dict[str, np.ndarray] = {}
-        self.place = place = exemplar_model(self.name, paths)
+        self.place = place = exemplar_model(str(place or self.name), paths)
         with own_random_stream(0):  # t5-tiny's weights are random: draw the same ones in training and in use
             self.tokenizer = load_tokenizer(place)
             self.encoder = load_encoder(place, from_scratch=self.name == "t5-tiny").to(session.device).eval()
@@ -234,15 +234,51 @@ class PooledTokens(NoExemplars):
         return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": share}
 
 
-def enter(settings: GeneratorSettings, tokenizer, session: Session, paths: Paths) -> Way:
-    """The way that a generator's settings name."""
+def enter(
+    settings: GeneratorSettings,
+    tokenizer,
+    session: Session,
+    paths: Paths,
+    place: str | Path | None = None,
+) -> Way:
+    """The way that a generator's settings name. `place`: where its frozen encoder lies, if not where its name
+    says."""
     if settings.exemplars == "prepend":
         return Prepended(settings, tokenizer, paths.cache)
     if settings.exemplars == "t5":
-        return PooledFrozen(settings, session, paths)
+        return PooledFrozen(settings, session, paths, place)
     if settings.exemplars == "glove-t5":
         return PooledTrained(settings, paths)
     return Way()
+
+
+def enter_again(
+    folder: Path,
+    settings: GeneratorSettings,
+    tokenizer,
+    session: Session,
+    paths: Paths,
+    moved: str | None,
+    flag: str,
+) -> Way:
+    """The way of a finished run, its frozen encoder sought where it lay in training, or in `moved`.
+
+    Raises `UserError`, which names the flag that says so, where it is missing or another one.
+    """
+    made_from = runs.sources(folder, paths)
+    noted = made_from.get("exemplar encoder")
+    place: str | Path | None = moved
+    if noted and moved is None and settings.exemplar_model != "t5-tiny" and noted.path.is_dir():
+        place = noted.path
+    with offline(f"say where its folder lies: {flag}"):
+        way = enter(settings, tokenizer, session, paths, place)
+    for name, source in way.sources().items():
+        if name in made_from and made_from[name].sha256 != source["sha256"]:
+            raise UserError(
+                f"{folder}: the {name} in {source['path']} has other weights than in its training; "
+                f"bring those back, or say where they lie: {flag}"
+            )
+    return way
 
 
 #: the sides of the retriever that found a run's exemplars, as `retriever` names them
@@ -264,29 +300,27 @@ def matched_by(run: Path, paths: Paths) -> str:
 
 
 def exemplar_model(name: str, paths: Paths) -> str | Path:
-    """Where the frozen encoder of a model's settings lies: a folder that `Paths.note` has noted, or a hub
-    name."""
+    """Where a frozen encoder lies: a folder, as it was given or seen from the workdir, or a hub name."""
     if name == "t5-tiny":
         return require(paths.t5_tiny)
+    if Path(name).is_dir():
+        return name
     return found if (found := paths.find(name)).is_dir() else name
-
-
-def note_model(name: str, paths: Paths) -> str:
-    """A folder as it is written down; a hub name stays a name."""
-    return paths.note(name) if name != "t5-tiny" and Path(name).is_dir() else name
 
 
 def way_settings(options: GeneratorOptions, size: str, paths: Paths) -> dict:
     """What the chosen way adds to a new generator's settings. `size` (glove_models.SIZES): of an encoder
     trained along."""
     if options.add_exemplars == "t5":
-        name = note_model(options.exemplar_model, paths)
+        name = options.exemplar_model
         with offline("--exemplar-model t5-tiny (random weights)"):
             config = load_config(exemplar_model(name, paths))
         if config.model_type != "t5":
             raise UserError(
                 f"--exemplar-model {options.exemplar_model}: a {config.model_type} model, not a T5"
             )
+        if name != "t5-tiny" and Path(name).is_dir():  # where it lies says sources.json
+            name = paths.name(name)
         return {"exemplar_model": name, "exemplar_width": config.d_model}
     if options.add_exemplars == "glove-t5":
         words = load_tokenizer(require(paths.glove))

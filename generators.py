@@ -8,7 +8,7 @@ enter in exemplars.py.
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +410,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     model = build(backbone, family, options, paths)
     settings = model.settings
     # built once for all splits: the frozen way loads an encoder of its own
-    way = exemplars.enter(settings, tokenizer, session, paths)
+    way = exemplars.enter(settings, tokenizer, session, paths, options.exemplar_model)
     chosen = choose_for_loss(
         command.critics,
         family,
@@ -614,17 +614,17 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
         folder, command.output, split, command.training.overwrite, command.decoding.predict
     )
     model = Generator.from_pretrained(folder).to(session.device)
-    if command.options.exemplar_model != PARAPHRASER:  # where it lies now
-        place = exemplars.note_model(command.options.exemplar_model, paths)
-        model.settings = replace(model.settings, exemplar_model=place)
+    moved = command.options.exemplar_model
     tokenizer = load_tokenizer(folder)
-    way = exemplars.enter(model.settings, tokenizer, session, paths)
-    for name, source in way.sources().items():
-        if name in made_from and made_from[name].sha256 != source["sha256"]:
-            raise UserError(
-                f"{folder}: the {name} in {source['path']} has other weights than in its training; "
-                "bring those back, or say where they lie: --exemplar-model"
-            )
+    way = exemplars.enter_again(
+        folder,
+        model.settings,
+        tokenizer,
+        session,
+        paths,
+        None if moved == PARAPHRASER else moved,
+        "--exemplar-model",
+    )
     found = split_data(model.settings, split, tokenizer, way, paths)
     return write_predictions(
         folder, model, tokenizer, split, found, command.decoding, session, paths, output=output

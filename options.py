@@ -29,9 +29,9 @@ DIMENSIONS = {
     "exp": ("exploration", "explorations"),
     "int": ("interpretation", "interpretations"),
 }
-#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
 #: VADER knows contractions ("can't") with this apostrophe only; people write these besides
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
+#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
 #: one)
 MEANINGS = {
     "emo": {
@@ -107,6 +107,11 @@ class Paths:
             if place.is_relative_to(root):
                 return place.relative_to(root).as_posix()
         return os.path.abspath(path)
+
+    def name(self, path: str | Path) -> str:
+        """The same where no place on this machine may stand: of what lies outside, its last name."""
+        noted = Path(self.note(path))
+        return noted.name if noted.is_absolute() else noted.as_posix()
 
     def find(self, noted: str | Path) -> Path:
         """Where a place that `note` has written down lies, seen from here."""

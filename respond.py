@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import options
-from commands import TOP_P, pick, target
+from commands import TOP_P, add_base, pick, target
 from options import CRITICS, NATURAL, POSITIVE, WEIGHT, Paths, add_common, add_device, check, make_parser
 
 
@@ -36,6 +36,7 @@ def parse_args(argv=None):
         metavar="RUN",
         help="folder of a generator (default: the one in saved/ that was finished last)",
     )
+    add_base(parser)
     add("--file", metavar="FILE", help="dialogues, one a line; - is standard input")
     add(
         "--output",

@@ -66,11 +66,13 @@ def mean_log_probability(each: Tensor, ended: Tensor) -> list[float]:
 class Seq2SeqWriter(Writer):
     """models.Generator: T5 and GloVe-T5, with any way of exemplars."""
 
-    def __init__(self, folder: Path, session: Session, paths: Paths):
+    def __init__(self, folder: Path, session: Session, paths: Paths, base: str | None = None):
         self.model = Generator.from_pretrained(folder).to(session.device)
         self.settings, self.session = self.model.settings, session
         self.tokenizer = load_tokenizer(folder)
-        self.way = exemplars.enter(self.settings, self.tokenizer, session, paths)
+        self.way = exemplars.enter_again(
+            folder, self.settings, self.tokenizer, session, paths, base, "--base"
+        )
         self.family = self.settings.family or "t5"
         self.reads_exemplars = self.settings.exemplars != "none"
         self.top_exemplars, self.marks = self.settings.top_exemplars, self.settings.marks
@@ -121,10 +123,10 @@ class CausalWriter(Writer):
 
     family = "t5"  # it has no critics of its own
 
-    def __init__(self, folder: Path, session: Session, paths: Paths):
-        from causal_models import CausalGenerator  # late: brings peft
+    def __init__(self, folder: Path, session: Session, paths: Paths, base: str | None = None):
+        from causal_generators import load  # late: brings peft
 
-        model = CausalGenerator.from_pretrained(folder, cache=paths.cache, device=session.device)
+        model = load(folder, paths, session, base)
         self.model, self.session = model.to(session.device).for_use(), session
         self.settings, self.tokenizer = model.settings, model.tokenizer
         self.reads_exemplars = self.settings.exemplars != "none"
@@ -167,8 +169,11 @@ def model_in(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def open_writer(folder: Path, session: Session, paths: Paths) -> Writer:
-    """The generator of a run's folder. Raises `UserError` where it holds something else."""
+def open_writer(folder: Path, session: Session, paths: Paths, base: str | None = None) -> Writer:
+    """The generator of a run's folder. `base`: where the model lies that it was trained on, if it was moved.
+
+    Raises `UserError` where the folder holds something else, or that model is missing.
+    """
     kind = model_in(folder)
     if kind == "Critic":
         critic = read_json(Path(folder) / "config.json").get("kind")
@@ -179,7 +184,7 @@ def open_writer(folder: Path, session: Session, paths: Paths) -> Writer:
             f"--run {folder}: {what}; give the folder of a finished run, as saved/t5/lempex, "
             "or make one with: python train_t5.py"
         )
-    return WRITERS[kind](Path(folder), session, paths)  # type: ignore[call-arg]
+    return WRITERS[kind](Path(folder), session, paths, base)  # type: ignore[call-arg]
 
 
 # --------------------------------------------------------------------------------------------------- replying
@@ -266,17 +271,19 @@ class Responder(Published):
         pool: Pool | Sequence[str] | None = None,
         session: Session | None = None,
         workdir: str | Path = ".",
+        base: str | None = None,
         **settings: Any,
     ) -> "Responder":
         """The generator of a run, with critics {kind: run} and exemplars out of `pool`.
 
-        A run is a folder, or a name on the hub (user/name, downloaded once).
+        A run is a folder, or a name on the hub (user/name, downloaded once). `base`: where the model lies
+        that an adapter (or an encoder of pooled exemplars) was trained on, if it was moved.
         `settings`: weights and decoding. Raises `UserError` where a folder holds something else.
         """
         session = session or Session()
         paths = Paths(workdir)
         folder = folder_of(run)
-        writer = open_writer(folder, session, paths)
+        writer = open_writer(folder, session, paths, base)
         folders = {kind: folder_of(critic) for kind, critic in (critics or {}).items()}
         finder = (
             Retriever.from_pretrained(retriever, session) if isinstance(retriever, str | Path) else retriever

@@ -46,6 +46,7 @@ class ControlOptions:
     """What control.py was asked for (it explains each flag)."""
 
     run: str
+    base: str | None
     split: str
     contexts: int
     candidates: list[int]
@@ -97,7 +98,7 @@ class Sampler:
 
     def __init__(self, options: ControlOptions, paths: Paths, session: Session):
         self.options, self.paths, self.session = options, paths, session
-        self.writer: Writer = open_writer(Path(options.run), session, paths)
+        self.writer: Writer = open_writer(Path(options.run), session, paths, options.base)
         self.examples = drawn_contexts(options, paths)
         self.most = max(options.candidates)
         if set(options.ways) != {"ranking"} and set(self.writer.marks) != set(DIMENSIONS):

@@ -17,6 +17,7 @@ the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.c
 
 import options
 from commands import (
+    add_base,
     add_control,
     add_decoding_flags,
     add_init_from,
@@ -45,6 +46,7 @@ def parse_args(argv=None):
         help="evaluate on the first so many conversations of the validation split; 0: all",
     )
     add_init_from(parser)
+    add_base(parser)
     add = parser.add_argument_group("exemplars").add_argument
     add(
         "--add-exemplars",
@@ -65,7 +67,10 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.batch_size == "auto" and args.batch_tokens == parser.get_default("batch_tokens"):
         args.batch_tokens = 0  # what fits takes the place of the default bound
-    return check_decoding(parser, args, [])
+    problems = []
+    if args.base and not (args.inference or args.init_from):
+        problems.append("--base: only with --inference or --init-from; a training begins with --model")
+    return check_decoding(parser, args, problems)
 
 
 def main(argv=None):

@@ -56,6 +56,7 @@ FREE = {
     "sentiment",
     "model",
     "exemplar_model",
+    "base",
     "init_from",
     "encoder",
     "question_encoder",

@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM
 import evaluate_responses
 import train_causal_lm
 import updates
-from causal_models import CausalGenerator
+from causal_generators import load
 from chats import chat_ids
 from dataloaders import listener_turns, read_predictions
 from options import Paths, UserError
+from responder import Responder
+from session import Session
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_a_run_is_complete_and_stands_on_the_table(trained_copy, flags, exemplar
     assert (likelihood["tokens"] > 1).all() and (likelihood["nll"] > 0).all()
     assert (likelihood["unknown"] == 0).all() and (likelihood["nll_class"] == 0).all()
     if exemplars == "none":
-        model = CausalGenerator.from_pretrained(folder, cache=Paths(trained_copy).cache)
+        model = load(folder, Paths(trained_copy), Session("cpu"))
         for example, row in list(zip(examples, likelihood.itertuples(), strict=True))[:4]:
             reply = model.tokenizer(example.response, add_special_tokens=False)["input_ids"]
             before = chat_ids(model.tokenizer, example.history, src_len=model.settings.src_len)
@@ -133,3 +135,27 @@ def test_another_base_under_the_same_name_is_refused_on_resume(trained_copy, fla
     save_llama(tmp_path / "llama", make_tokenizer(), seed=1)
     with pytest.raises(UserError, match="base: its content has changed"):
         train_causal_lm.main([*flags, "--no-predict"])
+
+
+def test_a_base_is_named_without_its_place_and_found_again_where_it_was_moved(trained_copy, flags, tmp_path):
+    train_causal_lm.main([*flags, "--no-predict"])
+    folder, workdir = trained_copy / "saved" / "causal-lm" / "plain", str(trained_copy)
+    for name in ("config.json", "adapter_config.json", "README.md"):
+        assert str(tmp_path) not in (folder / name).read_text()
+    assert json.loads((folder / "config.json").read_text())["base"] == "llama"
+    asked = {"turns": ["My dog died."], "n_candidates": 2, "seed": 1}
+    first = Responder.from_pretrained(folder, session=Session("cpu"), workdir=workdir).reply(**asked)
+    words = [*flags, "--inference", str(folder), "--max-new-tokens", "2"]
+    moved = (tmp_path / "llama").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="adapter of llama, which is missing: .* with --base FOLDER"):
+        Responder.from_pretrained(folder, session=Session("cpu"), workdir=workdir)
+    again = Responder.from_pretrained(folder, session=Session("cpu"), workdir=workdir, base=str(moved))
+    assert again.reply(**asked) == first
+    train_causal_lm.main([*words, "--base", str(moved)])
+    moved.rename(trained_copy / "data" / "llama")  # inside the workdir its place is named as seen from there
+    words[words.index("--model") + 1] = str(trained_copy / "data" / "llama")
+    train_causal_lm.main([*words[: words.index("--inference")], "--no-predict", "--name", "inside"])
+    inside = folder.with_name("inside")
+    assert json.loads((inside / "config.json").read_text())["base"] == "data/llama"
+    (inside / "sources.json").unlink()  # as from the hub
+    assert load(inside, Paths(trained_copy), Session("cpu")).settings.base == "data/llama"

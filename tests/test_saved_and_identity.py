@@ -27,6 +27,7 @@ import generators
 import label_dialogues
 import recipes
 import reproduce
+import responder
 import runs
 import stages
 import storage
@@ -38,6 +39,7 @@ from commands import Decoding
 from DPR import prepare_dpr_data, train_dpr
 from models import Generator, SavedModule, load_config, load_pretrained, token_nll
 from options import Paths, UserError
+from session import Session
 
 EXAMPLES = [([5, 6, 7, 1], [8, 9], []), ([10, 11, 1], [12], [])]
 
@@ -327,7 +329,13 @@ def test_a_run_goes_on_from_the_same_files_at_another_place(trained_copy, monkey
     assert not train(trained_copy, encoder).get("already_finished")
     for root in spellings(trained_copy, monkeypatch, tmp_path):
         assert train(root, encoder)["already_finished"]
+    run = Path(root) / "saved" / "glove-t5" / "run"
+    assert json.loads((run / "config.json").read_text())["exemplar_model"] == "encoder"
+    assert all(str(tmp_path) not in (run / n).read_text() for n in ("config.json", "README.md"))
     encoder = encoder.rename(tmp_path / "encoder, moved")
+    with pytest.raises(UserError, match="encoder: .* say where its folder lies: --base"):
+        responder.Responder.from_pretrained(run, session=Session("cpu"), workdir=root)
+    responder.Responder.from_pretrained(run, session=Session("cpu"), workdir=root, base=str(encoder))
     words = [
         "--workdir",
         str(root),
