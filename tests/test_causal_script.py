@@ -75,7 +75,7 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
 def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags):
     train_causal_lm.main([*flags, "--epochs", "0", "--name", "zero-shot"])
     folder = trained_copy / "saved" / "causal-lm" / "zero-shot"
-    model = CausalGenerator.from_pretrained(folder, cache=Paths(trained_copy).cache)
+    model = load(folder, Paths(trained_copy), Session("cpu"))
     base = AutoModelForCausalLM.from_pretrained(flags[flags.index("--model") + 1])
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
