@@ -20,6 +20,7 @@ from causal_models import CausalGenerator, base_of, example_nll, token_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, pad, plan_once, read_exemplars
+from exemplars import found_by
 from generators import (
     Predictor,
     SplitData,
@@ -244,6 +245,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         exemplar_len=options.exemplar_len,
         top_exemplars=options.top_exemplars,
         marks=known,
+        match="" if options.add_exemplars == "none" else found_by(paths.exemplars("train")),
     )
     if options.init_from:
         begun = Path(options.init_from)

@@ -158,6 +158,7 @@ class CausalSettings:
     system: str = SYSTEM
     backbone: dict | None = None  # transformers config, with rank 0 alone
     marks: dict[str, int] = field(default_factory=dict)  # {dimension: levels} that may be marked; none: {}
+    match: str = ""  # what its exemplars were found by (reply, context)
 
     @property
     def lora_alpha(self) -> int:

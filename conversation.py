@@ -4,11 +4,15 @@ terminal."""
 import contextlib
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 import advice
 import distress
@@ -17,6 +21,7 @@ from commands import Decoding, target
 from critics import doubts, find_judges
 from dataloaders import hash_seed
 from exemplars import matched_by
+from hub import folder_of
 from options import Paths, UserError, Wrong
 from records import is_utf8, json_value, lines_of, open_text
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
@@ -60,7 +65,7 @@ class RespondOptions:
 
 def say(text: str) -> None:
     """What is not a reply: beside the replies, so that these can be piped on."""
-    print(text, file=sys.stderr, flush=True)
+    tqdm.write(text, file=sys.stderr)  # above a progress bar
 
 
 # ------------------------------------------------------------------------------------------------------ found
@@ -102,7 +107,7 @@ def open_responder(
 def _open_responder(
     options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session, family: str | None
 ) -> Responder:
-    folder = Path(options.run) if options.run else newest_generator(paths)
+    folder = folder_of(options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths, options.base)
     families = [family] if family else list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
     judges = find_judges(paths, families, given, session, needed=family is not None)
@@ -132,6 +137,7 @@ def _open_responder(
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
     decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0, options.top_p)
     responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
+    responder.folder = folder
     responder.check_target(options.target)
     if options.target and not writer.marks:
         say("note: this generator was trained without marks; a --target only chooses among its candidates")
@@ -231,26 +237,51 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
     return name, turns
 
 
-def answers(
-    responder: Responder, source: str, options: RespondOptions, bad: list[int]
-) -> Iterator[dict[str, Any]]:
-    """A row for each line, in order: its id (or line number) with the reply, or with what is wrong with
-    it."""
-    place = "standard input" if source == "-" else source
-    with open_text(source) as handle:
-        for number, text in lines_of(handle):
-            where, name = f"{place}, line {number}", None
-            try:
-                name, turns = read_dialogue(text, where)
-                if found := distress.notice(turns[::2]):
-                    say(f"{where}: {found}")
-                row = as_row(reply(responder, turns, options))
-            except UserError as error:
-                bad.append(number)
-                message = str(error)
-                say(message if message.startswith(where) else f"{where}: {message}")
-                row = {"error": message}
-            yield {"id": number if name is None else name, **row}
+def answer_line(
+    responder: Responder, options: RespondOptions, number: int, text: str, place: str
+) -> dict[str, Any]:
+    """The row of one line: its id (or line number) with the reply, or with what is wrong with it."""
+    where, name = f"{place}, line {number}", None
+    try:
+        name, turns = read_dialogue(text, where)
+        if found := distress.notice(turns[::2]):
+            say(f"{where}: {found}")
+        row = as_row(reply(responder, turns, options))
+    except UserError as error:
+        message = str(error)
+        say(message if message.startswith(where) else f"{where}: {message}")
+        row = {"error": message}
+    return {"id": number if name is None else name, **row}
+
+
+def kept_answers(
+    responder: Responder,
+    asked: list[tuple[int, str]],
+    answered: Callable[[int, str], str],
+    output: Path,
+    options: RespondOptions,
+) -> list[str]:
+    """A row for each of the numbered lines, written to `output`; an interrupted call goes on where it
+    stopped."""
+    if not asked:
+        raise UserError(f"{output}: not written, since there is no dialogue to reply to")
+    storage.require_writable(output.parent)
+    folders = [responder.folder, *(critic.folder for critic in responder.critics.values())]
+    made_of = [*map(storage.identity, filter(None, folders)), responder.session.precision]
+    if responder.has_exemplars:
+        assert responder.retriever is not None and responder.pool is not None
+        made_of += [str(responder.retriever.encoders.identity), *responder.pool.texts]
+    key = storage.fingerprint(str(asked), str(replace(options, overwrite=False)), made_of)[:16]
+    keep = output.parent / f".replies-{key}"
+
+    def work(group: list[int]) -> dict[str, np.ndarray]:
+        return {"numbers": np.array(group), "rows": np.array([answered(*asked[n]) for n in group])}
+
+    places = list(range(len(asked)))
+    found = storage.in_chunks(places, work, keep, "replies", size=1)["rows"].tolist()
+    storage.write_text(output, "".join(f"{line}\n" for line in found))
+    shutil.rmtree(keep, ignore_errors=True)
+    return found
 
 
 def respond_to_file(responder: Responder, source: str, output: str | None, options: RespondOptions) -> None:
@@ -258,14 +289,23 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
     were bad."""
     if output and Path(output).exists() and not options.overwrite:
         raise UserError(f"{output}: already there; add --overwrite to replace it, or choose another --output")
-    bad: list[int] = []
-    lines = (json.dumps(row, ensure_ascii=False) for row in answers(responder, source, options, bad))
-    if output:
-        storage.write_text(Path(output), "".join(f"{line}\n" for line in lines))
-        say(f"{output}: written")
-    else:
-        for line in lines:
-            print(line, flush=True)
+    place = "standard input" if source == "-" else source
+    bad = []
+
+    def answered(number: int, text: str) -> str:
+        return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=False)
+
+    with open_text(source) as handle:
+        if output:
+            asked = list(lines_of(handle))
+            found = kept_answers(responder, asked, answered, Path(output), options)
+            bad = [n for (n, _), line in zip(asked, found, strict=True) if "error" in json.loads(line)]
+            say(f"{output}: {len(asked):,} dialogues")
+        else:
+            for number, text in lines_of(handle):
+                line = answered(number, text)
+                print(line, flush=True)
+                bad += [number] * ("error" in json.loads(line))
     if bad:
         named = ", ".join(map(str, bad[:20]))
         raise UserError(f"{len(bad)} lines had no reply: {named}; all the others have one")

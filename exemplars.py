@@ -292,11 +292,18 @@ def retriever(file: Path) -> dict[str, dict[str, str]]:
     return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
 
 
+def found_by(file: Path) -> str:
+    """What the exemplars of a file were found by: `reply`, or `context` (dpr_exemplar_retriever.py
+    --match)."""
+    return "context" if storage.read_origin(file).get("match") == "context" else "reply"
+
+
 def matched_by(run: Path, paths: Paths) -> str:
-    """What a run's exemplars were found by: `reply`, or `context` (dpr_exemplar_retriever.py --match)."""
-    entry = runs.sources(run, paths).get("exemplars train")
-    noted = storage.read_origin(entry.path).get("match", "reply") if entry else "reply"
-    return "context" if noted == "context" else "reply"
+    """The same of a run's exemplars, also where only its config.json is left (from the hub)."""
+    if noted := storage.read_json(Path(run) / "config.json").get("match"):
+        return noted
+    entry = runs.sources(run, paths).get("exemplars train")  # of a run that was made before this was noted
+    return found_by(entry.path) if entry else "reply"
 
 
 def exemplar_model(name: str, paths: Paths) -> str | Path:

@@ -111,6 +111,7 @@ def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Pat
         top_exemplars=options.top_exemplars,
         family=family,
         marks=marks.known(paths) if options.control else {},
+        match="" if options.add_exemplars == "none" else exemplars.found_by(paths.exemplars("train")),
         **exemplars.way_settings(options, backbone.exemplar_size, paths),
     )
     marks.require_words(backbone.tokenizer, settings.marks)

@@ -590,6 +590,7 @@ class GeneratorSettings(Settings):
     exemplar_tokenizer: str | None = None  # of glove-t5: sha256
     own_head: bool = False  # the output layer is not the word embeddings (T5 v1.1, Flan-T5)
     marks: dict[str, int] = dataclasses.field(default_factory=dict)  # {dimension: levels} that may be marked
+    match: str = ""  # what its exemplars were found by (reply, context)
 
     @property
     def pooled_width(self) -> int:

@@ -34,14 +34,15 @@ def parse_args(argv=None):
     add(
         "--run",
         metavar="RUN",
-        help="folder of a generator (default: the one in saved/ that was finished last)",
+        help="folder of a generator, or its name on the hub (default: the one in saved/ finished last)",
     )
     add_base(parser)
     add("--file", metavar="FILE", help="dialogues, one a line; - is standard input")
     add(
         "--output",
         metavar="FILE",
-        help="of --file: where the replies go, as JSON lines (default: standard output)",
+        help="of --file: where the replies go, as JSON lines (default: standard output); an interrupted call "
+        "goes on where it stopped",
     )
     for kind in CRITICS:
         add(

@@ -106,9 +106,9 @@ class Votes:
 
     def export(self, file: Path, overwrite: bool) -> None:
         """All votes as csv. Raises `UserError` where there are none, or the file is there."""
-        if not self.file.exists():
+        table = self.table() if self.file.exists() else None  # looking must not make it
+        if table is None or table.empty:
             raise UserError(f"{self.file}: no votes yet; collect some with: python app.py --other RUN")
         refuse_existing([file], overwrite, "another file")
-        table = self.table()
         storage.write_csv(file, table)
         print(f"{file}: {len(table):,} votes")

@@ -128,6 +128,21 @@ def trained(prepared, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def home(trained, tmp_path_factory) -> Path:
+    """The same with one short GloVe generator that reads exemplars. Read-only."""
+    import train_glove_t5
+
+    folder = tmp_path_factory.mktemp("home") / "work"
+    shutil.copytree(trained, folder)
+    lengths = (
+        "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-steps 2 --batch-size 4 --no-predict --size tiny"
+    )
+    weights = "--empathy-loss-w 0 --sentiment-loss-w 0 --device cpu"
+    train_glove_t5.main(["--workdir", str(folder), *lengths.split(), *weights.split()])
+    return folder
+
+
 @pytest.fixture
 def trained_copy(trained, tmp_path) -> Path:
     folder = tmp_path / "trained"

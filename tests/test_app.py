@@ -41,14 +41,13 @@ HTML = (
 
 
 @pytest.fixture(scope="module")
-def home(trained, tmp_path_factory) -> Path:
+def home(home, tmp_path_factory) -> Path:
     """A workdir with critics, a retriever and two short generators, one of which reads exemplars."""
     folder = tmp_path_factory.mktemp("app") / "work"
-    shutil.copytree(trained, folder)
-    for ways in (["--exemplar-len", "16"], ["--add-exemplars", "none"]):
-        words = "--src-len 40 --tgt-len 12 --max-steps 2 --batch-size 4 --no-predict --size tiny --device cpu"
-        words += " --empathy-loss-w 0 --sentiment-loss-w 0"
-        train_glove_t5.main(["--workdir", str(folder), *words.split(), *ways])
+    shutil.copytree(home, folder)
+    words = "--src-len 40 --tgt-len 12 --max-steps 2 --batch-size 4 --no-predict --size tiny --device cpu"
+    words += " --empathy-loss-w 0 --sentiment-loss-w 0 --add-exemplars none"
+    train_glove_t5.main(["--workdir", str(folder), *words.split()])
     return folder
 
 
@@ -58,6 +57,9 @@ def home(trained, tmp_path_factory) -> Path:
 def test_a_vote_is_kept_whole_and_exported(tmp_path, capsys):
     votes = Votes(tmp_path / "results" / "votes.sqlite")
     sides = Shown("saved/one", "aa", 7, 'She said "no",\nand left.'), Shown("saved/two", "bb", 8, "Oh.")
+    with pytest.raises(UserError, match="no votes yet; collect some with"):
+        votes.export(tmp_path / "votes.csv", overwrite=False)
+    assert votes.tally() == {}  # somebody looked: the file is there, and holds none
     with pytest.raises(UserError, match="no votes yet; collect some with"):
         votes.export(tmp_path / "votes.csv", overwrite=False)
     assert [votes.add("v", ["Hi.", "Hello.", "Well"], *sides, choice) for choice in ("A", "both bad")] == [

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,9 @@ import yaml
 from conftest import ROOT
 from transformers import AutoModel, AutoTokenizer
 
+import cards
+import exemplars
 import hub
-import train_glove_t5
 from commands import Decoding
 from critics import Critic
 from DPR.retriever import Retriever
@@ -34,19 +34,6 @@ from session import Session
 COMMIT = "a" * 40
 SAID = ["My dog ran away last night."]
 REPLIES = ["I am so sorry.", "What happened then?", "That is great news!"]
-
-
-@pytest.fixture(scope="module")
-def home(trained, tmp_path_factory) -> Path:
-    """A workdir with critics, a retriever and one short GloVe generator that reads exemplars. Read-only."""
-    folder = tmp_path_factory.mktemp("home") / "work"
-    shutil.copytree(trained, folder)
-    words = (
-        "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-steps 2 --batch-size 4 --no-predict --size tiny"
-    )
-    weights = "--empathy-loss-w 0 --sentiment-loss-w 0 --device cpu"
-    train_glove_t5.main(["--workdir", str(folder), *words.split(), *weights.split()])
-    return folder
 
 
 def runs_of(home: Path) -> dict[str, Path]:
@@ -77,6 +64,28 @@ def test_the_snippet_of_a_card_runs_and_its_head_is_the_hubs(home, kind, monkeyp
     with contextlib.redirect_stdout(said):
         exec(snippet, {})
     assert said.getvalue().strip()
+
+
+def test_a_card_shows_the_command_without_places_on_this_machine(tmp_path):
+    typed = (
+        f"python {tmp_path}/code/train_t5.py --workdir {tmp_path} --emo={tmp_path}/saved/my\\ emo --lr 1e-4"
+    )
+    typed += " --model /mnt/models/t5-small --labels ours/labels"
+    shown = "python code/train_t5.py --workdir . '--emo=saved/my emo' --lr 1e-4 --model t5-small"
+    assert cards.command_to_show(typed, Paths(tmp_path)) == f"{shown} --labels ours/labels"
+    assert cards.command_to_show("unknown", Paths(tmp_path)) == "unknown"
+
+
+def test_what_exemplars_were_found_by_is_known_of_a_run_from_the_hub(home, tmp_path):
+    run = tmp_path / "run"
+    Responder.from_pretrained(
+        runs_of(home)["Generator"], session=Session("cpu"), workdir=home
+    ).save_pretrained(run)
+    assert exemplars.matched_by(run, Paths(home)) == "reply"
+    config = json.loads((run / "config.json").read_text())
+    assert config["match"] == "reply"
+    (run / "config.json").write_text(json.dumps(config | {"match": "context"}))
+    assert exemplars.matched_by(run, Paths(home)) == "context"
 
 
 def test_a_critics_card_says_what_its_labels_mean_and_whose_terms_hold(home):

@@ -17,7 +17,6 @@ import respond
 import retrieve
 import sampling
 import score
-import train_glove_t5
 from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data
 from commands import pick
@@ -32,19 +31,6 @@ from session import Session
 
 REPLIES = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
 DIALOGUE = ("My dog ran away last night.", "Oh no!", "We looked for him at the lake.")
-
-
-@pytest.fixture(scope="module")
-def home(trained, tmp_path_factory) -> Path:
-    """A workdir with critics, a retriever and one short GloVe generator that reads exemplars. Read-only."""
-    folder = tmp_path_factory.mktemp("home") / "work"
-    shutil.copytree(trained, folder)
-    lengths = (
-        "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-steps 2 --batch-size 4 --no-predict --size tiny"
-    )
-    weights = "--empathy-loss-w 0 --sentiment-loss-w 0 --device cpu"
-    train_glove_t5.main(["--workdir", str(folder), *lengths.split(), *weights.split()])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -412,6 +398,42 @@ def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_p
     assert run(respond, home, *DIALOGUE, "--seed", "1").reply == rows[2]["reply"]  # as by itself
     with pytest.raises(UserError, match="already there; add --overwrite"):
         run(respond, home, *words)
+
+
+def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(home, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("My dog ran away.\nI got the job!\n{bad\nI am so tired.\n")
+    output = tmp_path / "out.jsonl"
+    words = [
+        "--file",
+        str(tmp_path / "in.txt"),
+        "--output",
+        str(output),
+        "--seed",
+        "1",
+        "--max-new-tokens",
+        "6",
+    ]
+    real, asked = Responder.reply, []
+
+    def stops_at(most: int):
+        def reply(self, turns, *args, **kwargs):
+            if len(asked) == most:
+                raise KeyboardInterrupt
+            asked.append(turns[-1])
+            return real(self, turns, *args, **kwargs)
+
+        return reply
+
+    monkeypatch.setattr(Responder, "reply", stops_at(2))
+    with pytest.raises(KeyboardInterrupt):
+        run(respond, home, *words)
+    assert not output.exists() and len(asked) == 2
+    monkeypatch.setattr(Responder, "reply", stops_at(3))
+    with pytest.raises(UserError, match="1 lines had no reply: 3"):
+        run(respond, home, *words)
+    assert asked == ["My dog ran away.", "I got the job!", "I am so tired."]
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [1, 2, 3, 4]
+    assert {p.name for p in tmp_path.iterdir()} == {"in.txt", "out.jsonl"}
 
 
 def test_standard_input_is_answered_with_json_and_nothing_else(home, monkeypatch, capsys):
