@@ -48,13 +48,13 @@ def resolve_base(name: str, cache: Path) -> Path | str:
     """
     if name != "smollm2":
         return name
+    target = Path(cache) / f"smollm2-{CARRIED_SHA256[:12]}"
+    if target.exists():
+        return target
     found = importlib.util.find_spec(CARRIER)
     if found is None or not found.submodule_search_locations:
         return HUB_NAME
     file = Path(found.submodule_search_locations[0]) / CARRIED
-    target = Path(cache) / f"smollm2-{CARRIED_SHA256[:12]}"
-    if target.exists():
-        return target
     if not file.exists() or sha256(file) != CARRIED_SHA256:
         raise UserError(
             f"{file}: missing, or not the weights that were tested here (sha256 {CARRIED_SHA256[:12]}...); "

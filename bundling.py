@@ -1,0 +1,71 @@
+"""A finished run made fit to come with the repository, as those in saved/lempex-mini (saved/README.md).
+
+python -c "import bundling; bundling.bundle('saved/glove-t5/plain', 'saved/lempex-mini/generator')"
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import exemplars
+import storage
+from bundled import HERE
+from dataloaders import generator_data, listener_turns, plan_once
+from gathering import half
+from hub import Published
+from metrics import count_words, perplexity
+from models import Generator, load_tokenizer, token_nll
+from options import Paths
+from session import Session
+
+SAMPLE = HERE / "data" / "sample" / "empathetic_dialogues" / "test.csv"
+OF_THE_RUN = "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl."
+OF_THE_BUNDLE = "It stands here in half precision, without logs and predictions."
+
+
+def bundle(run: str | Path, folder: str | Path) -> None:
+    """What `push_to_hub` would send (no logs, no replies, no place on this machine), its weights in half
+    precision, in a new folder. Of a generator result.json and card hold its `sample_ppl_word`, too."""
+    folder, made = Path(folder), Published()
+    made.folder = Path(run)
+    made.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"):
+        # copies: what was read may still stand in the file alone
+        weights = {k: half(w).clone() for k, w in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    storage.share(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8").replace(OF_THE_RUN, OF_THE_BUNDLE)
+    card = re.sub(r"(?<=from_pretrained\()'[^']*'", repr(Paths(HERE).name(folder)), card)
+    title = f"# {folder.absolute().parent.name}/{folder.name}"
+    card = re.sub(r"^# .*", title, card, count=1, flags=re.MULTILINE)
+    result = storage.read_json(folder / "result.json")
+    if storage.read_json(folder / "config.json").get("model") == "Generator":
+        result["sample_ppl_word"] = sample_perplexity(folder)
+        row = f"| sample_ppl_word | {result['sample_ppl_word']:.4f} |"
+        card = card.replace("| | |\n|---|---|\n", f"| | |\n|---|---|\n{row}\n", 1)
+    storage.write_json(folder / "result.json", result)
+    storage.write_text(folder / "README.md", card)
+
+
+def sample_perplexity(folder: Path) -> float:
+    """Word perplexity (the end of a reply counts as a word) of the gold replies of the bundled sample's test
+    dialogues by a T5 or GloVe-T5 generator, without exemplars."""
+    model, tokenizer = Generator.from_pretrained(folder), load_tokenizer(folder)
+    examples = listener_turns(SAMPLE)
+    way = exemplars.enter(model.settings, tokenizer, Session("cpu"), Paths(HERE))
+    data = generator_data(
+        examples,
+        tokenizer,
+        src_len=model.settings.src_len,
+        tgt_len=None,
+        exemplars=way.live([()] * len(examples)),
+        start=model.t5.config.decoder_start_token_id,
+    )
+    nll = 0.0
+    with torch.inference_mode():
+        for numbers in plan_once(data.lengths, 64):
+            batch = data.collate(numbers)
+            nll += float(token_nll(model(batch), batch["labels"]).sum())
+    return perplexity(nll, sum(count_words(e.response) + 1 for e in examples))
