@@ -5,6 +5,7 @@ Letters in shapes: B sequences, L tokens, N target tokens in a batch, E examples
 width.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -277,9 +278,15 @@ class CausalGenerator(nn.Module):
         return sorted(control | set(without_word(self.tokenizer, self.vocabulary)))
 
     def for_use(self) -> "CausalGenerator":
-        """The same function in eval mode and with the adapter inside its base's weights: faster, for good."""
+        """The same function in eval mode, for good and faster: the adapter inside its base's weights, SDPA,
+        and on a CPU each matrix laid out as a product with few rows reads it fastest."""
         if self.settings.rank:
             self.lm = self.lm.merge_and_unload()
+        with contextlib.suppress(ValueError):  # a model that has none keeps its own
+            self.lm.set_attn_implementation("sdpa")  # slow only in the backward pass
+        for part in self.modules():
+            if isinstance(part, nn.Linear) and part.weight.device.type == "cpu":
+                part.weight.data = part.weight.data.t().contiguous().t()
         return self.eval()
 
     @torch.no_grad()

@@ -123,12 +123,18 @@ def test_no_reply_holds_a_control_token(model):
 
 
 def test_for_use_the_adapter_goes_into_the_weights_and_the_function_stays(model, tmp_path):
-    batch = prompts(model, [0, 1])
-    draws = torch.rand(2, 2, 12)
+    """Also with attention and matrices laid out otherwise, and prompts of unlike lengths."""
+    batch = prompts(model, [0, 1, 3])
+    draws = torch.rand(3, 2, 12)
     before = sample(model, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
     model.save_pretrained(tmp_path / "run", half=False)
     merged = CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path).for_use()
     assert not any("lora" in name for name, _ in merged.named_parameters())
+    linear = [m.weight for m in merged.modules() if isinstance(m, torch.nn.Linear)]
+    assert linear and all(w.stride() == (1, w.shape[0]) for w in linear)
+    given = merged.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    plain = model.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(given[:, -1], plain[:, -1], atol=1e-4, rtol=1e-4)
     after = sample(merged, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
     assert after.ids.tolist() == before.ids.tolist()
     assert after.log_probability.tolist() == pytest.approx(before.log_probability.tolist(), abs=1e-4)
