@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 import advice
+from hub import HUB_NAME
 from options import DIMENSIONS, MEANINGS, SENTIMENT, Paths
 from storage import read_json, write_text
 
@@ -82,8 +83,10 @@ def base_model(folder: Path, args: dict[str, Any]) -> str | None:
             return ON_THE_HUB[args[flag]]
     file = folder / "sources.json"
     for name, entry in (read_json(file) if file.exists() else {}).items():
-        # of a hub name the identity is the name
-        if name in ("model", "question encoder") and entry["path"] == entry["sha256"]:
+        # of a hub name the identity is the name; of an adapter's base it is that of its weights
+        named = name in ("model", "question encoder") and entry["path"] == entry["sha256"]
+        of_hub = HUB_NAME.fullmatch(entry["path"]) and not Path(entry["path"]).is_dir()
+        if named or name == "base" and of_hub and entry["path"] == args["model"]:
             return entry["path"]
     return None
 

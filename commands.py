@@ -386,6 +386,8 @@ def target(text: str) -> Any:
             return Wrong(
                 f"{text}: no dimension {name!r}; the known ones are {', '.join(CRITICS)}, as in emo=1,exp=0"
             )
+        if name in found:
+            return Wrong(f"{text}: {name} is named twice; name each dimension once")
         limits = {"least": -1, "most": 1} if name == SENTIMENT else {"least": 0, "most": 2}
         found[name] = number(float, **limits)(value)
         if isinstance(found[name], Wrong):

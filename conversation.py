@@ -421,6 +421,8 @@ class Conversation:
     def save(self, name: str) -> None:
         if not name:
             raise UserError("/save FILE: name a file")
+        if not self.turns:
+            raise UserError("/save: nothing was said yet; write something first")
         if Path(name).exists():
             raise UserError(f"{name}: already there; choose another name")
         storage.write_text(Path(name), self.as_markdown() if name.endswith(".md") else self.as_line())

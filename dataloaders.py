@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shlex
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -622,6 +623,10 @@ def encode(
     flat, ends = found["ids"], found["ends"]
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     return {text: flat[a:b] for text, a, b in zip(distinct, starts, ends, strict=True)}
+
+
+#: a tokenizer that cuts remembers how, and refuses to be told while another thread uses it
+CUTTING = threading.Lock()
 
 
 def _ids(tokenizer, texts: list[str]) -> list[list[int]]:

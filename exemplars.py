@@ -15,6 +15,7 @@ import runs
 import storage
 from commands import DPR_HUB, GeneratorOptions
 from dataloaders import (
+    CUTTING,
     EXEMPLAR_MARKER,
     NoExemplars,
     encode,
@@ -161,7 +162,8 @@ class PooledFrozen(Way):
             return table
         session = self.session
         marked = [EXEMPLAR_PREFIX + t for t in texts]
-        rows = self.tokenizer(marked, truncation=True, max_length=self.max_len + 8)["input_ids"]
+        with CUTTING:
+            rows = self.tokenizer(marked, truncation=True, max_length=self.max_len + 8)["input_ids"]
         batches = plan_once([len(r) for r in rows], 128)
         with torch.inference_mode(), session.autocast():
             for numbers in tqdm(batches, desc="exemplars", disable=None, leave=False):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from bundled import is_bundled
 from options import Paths
 
 #: of a run: what it was, what it logged, what a reader of its weights needs, and what it wrote
@@ -54,6 +55,8 @@ def finished_weights(saved: Path) -> list[Path]:
     """Of runs whose result.json is there, their checkpoints left out."""
     out = []
     for result in saved.rglob("result.json"):
+        if is_bundled(result.parent):  # it came with the repository
+            continue
         out += [f for f in result.parent.rglob("*.safetensors") if "checkpoints" not in f.parts]
     return out
 

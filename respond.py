@@ -34,7 +34,7 @@ def parse_args(argv=None):
     add(
         "--run",
         metavar="RUN",
-        help="folder of a generator, or its name on the hub (default: the one in saved/ finished last)",
+        help="folder of a generator, or its name on the hub (default: the newest in saved/, or bundled)",
     )
     add_base(parser)
     add("--file", metavar="FILE", help="dialogues, one a line; - is standard input")

@@ -25,6 +25,7 @@ from hub import Published, folder_of
 from marks import in_words, of_target
 from models import Generator, load_tokenizer
 from options import Paths, UserError
+from searching import check_emotion
 from session import Session, own_random_stream
 from storage import read_json
 
@@ -344,6 +345,7 @@ class Responder(Published):
         hits: list[Hit] = []
         if self.has_exemplars:
             assert self.retriever is not None and self.pool is not None
+            check_emotion(emotion, self.pool)
             wanted = None if emotion is None else [emotion]
             asked = [" ".join(turns)]
             (hits,) = self.retriever.search(asked, self.pool, self.writer.top_exemplars, emotions=wanted)

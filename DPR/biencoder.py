@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from advice import makes
-from dataloaders import pad, plan_once
+from dataloaders import CUTTING, pad, plan_once
 from models import load_config, load_pretrained, load_tokenizer, positions, require_words
 from options import UserError
 from runs import require_run
@@ -142,8 +142,9 @@ def dpr_loss(questions: Tensor, contexts: Tensor, positive: Tensor, same: Tensor
 
 def tokenize(tokenizer, texts: list[str], max_length: int, keep_latest: bool) -> list[np.ndarray]:
     """Token ids with special tokens; too long a dialogue loses its beginning, too long a passage its end."""
-    tokenizer.truncation_side = "left" if keep_latest else "right"
-    rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    with CUTTING:
+        tokenizer.truncation_side = "left" if keep_latest else "right"
+        rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     return [np.asarray(r, dtype=np.int64) for r in rows]
 
 
