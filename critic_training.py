@@ -66,15 +66,16 @@ class Mixtures:
         """The batch with `own`, `rest` and `others` (B, L) of its Mixture, and its targets as the mixtures
         leave them.
 
-        A mixed reply keeps a share of its own words, drawn evenly (a fifth keep none); the rest is one other
-        word of the batch's replies and the mean of all words, in drawn parts. A reply that keeps half of its
-        own or more keeps its target; below that it is drawn to the mean, in proportion.
+        A mixed reply keeps a share of its own words, drawn evenly (a fifth keep none); of what is left a share
+        drawn in the same way is one other word of the batch's replies, and the rest the mean of all words. A
+        reply that keeps half of its own or more keeps its target; below that it is drawn to the mean, in
+        proportion.
         """
         reply = batch["reply_mask"].bool()  # (B, L)
         count = len(reply)
-        own = (1.25 * torch.rand(count) - 0.25).clamp(min=0)  # (B,)
+        own, rest = (1.25 * torch.rand(2, count) - 0.25).clamp(min=0)  # (B,) each
         own = torch.where(torch.rand(count) < self.share, own, 1.0)
-        rest = (1 - own) * torch.rand(count)
+        rest = (1 - own) * rest
         words = batch["input_ids"][reply]
         others = words[torch.randint(len(words), reply.shape)]
         kept = (2 * own).clamp(max=1)
