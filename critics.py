@@ -5,7 +5,7 @@ What a critic computes stands in models.Critic, how it is trained in critic_trai
 
 import math
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,33 +115,46 @@ def quality(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------------ asked
 
 
+def loss_batches(data: Data, session: Session, examples: int) -> list[dict]:
+    """At most so many examples, evenly spaced, 16 a batch."""
+    numbers = list(range(0, len(data), max(1, len(data) // examples)))[:examples]
+    return [session.move(data.collate(numbers[i : i + 16])) for i in range(0, len(numbers), 16)]
+
+
+@torch.inference_mode()
+def mean_losses(
+    critics: CriticSet, batches: Sequence[dict], soft: Callable[[dict], Tensor]
+) -> dict[str, float]:
+    """{kind: mean loss} on what `soft` makes of each batch: soft replies (B, T, V)."""
+    sums = dict.fromkeys(critics.critics, 0.0)
+    for batch in batches:
+        found = critics.losses(soft(batch), batch["reply_mask"], batch)
+        for kind in sums:
+            sums[kind] += float(found[kind])
+    count = sum(len(batch["labels"]) for batch in batches)
+    return {kind: total / count for kind, total in sums.items()}
+
+
 def uninformed_losses(
     critics: CriticSet, data: Data, session: Session, examples: int = 128
 ) -> dict[str, tuple[float, float]]:
     """{kind: (mean loss, loss of a guess)} on replies that say nothing: each word's frequency, at every
     position.
 
-    The guess knows how frequent the labels are. A critic has only seen real words in training; where it is
-    far worse than guessing on a mixture of them, a generator that still writes mixtures is led by its errors.
+    The guess knows how frequent the labels are. Where a critic is far worse than guessing on a mixture of
+    words, a generator that still writes mixtures is led by its errors.
     """
     if not critics:
         return {}
-    numbers = list(range(0, len(data), max(1, len(data) // examples)))[:examples]
-    batches = [session.move(data.collate(numbers[i : i + 16])) for i in range(0, len(numbers), 16)]
+    batches = loss_batches(data, session, examples)
     words = torch.cat([b["labels"][b["reply_mask"] > 0] for b in batches])
     vocabulary = len(next(iter(critics.critics.values())).embeddings)  # the same for all: see check_tokenizer
     share = torch.bincount(words, minlength=vocabulary) / len(words)  # (V,)
-    sums = dict.fromkeys(critics.critics, 0.0)
-    for batch in batches:
-        mask = batch["reply_mask"]
-        with torch.inference_mode():
-            found = critics.losses(share.expand(*mask.shape, -1), mask, batch)  # (V,) -> (B, T, V)
-        for kind in sums:
-            sums[kind] += float(found[kind])
+    found = mean_losses(critics, batches, lambda batch: share.expand(*batch["labels"].shape, -1))
     out = {}
-    for kind, total in sums.items():
+    for kind, critic in critics.critics.items():
         targets = torch.cat([b["critic_targets"][kind] for b in batches]).double()
-        out[kind] = total / len(numbers), guess_loss(targets, critics.critics[kind].settings.is_regressor)
+        out[kind] = found[kind], guess_loss(targets, critic.settings.is_regressor)
     return out
 
 

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import critic_training
+import probe_critics
 import train_empathy_classifier
+import train_glove_t5
 import train_sentiment_regressor
 from critic_training import Mixtures
 from critics import Critic
@@ -93,3 +95,18 @@ def test_sentiment_is_learnt_from_mixtures_too(workdir):
     mean = sum(gold) / len(gold)
     assert result["loss_of_a_guess"] == pytest.approx(sum((g - mean) ** 2 for g in gold) / len(gold))
     assert result["loss_of_nothing"] > 0
+
+
+def test_critics_are_probed_on_the_soft_replies_of_a_generator(trained_copy, tmp_path, capsys):
+    words = ["--workdir", str(trained_copy), "--device", "cpu"]
+    plain = "--size tiny --max-steps 1 --add-exemplars none --no-predict --empathy-loss-w 0"
+    train_glove_t5.main([*words, *plain.split(), "--sentiment-loss-w", "0", "--name", "plain"])
+    run, file = trained_copy / "saved" / "glove-t5" / "plain", tmp_path / "probe.json"
+    words += [str(run), "--examples", "9", "--output", str(file)]
+    found = probe_critics.main(words)
+    assert json.loads(file.read_text()) == found and list(found) == ["emo", "exp", "int", "sentiment"]
+    assert "soft replies" in capsys.readouterr().out
+    again = probe_critics.main([*words, "--overwrite", "--kinds", "int"])
+    assert again["int"] == pytest.approx(found["int"], rel=1e-4)
+    with pytest.raises(UserError, match="already there.*--overwrite"):
+        probe_critics.main(words)
