@@ -66,10 +66,10 @@ class Mixtures:
         """The batch with `own`, `rest` and `others` (B, L) of its Mixture, and its targets as the mixtures
         leave them.
 
-        A mixed reply keeps a share of its own words, drawn evenly (a fifth keep none); of what is left a share
-        drawn in the same way is one other word of the batch's replies, and the rest the mean of all words. A
-        reply that keeps half of its own or more keeps its target; below that it is drawn to the mean, in
-        proportion.
+        A mixed reply keeps a share of its own words, drawn evenly (a fifth keep none); of what is left, a
+        share drawn in the same way is one other word of the batch's replies, and the rest the mean of all
+        words. A reply that keeps half of its own or more keeps its target; below that it is drawn to the
+        mean, in proportion.
         """
         reply = batch["reply_mask"].bool()  # (B, L)
         count = len(reply)
