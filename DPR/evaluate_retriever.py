@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
     add("--name", type=run_name, help="of the file (default: from the retriever and the flags)")
     add_device(parser)
-    parser.set_defaults(top_k=1, splits=["valid"], match="reply")
+    parser.set_defaults(top_k=1, splits=["valid"], match="reply", index="flat")
     args = parser.parse_args(argv)
     problems = []
     if sum(map(bool, (args.path, args.encoder, args.bm25))) > 1:
