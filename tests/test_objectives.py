@@ -125,6 +125,7 @@ def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(trai
     with torch.no_grad():
         found = objectives.sampled_nll(model, drawn.batch)
     torch.manual_seed(1)
+    objectives.some(3, 0, 2)  # it draws, too
     given = {k: drawn.batch[k] for k in ("source_ids", "source_mask", "speaker_ids")}
     out = model.generate(given, **arguments, return_dict_in_generate=True, output_scores=True)
     scores = torch.stack(out.scores, 1).log_softmax(-1)  # (M, T, V), what was drawn from
