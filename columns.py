@@ -226,7 +226,8 @@ COLUMNS: tuple[Column, ...] = (
         "verbatim_exemplar",
         "verbatim exemplar %",
         "diversity",
-        "share of the replies that are, normalised, one of the exemplars found for their item",
+        "share of the replies that are, normalised, one of the exemplars found for their item: of a run in "
+        "its own file of exemplars (none for a run without), of other replies in that of the table",
         "%",
         "here",
         "lower",

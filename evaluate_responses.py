@@ -107,8 +107,8 @@ def parse_args(argv=None):
     add(
         "--exemplars",
         metavar="DIR",
-        help="folder of {split}_dpr.csv: shown in the case studies, and looked for in the replies (default: "
-        "data/empathetic_dialogues)",
+        help="folder of {split}_dpr.csv: shown in the case studies, and looked for in all replies but those "
+        "of a run that had exemplars of its own (default: data/empathetic_dialogues)",
     )
     add(
         "--validate-metrics",

@@ -1,5 +1,5 @@
-"""What a run was trained with, as far as a table must say so: the critics that served it, and the pairs that
-these have seen."""
+"""What a run was trained with, as far as a table must say so: the critics that served it, the pairs that
+these have seen, and its exemplars."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -61,3 +61,14 @@ def shared(halves: Mapping[str, str], critics: Iterable[Served]) -> list[str]:
         if critic.kind in halves and {halves[critic.kind], critic.half} != {"a", "b"}:
             found[critic.kind] = f"{critic.kind}{' (its pairs are unknown)' * (critic.half == UNKNOWN)}"
     return list(found.values())
+
+
+def exemplars_of(origin: Mapping, run: Path | None, split: str, paths: Paths) -> Path | None:
+    """The file of the exemplars that replies to a split were written with; None where there were none.
+
+    `origin`: the note beside the replies; it names the file, or else the run does whose replies they are.
+    """
+    if isinstance(noted := origin.get("exemplars"), dict):
+        return paths.find(noted["path"])
+    trained = runs.sources(run, paths).get("exemplars train") if run else None
+    return trained.path.with_name(paths.exemplars(split).name) if trained else None

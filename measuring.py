@@ -51,11 +51,7 @@ class Standard:
     def __post_init__(self):
         self.gold = [normalise(e.response) for e in self.examples]
         self.known = frozenset(normalise(t.response) for t in self.training)
-        self.shown = None
-        if self.exemplars is not None:
-            texts = {text for row in self.exemplars for text in row}
-            plain = {text: normalise(text) for text in texts}
-            self.shown = [frozenset(plain[text] for text in row) for row in self.exemplars]
+        self.shown = normalised_sets(self.exemplars)
         self.vader = measures.Vader()
         self.turns: np.ndarray | None = None  # the last turns' vectors
         self.gold_levels: dict[str, dict[str, np.ndarray]] = {}  # {judge: {dim: (N,)}}
@@ -74,9 +70,10 @@ class Standard:
         likelihoods: Mapping[int, Sequence[float]] | None = None,
         samples: Sequence[Sequence[str]] | None = None,
         parameters: float | None = None,
+        shown: Sequence[frozenset[str]] | None = None,
     ) -> Measured:
         """`replies` to the examples `numbers`. `likelihoods`: see systems.System. `samples`: several
-        replies to each."""
+        replies to each. `shown`: the exemplars of each of the standard's examples, see `normalised_sets`."""
         plain = [normalise(reply) for reply in replies]
         gold = [self.gold[i] for i in numbers]
         found: dict[str, Additive] = {}
@@ -87,8 +84,8 @@ class Standard:
         found["rouge_l"] = measures.rouge_l(plain, gold)
         found["length"] = item_means([len(reply.split()) for reply in plain])
         found["verbatim_training"] = measures.shares([reply in self.known for reply in plain])
-        if self.shown is not None:
-            hits = [reply in self.shown[i] for reply, i in zip(plain, numbers, strict=True)]
+        if shown is not None:
+            hits = [reply in shown[i] for reply, i in zip(plain, numbers, strict=True)]
             found["verbatim_exemplar"] = measures.shares(hits)
         found["vader"] = self.vader(replies, f"{name}: VADER")
         found |= self.likelihoods(likelihoods or {}, numbers) | self.stand_ins(name, replies, plain, numbers)
@@ -200,7 +197,7 @@ class Standard:
         rows = []
         chosen = [self.examples[i] for i in numbers]
         for name, replies in floors.replies(chosen, self.training, seed, nearest).items():
-            rows.append(Row(name, "floor", [self.measure(name, replies, numbers)]))
+            rows.append(Row(name, "floor", [self.measure(name, replies, numbers, shown=self.shown)]))
         return rows
 
     def level_floors(self, numbers: Numbers) -> list[Row]:
@@ -225,6 +222,14 @@ class Standard:
             right = [(self.gold_levels[judge][d][list(numbers)] >= 0.5).astype(float) for d in levels]
             found[f"{judge}_diff_epitome"] = measures.diff_epitome(right, list(levels.values()))
         return found
+
+
+def normalised_sets(exemplars: Sequence[Sequence[str]] | None) -> list[frozenset[str]] | None:
+    """The exemplars of each item as they are looked for in replies."""
+    if exemplars is None:
+        return None
+    plain = {text: normalise(text) for text in {text for row in exemplars for text in row}}
+    return [frozenset(plain[text] for text in row) for row in exemplars]
 
 
 # ---------------------------------------------------------------------------------------------------- models

@@ -53,6 +53,7 @@ class System:
     notes: list[str] = field(default_factory=list)  # what a reader of the table must know of the file
     #: number of a listener turn -> its gold reply's LIKELIHOOD; nan what the file does not have
     likelihoods: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    origin: dict = field(default_factory=dict)  # the note beside its file
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -108,6 +109,7 @@ def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
     predictions, likelihood = prediction_files(folder, split)
     if not predictions.exists():
         raise UserError(f"{predictions}: no such file; make it with: {advice.replies(folder, split)}")
+    origin = storage.read_origin(predictions)
     storage.warn_if_stale(predictions, {"model": weights_file(folder)})
     with safe_open(weights_file(folder), framework="np") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
@@ -116,7 +118,8 @@ def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
         placed(output, examples, predictions),
         name=f"{folder.parent.name}/{folder.name}",
         folder=folder,
-        decoding=decoding_in_words(storage.read_origin(predictions)),
+        decoding=decoding_in_words(origin),
+        origin=origin,
         **_likelihood(likelihood, examples),
         parameters=sum(math.prod(shape) for shape in shapes),
         adapter=weights_file(folder).name.startswith("adapter"),  # its base, which is large, is not there
@@ -147,6 +150,7 @@ def read_file(
             name=file.parent.resolve().name,
             run=run,
             decoding=decoding_in_words(origin),
+            origin=origin,
             **_likelihood(likelihood, examples),
         )
     ]

@@ -27,7 +27,7 @@ from DPR.retriever import own_conversations
 from exports import as_numbers, items_table, pairs_table, worth
 from lineage import Served
 from measures import signature
-from measuring import Extras, Standard
+from measuring import Extras, Standard, normalised_sets
 from options import CRITICS, DIMENSIONS, Paths, UserError, refuse_existing
 from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
 from rendering import Page
@@ -193,6 +193,30 @@ def nearest(
     return lambda asked, known: floors.nearest_by_minilm(asked, known, owners, held, paths, session)
 
 
+class Shown:
+    """The exemplars that each system was shown, each file read once."""
+
+    def __init__(self, split: str, against: Standard, paths: Paths):
+        self.split, self.against, self.paths = split, against, paths
+        self.known: dict[Path, list[frozenset[str]] | None] = {}
+
+    def to(self, system: System) -> Sequence[frozenset[str]] | None:
+        """By item; of a run those of its own file, of anybody's file those of the table."""
+        run = system.folder or system.run
+        if not run:
+            return self.against.shown
+        file = lineage.exemplars_of(system.origin, run, self.split, self.paths)
+        if file is None:
+            return None
+        if file not in self.known:
+            there = file.exists()
+            if not there:
+                print(f"note: {file}: no such file; what {system.name} copies from its exemplars is left out")
+            found = read_exemplars(file, self.against.examples) if there else None
+            self.known[file] = normalised_sets(found)
+        return self.known[file]
+
+
 def all_rows(
     options: TableOptions,
     against: Standard,
@@ -204,12 +228,13 @@ def all_rows(
     """Gold, floors, systems. `numbers`: the items of the tables; levels' floors know the gold levels of
     those."""
     everything = tuple(range(len(against.examples)))
-    gold = against.measure("gold", [e.response for e in against.examples], everything)
+    gold = against.measure("gold", [e.response for e in against.examples], everything, shown=against.shown)
     rows = [Row("gold", "gold", [gold]), *against.floors(numbers, options.seed, how)]
     rows += against.level_floors(numbers)
     if any(system.samples for line in lines for system in line.systems):
         encoder = "minilm" if options.nearest == "minilm" else None
         rows += against.context_only(numbers, encoder, paths.cache)
+    shown = Shown(options.split, against, paths)
     for line in lines:
         measured = []
         for system in line.systems:
@@ -222,6 +247,7 @@ def all_rows(
                     likelihoods=system.likelihoods,
                     samples=system.samples,
                     parameters=system.parameters,
+                    shown=shown.to(system),
                 )
             )
         rows.append(Row(line.name, "system", measured))

@@ -166,9 +166,7 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
 
 
-def test_judges_learn_by_default_from_the_half_that_no_loss_has_seen_and_others_are_marked(
-    prepared, tmp_path
-):
+def test_judges_keep_to_the_half_that_no_loss_has_seen_and_copies_to_a_runs_own_exemplars(prepared, tmp_path):
     (tmp_path / "data").symlink_to(prepared / "data")
     examples = listener_turns(Paths(prepared).dialogues("test"))
     for name, part in (("halved", "a"), ("whole", "all")):
@@ -180,14 +178,21 @@ def test_judges_learn_by_default_from_the_half_that_no_loss_has_seen_and_others_
         storage.write_json(run / "args.json", {"inputs": {"critic exp": source["sha256"]}})
         storage.write_json(run / "sources.json", {"critic exp": source})
         file = Path(write(run / f"{name}.tsv", examples, ["What happened ?"] * len(examples)))
-        storage.write_json(storage.origin_file(file), {"model": {"path": f"runs/{name}"}})
+        own = {"exemplars": {"path": "runs/test_dpr.csv"}} if name == "halved" else {}
+        storage.write_json(storage.origin_file(file), {"model": {"path": f"runs/{name}"}, **own})
+    shown = pd.DataFrame([(*e.key, '["what happened?"]') for e in examples])
+    shown.set_axis(["conv_id", "utterance_idx", "exemplars"], axis=1).to_csv(
+        tmp_path / "runs" / "test_dpr.csv", index=False
+    )
     common = ["--workdir", str(tmp_path), "--device", "cpu", "--family", "none", "--cases", "1"]
     evaluate_responses.main([*common, "--name", "one", str(tmp_path / "runs" / "halved" / "halved.tsv")])
     page = (tmp_path / "results" / "one" / "table.md").read_text()
     assert "## Judge tfidf-b\n" in page and "learnt from half b of the seeker posts" in page
     assert "\u2021" not in page
     files = [str(tmp_path / "runs" / name / f"{name}.tsv") for name in ("halved", "whole")]
-    evaluate_responses.main([*common, "--name", "two", *files, "--judges", "tfidf-b"])
+    content = evaluate_responses.main([*common, "--name", "two", *files, "--judges", "tfidf-b"])
+    copied = {name: row.get("verbatim_exemplar") for name, row in content["systems"].items()}
+    assert copied == {"gold": None, "halved": 100, "whole": None}, "each by the exemplars of its own run"
     page = (tmp_path / "results" / "two" / "table.md").read_text()
     assert "| whole \u2021 |" in page and "| halved |" in page and "may flatter them: whole (exp)" in page
 
