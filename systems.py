@@ -248,6 +248,9 @@ def _check_quotes(path: Path, replies: Sequence[Reply]) -> None:
         )
 
 
+#: where nothing but single references finds an item, the share of a file's replies that must: "I'm so sorry
+#: to hear that!" is a reference of any split
+FEWEST_LONE = 0.2
 Found = dict[int, list[Reply]]  # number of an item -> the replies to it
 
 
@@ -302,9 +305,11 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
                 return {n: [reply] for n, reply in zip(numbers, replies, strict=True)}, []
     found: Found = {}
     left, notes = list(range(len(replies))), []
+    by_history = 0
     for parts, how in WAYS:
         before = len(left)
         left = _matched(found, left, parts, theirs, ours, replies)
+        by_history += (0 in parts) * (before - len(left))
         if how and before > len(left):
             notes.append(f"replies {how}: {before - len(left):,}")
     before = len(left)
@@ -317,6 +322,11 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
         raise UserError(
             f"{path}: none of its {len(replies):,} replies answers a listener turn of this split, neither by "
             "its history nor by its reference; is it of another --split?"
+        )
+    if not by_history and len(found) < FEWEST_LONE * len(replies):
+        raise UserError(
+            f"{path}: {len(found):,} of its {len(replies):,} replies find a listener turn of this split, "
+            "these by a reference alone, which other turns have, too; is it of another --split?"
         )
     if left:
         first = ", ".join(str(replies[row].line) for row in left[:3])

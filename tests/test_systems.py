@@ -337,6 +337,12 @@ def test_without_keys_history_and_reference_find_the_item_in_any_order(tmp_path,
     assert "first: line 24" in lost and lost in capsys.readouterr().out
 
 
+def test_a_file_of_another_split_is_not_read_by_the_references_that_every_split_has(tmp_path):
+    others = [f"Ref: nobody said {n} here\nPred: r{n}\n" for n in range(9)]
+    (tmp_path / "p.txt").write_text("".join([*others, f"Ref: {GOLD[3]}\nPred: oh\n"]), encoding="utf-8")
+    assert re.search(r"1 of its 10 replies .* reference alone.*another --split", refusal(tmp_path / "p.txt"))
+
+
 def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path):
     numbers = item_set(EXAMPLES, "last")
     (tmp_path / "hyp.txt").write_text("a\n\nb\n")
