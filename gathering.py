@@ -13,9 +13,10 @@ from options import Paths
 OF_A_RUN = ("*.json", "*.jsonl", "*.tsv", "*.csv", "*.model", "README.md")
 OF_RESULTS = ("*.json", "*.md", "*.png", "*.csv", "*.log")
 MEGABYTE = 10**6
+LIMIT = 60 * MEGABYTE
 
 
-def gather(paths: Paths, target: Path, limit: int = 60 * MEGABYTE) -> list[str]:
+def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
     """Copy the runs' metrics, notes and replies, the tables, and as many finished weights, in half precision,
     as fit into `limit` bytes together; small ones first. What was gathered before is replaced.
 
@@ -23,7 +24,7 @@ def gather(paths: Paths, target: Path, limit: int = 60 * MEGABYTE) -> list[str]:
     """
     shutil.rmtree(target, ignore_errors=True)
     files = [f for f in found(paths.saved, OF_A_RUN) if "checkpoints" not in f.parts]
-    files += [f for f in found(paths.results, OF_RESULTS) if target not in f.parents]
+    files += [f for f in found(paths.results, OF_RESULTS) if "gathered" not in f.parts]
     left, used = [], 0
     for file in sorted(files, key=lambda f: f.stat().st_size):
         size = file.stat().st_size

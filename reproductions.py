@@ -13,10 +13,10 @@ from typing import Any
 
 import stages
 import storage
-from options import Paths, UserError
+from gathering import LIMIT, gather
+from options import SENTIMENT, Paths, UserError
 from recipes import PREPARED, Changes, Group, Recipe, Stage, lines_of, plan, stage_key
 from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
-from runs import environment
 
 HERE = Path(__file__).resolve().parent
 FIRST_SEED = 42  # of every command that is given none
@@ -134,11 +134,14 @@ def evaluation(
     line = table.evaluate.replace("RUNS", " ".join([*map(shlex.quote, runs), *files]))
     stage = plan({"table": Group([line])}, workdir, request.source, request.changes)[0]
     # the table of fewer runs that an earlier call has left is replaced
-    return replace(
-        stage,
-        command=[*stage.command, "--overwrite"],
-        identity="-".join([stage.identity, *(s.identity for s in built_on), *digests(request.systems)]),
-    )
+    parts = [stage.identity, *(s.identity for s in built_on), *digests(request.systems), *judges_in(workdir)]
+    return replace(stage, command=[*stage.command, "--overwrite"], identity="-".join(parts))
+
+
+def judges_in(workdir: str) -> list[str]:
+    """Which critics could judge the runs: with another one it is another table."""
+    found = sorted(Paths(workdir).saved.glob("*/*/result.json"))
+    return [storage.sha256(file)[:16] for file in found if file.parent.parent.name in ("empathy", SENTIMENT)]
 
 
 def digests(systems: Sequence[str]) -> list[str]:
@@ -215,7 +218,11 @@ def make_table(results: Results, name: str, request: Request) -> None:
     """Runs what is missing of a table; writes results/tables/NAME.md and prints it: the paper's figures and
     those of this workdir."""
     table = results.tables[name]
-    found = run_rows(results, table, results.of(name), request)
+    try:
+        found = run_rows(results, table, results.of(name), request)
+    finally:  # at the end of the time, too, where the call ends here
+        if request.box.seconds and not request.dry_run:
+            gather_places(table, results.of(name), request)
     if request.dry_run:
         return
     rows = [as_measured(row, [*found[row.row].values()]) for row in results.of(name)]
@@ -229,14 +236,23 @@ def make_table(results: Results, name: str, request: Request) -> None:
         record(results, HERE / FILE, found, request, request.record)
 
 
+def gather_places(table: Table, rows: Sequence[Row], request: Request) -> None:
+    """What is worth carrying away, of each workdir that the rows have, in results/tables/gathered."""
+    seeds = range(FIRST_SEED, FIRST_SEED + request.seeds)
+    places = dict.fromkeys(where(request, row, table, seed) for seed in seeds for row in rows)
+    there = [Path(place) for place in places if Paths(place).saved.exists()]
+    target = Paths(request.workdir).results / "tables" / "gathered"
+    for place in there:
+        name = "-".join(place.relative_to(request.workdir).parts) or "workdir"
+        left = gather(Paths(place), target / name, LIMIT // len(there))
+        print("\n".join([f"gathered: {target / name}", *(f"  too large: {x}" for x in left)]))
+
+
 def record(results: Results, file: Path, found: dict[str, Measured], request: Request, hardware: str) -> None:
     """Write what was measured into results.yaml; rows that have figures already are left and named."""
     if hardware not in results.hardware:
         known = ", ".join(results.hardware)
         raise UserError(f"--record {hardware}: {FILE} names no such hardware; known: {known}")
-    commit = environment("")["commit"]
-    if " " in commit or commit == "unknown":
-        raise UserError(f"--record: figures belong to a commit, and this is {commit}; commit first")
     data = load(file.read_text(encoding="utf-8"))
     left, written = [], []
     for entry in data["rows"]:
@@ -244,15 +260,35 @@ def record(results: Results, file: Path, found: dict[str, Measured], request: Re
         if runs and row.state == "run":
             left.append(row.row)
         elif runs:
-            columns = results.tables[row.table].columns
-            figures = {k: rounded(v, columns[k].digits + 2) for k, v in over_seeds([*runs.values()]).items()}
+            table = results.tables[row.table]
+            commit = commit_of(row, table, request)
+            if " " in commit or commit == "unknown":
+                print(f"not recorded: {row.row}: figures belong to a commit, and it was run at {commit}")
+                continue
+            figures = over_seeds([*runs.values()])
+            figures = {k: rounded(v, table.columns[k].digits + 2) for k, v in figures.items()}
             entry.pop("reason", None)
             entry |= {"state": "run", "commit": commit[:7], "hardware": hardware, "figures": figures}
-            entry |= {"seconds": seconds_of(row, results.tables[row.table], request)}
-            entry |= {"seeds": list(runs)}
+            entry |= {"seconds": seconds_of(row, table, request), "seeds": list(runs)}
             written.append(row.row)
     write(file, data)
     print(f"recorded: {', '.join(written) or 'nothing'}; left as they stood: {', '.join(left) or 'none'}")
+
+
+def commit_of(row: Row, table: Table, request: Request) -> str:
+    """The commit at which a row was measured, of the first seed: that of its last command, or of the table's
+    where it has none of its own. Older runs note it in their folder alone; unknown where nothing does."""
+    folder = Path(where(request, row, table, FIRST_SEED))
+    entries = stages.Record(folder / "results" / "tables" / "stages.json").entries
+    keys = [stage_key(command, request.changes) for command in row.commands[-1:]]
+    ending = table.evaluate.partition("RUNS")[2]
+    if not keys and ending:
+        keys = [key for key, entry in entries.items() if entry.get("line", "").endswith(ending)]
+    for entry in (entries.get(key, {}) for key in reversed(keys)):
+        if entry.get("commit"):
+            return entry["commit"]
+    place = folder / (row.run or Path(*row.result[:1]).parent) / "environment.json"
+    return storage.read_json(place).get("commit", "unknown") if place.exists() else "unknown"
 
 
 def rounded(figure: Figure, digits: int) -> Figure:
@@ -311,9 +347,12 @@ def check_row(results: Results, key: str, request: Request) -> bool:
         raise UserError(f"{key}: its commands have left no figures; their logs: {mark.parent}")
     now, good = over_seeds(found), True
     for name, recorded in row.figures.items():
-        verdict = compare(table.columns[name], recorded, now.get(name))
-        good = good and verdict.startswith(("equal", "close"))
         column = table.columns[name]
+        if column.retired and name not in now:
+            print(f"{column.title}: recorded {column.show(recorded)}, not compared: {column.retired}")
+            continue
+        verdict = compare(column, recorded, now.get(name))
+        good = good and verdict.startswith(("equal", "close"))
         print(
             f"{column.title}: recorded {column.show(recorded)}, now {column.show(now.get(name))}: {verdict}"
         )

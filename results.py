@@ -36,6 +36,7 @@ class Column:
     read: list[str] = field(default_factory=list)  # keys that lead to it in a result; default: its own name
     scale: float = 1.0  # of what stands there
     page_only: bool = False  # not in the README
+    retired: str = ""  # why no command writes it any more; older rows keep it, and --check leaves it out
 
     def show(self, figure: Figure | None) -> str:
         """As it stands in a table."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import runs
 import storage
 from options import UserError
 from recipes import Stage, script_of
@@ -49,13 +50,15 @@ class Record:
         """Of all calls together."""
         return float(self.entries.get(stage.key, {}).get("seconds", 0.0))
 
-    def add(self, stage: Stage, seconds: float, finished: bool) -> None:
+    def add(self, stage: Stage, seconds: float, finished: bool, commit: str) -> None:
+        """`commit`: the project's, as the stage began."""
         before = 0.0 if self.entries.get(stage.key, {}).get("finished") else self.seconds(stage)
         self.entries[stage.key] = {
             "seconds": round(before + seconds, 1),
             "line": stage.line,
             "identity": stage.identity,
             "finished": finished,
+            "commit": commit,
         }
         storage.write_json(self.file, self.entries)
 
@@ -93,6 +96,7 @@ class Process:
         if threads:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         self.command, self.log, self.prefix, self.began = command, log, prefix, time.monotonic()
+        self.commit = runs.environment("")["commit"]
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stdout=subprocess.PIPE,
@@ -193,7 +197,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     def end(place: int) -> None:
         process = running.pop(place)
         code = process.process.returncode
-        record.add(stages[place], time.monotonic() - process.began, code == 0)
+        record.add(stages[place], time.monotonic() - process.began, code == 0, process.commit)
         if code == 0:
             finished.add(place)
         elif not outcome.stopped:

@@ -1,6 +1,7 @@
 """Tables by command: rows are run and measured, those that cannot be stay, and one row is compared."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 
@@ -11,9 +12,11 @@ import reproduce
 import reproductions
 import results
 import stages
+import storage
 from options import UserError
 
 RANKS = {"average_rank": {"title": "average rank", "digits": 1}, "mrr": {"title": "MRR", "digits": 1}}
+OLD = {"title": "an old one", "digits": 1, "retired": "another took its place"}
 MEASURE = "python -m DPR.evaluate_retriever"
 
 
@@ -57,7 +60,7 @@ class InThisProcess:
             importlib.import_module(script.removesuffix(".py")).main([*words])
         except UserError:
             code = 2
-        self.process, self.began = argparse.Namespace(returncode=code), 0.0
+        self.process, self.began, self.commit = argparse.Namespace(returncode=code), 0.0, "1234567890"
         ended()
 
     def failure(self):
@@ -91,7 +94,9 @@ def test_a_table_shows_the_paper_and_ours_and_what_could_not_be_run(data, traine
 
 def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy, tmp_path, here, capsys):
     run = {"state": "run", "commit": "abc", "hardware": "here", "seeds": [42]}
-    data["rows"][0] |= run | {"figures": {"average_rank": [0.0, -1e3, 1e3], "mrr": 101.0}}
+    data["rows"][0] |= run | {"figures": {"average_rank": [0.0, -1e3, 1e3], "mrr": 101.0, "old": 3.0}}
+    columns = data["tables"]["retrieval"]["columns"]
+    data["tables"]["retrieval"]["columns"] = columns | {"old": OLD}
     data["steps"]["data"]["commands"] = []
     with pytest.raises(UserError, match="takes a folder that is new or empty"):
         reproductions.check_row(results.parse(data), "bm25", request_of(trained_copy))
@@ -105,26 +110,34 @@ def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy,
     shown = capsys.readouterr().out
     assert "average rank: recorded 0.0 [-1000.0, 1000.0], now" in shown and ": close" in shown
     assert "MRR: recorded 101.0, now" in shown and "no interval is recorded" in shown
+    assert "an old one: recorded 3.0, not compared: another took its place" in shown
 
 
-def test_what_was_measured_is_recorded_beside_what_stood_there(data, tmp_path, monkeypatch, capsys):
+def test_what_was_measured_is_recorded_with_its_commit_beside_what_stood_there(data, tmp_path, capsys):
     data["rows"][1] |= {"state": "run", "commit": "abc", "hardware": "here", "seeds": [42]}
     data["rows"][1] |= {"figures": {"mrr": 3.0}}
     file = tmp_path / "results.yaml"
     results.write(file, data)
     found = {"bm25": {0: {"mrr": [12.34567, 11.0, 13.0]}}, "nowhere": {42: {"mrr": 4.0}}}
-    monkeypatch.setattr(reproductions, "environment", lambda device: {"commit": "1234567890"})
+    note = tmp_path / "results" / "tables" / "stages.json"
+    entry = {"seconds": 3.0, "line": "", "finished": True, "commit": "1234567890"}
+    storage.write_json(note, {f"{MEASURE.removeprefix('python ')} --bm25": entry})
     reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
     rows = results.read(file).rows
     assert (rows["bm25"].state, rows["bm25"].commit) == ("run", "1234567")
     assert rows["bm25"].figures == {"mrr": [12.346, 11.0, 13.0]} and rows["bm25"].seeds == [0]
     assert rows["nowhere"].figures == {"mrr": 3.0}
     assert "recorded: bm25; left as they stood: nowhere" in capsys.readouterr().out
-    monkeypatch.setattr(
-        reproductions, "environment", lambda device: {"commit": "12 with uncommitted changes"}
-    )
-    with pytest.raises(UserError, match="commit first"):
+    assert rows["bm25"].seconds == 3.0
+    results.write(file, data)
+    note.unlink()
+    for commit in ("12 with uncommitted changes", "abcdef1234"):  # of a stage that finished long ago
+        storage.write_json(tmp_path / "results" / "retrieval" / "environment.json", {"commit": commit})
         reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
+    assert (
+        "not recorded: bm25: figures belong to a commit, and it was run at 12 with" in capsys.readouterr().out
+    )
+    assert results.read(file).rows["bm25"].commit == "abcdef1"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +168,33 @@ def test_every_seed_has_a_folder_of_its_own_and_their_mean_is_shown(data, tmp_pa
     runs = [reproductions.read_figures(table, bm25, p) for p in (tmp_path, tmp_path / "seed-43")]
     shown = table.columns["mrr"].show(reproductions.over_seeds(runs)["mrr"])
     assert shown == "15.0 ± 7.1"
+
+
+def test_at_the_end_of_the_time_a_tables_runs_are_gathered(data, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(reproductions, "run_rows", stopped)
+    for place in (tmp_path, tmp_path / "seed-43"):
+        (place / "saved" / "dpr" / "empd").mkdir(parents=True)
+        (place / "saved" / "dpr" / "empd" / "metrics.jsonl").write_text("{}", encoding="utf-8")
+    request = dataclasses.replace(request_of(tmp_path, seeds=2), box=stages.Box(seconds=60))
+    with pytest.raises(SystemExit):
+        reproductions.make_table(results.parse(data), "retrieval", request)
+    found = tmp_path / "results" / "tables" / "gathered"
+    for name in ("workdir", "seed-43"):
+        assert (found / name / "saved" / "dpr" / "empd" / "metrics.jsonl").exists()
+
+
+def test_another_judge_makes_another_table(data, tmp_path):
+    data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
+    table, seen = results.parse(data).tables["retrieval"], []
+    for figure in ("1", "1", "2"):
+        judge = tmp_path / "saved" / "empathy" / "minilm-emo"
+        storage.write_text(judge / "result.json", figure)
+        request = request_of(tmp_path, systems=(__file__,))
+        seen.append(reproductions.evaluation(table, [], str(tmp_path), request, []).identity)
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):

@@ -10,7 +10,8 @@ from test_scripts import PARSERS
 
 import prepare_data
 import results
-from options import UserError
+from columns import COLUMNS, critic_columns, judge_columns
+from options import CRITICS, DIMENSIONS, UserError
 
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
 
@@ -55,6 +56,17 @@ def test_every_command_of_a_row_parses(data, tmp_path, monkeypatch):
             ALL[script](words)
         except SystemExit:
             pytest.fail(f"does not parse: {command}")
+
+
+def test_every_column_of_a_scored_table_is_still_written_or_says_that_it_is_not(data):
+    written = [*COLUMNS, *critic_columns(CRITICS)]
+    for judge in ("tfidf", "minilm"):
+        written += judge_columns(judge, list(DIMENSIONS))
+    known = {column.key for column in written}
+    for table in results.parse(data).tables.values():
+        if table.evaluate:
+            old = {k for k, c in table.columns.items() if not c.retired and not k.startswith("human_")}
+            assert old <= known, table.name
 
 
 @pytest.mark.parametrize(
