@@ -21,7 +21,6 @@ import storage
 from dataloaders import (
     LABEL_COLUMNS,
     Data,
-    Example,
     critic_data,
     encode,
     listener_turns,
@@ -448,20 +447,3 @@ def find_judges(
             )
         return {}
     return load_judges({**(there[0] if there else {}), **given}, session, given)
-
-
-def judge(
-    judges: Judges,
-    examples: Sequence[Example],
-    replies: Sequence[str],
-    cache: Path,
-    title: str,
-) -> dict[str, list[float]]:
-    """Each critic's score of each reply, given as much of its context as it reads: the expected level, or the
-    sentiment."""
-    contexts = [e.history for e in examples]
-    scores = {}
-    for kind, scorer in judges.items():
-        found = scorer.rows(replies, contexts, cache=cache, title=f"{title}: {kind}")
-        scores[kind] = [scorer.said(row).value for row in found.tolist()]
-    return scores

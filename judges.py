@@ -26,8 +26,9 @@ import advice
 import lineage
 import metrics
 import storage
-from critics import Critic, choose_pairs
-from dataloaders import Example, read_pairs
+from answers import Answers, Ask, Turns
+from critics import Critic, choose_pairs, critic_scores
+from dataloaders import Data, Example, critic_data, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
 from models import load_tokenizer
@@ -39,9 +40,9 @@ from session import Session
 DEFAULT = ("minilm", "tfidf")
 #: the judges without a network, and the half of the seeker posts that each learns from
 WORDS = {"tfidf": lineage.ALL, "tfidf-a": "a", "tfidf-b": "b"}
-Turns = Sequence[str]  # what was said before a reply, oldest first
-#: (replies, what was said before each) -> (N,) probabilities of level 1 or above
-Ask = Callable[[Sequence[str], Sequence[Turns]], np.ndarray]
+
+
+Text = tuple[str, tuple[str, ...]]  # a reply, and the turns before it
 
 
 @dataclass
@@ -51,11 +52,11 @@ class Judge:
     name: str
     sha256: Mapping[str, str]  # {dim: what it is: of its weights; of what it is fitted on, and how}
     held_out: Mapping[str, float]  # {dim: macro-F1 on the validation side of the pairs, in percent}
-    ask: Mapping[str, Ask]  # {dim: ...}
+    ask: Mapping[str, Ask]  # {dim: (N,) probabilities of level 1 or above}
     reads_context: bool
     caveat: str = ""  # to `held_out`
     halves: Mapping[str, str] = field(default_factory=dict)  # {dim: lineage.half_of}
-    known: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)  # {text: (dimensions,)}
+    known: dict[Text, np.ndarray] = field(default_factory=dict, repr=False)  # {text: (dimensions,)}
 
     def levels(
         self, replies: Sequence[str], contexts: Sequence[Turns] | None = None
@@ -145,7 +146,7 @@ def asker_of_words(model) -> Ask:
 def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
     """The three finished critics of a family as one judge."""
     sha256, held_out, ask, halves = {}, {}, {}, {}
-    reads_context = False
+    reads_context, layout = False, Layout()
     for dim in DIMENSIONS:
         folder = paths.critic(dim, family)
         scorer = Critic.from_pretrained(folder, session)
@@ -153,18 +154,60 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
             raise UserError(f"{folder}: holds a critic of {scorer.kind}")
         sha256[dim] = storage.sha256(folder / "model.safetensors")
         held_out[dim] = storage.read_json(folder / "result.json")["valid"]["macro_f1"]
-        ask[dim] = asker_of_critic(scorer, f"{family}, {dim}", sha256[dim], paths.cache)
+        ask[dim] = answers_of(scorer, f"{family}, {dim}", paths.cache, layout, reached)
         halves[dim] = lineage.half_of(folder)
         reads_context |= scorer.critic.settings.context_len > 0
     chosen = " (their epochs were chosen there, too)"
     return Judge(family, sha256, held_out, ask, reads_context, chosen, halves)
 
 
-def asker_of_critic(scorer: Critic, title: str, digest: str, cache: Path) -> Ask:
-    def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
-        return 1 - rows_of_critic(scorer, title, digest, cache, replies, contexts)[:, 0]
+class Layout:
+    """Texts as a critic reads them; critics of one tokenizer and layout that are asked about the same texts,
+    one after the other, share them."""
 
-    return ask
+    def __init__(self):
+        self.newest: tuple = ()
+        self.data: Data | None = None
+
+    def of(self, scorer: Critic, replies: Sequence[str], contexts: Sequence[Turns]) -> Data:
+        settings = scorer.critic.settings
+        lengths = (settings.context_len, settings.reply_len)
+        asked = (settings.tokenizer, *lengths, tuple(replies), tuple(map(tuple, contexts)))
+        if self.data is None or asked != self.newest:
+            data = critic_data(contexts, replies, None, scorer.tokenizer, settings)
+            self.newest, self.data = asked, data
+        return self.data
+
+
+def reached(rows: np.ndarray) -> np.ndarray:
+    """(N, labels) probabilities -> (N,) that of level 1 or above."""
+    return 1 - rows[:, 0]
+
+
+def expected(rows: np.ndarray) -> np.ndarray:
+    """(N, labels) probabilities -> (N,) expected levels; (N, 1) scores stay."""
+    return rows[:, 0] if rows.shape[1] == 1 else rows @ np.arange(rows.shape[1])
+
+
+def answers_of(scorer: Critic, title: str, cache: Path, layout: Layout, value: Callable) -> Answers:
+    """`value`, reached or expected, of what a critic says, kept in the cache."""
+    weights = storage.sha256(scorer.folder / "model.safetensors")
+    name = storage.fingerprint(weights, scorer.session.precision, value.__name__)[:24]
+
+    def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
+        data = layout.of(scorer, replies, contexts)
+        parts = cache / f"judging-{storage.fingerprint(name, *replies, *map(str, contexts))[:24]}"
+        rows = critic_scores(scorer.critic, data, scorer.session, title, keep=parts)
+        shutil.rmtree(parts, ignore_errors=True)
+        return value(rows)
+
+    return Answers(ask, cache / f"judged-{name}.npz", scorer.critic.settings.context_len > 0)
+
+
+def training_critics(critics: Mapping[str, Critic], cache: Path) -> dict[str, Answers]:
+    """{kind: the expected level, or the sentiment, that a critic sees in a reply}."""
+    layout = Layout()
+    return {kind: answers_of(c, f"critic {kind}", cache, layout, expected) for kind, c in critics.items()}
 
 
 def rows_of_critic(
@@ -185,7 +228,7 @@ def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]
     interrupted goes on."""
     if cache is None:
         return make(None)
-    parts = cache / f"judged-{key[:24]}"
+    parts = cache / f"contexts-{key[:24]}"
     found = storage.cached(parts.with_suffix(".npz"), lambda: {"rows": make(parts)})["rows"]
     shutil.rmtree(parts, ignore_errors=True)
     return found

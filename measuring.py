@@ -43,8 +43,8 @@ class Standard:
     training: Sequence[Example]
     exemplars: Sequence[Sequence[str]] | None
     judges: Sequence[Judge]
-    #: the training critics' scores of (replies to these items), under a title
-    critics: Callable[[Numbers, Sequence[str], str], dict[str, list[float]]]
+    #: the training critics' scores of replies to these items
+    critics: Callable[[Numbers, Sequence[str]], dict[str, np.ndarray]]
     session: Session
     extras: Extras = field(default_factory=Extras)
 
@@ -92,7 +92,7 @@ class Standard:
         for judge in self.judges:
             histories = [self.examples[i].history for i in numbers]
             found |= self.judged(judge.name, judge.levels(replies, histories), numbers)
-        for kind, values in self.critics(numbers, replies, name).items():
+        for kind, values in self.critics(numbers, replies).items():
             found[f"critic_{kind}"] = item_means(values)
         constants = {} if parameters is None else {"parameters": float(parameters)}
 

@@ -452,6 +452,12 @@ def cached(
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         tqdm.write(f"warning: {file}: cannot be read ({error}); it is made again")
     arrays = make()
+    keep_arrays(file, arrays, required)
+    return arrays
+
+
+def keep_arrays(file: Path, arrays: dict[str, np.ndarray], required: bool = False) -> None:
+    """Into an npz that `cached` reads; where nothing may be written, as it says."""
     try:
         with whole_file(file) as part, open(part, "wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
@@ -459,7 +465,6 @@ def cached(
         if required or getattr(error.__cause__, "errno", None) not in READ_ONLY:
             raise
         warn_once("cache", f"{file.parent}: may not be written ({error.__cause__}), so nothing is kept there")
-    return arrays
 
 
 def sweep_kept(keep: Path) -> None:

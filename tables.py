@@ -5,12 +5,13 @@ columns.py; what is compared: comparison.py; how it is shown: rendering.py, page
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import causal_models
-import critics as training_critics
 import floors
 import judges
 import lineage
@@ -19,9 +20,10 @@ import runs
 import searching
 import storage
 import validation
+from answers import Answers, announce
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
-from critics import Judges
+from critics import load_judges as load_critics
 from dataloaders import Example, listener_turns, read_exemplars
 from DPR.retriever import own_conversations
 from exports import as_numbers, items_table, pairs_table, worth
@@ -141,15 +143,14 @@ def standard(
     examples: Sequence[Example],
     paths: Paths,
     session: Session,
-    critics: Judges,
+    critics: Mapping[str, Answers],
     among: Sequence[judges.Judge],
 ) -> Standard:
     """What every line is held against."""
 
-    def scores(numbers: Numbers, replies: Sequence[str], title: str) -> dict[str, list[float]]:
-        return training_critics.judge(
-            critics, [examples[i] for i in numbers], list(replies), paths.cache, title
-        )
+    def scores(numbers: Numbers, replies: Sequence[str]) -> dict[str, np.ndarray]:
+        histories = [examples[i].history for i in numbers]
+        return {kind: answers(replies, histories) for kind, answers in critics.items()}
 
     shown = paths.exemplars(options.split)
     extras = Extras(bertscore=as_path(options.bertscore_model))
@@ -178,6 +179,24 @@ def load_judges(
     if options.judges is not None:
         return judges.load(paths, session, [] if options.judges == "none" else options.judges.split(","))
     return judges.load(paths, session, half=lineage.other_half(served))
+
+
+def announce_judging(
+    among: Sequence[judges.Judge],
+    critics: Mapping[str, Answers],
+    lines: Sequence[Named],
+    examples: Sequence[Example],
+    session: Session,
+) -> None:
+    """About how long all replies take to be judged, before any is."""
+    texts = [(e.response, e.history) for e in examples]
+    for system in (system for line in lines for system in line.systems):
+        several = system.samples or [[reply] for reply in system.replies]
+        for number, row in zip(system.numbers, several, strict=True):
+            texts += [(text, examples[number].history) for text in row]
+    replies, contexts = [text.strip() for text, _ in texts], [turns for _, turns in texts]
+    asked = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Answers)]
+    announce([*asked, *critics.values()], replies, contexts, session.say)
 
 
 def nearest(
@@ -389,9 +408,10 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     lines = read_all(options, examples, paths)
     numbers = settled(options, examples, lines)
     folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
-    critics = training_critics.load_judges(folders, session)
+    critics = judges.training_critics(load_critics(folders, session), paths.cache)
     served = [critic for line in lines for system in line.systems for critic in served_by(system, paths)]
     among = load_judges(options, paths, session, served)
+    announce_judging(among, critics, lines, examples, session)
     against = standard(options, examples, paths, session, critics, among)
     how = nearest(options, against, [examples[i] for i in numbers], paths, session)
     rows = all_rows(options, against, lines, numbers, how, paths)

@@ -162,7 +162,7 @@ def test_critics_of_a_family_judge_as_they_score_and_cost_nothing_the_second_tim
     wanted = [sum(score.probabilities[1:]) for score in scorer.score(replies, contexts)]
     assert levels["exp"] == pytest.approx(wanted)
     again = judges.load(paths, session, ["other"])[0]
-    monkeypatch.setattr(critics.Critic, "rows", None)  # what is asked is known
+    monkeypatch.setattr(judges, "critic_scores", None)  # what is asked is known
     assert np.array_equal(again.levels(replies, contexts)["exp"], levels["exp"])
 
 
