@@ -10,7 +10,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import krippendorff
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -20,6 +19,7 @@ from dataloaders import Example, read_rows
 from intervals import holm
 from options import UserError, refuse_existing
 from pages import cell, render
+from validation import alpha
 
 LIKERT, AB = "likert", "ab"
 MODES = (LIKERT, AB)
@@ -348,11 +348,8 @@ def agreement(table: pd.DataFrame, level: Literal["ordinal", "nominal"]) -> str:
         return "a single rater"
     if shared.shape[1] < MIN_ITEMS:
         return f"too few shared (n = {shared.shape[1]})"
-    if len(np.unique(shared.to_numpy()[shared.notna().to_numpy()])) == 1:
-        return "undefined: all the same"
-    return (
-        f"{krippendorff.alpha(reliability_data=shared.to_numpy(dtype=float), level_of_measurement=level):.2f}"
-    )
+    found = alpha(table, level)
+    return "undefined: all the same" if np.isnan(found) else f"{found:.2f}"
 
 
 def outcome_lines(outcomes: dict[tuple[str, str], pd.Series]) -> list[str]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import krippendorff
 import numpy as np
@@ -140,14 +141,20 @@ def validate_metrics(
 
 def agreement(table: pd.DataFrame) -> Raters:
     """Of ratings (raters, texts), nan where there is none."""
-    known = table.to_numpy(dtype=float)
-    shared = known[:, np.isfinite(known).sum(0) > 1]
-    alpha = math.nan
-    if shared.size and len(np.unique(shared[np.isfinite(shared)])) > 1:
-        alpha = float(krippendorff.alpha(shared, level_of_measurement="ordinal"))
     against = [correlate(table.loc[rater], table.drop(index=rater).mean()).rho for rater in table.index]
     against = [rho for rho in against if math.isfinite(rho)]
-    return Raters(len(table), table.shape[1], alpha, float(np.mean(against)) if against else math.nan)
+    one = float(np.mean(against)) if against else math.nan
+    return Raters(len(table), table.shape[1], alpha(table, "ordinal"), one)
+
+
+def alpha(table: pd.DataFrame, level: Literal["ordinal", "nominal"]) -> float:
+    """Krippendorff's alpha of ratings (raters, units), nan where there is none, over the units that two or
+    more rated; nan where there is no such unit, or all of them are rated the same."""
+    known = table.to_numpy(dtype=float)
+    shared = known[:, np.isfinite(known).sum(0) > 1]
+    if not shared.size or len(np.unique(shared[np.isfinite(shared)])) < 2:
+        return math.nan
+    return float(krippendorff.alpha(shared, level_of_measurement=level))
 
 
 def correlate(one: pd.Series, other: pd.Series) -> Correlation:
