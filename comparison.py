@@ -110,7 +110,7 @@ class Comparison:
         """{column: figure} of one row on the items `numbers`, which all its runs have."""
         key = (row.name, numbers, sizes)
         if key not in self.known:
-            self.known[key] = joined([self.of_one(run, numbers, sizes) for run in row.runs])
+            self.known[key] = self.joined(row, [self.of_one(run, numbers, sizes) for run in row.runs])
         return self.known[key]
 
     def untested(self, row: Row) -> dict[str, Estimate]:
@@ -121,7 +121,15 @@ class Comparison:
             if run.of_the_set:
                 found |= run.of_the_set(run.places(self.numbers))
             each.append(found)
-        return joined(each)
+        return self.joined(row, each)
+
+    def joined(self, row: Row, each: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
+        """The columns that all runs of a row have, as one."""
+        if len(each) == 1:
+            return each[0]
+        common = [key for key in each[0] if all(key in found for found in each)]
+        rng = np.random.default_rng([self.seed, *row.name.encode()])
+        return {key: intervals.joined([found[key] for found in each], rng) for key in common}
 
     def of_one(self, run: Measured, numbers: Numbers, sizes: Sizes) -> dict[str, Estimate]:
         places = run.places(numbers)
@@ -212,14 +220,6 @@ class Comparison:
                     if least < column.badness(table[system.name][key].point, target):
                         found.setdefault(key, {}).setdefault(floor.name, []).append(system.name)
         return found
-
-
-def joined(each: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
-    """The columns that all runs of a row have, as one."""
-    if len(each) == 1:
-        return each[0]
-    common = [key for key in each[0] if all(key in found for found in each)]
-    return {key: intervals.joined([found[key] for found in each]) for key in common}
 
 
 def best(comparison: Comparison, tests: Sequence[Test]) -> tuple[dict[str, str], dict[str, set[str]]]:

@@ -97,11 +97,22 @@ def bootstrap(measures: dict[str, Additive], counts: np.ndarray) -> dict[str, Es
     return found
 
 
-def joined(estimates: Sequence[Estimate]) -> Estimate:
-    """Several runs of one system as one figure: their mean, and the resamples of that mean."""
+def joined(estimates: Sequence[Estimate], rng: np.random.Generator) -> Estimate:
+    """Several runs of one system as one figure: their mean, and its resamples, over items and over runs.
+
+    Each resample draws as many runs as there are, with replacement; `rng` is another for each system, since
+    their seeds have nothing in common. Drawn among K runs a mean varies less than the mean of K new ones, by
+    (K - 1) / K in variance, which is made good.
+    """
     points = tuple(e.point for e in estimates)
     found = [e.replicates for e in estimates if e.replicates is not None]
-    replicates = np.mean(found, axis=0) if len(found) == len(estimates) else None
+    replicates, count = None, len(estimates)
+    if len(found) == count:
+        each = np.stack(found)  # (K, R)
+        drawn = rng.integers(count, size=each.shape)
+        middle = each.mean(0)
+        among = np.take_along_axis(each, drawn, axis=0).mean(0)
+        replicates = middle + math.sqrt(count / max(count - 1, 1)) * (among - middle)
     return Estimate(float(np.mean(points)), replicates, any(e.rough for e in estimates), points)
 
 

@@ -12,10 +12,11 @@ from intervals import FEWEST, LEVEL, Estimate
 from pages import cell
 
 MARKS = (
-    f"**bold**: significantly better than every other system (paired bootstrap over items, Holm's correction "
-    f"over the columns, p < {1 - LEVEL:.2f}). =: not significantly different from the best. \u2020: a floor "
-    "has a better figure; no system's figure in such a column says much by itself. [ ]: 95 % interval "
-    "(percentile bootstrap over items; of Distinct from subsamples)."
+    f"**bold**: significantly better than every other system (paired bootstrap over items, and over the runs "
+    f"of systems that have several; Holm's correction over the columns, p < {1 - LEVEL:.2f}). =: not "
+    "significantly different from the best. \u2020: a floor has a better figure; no system's figure in such "
+    "a column says much by itself. [ ]: 95 % interval (percentile bootstrap over items and runs; of Distinct "
+    "from subsamples)."
 )
 
 
@@ -150,7 +151,7 @@ class Page:
         one = [cell(row.name) for row in self.comparison.systems if len(row.runs) == 1]
         several = [row for row in self.comparison.systems if len(row.runs) > 1]
         if one:
-            lines.append(f"One seed: {', '.join(one)}.")
+            lines.append(f"One seed: {', '.join(one)}. What is bold or tied there is so of this one run.")
         for row in several:
             lines.append(f"{cell(row.name)}: mean \u00b1 standard deviation over {len(row.runs)} runs.")
         if refused:

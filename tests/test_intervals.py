@@ -121,9 +121,31 @@ def test_resamples_that_can_make_nothing_significant_are_said_to_be_too_few(coun
 def test_several_seeds_are_one_figure_with_each_of_them_kept():
     counts = resamples(50, 100, seed=0)
     each = [bootstrap({"x": item_means(np.full(50, value))}, counts)["x"] for value in (1.0, 3.0)]
-    found = intervals.joined(each)
+    found = intervals.joined(each, np.random.default_rng(0))
     assert (found.point, found.runs) == (2.0, (1.0, 3.0))
-    assert found.interval() == (2.0, 2.0)
+    # of two runs drawn, both are the one or the other, or one of each: 1, 2, 3, wider by the root of two
+    assert found.interval() == pytest.approx((2 - math.sqrt(2), 2 + math.sqrt(2)))
+
+
+def test_a_system_that_is_better_by_the_luck_of_its_seeds_alone_is_not_significantly_better():
+    """Two systems of four seeds: seeds differ by 1, items by 1; a test over items alone takes that for
+    certain."""
+    rng = np.random.default_rng(1)
+    counts, found, alone = resamples(50, 200, seed=0), [], []
+    for _ in range(100):
+        sides = []
+        for _ in range(2):
+            runs = [{"x": item_means(rng.normal(rng.normal(), 1, 50))} for _ in range(4)]
+            sides.append([bootstrap(run, counts)["x"] for run in runs])
+        for kind, out in (("both", found), ("items", alone)):
+            one, other = (intervals.joined(side, np.random.default_rng(n)) for n, side in enumerate(sides))
+            if kind == "items":
+                one, other = (
+                    Estimate(e.point, np.mean([run.replicates for run in side], axis=0))
+                    for e, side in zip((one, other), sides, strict=True)
+                )
+            out.append(paired_p(one, other, lambda value, gold: -value, None) < 0.05)
+    assert np.mean(found) < 0.15 < 0.5 < np.mean(alone)
 
 
 def test_holm_by_hand_and_as_statsmodels_has_it():
