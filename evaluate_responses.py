@@ -28,6 +28,7 @@ from options import (
     add_device,
     check,
     make_parser,
+    named_places,
     number,
     run_name,
 )
@@ -142,11 +143,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     problems = []
     for text in args.runs:
-        name, equals, places = text.partition("=")
-        several = bool(name and equals) and not Path(text).exists()
-        for place in places.split(",") if several else [text]:
-            if not Path(place).exists():
-                problems.append(f"{place or text}: no such run folder or file")
+        places = named_places(text)[1]
+        problems += [f"{p}: no such run folder or file" for p in places or [text] if not Path(p).exists()]
     given = [("--references", args.references), ("--validate-metrics", args.validate_metrics)]
     for flag, file in [*given, *(("--ratings", file) for file in args.ratings)]:
         if file and not Path(file).is_file():

@@ -249,6 +249,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def named_places(text: str) -> tuple[str, list[str]]:
+    """(name, places) of one system on the command line: a place, or NAME=place,place,... for several seeds of
+    one; the name may be empty."""
+    name, equals, places = text.partition("=")
+    if not name or not equals or Path(text).exists():
+        return "", [text]
+    return name, [place for place in places.split(",") if place]
+
+
 def run_name(text: str) -> Any:
     """The name of one folder, not a way to other places."""
     if text in ("", ".", "..") or "/" in text or "\\" in text or "\0" in text:

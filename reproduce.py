@@ -26,7 +26,17 @@ from pathlib import Path
 
 import bundled
 import options
-from options import NATURAL, POSITIVE, Paths, UserError, batch_count, check, make_parser, number
+from options import (
+    NATURAL,
+    POSITIVE,
+    Paths,
+    UserError,
+    batch_count,
+    check,
+    make_parser,
+    named_places,
+    number,
+)
 from recipes import PREPARED, RECIPES, Changes, lines_of, plan, script_of, split_override
 
 HERE = Path(__file__).resolve().parent
@@ -95,7 +105,8 @@ def parse_args(argv=None):
 
 def problems_of(args) -> list[str]:
     """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
-    problems = [f"--systems {f}: no such file" for f in args.systems if "=" not in f and not Path(f).exists()]
+    places = [place for text in args.systems for place in named_places(text)[1] or [text]]
+    problems = [f"--systems {place}: no such file" for place in places if not Path(place).exists()]
     for flag in ("systems", "record"):
         if getattr(args, flag) and not args.table:
             problems.append(f"--{flag}: goes with --table")

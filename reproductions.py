@@ -14,7 +14,7 @@ from typing import Any
 import stages
 import storage
 from gathering import LIMIT, gather
-from options import SENTIMENT, Paths, UserError
+from options import SENTIMENT, Paths, UserError, named_places
 from recipes import PREPARED, Changes, Group, Recipe, Stage, lines_of, plan, stage_key
 from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
 
@@ -148,9 +148,7 @@ def digests(systems: Sequence[str]) -> list[str]:
     """What stands in other people's files: under the same name another day's are another table."""
     found = []
     for text in systems:
-        _, equals, places = text.partition("=")
-        several = equals and not Path(text).exists()
-        for place in map(Path, places.split(",") if several else [text]):
+        for place in map(Path, named_places(text)[1]):
             files = sorted(place.iterdir()) if place.is_dir() else [place]
             found += [storage.sha256(file)[:16] for file in files if file.is_file()]
     return found
@@ -158,10 +156,8 @@ def digests(systems: Sequence[str]) -> list[str]:
 
 def absolute(text: str) -> str:
     """A file of replies, or NAME=PLACE,PLACE of several seeds, seen from anywhere."""
-    name, equals, places = text.partition("=")
-    if not equals or Path(text).exists():
-        return str(Path(text).resolve())
-    return f"{name}=" + ",".join(str(Path(place).resolve()) for place in places.split(","))
+    name, places = named_places(text)
+    return f"{name}=" * bool(name) + ",".join(str(Path(place).resolve()) for place in places)
 
 
 # ------------------------------------------------------------------------------------------------- measuring

@@ -30,7 +30,7 @@ from exports import as_numbers, items_table, pairs_table, worth
 from lineage import Served
 from measures import signature
 from measuring import Extras, Standard, normalised_sets
-from options import CRITICS, DIMENSIONS, Paths, UserError, refuse_existing
+from options import CRITICS, DIMENSIONS, Paths, UserError, named_places, refuse_existing
 from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
 from rendering import Page
 from session import Session
@@ -74,14 +74,6 @@ class Named:
     systems: list[System]
 
 
-def asked(text: str) -> tuple[str, list[str]]:
-    """(name, places) of one argument: a place, or NAME=place,place,... ; the name may be empty."""
-    name, equals, places = text.partition("=")
-    if not equals or Path(text).exists():
-        return "", [text]
-    return name, [place for place in places.split(",") if place]
-
-
 def as_path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
@@ -90,7 +82,7 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
     """Every system of the table; two of one name are told apart by a number."""
     found: list[Named] = []
     for text in options.runs:
-        name, places = asked(text)
+        name, places = named_places(text)
         read: list[System] = []
         for place in places:
             systems = read_system(
