@@ -44,7 +44,7 @@ from models import (
     positions,
     require_words,
 )
-from options import SENTIMENT, Paths, UserError
+from options import SENTIMENT, Paths, UserError, refuse_existing
 from session import Session
 from storage import require
 from training import Loop, begin_from
@@ -452,3 +452,17 @@ def report(result: dict, session: Session) -> None:
             f"WARNING: the {kind} critic is no better than guessing: what it labels or leads is led by "
             "noise. Train it longer, with another --lr, or from another --model"
         )
+
+
+def write_baselines(task: CriticTask, paths: Paths, overwrite: bool) -> dict:
+    """{baseline: {valid: its figures}}, and how many examples each side has, to
+    results/classifiers/KIND-VARIANT.json."""
+    target = paths.results / "classifiers" / f"{task.kind}{task.variant}.json"
+    refuse_existing([target], overwrite)
+    content: dict = {name: {"valid": figures} for name, figures in task.baselines.items()}
+    content["examples"] = {"train": len(task.train[2]), "valid": len(task.valid[2])}
+    storage.write_json(target, content)
+    for name, figures in task.baselines.items():
+        print(f"{task.kind}, {name}: macro-F1 {figures['macro_f1']:.1f}, accuracy {figures['accuracy']:.1f}")
+    print(f"written: {target}")
+    return content

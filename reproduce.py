@@ -7,6 +7,7 @@
   python reproduce.py --recipe glove --source prepared --minutes 25 --parallel 4    a GPU's half hour
   python reproduce.py --table classifiers --seeds 3       the rows that are missing, three seeds of each
   python reproduce.py --table main --systems mime.tsv     with published replies beside them
+  python reproduce.py --table classifiers --rows emo-tfidf exp-tfidf      two of its rows
   python reproduce.py --check emo-glove-t5                one row again, in a fresh folder, and compared
   python reproduce.py --render                            README's and docs/results.md's tables, from the data
 
@@ -78,6 +79,9 @@ def parse_args(argv=None):
         metavar="HARDWARE",
         help="of --table: write what was measured into results/results.yaml; the key of the hardware there",
     )
+    parser.add_argument(
+        "--rows", nargs="+", default=[], metavar="ROW", help="of --table: these rows alone (default: all)"
+    )
     parser.add_argument("--seeds", type=NATURAL, default=1, help="of --table and --check: 42, 43 ...")
     parser.add_argument(
         "--systems",
@@ -107,7 +111,7 @@ def problems_of(args) -> list[str]:
     """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
     places = [place for text in args.systems for place in named_places(text)[1] or [text]]
     problems = [f"--systems {place}: no such file" for place in places if not Path(place).exists()]
-    for flag in ("systems", "record"):
+    for flag in ("systems", "record", "rows"):
         if getattr(args, flag) and not args.table:
             problems.append(f"--{flag}: goes with --table")
     if args.record and (args.epochs or args.batch_size or args.override):
@@ -149,7 +153,7 @@ def lines_for(args) -> list[str]:
     import results
 
     data = results.read(HERE / results.FILE)
-    rows = data.of(args.table) if args.table else [reproductions.row_of(data, args.check)]
+    rows = [reproductions.row_of(data, args.check)] if args.check else data.of(args.table)
     tables = {data.tables[row.table].evaluate for row in rows} - {""}
     return [*lines_of(reproductions.recipe_of(data, rows, args.source)), *tables]
 
@@ -231,6 +235,7 @@ def main(argv=None):
         tuple(args.systems),
         args.dry_run,
         args.record or "",
+        tuple(args.rows),
     )
     if args.table:
         return reproductions.make_table(data, args.table, request)

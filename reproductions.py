@@ -34,6 +34,7 @@ class Request:
     systems: tuple[str, ...] = ()
     dry_run: bool = False
     record: str = ""  # the hardware's name in results.yaml
+    rows: tuple[str, ...] = ()  # of a table; all where none is named
 
 
 # ---------------------------------------------------------------------------------------- rows as a recipe
@@ -214,14 +215,17 @@ def make_table(results: Results, name: str, request: Request) -> None:
     """Runs what is missing of a table; writes results/tables/NAME.md and prints it: the paper's figures and
     those of this workdir."""
     table = results.tables[name]
+    rows = [row_of(results, key, "--rows") for key in request.rows] or results.of(name)
+    if strange := [row.row for row in rows if row.table != name]:
+        raise UserError(f"--rows {' '.join(strange)}: of another table than {name}")
     try:
-        found = run_rows(results, table, results.of(name), request)
+        found = run_rows(results, table, rows, request)
     finally:  # at the end of the time, too, where the call ends here
         if request.box.seconds and not request.dry_run:
-            gather_places(table, results.of(name), request)
+            gather_places(table, rows, request)
     if request.dry_run:
         return
-    rows = [as_measured(row, [*found[row.row].values()]) for row in results.of(name)]
+    rows = [as_measured(row, [*found.get(row.row, {}).values()]) for row in results.of(name)]
     lines = [f"# {table.title}", "", table.about, "", *figures_of(table, rows, table.columns), ""]
     lines += [f"- {cell(row.name)}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
     text = "\n".join(lines) + "\n"
@@ -314,10 +318,10 @@ def as_measured(row: Row, runs: Sequence[dict]) -> Row:
 # ---------------------------------------------------------------------------------------------- one row again
 
 
-def row_of(results: Results, key: str) -> Row:
+def row_of(results: Results, key: str, flag: str = "--check") -> Row:
     if key not in results.rows:
         near = difflib.get_close_matches(key, results.rows, n=3, cutoff=0.4)
-        raise UserError(f"--check {key}: no such row; {', '.join(near) or 'docs/results.md names them all'}")
+        raise UserError(f"{flag} {key}: no such row; {', '.join(near) or 'docs/results.md names them all'}")
     return results.rows[key]
 
 

@@ -240,9 +240,10 @@ def readme_part(results: Results) -> str:
     lines = []
     for table in results.tables.values():
         rows = results.of(table.name)
+        shown = [row for row in rows if row.readme]
         columns = {k: c for k, c in table.columns.items() if not c.page_only}
         lines += [f"### {table.title}", "", *paragraph(table.about)]
-        lines += [*figures_of(table, rows, columns, all_rows=False), ""]
+        lines += [*figures_of(table, shown, columns, all_rows=False), ""]
         lines += paragraph(f"{table.says} {not_run(table, rows)}".strip())
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
   python train_empathy_classifier.py --model glove-t5 --dim emo --mixture-share 0.5 --teacher TEACHER
       (fit to be a loss; TEACHER: a better critic of the same dimension, such as saved/empathy/minilm-a-emo)
+  python train_empathy_classifier.py --dim emo --baselines            (no network: what a critic has to beat)
 
 The paper's GloVe critic, which stays at chance here: --model glove-t5 --epochs 15 --lr 2e-5 --pooling first
 --layers 6 --context-len 100.
@@ -62,6 +63,12 @@ def parse_args(argv=None):
         "ranker, a teacher) have seen different ones",
     )
     add_teacher_flags(parser)
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="train nothing: measure the majority class and TF-IDF + logistic regression on these sides, to "
+        "results/classifiers/DIM.json",
+    )
     add_training(parser, epochs=None, lr=None, batch_size=16, schedule=None)
     add_device(parser)
     return check_critic(parser, parser.parse_args(argv))
@@ -73,6 +80,8 @@ def main(argv=None):
 
     command = critic_command(args)
     task = critic_training.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
+    if args.baselines:
+        return critic_training.write_baselines(task, command.paths, args.overwrite)
     return critic_training.run(command, task, pick(TeacherOptions, args) if args.teacher else None)
 
 
