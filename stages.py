@@ -50,7 +50,7 @@ class Record:
         """Of all calls together."""
         return float(self.entries.get(stage.key, {}).get("seconds", 0.0))
 
-    def add(self, stage: Stage, seconds: float, finished: bool, commit: str) -> None:
+    def add(self, stage: Stage, seconds: float, finished: bool, commit: str = "unknown") -> None:
         """`commit`: the project's, as the stage began."""
         before = 0.0 if self.entries.get(stage.key, {}).get("finished") else self.seconds(stage)
         self.entries[stage.key] = {

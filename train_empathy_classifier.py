@@ -76,11 +76,12 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    baselines = vars(args).pop("baselines")  # no setting of a run
     import critic_training
 
     command = critic_command(args)
     task = critic_training.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
-    if args.baselines:
+    if baselines:
         return critic_training.write_baselines(task, command.paths, args.overwrite)
     return critic_training.run(command, task, pick(TeacherOptions, args) if args.teacher else None)
 
