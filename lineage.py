@@ -1,6 +1,7 @@
 """What a run was trained with, as far as a table must say so: the critics that served it, the pairs that
 these have seen, and its exemplars."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Served:
     half: str  # a, b, all, or unknown where the critic is no longer there
 
 
+@functools.cache  # one critic serves many runs, and its weights are read whole
 def half_of(critic: Path, digest: str | None = None) -> str:
     """The half of the seeker posts that a critic's run has learnt from; unknown where it is not there, or
     not the one of this sha256."""
