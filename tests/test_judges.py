@@ -27,7 +27,7 @@ from session import Session
 
 def test_minilm_is_a_family_of_critics_with_its_own_defaults_and_never_a_loss(workdir, monkeypatch):
     tiny = str(Paths(workdir).bert_tiny)
-    monkeypatch.setattr(critics, "resolve", lambda name: tiny if name == "minilm" else name)
+    monkeypatch.setattr(critic_training, "resolve", lambda name: tiny if name == "minilm" else name)
     flags = ["--workdir", str(workdir), "--device", "cpu", "--max-steps", "2", "--dim", "emo"]
     train_empathy_classifier.main([*flags, "--model", "minilm", "--part", "a"])
     folder = workdir / "saved" / "empathy" / "minilm-a-emo"
