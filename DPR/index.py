@@ -221,7 +221,7 @@ def build(kind: str, candidates: np.ndarray, device: torch.device | str = "cpu")
         return graph
     cells = max(1, min(count, round(2 * math.sqrt(count))))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 64, 1
+    index.cp.max_points_per_centroid, index.cp.min_points_per_centroid, index.cp.niter = 64, 1, 10
     index.nprobe = -(-cells // 8)
     if torch.device(device).type == "cuda" and hasattr(faiss, "StandardGpuResources"):
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), torch.device(device).index or 0, index)

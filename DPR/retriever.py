@@ -95,13 +95,14 @@ class Matching:
     def read(self, corpus: Sequence[Example], groups: Sequence[str] | None, keep: Path) -> None:
         """The candidates, and the emotion of each where a dialogue sees only its own emotion's."""
         self.keep = keep
+        self.known: dict[str, dict[str, np.ndarray]] = {}
         for model, _ in self.encoders.sides.values():
             model.to(self.session.device)
         if self.options.match == "context":
             side, texts = "question", [" ".join(c.history) for c in corpus]
         else:
             side, texts = "context", [c.response for c in corpus]
-        vectors = self.encoders.embed(side, texts, self.session, "candidates", keep)
+        vectors = self.embed(side, texts, "candidates")
         owners = [c.conv_id for c in corpus]
         self.index = Index(vectors, owners, groups, self.options.index, self.session.device)
         if self.options.index != "flat" and not self.index.approximate:
@@ -110,13 +111,23 @@ class Matching:
                 f"{APPROXIMATE_FROM:,} candidates"
             )
 
+    def embed(self, side: str, texts: list[str], title: str) -> np.ndarray:
+        """(N, E); what that side has read before, among the candidates or in another split, is not read
+        again."""
+        known = self.known.setdefault(side, {})
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            vectors = self.encoders.embed(side, new, self.session, title, self.keep)
+            known.update(zip(new, vectors, strict=True))
+        return np.stack([known[text] for text in texts])
+
     def hits(
         self, split: str, examples: Sequence[Example], own: Sequence[str | None]
     ) -> list[list[tuple[int, float]]]:
         """For each example the places of its best candidates with their scores, none of its `own`
         conversation."""
         asked = [" ".join(e.history) for e in examples]
-        queries = self.encoders.embed("question", asked, self.session, split, self.keep)
+        queries = self.embed("question", asked, split)
         return self.index.search(queries, self.options.top_k, own, [e.emotion for e in examples])
 
 

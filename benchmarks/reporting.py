@@ -52,13 +52,15 @@ def hardware(device: str) -> dict[str, Any]:
     return found
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows of text and numbers under their columns; numbers are rounded to what can be read."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left_last: bool = False) -> str:
+    """Rows of text and numbers under their columns; numbers are rounded to what can be read. `left_last`: the
+    last column is text."""
     cells = [list(columns)] + [[cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = []
     for row in cells:
         rest = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        rest[-1] = row[-1] if left_last else rest[-1]
         lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
     return "\n".join(lines)
 
@@ -80,3 +82,14 @@ def write(file: Path, flags: dict, device: str, result: dict[str, Any]) -> None:
     """The figures, with the flags and the machine that they are of."""
     storage.write_json(file, {"flags": flags, "hardware": hardware(device), **result})
     print(f"written: {file}")
+
+
+def knows_bf16(device: str) -> bool:
+    """Whether bf16 has instructions of its own there."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.exists() else []
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))

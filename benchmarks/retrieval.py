@@ -153,7 +153,12 @@ def measure_corpus(args, session, paths: Paths) -> dict:
     )
     full = {way: [len(row) == k for row in found[way]] for way in ("published", "ours")}
     shares = {way: 100 * sum(rows) / len(rows) for way, rows in full.items()}
-    same = [a == b for a, b in zip(found["published"], found["ours"], strict=True) if len(a) == k]
+    texts = [t.response for t in turns]
+    same = [
+        [texts[p] for p in a] == [texts[p] for p in b]  # copies of one reply have no order
+        for a, b in zip(found["published"], found["ours"], strict=True)
+        if len(a) == k
+    ]
     rows = [
         [way, 1000 * taken[way] / len(chosen), taken[way] / taken["ours"], shares.get(way, "")]
         for way in taken

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import dpr_exemplar_retriever
 from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
+from DPR import biencoder
 from DPR.index import Index
 from dpr_exemplar_retriever import parse_args
 from options import Paths, UserError
@@ -263,6 +264,20 @@ def test_an_interrupted_stage_never_goes_on_with_vectors_of_other_dialogues(work
         Paths(workdir).exemplars("test").read_text()
         == Paths(workdir, exemplars=tmp_path).exemplars("test").read_text()
     )
+
+
+def test_no_text_is_read_twice_by_one_encoder(prepared, tmp_path, monkeypatch):
+    """The dialogues are candidates here and, of the training split, questions besides."""
+    read = []
+    plain = biencoder.vectors
+
+    def spy(encoder, ids, mask):
+        read.extend((id(encoder), *row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True))
+        return plain(encoder, ids, mask)
+
+    monkeypatch.setattr(biencoder, "vectors", spy)
+    run(prepared, "--match", "context", "--output", str(tmp_path))
+    assert len(read) > 50 and len(read) == len(set(read))
 
 
 @pytest.mark.parametrize(
