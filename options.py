@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shlex
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,10 +321,26 @@ def missing_package(error: ModuleNotFoundError) -> str:
     )
 
 
+#: packages whose import takes seconds
+HEAVY = ("torch", "transformers", "pandas", "sklearn", "faiss", "gradio")
+PATIENCE = 0.7  # seconds without which --help and refusals do
+
+
+def say_loading(name: str) -> None:
+    """What a script is busy with while it has nothing to show yet; said by one process."""
+    loading = [package for package in HEAVY if package in sys.modules]
+    if loading and os.environ.get("RANK", "0") == "0":
+        packages = ", ".join(loading)
+        print(f"{name}: loading packages ({packages} ...), then data and models", file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[], object]) -> None:
     """Entry point of a script: what the user can mend (a `UserError`, a place that cannot be written, a
     package that is not there) becomes one plain message and exit code 2, Ctrl-C outside of training 130."""
     name = Path(sys.argv[0]).name
+    waiting = threading.Timer(PATIENCE, say_loading, [name])
+    waiting.daemon = True
+    waiting.start()
     try:
         main()
     except KeyboardInterrupt:
@@ -341,5 +358,7 @@ def run(main: Callable[[], object]) -> None:
         refused = f"{error.filename}: {error.strerror}"
     else:
         return
+    finally:
+        waiting.cancel()
     print(f"{name}: error: {refused}", file=sys.stderr)
     sys.exit(2)
