@@ -48,8 +48,8 @@ def parse_args(argv=None):
         "--index",
         choices=["flat", "ivf", "hnsw"],
         default="flat",
-        help="flat is exact; ivf and hnsw (faiss) miss some, and pay from about 10^5 candidates that one "
-        "dialogue may get",
+        help="flat is exact; ivf and hnsw (faiss) miss some, in groups of 10,000 candidates or more "
+        "(benchmarks/retrieval.py measures when that pays)",
     )
     add("--top-k", type=NATURAL, default=10, help="exemplars for each listener turn")
     add(
