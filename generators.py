@@ -297,6 +297,7 @@ class Predictor:
         seed = hash_seed(self.decoding.seed, number)
         texts = {}
         with torch.inference_mode(), self.session.autocast(), own_random_stream(seed):
+            batch["encoded"] = self.model.encode(batch)  # once, for the likelihood and for the reply
             nll = token_nll(self.model(batch), batch["labels"])  # (B, T)
             if self.decoding.predict:
                 texts["response"] = np.array(reply(self.model, self.tokenizer, batch, self.arguments))

@@ -644,7 +644,9 @@ class Generator(SavedModule):
         return self.t5.config.vocab_size
 
     def encode(self, batch: dict) -> Tensor:
-        """The source with speakers and pooled exemplars -> (B, S, D)."""
+        """The source with speakers and pooled exemplars -> (B, S, D); `encoded`, where the batch has it."""
+        if "encoded" in batch:
+            return batch["encoded"]
         words = self.t5.get_input_embeddings()(batch["source_ids"]) + self.speakers(batch["speaker_ids"])
         encoder = self.t5.get_encoder()
         hidden = encoder(inputs_embeds=words, attention_mask=batch["source_mask"]).last_hidden_state

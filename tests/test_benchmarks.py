@@ -4,9 +4,10 @@ import json
 import time
 
 import pytest
+from test_causal_models import make_tokenizer, save_llama, trained
 
 import options
-from benchmarks import embed, retrieval, start
+from benchmarks import cost, embed, generate, retrieval, start
 from options import UserError
 
 
@@ -48,6 +49,19 @@ def test_embedding_reads_less_and_finds_the_same_vectors(workdir, capsys):
         embed.main(flags)
 
 
+def test_generation_writes_as_many_tokens_both_ways(workdir, tmp_path):
+    model = trained(save_llama(tmp_path / "llama", make_tokenizer()), tmp_path)
+    model.save_pretrained(tmp_path / "run")
+    flags = "--size tiny --replies 6 --batch-size 3 --beams 1 2 --contexts 2 --candidates 3 --new-tokens 4"
+    generate.main(
+        ["--workdir", str(workdir), "--device", "cpu", "--causal", str(tmp_path / "run")]
+        + [*flags.split(), "--repeats", "1"]
+    )
+    found = figures(workdir, "generate")
+    assert found["generator"]["beam 2"]["same_replies"] == 1
+    assert found["causal"]["replies"] == 6
+
+
 def test_start_times_a_script_and_leaves_the_workdir_alone(workdir, monkeypatch):
     before = sorted(workdir.rglob("*"))
     monkeypatch.setitem(start.SCRIPTS, "score.py", "--no-such-flag")
@@ -66,3 +80,25 @@ def test_a_script_says_what_it_loads_only_where_it_is_silent_for_long(monkeypatc
     options.run(lambda: time.sleep(0.3))
     out = capsys.readouterr()
     assert "loading packages (torch" in out.err and len(out.err.splitlines()) == 1 and not out.out
+
+
+def test_the_formulae_of_the_costs_are_what_is_counted():
+    """docs/cost.md, "A training step, by part"."""
+    b, s, t, more, v = 3, 11, 5, 7, 90
+    found = cost.cost("mini", cost.Shape(b, s, t, more, v, critics=2, context=4))
+    d, a, f, layers = 256, 256, 1024, 4
+
+    def encoder(n: int) -> int:
+        return 3 * b * n * layers * (8 * d * a + 4 * d * f + 4 * n * a)
+
+    def decoder(n: int) -> int:
+        each = 12 * d * a + 4 * d * f + 4 * t * a + 4 * n * a
+        return 3 * b * layers * (t * each + 4 * n * d * a)
+
+    e, wide, inner, both = 300, 300, 2048, 4 + t
+    critic = b * both * (16 * e * wide + 8 * e * inner + 12 * both * wide)
+    assert found["encoder"] == encoder(s)
+    assert found["decoder"] == decoder(s)
+    assert found["exemplars"] == encoder(s + more) + decoder(s + more) - encoder(s) - decoder(s)
+    assert found["vocabulary"] == 6 * b * t * v * d
+    assert found["critics"] == 2 * (4 * b * t * v * e + critic)
