@@ -82,12 +82,12 @@ class Index:
             if group not in self.places:
                 continue
             rows, among = members[group], self.places[group]
-            found, values = self.nearest(group, queries[rows], asked[rows], k)
-            places[rows, : found.shape[1]] = np.where(found < 0, -1, among[found])
-            scores[rows, : found.shape[1]] = values
+            best, values = self.nearest(group, queries[rows], asked[rows], k)
+            places[rows, : best.shape[1]] = np.where(best < 0, -1, among[best])
+            scores[rows, : best.shape[1]] = values
         counts = (places >= 0).sum(1).tolist()
-        rows = zip(places.tolist(), scores.tolist(), counts, strict=True)
-        return [list(zip(row[:n], values[:n], strict=True)) for row, values, n in rows]
+        found = zip(places.tolist(), scores.tolist(), counts, strict=True)
+        return [list(zip(row[:n], values[:n], strict=True)) for row, values, n in found]
 
     def nearest(
         self, group: str, queries: np.ndarray, asked: np.ndarray, k: int
@@ -220,7 +220,7 @@ def build(kind: str, candidates: np.ndarray, device: torch.device | str = "cpu")
         graph.add(vectors)
         return graph
     cells = max(1, min(count, round(2 * math.sqrt(count))))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.max_points_per_centroid, index.cp.min_points_per_centroid, index.cp.niter = 64, 1, 10
     index.nprobe = -(-cells // 8)
     if torch.device(device).type == "cuda" and hasattr(faiss, "StandardGpuResources"):

@@ -86,8 +86,8 @@ def measure_generator(args, session, paths: Paths) -> dict:
     reporting.say("the generator and its dialogues")
     model, tokenizer, found = load_generator(args, paths, session)
     data = found.data
-    chosen = np.random.default_rng(args.seed).permutation(len(data))[: args.replies]
-    chosen = sorted(chosen.tolist())  # file order
+    drawn = np.random.default_rng(args.seed).permutation(len(data))[: args.replies]
+    chosen = sorted(drawn.tolist())  # file order
     tokens = args.new_tokens
     rows, result = [], {}
     for beams in args.beams:

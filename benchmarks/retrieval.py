@@ -19,13 +19,14 @@ before, is left out.
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from options import COUNT, NATURAL, POSITIVE, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
 
-APPROXIMATE = ("ivf", "hnsw")
+APPROXIMATE = ["ivf", "hnsw"]
 
 
 def parse_args(argv=None):
@@ -53,6 +54,7 @@ def parse_args(argv=None):
     add("--repeats", type=NATURAL, default=2, help="corpus: turns of each way, of which the fastest counts")
     add("--rows", type=NATURAL, nargs="+", default=[100_000, 1_000_000], help="growth: candidates")
     add("--width", type=NATURAL, default=384, help="growth: dimensions of a random vector")
+    add("--index", nargs="+", choices=APPROXIMATE, default=APPROXIMATE, help="beside exact search")
     add("--growth-queries", type=NATURAL, default=100, help="growth: questions")
     add("--build-limit", type=POSITIVE, default=120.0, help="seconds that an index may take to be built")
     add_device(parser)
@@ -181,6 +183,8 @@ def measure_corpus(args, session, paths: Paths) -> dict:
 def grow(args, vectors, queries, owners, asked_owners, before: dict, session) -> list[dict]:
     """Exact search, then each index, on the same vectors. `before`: (candidates, seconds to build) of the
     size before."""
+    import faiss  # noqa: F401 (so that its import is no part of a build)
+
     from benchmarks import reporting
     from DPR.index import Index
 
@@ -193,7 +197,7 @@ def grow(args, vectors, queries, owners, asked_owners, before: dict, session) ->
     plain, exact = search(Index(vectors, owners, device=session.device))
     size = vectors.nbytes / 2**20
     found = [{"index": "flat", "build": 0.0, "MiB": size, "ms": plain, "recall": 100.0, "pays": ""}]
-    for kind in APPROXIMATE:
+    for kind in args.index:
         if kind in before:
             rows, took = before[kind]
             guess = took * (len(vectors) / rows) ** (1.5 if kind == "ivf" else 1.1)
@@ -236,9 +240,10 @@ def written_size(index) -> int:
     """Bytes of a faiss index."""
     import faiss
 
+    library: Any = faiss  # its stubs lack the writer
     sizes: list[int] = []
     written = faiss.index_gpu_to_cpu(index) if hasattr(index, "getDevice") else index
-    faiss.write_index(written, faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part))))
+    library.write_index(written, library.PyCallbackIOWriter(lambda part: sizes.append(len(part))))
     return sum(sizes)
 
 
@@ -246,7 +251,8 @@ def measure_growth(args, session) -> dict:
     from benchmarks import reporting
 
     queries = unit_vectors(args.growth_queries, args.width, args.seed + 1)
-    before, found = {}, {}
+    before: dict = {}
+    found = {}
     for rows in sorted(args.rows):
         reporting.say(f"{rows:,} random unit vectors")
         owners = [str(n // 4) for n in range(rows)]
