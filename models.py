@@ -34,6 +34,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from options import SENTIMENT, UserError
+from quick import quicken
 from storage import load_weights, save_weights
 
 EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
@@ -465,6 +466,8 @@ class CriticSet:
 
     def __init__(self, critics: dict[str, Critic], device: torch.device):
         self.critics = {k: c.to(device).eval().requires_grad_(False) for k, c in critics.items()}
+        for critic in self.critics.values():
+            quicken(critic, device)
 
     def __len__(self) -> int:
         return len(self.critics)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from commands import TrainingOptions
+from quick import quicken
 from session import Session
 
 
@@ -92,6 +93,7 @@ class Update:
             options,
             session,
         )
+        quicken(model, session.device)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, options.weight_decay),
             lr=options.lr,

@@ -1,0 +1,62 @@
+"""What makes a training cheaper on a CPU changes what it computes by rounding alone, and its random draws."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+import quick
+
+CPU = torch.device("cpu")
+
+
+def test_the_attention_of_a_training_gives_the_losses_and_gradients_of_the_plain_one():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = T5Config(vocab_size=40, dropout_rate=0.0, decoder_start_token_id=0, **sizes)
+    plain = T5ForConditionalGeneration(config).train()
+    cheap = copy.deepcopy(plain)
+    quick.quicken(cheap, CPU)
+    assert cheap.config._attn_implementation == cheap.encoder.config._attn_implementation == "eager"
+    ids = torch.randint(1, 40, (3, 11))
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = 0
+    losses = []
+    for model in (plain, cheap):
+        losses.append(model(input_ids=ids, attention_mask=mask, labels=ids[:, :7].contiguous()).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    for (name, a), (_, b) in zip(plain.named_parameters(), cheap.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_a_cheap_dropout_drops_its_share_scales_the_rest_and_sends_no_gradient_where_it_dropped(p):
+    model = nn.Sequential(nn.Dropout(p))
+    quick.quicken(model, CPU)
+    torch.manual_seed(1)
+    x = torch.full((301, 333), 2.0, requires_grad=True)  # not a multiple of what one draw serves
+    out = model.train()(x)
+    out.sum().backward()
+    kept = out != 0
+    assert float(kept.float().mean()) == pytest.approx(1 - p, abs=5 * (p * (1 - p) / x.numel()) ** 0.5)
+    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 2 / (1 - p)), rtol=1e-4, atol=0)
+    assert torch.equal(x.grad != 0, kept)
+    torch.testing.assert_close(x.grad[kept], torch.full_like(x.grad[kept], 1 / (1 - p)), rtol=1e-4, atol=0)
+    # neighbours, which share a draw, and rows are dropped independently
+    apart = kept.float() - kept.float().mean()
+    for shift, dim in ((1, 1), (2, 1), (1, 0)):
+        assert abs(float((apart * apart.roll(shift, dim)).mean())) < 5 * p * (1 - p) / x.numel() ** 0.5
+
+
+def test_a_cheap_dropout_repeats_its_draws_and_is_nothing_in_use():
+    drop, x = quick.Dropout(0.3), torch.randn(7, 9)
+    torch.manual_seed(5)
+    first = drop(x)
+    assert not torch.equal(first, drop(x))
+    torch.manual_seed(5)
+    assert torch.equal(first, drop(x))
+    assert torch.equal(drop.eval()(x), x)
+    assert torch.equal(quick.Dropout(0.0)(x), x)
