@@ -120,6 +120,9 @@ class Update:
         sums = self.accumulate_gradients(micro_batches, units, weights)  # (micro-batches, terms)
         # without a limit this only measures: the norm is logged either way
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf)
+        # all figures of the update leave the device together
+        found = torch.cat([sums.flatten(), norm.float()[None]]).cpu()
+        sums, norm = found[:-1].view_as(sums), found[-1]
         # one bad number would spoil all weights at once, and the best checkpoint could be hours old
         self.assert_finite(sums, norm, micro_batches)
         self.optimizer.step()
