@@ -99,7 +99,7 @@ class Update:
             lr=options.lr,
             betas=(0.9, 0.999),
             eps=1e-8,
-            fused=session.device.type in ("cpu", "cuda"),
+            fused=session.device.type == "cuda",
         )
         self.wrapped = session.accelerator.prepare_model(model)  # DDP under torchrun
         self.scheduler = get_scheduler(
