@@ -197,6 +197,26 @@ def test_another_judge_makes_another_table(data, tmp_path):
     assert seen[0] == seen[1] != seen[2]
 
 
+def test_one_row_of_a_table_can_be_run_alone_and_baselines_need_no_network(data, workdir, here):
+    columns = {"macro_f1": {"title": "macro-F1", "digits": 1, "read": ["valid", "macro_f1"]}}
+    data["tables"]["critics"] = {"title": "T", "about": "A", "label": "critic", "columns": columns}
+    for dim in ("emo", "int"):
+        command = f"python train_empathy_classifier.py --dim {dim} --baselines --split-by seeker"
+        own = {"table": "critics", "result": [f"results/classifiers/{dim}-seeker.json", "tfidf"]}
+        data["rows"].append(row(dim, command, **own, after=["data"]))
+    parsed = results.parse(data)
+    with pytest.raises(UserError, match="--rows em: no such row; .*emo"):
+        reproductions.make_table(parsed, "critics", request_of(workdir, rows=("em",)))
+    with pytest.raises(UserError, match="--rows bm25: of another table than critics"):
+        reproductions.make_table(parsed, "critics", request_of(workdir, rows=("bm25",)))
+    reproductions.make_table(parsed, "critics", request_of(workdir, rows=("emo",)))
+    found = json.loads((workdir / "results/classifiers/emo-seeker.json").read_text(encoding="utf-8"))
+    assert found["majority"]["valid"]["macro_f1"] <= 50 and sum(found["examples"].values()) == 80
+    text = (workdir / "results/tables/critics.md").read_text(encoding="utf-8")
+    assert f"| EMO | ours | {found['tfidf']['valid']['macro_f1']:.1f} |" in text
+    assert "| INT | not run: not yet |  |" in text
+
+
 def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
     data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
     table = results.parse(data).tables["retrieval"]
