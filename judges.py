@@ -128,7 +128,7 @@ def tfidf_judge(name: str, paths: Paths) -> Judge:
     sha256, held_out, ask = {}, {}, {}
     for dim in DIMENSIONS:
         files = [paths.pairs(dim, split) for split in ("train", "valid")]
-        train, valid = choose_pairs(*map(read_pairs, files), "files", half)
+        train, valid = choose_pairs(read_pairs(files[0]), read_pairs(files[1]), "files", half)
         if train["level"].ge(1).nunique() < 2:
             raise UserError(f"{files[0]}: too few pairs for the judge {name}")
         model = metrics.tfidf_classifier().fit(train["response_post"], train["level"] >= 1)
