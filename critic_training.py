@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.special import softmax
@@ -22,8 +21,8 @@ from commands import CriticCommand, CriticOptions, TeacherOptions
 from critics import Critic, guess_loss, is_useless
 from dataloaders import (
     Data,
+    choose_pairs,
     critic_data,
-    hash_seed,
     listener_turns,
     plan_once,
     read_pairs,
@@ -151,25 +150,6 @@ class CriticTask:
     inputs: Mapping[str, Path]  # the files that the sides were read from
     class_weights: Sequence[float] | None = None
     variant: str = ""  # of the data, at the end of the family's name
-
-
-def choose_pairs(
-    train: pd.DataFrame, valid: pd.DataFrame, split_by: str, part: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The pairs that a critic learns from, and those it is measured on.
-
-    `split_by` "files": as they were prepared; "seeker": a fifth of all seeker posts, chosen by their text,
-    is the validation side. `part` "a" or "b": only that half of the training side, again by the text of the
-    seeker posts, so that critics of the two halves share none, in any dimension.
-    """
-    if split_by == "seeker":
-        both = pd.concat([train, valid], ignore_index=True)
-        held = both["seeker_post"].map(lambda post: hash_seed("valid", post) % 5 == 0)
-        train, valid = both[~held], both[held]
-    if part != "all":
-        half = train["seeker_post"].map(lambda post: "ab"[hash_seed("part", post) % 2])
-        train = train[half == part]
-    return train, valid
 
 
 def empathy_task(

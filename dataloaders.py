@@ -470,6 +470,25 @@ def read_pairs(path: Path, raw: bool = False, made_by: str | None = "python prep
     return table
 
 
+def choose_pairs(
+    train: pd.DataFrame, valid: pd.DataFrame, split_by: str, part: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pairs that a critic learns from, and those it is measured on.
+
+    `split_by` "files": as they were prepared; "seeker": a fifth of all seeker posts, chosen by their text,
+    is the validation side. `part` "a" or "b": only that half of the training side, again by the text of the
+    seeker posts, so that critics of the two halves share none, in any dimension.
+    """
+    if split_by == "seeker":
+        both = pd.concat([train, valid], ignore_index=True)
+        held = both["seeker_post"].map(lambda post: hash_seed("valid", post) % 5 == 0)
+        train, valid = both[~held], both[held]
+    if part != "all":
+        half = train["seeker_post"].map(lambda post: "ab"[hash_seed("part", post) % 2])
+        train = train[half == part]
+    return train, valid
+
+
 def read_vader(path: Path) -> pd.DataFrame:
     """Every utterance with its VADER compound score in [-1, 1]."""
     table = read_rows(path, VADER_COLUMNS, made_by="python prepare_data.py")

@@ -27,8 +27,8 @@ import lineage
 import metrics
 import storage
 from answers import Answers, Ask, Turns
-from critics import Critic, choose_pairs, critic_scores
-from dataloaders import Data, Example, critic_data, read_pairs
+from critics import Critic, critic_scores
+from dataloaders import Data, Example, choose_pairs, critic_data, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
 from models import load_tokenizer

@@ -6,6 +6,7 @@ reply behind that; every number is fp32; the optimizer is not fused. Letters in 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ SRC_LEN, TGT_LEN = 200, 50  # the paper's
 class Critic(nn.Module):
     """An encoder whose first position a linear layer reads."""
 
-    def __init__(self, encoder: nn.Module, labels: int):
+    def __init__(self, encoder: Any, labels: int):
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.d_model, labels)
@@ -40,14 +41,14 @@ class Step:
 
     def __init__(
         self,
-        t5: nn.Module,
-        exemplar_encoder: nn.Module,
+        t5: Any,
+        exemplar_encoder: Any,
         trained_exemplars: bool,
         critics: Mapping[str, Critic],
         device: torch.device,
     ):
         width = t5.config.d_model
-        self.parts = nn.ModuleDict(
+        self.parts: Any = nn.ModuleDict(
             {
                 "t5": t5,
                 "speakers": nn.Embedding(3, width, padding_idx=0),

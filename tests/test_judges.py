@@ -15,7 +15,7 @@ import critics
 import judges
 import storage
 import train_empathy_classifier
-from dataloaders import PAIR_COLUMNS, Example, read_pairs, tokenizer_hash
+from dataloaders import PAIR_COLUMNS, Example, choose_pairs, read_pairs, tokenizer_hash
 from measuring import Standard
 from metrics import calibration_error
 from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer
@@ -52,10 +52,10 @@ def test_halves_and_sides_by_seeker_share_no_seeker_in_any_dimension(prepared):
     for dim in DIMENSIONS:
         pairs = [read_pairs(Paths(prepared).pairs(dim, split)) for split in ("train", "valid")]
         for part in "ab":
-            train, valid = critic_training.choose_pairs(*pairs, "seeker", part)
+            train, valid = choose_pairs(*pairs, "seeker", part)
             posts[part] |= set(train["seeker_post"])
             posts["valid"] |= set(valid["seeker_post"])
-        whole = critic_training.choose_pairs(*pairs, "seeker", "all")
+        whole = choose_pairs(*pairs, "seeker", "all")
         assert sum(map(len, whole)) == sum(map(len, pairs))
     assert all(posts.values())
     assert not posts["a"] & posts["b"] and not posts["valid"] & (posts["a"] | posts["b"])
