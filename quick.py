@@ -36,4 +36,4 @@ def quicken(model: nn.Module, device: torch.device) -> None:
             module.set_attn_implementation("eager")
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))
+                setattr(module, name, Dropout(child.p).train(child.training))  # a frozen model's stays off

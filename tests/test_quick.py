@@ -60,3 +60,9 @@ def test_a_cheap_dropout_repeats_its_draws_and_is_nothing_in_use():
     assert torch.equal(first, drop(x))
     assert torch.equal(drop.eval()(x), x)
     assert torch.equal(quick.Dropout(0.0)(x), x)
+
+
+def test_a_frozen_model_drops_nothing_after_it_was_quickened():
+    model, x = nn.Sequential(nn.Dropout(0.5)).eval(), torch.randn(7, 9)
+    quick.quicken(model, CPU)
+    assert torch.equal(model(x), x)
