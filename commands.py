@@ -546,6 +546,12 @@ OF_INFERENCE = DECODING | {
 }
 
 
+def drop_default_bound(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """With --batch-size auto, what fits takes the place of a stage's own --batch-tokens."""
+    if args.batch_size == "auto" and args.batch_tokens == parser.get_default("batch_tokens"):
+        args.batch_tokens = 0
+
+
 def add_base(parser: argparse.ArgumentParser) -> None:
     """Of what uses a trained run."""
     parser.add_argument(

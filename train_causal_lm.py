@@ -25,6 +25,7 @@ from commands import (
     add_training,
     causal_command,
     check_decoding,
+    drop_default_bound,
 )
 from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
 
@@ -65,8 +66,7 @@ def parse_args(argv=None):
     add_decoding_flags(parser)
     add_device(parser)
     args = parser.parse_args(argv)
-    if args.batch_size == "auto" and args.batch_tokens == parser.get_default("batch_tokens"):
-        args.batch_tokens = 0  # what fits takes the place of the default bound
+    drop_default_bound(parser, args)
     problems = []
     if args.base and not (args.inference or args.init_from):
         problems.append("--base: only with --inference or --init-from; a training begins with --model")

@@ -10,7 +10,7 @@ Losses, exemplars, decoding and outputs are train_t5.py's; here stand the backbo
 """
 
 import options
-from commands import add_generator_flags, add_training, check_generator, generator_command
+from commands import add_generator_flags, add_training, check_generator, drop_default_bound, generator_command
 from options import NATURAL, add_common, add_device, make_parser
 
 #: what learnt fastest from scratch (LOG.md); a model that underfits for epochs has no use for dropout
@@ -46,7 +46,9 @@ def parse_args(argv=None):
     add_device(parser)
     if parser.parse_known_args(argv)[0].size == "mini":
         parser.set_defaults(**MINI)  # what is given as a flag still wins
-    return check_generator(parser, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    drop_default_bound(parser, args)
+    return check_generator(parser, args)
 
 
 def main(argv=None):

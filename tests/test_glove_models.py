@@ -307,3 +307,5 @@ def test_the_mini_size_brings_its_recipe_and_flags_still_win():
     assert train_glove_t5.parse_args([]).lr == 1e-4
     mini = train_glove_t5.parse_args(["--size", "mini", "--lr", "5e-4"])
     assert (mini.lr, mini.dropout, mini.batch_tokens) == (5e-4, 0.0, 4000)
+    fits = train_glove_t5.parse_args(["--size", "mini", "--batch-size", "auto"])
+    assert (fits.batch_size, fits.batch_tokens, fits.effective_batch) == ("auto", 0, 96)
