@@ -333,7 +333,7 @@ def predict(
     session: Session,
     output: Path | None = None,
 ) -> dict[str, float]:
-    model = model.for_use().to(session.device)
+    model = model.to(session.device).for_use()  # laid out for where it runs
     found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
     return write_predictions(
         folder,
