@@ -11,7 +11,7 @@ A critic far above the guess is confidently wrong there: a generator that it lea
 from pathlib import Path
 
 import options
-from commands import device_flags
+from commands import add_base, device_flags
 from options import CRITICS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
 
 
@@ -23,6 +23,7 @@ def parse_args(argv=None):
         parser.add_argument(
             f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: --family's)"
         )
+    add_base(parser)
     parser.add_argument("--family", default="glove-t5", help="whose critics by default")
     parser.add_argument("--kinds", nargs="+", choices=CRITICS, default=list(CRITICS), help="which critics")
     parser.add_argument("--split", choices=SPLITS, default="valid", help="whose listener turns")
@@ -50,6 +51,7 @@ def main(argv=None):
         Path(args.output) if args.output else None,
         args.overwrite,
         device_flags(args),
+        args.base,
     )
 
 

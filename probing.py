@@ -9,18 +9,25 @@ import storage
 from critics import choose_for_loss, loss_batches, mean_losses, uninformed_losses
 from generators import split_data, with_own_exemplars
 from models import Generator, load_tokenizer, soft_response
-from options import Paths, UserError
+from options import Paths, refuse_existing
 from session import Session
 
 
 def probe(
-    folder: Path, critics: Mapping[str, Path], split: str, examples: int, paths: Paths, device: dict
+    folder: Path,
+    critics: Mapping[str, Path],
+    split: str,
+    examples: int,
+    paths: Paths,
+    device: dict,
+    base: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """{kind: {loss_of_nothing, loss_of_soft_replies, loss_of_a_guess}} of `critics` {kind: run folder} on at
     most `examples` listener turns of a split, evenly spaced, against the labels of the gold replies.
 
     Nothing: each word's frequency at every position. Soft replies: the distributions that the generator in
     `folder` gives after the gold words before each position. A guess knows how frequent the labels are.
+    `base`: where the encoder of its pooled exemplars lies, if that was moved.
     """
     session = Session(**device)
     model = Generator.from_pretrained(folder).to(session.device)
@@ -31,7 +38,7 @@ def probe(
     chosen = choose_for_loss(
         critics, settings.family, settings.tokenizer, settings.tgt_len, session, model.vocabulary
     )
-    way = exemplars.enter(settings, tokenizer, session, paths)
+    way = exemplars.enter_again(folder, settings, tokenizer, session, paths, base, "--base")
     data = split_data(settings, split, tokenizer, way, paths, chosen.critics, whole=False).data
     nothing = uninformed_losses(chosen.critics, data, session, examples)
 
@@ -66,11 +73,12 @@ def run(
     output: Path | None,
     overwrite: bool,
     device: dict,
+    base: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """`probe` and `report`; to `output` as JSON where one is given."""
-    if output and output.exists() and not overwrite:
-        raise UserError(f"already there: {output}; add --overwrite to replace")
-    found = probe(folder, critics, split, examples, paths, device)
+    if output:
+        refuse_existing([output], overwrite, "another --output")
+    found = probe(folder, critics, split, examples, paths, device, base)
     report(found)
     if output:
         storage.write_json(output, found)
