@@ -172,8 +172,10 @@ def say_uninformed(critics: CriticSet, data: Data, session: Session) -> None:
         line = f"critic {kind} on a reply that says nothing: loss {loss:.2f}, "
         line += f"of a guess by frequency {prior:.2f}"
         if loss > 2 * prior + 0.1:
-            line += " | WARNING: confidently wrong there; train it with --mixture-share 0.5, or from scratch "
-            line += "keep it from leading with a weight of 0.1 or less"
+            line += (
+                " | WARNING: confidently wrong there; train it with --mixture-share 0.5, or give its loss a "
+            )
+            line += "weight of 0.1 or less where the generator begins from scratch"
         session.say(line)
 
 
