@@ -58,6 +58,7 @@ FREE = {
     "exemplar_model",
     "base",
     "init_from",
+    "teacher",
     "encoder",
     "question_encoder",
     "context_encoder",
