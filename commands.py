@@ -801,6 +801,9 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
+    for flag in ("turns", "teacher_w") if "teacher" in args and not args.teacher else ():
+        if getattr(args, flag) != parser.get_default(flag):
+            problems.append(f"--{flag.replace('_', '-')}: only with --teacher")
     own = {"glove-t5": GLOVE_CRITIC, "minilm": MINILM_CRITIC}.get(args.model, T5_CRITIC | {"lr": t5_lr})
     for name, value in ({"epochs": 12, "schedule": "constant"} | own).items():
         if getattr(args, name) is None:

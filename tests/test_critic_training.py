@@ -88,6 +88,13 @@ def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pai
         train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
 
 
+def test_flags_of_a_teacher_without_one_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        train_empathy_classifier.parse_args(["--dim", "emo", "--turns", "5", "--teacher-w", "0.5"])
+    said = capsys.readouterr().err
+    assert "--turns: only with --teacher" in said and "--teacher-w: only with --teacher" in said
+
+
 def test_sentiment_is_learnt_from_mixtures_too(workdir):
     words = ["--workdir", str(workdir), *SHORT, "--size", "small", "--mixture-share", "1"]
     result = train_sentiment_regressor.main(words)
