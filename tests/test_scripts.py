@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
+import probe_critics
 import recipes
 import reproduce
 import respond
@@ -678,7 +679,7 @@ def test_predictions_are_not_overwritten_silently(trained_copy):
 # ------------------------------------------------------------------------------------- commands as documented
 
 #: they use what the stages have made, and are no stages
-USE = (respond, score, retrieve)
+USE = (respond, score, retrieve, probe_critics)
 PARSERS = {
     **{
         m.__name__ + ".py": m.parse_args
