@@ -155,7 +155,7 @@ def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
         sha256[dim] = storage.sha256(folder / "model.safetensors")
         held_out[dim] = storage.read_json(folder / "result.json")["valid"]["macro_f1"]
         ask[dim] = answers_of(scorer, f"{family}, {dim}", paths.cache, layout, reached)
-        halves[dim] = lineage.half_of(folder)
+        halves[dim] = lineage.half_of(folder, paths)
         reads_context |= scorer.critic.settings.context_len > 0
     chosen = " (their epochs were chosen there, too)"
     return Judge(family, sha256, held_out, ask, reads_context, chosen, halves)

@@ -24,14 +24,24 @@ class Served:
     half: str  # a, b, all, or unknown where the critic is no longer there
 
 
-@functools.cache  # one critic serves many runs, and its weights are read whole
-def half_of(critic: Path, digest: str | None = None) -> str:
-    """The half of the seeker posts that a critic's run has learnt from; unknown where it is not there, or
-    not the one of this sha256."""
+def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
+    """The half of the seeker posts that a critic's run has learnt from, itself or by the critics that it
+    began from or was taught by; unknown where one of these is not there, or not the one of this sha256."""
     weights, flags = critic / "model.safetensors", critic / "args.json"
-    if not weights.exists() or not flags.exists() or (digest and storage.sha256(weights) != digest):
+    if not weights.exists() or not flags.exists() or (digest and checksum(weights) != digest):
         return UNKNOWN
-    return storage.read_json(flags).get("args", {}).get("part", ALL)
+    halves = {storage.read_json(flags).get("args", {}).get("part", ALL)}
+    places = runs.sources(critic, paths)
+    for name in places.keys() & {"init", "teacher"}:
+        halves.add(half_of(places[name].path, paths, places[name].sha256))
+    if len(halves) == 1:
+        return halves.pop()
+    return UNKNOWN if UNKNOWN in halves and ALL not in halves else ALL
+
+
+@functools.cache  # one critic serves many runs, and its weights are read whole
+def checksum(weights: Path) -> str:
+    return storage.sha256(weights)
 
 
 def served(run: Path, paths: Paths) -> list[Served]:
@@ -41,7 +51,7 @@ def served(run: Path, paths: Paths) -> list[Served]:
     for name, digest in storage.read_json(run / "args.json").get("inputs", {}).items():
         how, _, kind = name.partition(" ")
         if how in ("critic", "reward"):
-            half = half_of(places[name].path, digest) if name in places else UNKNOWN
+            half = half_of(places[name].path, paths, digest) if name in places else UNKNOWN
             found.append(Served(kind, digest, half))
     if "init" in places and (places["init"].path / "args.json").exists():
         found += served(places["init"].path, paths)

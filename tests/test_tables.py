@@ -13,6 +13,7 @@ import pytest
 import evaluate_responses
 import floors
 import judges
+import lineage
 import storage
 import tables
 from columns import COLUMNS, critic_columns, judge_columns
@@ -164,6 +165,27 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     file, said = tables.notes([line], {"emo": critic}, [judge], Paths(tmp_path))
     assert file == "File of mine: empty replies: 3."
     assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
+
+
+def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_path):
+    paths = Paths(tmp_path)
+
+    def critic(name: str, part: str, **made_from: Path) -> Path:
+        storage.write_text(tmp_path / name / "model.safetensors", name)
+        storage.write_json(tmp_path / name / "args.json", {"args": {"part": part}})
+        sources = {}
+        for how, place in made_from.items():
+            sources[how] = storage.source(place, paths, storage.sha256(place / "model.safetensors"))
+        storage.write_json(tmp_path / name / "sources.json", sources)
+        return tmp_path / name
+
+    whole, one, other = critic("whole", "all"), critic("one", "a"), critic("other", "b")
+    assert lineage.half_of(critic("pupil", "a", teacher=one), paths) == "a"
+    assert lineage.half_of(critic("of all", "a", teacher=whole), paths) == lineage.ALL
+    assert lineage.half_of(critic("of both", "a", init=other), paths) == lineage.ALL
+    orphan = critic("orphan", "a", teacher=one)
+    (one / "args.json").unlink()
+    assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
 
 
 def test_judges_keep_to_the_half_that_no_loss_has_seen_and_copies_to_a_runs_own_exemplars(prepared, tmp_path):
