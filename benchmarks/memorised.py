@@ -16,7 +16,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from options import COUNT, NATURAL, Paths, UserError, add_common, check, make_parser, run  # noqa: E402
+from options import (  # noqa: E402
+    COUNT,
+    NATURAL,
+    Paths,
+    UserError,
+    add_common,
+    check,
+    make_parser,
+    refuse_existing,
+    run,
+)
 
 
 def parse_args(argv=None):
@@ -29,7 +39,9 @@ def parse_args(argv=None):
     parser.add_argument("--items", type=COUNT, default=0, help="replies asked for, drawn by --seed; 0: all")
     parser.add_argument("--batch-size", type=NATURAL, default=32, help="replies at a time")
     args = parser.parse_args(argv)
-    check(parser, args)
+    names = [Path(place).name for place in args.runs]
+    same = sorted({name for name in names if names.count(name) > 1})
+    check(parser, args, [f"RUN {name}: two of one name; ask for them one after the other" for name in same])
     return args
 
 
@@ -96,6 +108,8 @@ def main(argv=None):
     from storage import write_json
 
     paths = Paths(args.workdir)
+    file = paths.results / "memorised.json"
+    refuse_existing([file], args.overwrite)
     long = args.given + args.words
     examples = [e for e in listener_turns(paths.dialogues(args.split)) if len(e.response.split()) >= long]
     if not examples:
@@ -109,7 +123,7 @@ def main(argv=None):
     for place in args.runs:
         shares[Path(place).name] = found = measure(place, examples, args)
         print(f"{place}: " + ", ".join(f"{100 * v:.2f} % as {k}" for k, v in found.items()))
-    write_json(Path(args.workdir) / "results" / "memorised.json", {**result, "shares": shares})
+    write_json(file, {**result, "shares": shares})
     return shares
 
 

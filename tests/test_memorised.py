@@ -2,13 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from test_causal_models import make_tokenizer, save_llama, trained
 
 from benchmarks import memorised
 from chats import chat_ids
 from dataloaders import listener_turns
-from options import Paths
+from options import Paths, UserError
 
 
 def test_what_the_model_writes_greedily_counts_and_one_other_token_does_not(tmp_path):
@@ -26,9 +27,15 @@ def test_what_the_model_writes_greedily_counts_and_one_other_token_does_not(tmp_
 def test_the_command_says_what_share_of_the_long_replies_it_knows(workdir, tmp_path, capsys):
     folder = workdir / "saved" / "causal-lm" / "plain"
     trained(save_llama(tmp_path / "llama", make_tokenizer()), tmp_path).save_pretrained(folder)
-    memorised.main(["--workdir", str(workdir), str(folder), "--given", "2", "--words", "3"])
+    flags = ["--workdir", str(workdir), str(folder), "--given", "2", "--words", "3"]
+    memorised.main(flags)
     found = json.loads((workdir / "results" / "memorised.json").read_text())
     replies = [e.response.split() for e in listener_turns(Paths(workdir).dialogues("test"))]
     assert found["replies"] == sum(len(r) >= 5 for r in replies)
     assert set(found["shares"]["plain"]) == {"chat", "plain"}
     assert "% as chat" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--overwrite"):
+        memorised.main(flags)
+    with pytest.raises(SystemExit):
+        memorised.main([*flags, str(tmp_path / "plain")])
+    assert "RUN plain: two of one name" in capsys.readouterr().err
