@@ -82,7 +82,6 @@ def config_of(size: str, vocabulary: int):
         fields = {"d_model": 768, "num_heads": 12, "d_ff": 3072, "num_layers": 12}
         fields = fields if base else {"d_model": 512, "num_heads": 8, "d_ff": 2048, "num_layers": 6}
         fields |= {"d_kv": 64}
-        vocabulary = 32_128
     return T5Config(vocab_size=vocabulary, num_decoder_layers=fields["num_layers"], **fields)
 
 
