@@ -104,12 +104,13 @@ def start(script: str, flags: str, work: Path, limit: float) -> dict:
             if part == b"" or (name in SERVES and first is not None):
                 break
     seconds = time.perf_counter() - began
-    if process.poll() is None and (name in SERVES or seconds >= limit):
+    served = name in SERVES and first is not None and process.poll() is None
+    if process.poll() is None and (served or seconds >= limit):
         process.terminate()
     process.wait()
     lines = said.decode(errors="replace").strip().splitlines() or [""]
     errors = [line for line in lines if "error:" in line.lower()]
-    failed = process.returncode if name not in SERVES else 0
+    failed = 0 if served and not errors else process.returncode
     if not trains and name not in SERVES and not failed:
         step = seconds
     return {
