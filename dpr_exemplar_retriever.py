@@ -71,6 +71,8 @@ def parse_args(argv=None):
             "--path: a trained retriever brings its own encoders and pooling; leave --encoder and "
             "--pooling out"
         )
+    if args.match == "random" and args.index != "flat":
+        problems.append("--index: --match random compares nothing; leave it out")
     check(parser, args, problems)
     return args
 

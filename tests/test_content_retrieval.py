@@ -98,6 +98,12 @@ def test_the_retrieved_exemplars_are_those_of_a_brute_force(workdir, tmp_path, r
     assert min(lengths) < 40 < max(lengths)  # some questions are cut, and some are not
 
 
+def test_an_index_for_exemplars_by_chance_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        dpr_exemplar_retriever.parse_args(["--match", "random", "--index", "ivf"])
+    assert "--index: --match random compares nothing" in capsys.readouterr().err
+
+
 def test_random_exemplars_keep_the_rules_and_come_again(workdir, tmp_path):
     found = {}
     for name, seed in (("a", "1"), ("again", "1"), ("b", "2")):
