@@ -220,20 +220,27 @@ def make_table(results: Results, name: str, request: Request) -> None:
         raise UserError(f"--rows {' '.join(strange)}: of another table than {name}")
     try:
         found = run_rows(results, table, rows, request)
+        if not request.dry_run:
+            show_table(results, table, found, request)
     finally:  # at the end of the time, too, where the call ends here
         if request.box.seconds and not request.dry_run:
             gather_places(table, rows, request)
-    if request.dry_run:
-        return
-    rows = [as_measured(row, [*found.get(row.row, {}).values()]) for row in results.of(name)]
+    if request.record and not request.dry_run:
+        record(results, HERE / FILE, found, request, request.record)
+
+
+def show_table(results: Results, table: Table, found: dict[str, Measured], request: Request) -> None:
+    """`found`: of the rows that were asked for."""
+    rows = []
+    for row in results.of(table.name):
+        reason = "not in this workdir" if row.row in found else "not among --rows"
+        rows.append(as_measured(row, [*found.get(row.row, {}).values()], reason))
     lines = [f"# {table.title}", "", table.about, "", *figures_of(table, rows, table.columns), ""]
     lines += [f"- {cell(row.name)}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
     text = "\n".join(lines) + "\n"
-    target = Paths(request.workdir).results / "tables" / f"{name}.md"
+    target = Paths(request.workdir).results / "tables" / f"{table.name}.md"
     storage.write_text(target, text)
     print(f"\n{text}\nwritten: {target}. {not_run(table, rows)}")
-    if request.record:
-        record(results, HERE / FILE, found, request, request.record)
 
 
 def gather_places(table: Table, rows: Sequence[Row], request: Request) -> None:
@@ -307,12 +314,13 @@ def seconds_of(row: Row, table: Table, request: Request) -> float:
     return round(sum(entries.get(key, {}).get("seconds", 0.0) for key in keys), 1)
 
 
-def as_measured(row: Row, runs: Sequence[dict]) -> Row:
-    """The row with what was measured now in place of what is recorded."""
+def as_measured(row: Row, runs: Sequence[dict], reason: str) -> Row:
+    """The row with what was measured now in place of what is recorded. `reason`: for nothing, where the row
+    names none."""
     if runs:
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
         return replace(row, state="run", figures=over_seeds(runs), name=row.name + seeds)
-    return replace(row, state="not run", figures={}, reason=row.reason or "not in this workdir")
+    return replace(row, state="not run", figures={}, reason=row.reason or reason)
 
 
 # ---------------------------------------------------------------------------------------------- one row again

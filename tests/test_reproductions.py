@@ -184,6 +184,9 @@ def test_at_the_end_of_the_time_a_tables_runs_are_gathered(data, tmp_path, monke
     found = tmp_path / "results" / "tables" / "gathered"
     for name in ("workdir", "seed-43"):
         assert (found / name / "saved" / "dpr" / "empd" / "metrics.jsonl").exists()
+    monkeypatch.setattr(reproductions, "run_rows", lambda *_: {})  # it ends in time: with its page
+    reproductions.make_table(results.parse(data), "retrieval", request)
+    assert (found / "workdir" / "results" / "tables" / "retrieval.md").exists()
 
 
 def test_another_judge_makes_another_table(data, tmp_path):
@@ -204,6 +207,8 @@ def test_one_row_of_a_table_can_be_run_alone_and_baselines_need_no_network(data,
         command = f"python train_empathy_classifier.py --dim {dim} --baselines --split-by seeker"
         own = {"table": "critics", "result": [f"results/classifiers/{dim}-seeker.json", "tfidf"]}
         data["rows"].append(row(dim, command, **own, after=["data"]))
+    run = {"state": "run", "commit": "abc", "hardware": "here", "seeds": [42]}
+    data["rows"][-1] |= run | {"reason": "", "figures": {"macro_f1": 50.0}}
     parsed = results.parse(data)
     with pytest.raises(UserError, match="--rows em: no such row; .*emo"):
         reproductions.make_table(parsed, "critics", request_of(workdir, rows=("em",)))
@@ -214,7 +219,7 @@ def test_one_row_of_a_table_can_be_run_alone_and_baselines_need_no_network(data,
     assert found["majority"]["valid"]["macro_f1"] <= 50 and sum(found["examples"].values()) == 80
     text = (workdir / "results/tables/critics.md").read_text(encoding="utf-8")
     assert f"| EMO | ours | {found['tfidf']['valid']['macro_f1']:.1f} |" in text
-    assert "| INT | not run: not yet |  |" in text
+    assert "| INT | not run: not among --rows |  |" in text
 
 
 def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
