@@ -24,7 +24,8 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
     """
     shutil.rmtree(target, ignore_errors=True)
     files = [f for f in found(paths.saved, OF_A_RUN) if "checkpoints" not in f.parts]
-    files += [f for f in found(paths.results, OF_RESULTS) if "gathered" not in f.parts]
+    results = paths.results
+    files += [f for f in found(results, OF_RESULTS) if "gathered" not in f.relative_to(results).parts]
     left, used = [], 0
     for file in sorted(files, key=lambda f: f.stat().st_size):
         size = file.stat().st_size
