@@ -75,12 +75,12 @@ class Answers:
 
 
 def announce(
-    asked: Iterable[Answers], replies: Sequence[str], contexts: Sequence[Turns], say: Callable[[str], None]
+    asked: Iterable[tuple[Answers, Sequence[str], Sequence[Turns]]], say: Callable[[str], None]
 ) -> None:
-    """Says about how long it takes to ask each of `asked` about these texts, from how long a few of them
-    take; nothing where that is less than a minute."""
-    seconds, count = 0.0, 0
-    for answers in asked:
+    """Says about how long it takes to ask each of `asked` about its texts, from how long a few of them take;
+    nothing where that is less than a minute."""
+    seconds, count = 0.0, (0, 0)
+    for answers, replies, contexts in asked:
         new = list(answers.new(replies, contexts).values())
         if len(new) < 10 * PROBE:
             continue
@@ -88,9 +88,9 @@ def announce(
         began = time.monotonic()
         answers([replies[n] for n in some], [contexts[n] for n in some])
         seconds += (time.monotonic() - began) / len(some) * (len(new) - len(some))
-        count = max(count, len(new))
+        count = max(count, (len(new), len(replies)))
     if seconds >= 60:
         say(
-            f"{count:,} of {len(replies):,} replies are new to the judges and critics, which take about "
+            f"{count[0]:,} of {count[1]:,} replies are new to the judges and critics, which take about "
             f"{seconds / 60:.0f} minutes to read them; what they say is kept for other tables"
         )

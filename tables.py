@@ -180,15 +180,21 @@ def announce_judging(
     examples: Sequence[Example],
     session: Session,
 ) -> None:
-    """About how long all replies take to be judged, before any is."""
-    texts = [(e.response, e.history) for e in examples]
+    """About how long all replies take to be judged, before any is. As `Standard.measure` asks: of several
+    samples the first in its context, all by themselves and by the judges alone."""
+    replies, contexts = [e.response for e in examples], [e.history for e in examples]
+    alone: list[str] = []
     for system in (system for line in lines for system in line.systems):
-        several = system.samples or [[reply] for reply in system.replies]
-        for number, row in zip(system.numbers, several, strict=True):
-            texts += [(text, examples[number].history) for text in row]
-    replies, contexts = [text.strip() for text, _ in texts], [turns for _, turns in texts]
+        replies += system.replies
+        contexts += [examples[number].history for number in system.numbers]
+        alone += [text for row in system.samples or () for text in row]
+    judged = [text.strip() for text in replies + alone]
+    before = [*contexts, *[()] * len(alone)]
     asked = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Answers)]
-    announce([*asked, *critics.values()], replies, contexts, session.say)
+    announce(
+        [*((ask, judged, before) for ask in asked), *((ask, replies, contexts) for ask in critics.values())],
+        session.say,
+    )
 
 
 def nearest(

@@ -41,7 +41,7 @@ def test_a_long_reading_is_announced_by_its_first_texts_and_a_short_one_is_not(m
     monkeypatch.setattr(answers.time, "monotonic", lambda: next(clock))
     said: list[str] = []
     texts, asked = [f"reply {n}" for n in range(6_464)], []
-    announce([Answers(counting(asked), reads_context=False)], texts, [()] * len(texts), said.append)
+    announce([(Answers(counting(asked), reads_context=False), texts, [()] * len(texts))], said.append)
     assert len(asked) == 64 and "6,464 of 6,464 replies" in said[0] and "about 11 minutes" in said[0]
-    announce([Answers(counting([]))], ["few"] * 10, [()] * 10, said.append)
+    announce([(Answers(counting([])), ["few"] * 10, [()] * 10)], said.append)
     assert len(said) == 1
