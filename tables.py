@@ -215,7 +215,7 @@ class Shown:
 
     def __init__(self, split: str, against: Standard, paths: Paths):
         self.split, self.against, self.paths = split, against, paths
-        self.known: dict[Path, list[frozenset[str]] | None] = {}
+        self.known: dict[tuple[Path, str | None], list[frozenset[str]] | None] = {}
 
     def to(self, system: System) -> Sequence[frozenset[str]] | None:
         """By item; of a run those of its own file, of anybody's file those of the table."""
@@ -225,13 +225,17 @@ class Shown:
         file = lineage.exemplars_of(system.origin, run, self.split, self.paths)
         if file is None:
             return None
-        if file not in self.known:
-            there = file.exists()
-            if not there:
-                print(f"note: {file}: no such file; what {system.name} copies from its exemplars is left out")
-            found = read_exemplars(file, self.against.examples) if there else None
-            self.known[file] = normalised_sets(found)
-        return self.known[file]
+        noted = system.origin.get("exemplars")
+        digest = noted.get("sha256") if isinstance(noted, dict) else None
+        if (file, digest) not in self.known:
+            lacks = "" if file.exists() else "no such file"
+            if not lacks and digest and storage.sha256(file) != digest:
+                lacks = "other exemplars than its replies were written with"
+            if lacks:
+                print(f"note: {file}: {lacks}; what {system.name} copies from its exemplars is left out")
+            found = None if lacks else read_exemplars(file, self.against.examples)
+            self.known[file, digest] = normalised_sets(found)
+        return self.known[file, digest]
 
 
 def all_rows(

@@ -1,5 +1,6 @@
 """The tables as a person gets them: one set of items, floors, seeds, judges, notes, files."""
 
+import argparse
 import json
 import re
 import shutil
@@ -217,6 +218,18 @@ def test_judges_keep_to_the_half_that_no_loss_has_seen_and_copies_to_a_runs_own_
     assert copied == {"gold": None, "halved": 100, "whole": None}, "each by the exemplars of its own run"
     page = (tmp_path / "results" / "two" / "table.md").read_text()
     assert "| whole \u2021 |" in page and "| halved |" in page and "may flatter them: whole (exp)" in page
+
+
+def test_copies_are_not_looked_for_in_exemplars_that_another_search_has_put_there(tmp_path, capsys):
+    file = tmp_path / "test_dpr.csv"
+    file.write_text('conv_id,utterance_idx,exemplars\nc,2,"[""I see.""]"\n', encoding="utf-8")
+    noted = storage.source(file, Paths(tmp_path))
+    system = System("mine", ["i see ."], [0], run=tmp_path, origin={"exemplars": noted})
+    against = argparse.Namespace(examples=[Example("c", 2, "", ("hi",), "oh")], shown=None)
+    assert tables.Shown("test", against, Paths(tmp_path)).to(system) == [{normalise("I see.")}]
+    file.write_text(file.read_text().replace("I see.", "No."), encoding="utf-8")
+    assert tables.Shown("test", against, Paths(tmp_path)).to(system) is None
+    assert "other exemplars than its replies were written with; what mine copies" in capsys.readouterr().out
 
 
 def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
