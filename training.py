@@ -25,6 +25,7 @@ import cards
 import runs
 from commands import TrainingOptions
 from options import UserError
+from quick import quicken
 from session import (
     Session,
     Signals,
@@ -529,6 +530,7 @@ class Loop:
         with own_random_stream(self.options.seed), torch.no_grad(), self.session.autocast():
             try:
                 loaded = self.reload(folder).to(self.session.device).eval()
+                quicken(loaded, self.session.device)  # as the trained one was: same products, same rounding
             except UserError as error:
                 raise UserError(
                     f"{folder}: what was saved cannot be loaded again ({error}); {remedy}"

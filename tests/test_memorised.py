@@ -27,7 +27,7 @@ def test_what_the_model_writes_greedily_counts_and_one_other_token_does_not(tmp_
 def test_the_command_says_what_share_of_the_long_replies_it_knows(workdir, tmp_path, capsys):
     folder = workdir / "saved" / "causal-lm" / "plain"
     trained(save_llama(tmp_path / "llama", make_tokenizer()), tmp_path).save_pretrained(folder)
-    flags = ["--workdir", str(workdir), str(folder), "--given", "2", "--words", "3"]
+    flags = [str(folder), "--workdir", str(workdir), "--given", "2", "--words", "3"]
     memorised.main(flags)
     found = json.loads((workdir / "results" / "memorised.json").read_text())
     replies = [e.response.split() for e in listener_turns(Paths(workdir).dialogues("test"))]
@@ -37,5 +37,5 @@ def test_the_command_says_what_share_of_the_long_replies_it_knows(workdir, tmp_p
     with pytest.raises(UserError, match="--overwrite"):
         memorised.main(flags)
     with pytest.raises(SystemExit):
-        memorised.main([*flags, str(tmp_path / "plain")])
+        memorised.main([str(tmp_path / "plain"), *flags])
     assert "RUN plain: two of one name" in capsys.readouterr().err

@@ -33,7 +33,7 @@ import train_empathy_classifier
 import train_sentiment_regressor
 from commands import Decoding
 from dataloaders import critic_data, listener_turns, read_labels, tokenizer_hash
-from DPR import retriever, train_dpr
+from DPR import learning, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
 from DPR.index import Index
 from DPR.learning import read_entries, without_rivals
@@ -618,7 +618,7 @@ def test_exemplars_for_nobody_are_said_where_they_are_made(prepared, tmp_path, c
 def test_a_retriever_that_ranks_by_chance_is_said(workdir, capsys, monkeypatch):
     write_entries(workdir, SEVEN)
     monkeypatch.setattr(
-        retriever, "embed", lambda model, tokenizer, texts, *a: np.ones((len(texts), 4), np.float32)
+        learning, "embed", lambda model, tokenizer, texts, *a: np.ones((len(texts), 4), np.float32)
     )
     train_dpr.main(retriever_flags(workdir, "--batch-size", "4"))
     assert "no better than chance (3.0)" in capsys.readouterr().out

@@ -416,7 +416,7 @@ def test_a_recipe_knows_its_finished_stages_however_the_workdir_is_spelled(workd
     class Finishes:
         def __init__(self, command, log, ended, *rest):
             done.append(command)
-            self.process, self.began = argparse.Namespace(returncode=0), 0.0
+            self.process, self.began, self.commit = argparse.Namespace(returncode=0), 0.0, "unknown"
             ended()
 
     monkeypatch.setattr(stages, "Process", Finishes)
