@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import app
+import bundled
 import distress
 import respond
 import train_glove_t5
@@ -332,7 +333,10 @@ def test_a_vote_on_two_replies_is_kept_with_what_was_shown(somebody, home):
 
 
 @in_browser
-def test_without_critics_and_exemplars_the_page_says_what_is_missing(browser, serve, home, tmp_path):
+def test_without_critics_and_exemplars_the_page_says_what_is_missing(
+    browser, serve, home, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bundled, "MINI", tmp_path / "none")
     shutil.copytree(home / "saved" / "glove-t5" / "exemplars", tmp_path / "run")
     somebody = Visitor(browser, serve("--workdir", str(tmp_path), "--model", str(tmp_path / "run")))
     assert "train_sentiment_regressor.py" in somebody.text("#levels")
