@@ -37,7 +37,8 @@ def bundle(run: str | Path, folder: str | Path) -> None:
         save_file(weights, file, metadata={"format": "pt"})
     storage.share(folder)
     card = (folder / "README.md").read_text(encoding="utf-8").replace(OF_THE_RUN, OF_THE_BUNDLE)
-    card = re.sub(r"(?<=from_pretrained\()'[^']*'", repr(Paths(HERE).name(folder)), card)
+    # in the quotes that the formatter wants of a page in the repository
+    card = re.sub(r"(?<=from_pretrained\()'[^']*'", f'"{Paths(HERE).name(folder)}"', card)
     title = f"# {folder.absolute().parent.name}/{folder.name}"
     card = re.sub(r"^# .*", title, card, count=1, flags=re.MULTILINE)
     result = storage.read_json(folder / "result.json")

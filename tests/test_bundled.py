@@ -109,7 +109,7 @@ def test_a_bundle_is_half_as_large_and_says_what_it_is(stand_in, home):
     assert half.stat().st_size < 0.6 * whole.stat().st_size
     check_perplexity(stand_in / "generator")
     card = (stand_in / "emo" / "README.md").read_text(encoding="utf-8")
-    assert "# lempex-mini/emo" in card and "from_pretrained('emo')" in card and "half precision" in card
+    assert "# lempex-mini/emo" in card and 'from_pretrained("emo")' in card and "half precision" in card
 
 
 def test_without_the_language_model_the_bundled_generator_and_critics_serve(
