@@ -23,15 +23,21 @@ def key_of(reply: str, turns: Turns) -> bytes:
 
 class Answers:
     """`ask`, which is asked about each distinct text once, with what was said before it only where it
-    `reads_context`.
+    `reads_context`. Kept is what was said in full; `value` is what a call makes of it.
 
     `file` (npz) is named by what is asked, weights and precision; without one nothing outlives the process.
     Of two processes at the same file the later one's answers are kept, and the other's, where it has read
     them.
     """
 
-    def __init__(self, ask: Ask, file: Path | None = None, reads_context: bool = True):
-        self.ask, self.file, self.reads_context = ask, file, reads_context
+    def __init__(
+        self,
+        ask: Ask,
+        file: Path | None = None,
+        reads_context: bool = True,
+        value: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    ):
+        self.ask, self.file, self.reads_context, self.value = ask, file, reads_context, value
         self.known: dict[bytes, np.ndarray] | None = None  # read when first asked
 
     def read(self) -> dict[bytes, np.ndarray]:
@@ -55,7 +61,7 @@ class Answers:
         return [key_of(*pair) for pair in zip(replies, before, strict=True)]
 
     def __call__(self, replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
-        """(N, K)"""
+        """`value` of (N, K)."""
         new = self.new(replies, contexts)
         assert self.known is not None
         if new:
@@ -63,7 +69,7 @@ class Answers:
             rows = self.ask([replies[n] for n in new.values()], before)
             self.known.update(zip(new, rows, strict=True))
             self.write()
-        return np.stack([self.known[key] for key in self.keys(replies, contexts)])
+        return self.value(np.stack([self.known[key] for key in self.keys(replies, contexts)]))
 
     def write(self) -> None:
         if self.file is None or not self.known:

@@ -347,13 +347,11 @@ class Critic(Published):
         contexts: Sequence[Sequence[str]] | None = None,
         batch_size: int = 128,
         keep: Path | None = None,
-        cache: Path | None = None,
-        title: str = "",
     ) -> np.ndarray:
         """(N, labels) probabilities, or (N, 1) scores of the regressor."""
         before = [()] * len(replies) if contexts is None else contexts
-        data = critic_data(before, replies, None, self.tokenizer, self.critic.settings, cache)
-        return critic_scores(self.critic, data, self.session, title or self.kind, batch_size, keep)
+        data = critic_data(before, replies, None, self.tokenizer, self.critic.settings)
+        return critic_scores(self.critic, data, self.session, self.kind, batch_size, keep)
 
     def said(self, row: Sequence[float]) -> Score:
         """One row in words."""

@@ -189,38 +189,32 @@ def expected(rows: np.ndarray) -> np.ndarray:
     return rows[:, 0] if rows.shape[1] == 1 else rows @ np.arange(rows.shape[1])
 
 
-def answers_of(scorer: Critic, title: str, cache: Path, layout: Layout, value: Callable) -> Answers:
-    """`value`, reached or expected, of what a critic says, kept in the cache."""
+def answers_of(
+    scorer: Critic,
+    title: str,
+    cache: Path,
+    layout: Layout | None = None,
+    value: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Answers:
+    """What a critic says, (N, labels) probabilities or (N, 1) scores, kept in the cache; or `value` of it."""
+    layout = layout or Layout()
     weights = storage.sha256(scorer.folder / "model.safetensors")
-    name = storage.fingerprint(weights, scorer.session.precision, value.__name__)[:24]
+    name = storage.fingerprint(weights, scorer.session.precision)[:24]
 
     def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
         data = layout.of(scorer, replies, contexts)
         parts = cache / f"judging-{storage.fingerprint(name, *replies, *map(str, contexts))[:24]}"
         rows = critic_scores(scorer.critic, data, scorer.session, title, keep=parts)
         shutil.rmtree(parts, ignore_errors=True)
-        return value(rows)
+        return rows
 
-    return Answers(ask, cache / f"judged-{name}.npz", scorer.critic.settings.context_len > 0)
+    return Answers(ask, cache / f"judged-{name}.npz", scorer.critic.settings.context_len > 0, value)
 
 
 def training_critics(critics: Mapping[str, Critic], cache: Path) -> dict[str, Answers]:
     """{kind: the expected level, or the sentiment, that a critic sees in a reply}."""
     layout = Layout()
     return {kind: answers_of(c, f"critic {kind}", cache, layout, expected) for kind, c in critics.items()}
-
-
-def rows_of_critic(
-    scorer: Critic,
-    title: str,
-    digest: str,
-    cache: Path,
-    replies: Sequence[str],
-    contexts: Sequence[Turns],
-) -> np.ndarray:
-    """(N, labels) probabilities, kept in the `cache`. `digest`: sha256 of the critic's weights."""
-    key = storage.fingerprint(digest, scorer.session.precision, *replies, *map(str, contexts))
-    return kept(cache, key, lambda keep: scorer.rows(replies, contexts, keep=keep, title=title))
 
 
 def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]) -> np.ndarray:
