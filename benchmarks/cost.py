@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS  # noqa: E402
 from options import COUNT, NATURAL, Paths, add_common, check, make_parser, run  # noqa: E402
 
 SIZES = ("tiny", "mini", "paper", "t5-small", "smollm2")
@@ -66,22 +67,8 @@ def config_of(size: str, vocabulary: int):
     from glove_models import SIZES as GLOVE
 
     if size == "smollm2":
-        return LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            tie_word_embeddings=True,
-            attn_implementation="eager",
-        )
-    fields = GLOVE.get(size)
-    if fields is None:  # T5-small, T5-base
-        base = size == "t5-base"
-        fields = {"d_model": 768, "num_heads": 12, "d_ff": 3072, "num_layers": 12}
-        fields = fields if base else {"d_model": 512, "num_heads": 8, "d_ff": 2048, "num_layers": 6}
-        fields |= {"d_kv": 64}
+        return LlamaConfig(**LLAMA, attn_implementation="eager")
+    fields = {**GLOVE, "t5-small": T5_SMALL, "t5-base": T5_BASE}[size]
     return T5Config(vocab_size=vocabulary, num_decoder_layers=fields["num_layers"], **fields)
 
 
@@ -155,7 +142,7 @@ def causal(shape: Shape) -> dict[str, float]:
         body, head = model.get_base_model().model, model.get_base_model().lm_head
 
         def words(many: int) -> torch.Tensor:
-            return torch.empty(shape.batch, many, 576, requires_grad=True)
+            return torch.empty(shape.batch, many, LLAMA["hidden_size"], requires_grad=True)
 
         found = dict.fromkeys(PARTS, 0.0)
 
@@ -177,7 +164,7 @@ def causal(shape: Shape) -> dict[str, float]:
 
 
 def shape_of(size: str, args) -> Shape:
-    vocabulary = {"t5-small": 32_128, "smollm2": 49_152}.get(size, args.vocabulary)
+    vocabulary = {"t5-small": T5_WORDS, "smollm2": LLAMA["vocab_size"]}.get(size, args.vocabulary)
     context = args.source if size == "t5-small" else 0
     return Shape(args.batch, args.source, args.target, args.exemplar_tokens, vocabulary, context=context)
 
@@ -192,7 +179,8 @@ def rate(size: str, shape: Shape) -> float:
     import torch
 
     config = config_of(size, shape.vocabulary)
-    width, inner = (config.d_model, config.d_ff) if size != "smollm2" else (576, 1536)
+    width = config.hidden_size  # d_model by T5's attribute map
+    inner = config.intermediate_size if size == "smollm2" else config.d_ff
     left, right = torch.rand(shape.batch * shape.source, width), torch.rand(width, inner)
     left @ right
     taken = []

@@ -104,8 +104,8 @@ def main(argv=None):
     args = parse_args(argv)
     import numpy as np
 
+    from benchmarks import reporting
     from dataloaders import listener_turns
-    from storage import write_json
 
     paths = Paths(args.workdir)
     file = paths.results / "memorised.json"
@@ -123,7 +123,7 @@ def main(argv=None):
     for place in args.runs:
         shares[Path(place).name] = found = measure(place, examples, args)
         print(f"{place}: " + ", ".join(f"{100 * v:.2f} % as {k}" for k, v in found.items()))
-    write_json(file, {**result, "shares": shares})
+    reporting.write(file, vars(args), "cpu", {**result, "shares": shares})
     return shares
 
 

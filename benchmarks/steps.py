@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import published
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5EncoderModel
 import train_causal_lm
 import train_glove_t5
 import train_t5
+from benchmarks import published
+from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS
 from causal_generators import CausalObjective
 from causal_models import CausalGenerator, CausalSettings, attention_for
 from chats import causal_data
@@ -32,19 +33,6 @@ from session import Session
 from updates import Update
 
 EXEMPLARS = 10
-T5_WORDS = 32_128
-T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
-T5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
-#: SmolLM2-135M's
-LLAMA = {
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
 TINY_LLAMA = LLAMA | {"vocab_size": 300, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2}
 
 Step = Callable[[], object]

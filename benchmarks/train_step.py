@@ -15,6 +15,7 @@ device). floor: the step's matrix products alone, each as often as in the step; 
 time that is. Written to results/train_step_SHAPE.json.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(ROOT))
 
 from options import (  # noqa: E402
     COUNT,
@@ -59,8 +60,7 @@ def parse_args(argv=None):
         "--batch-size",
         type=COUNT,
         default=0,
-        help="examples in an update; 0: by shape, the published ones "
-        "but for t5, whose 8 do not fit 5 minutes of one core",
+        help="examples in an update; 0: by shape, of t5 2, where the published way has 8",
     )
     add("--repeats", type=NATURAL, default=5, help="updates by each way, after one that warms up")
     add("--threads", type=COUNT, default=0, help="processor threads; 0: torch's default")
@@ -70,9 +70,9 @@ def parse_args(argv=None):
         default="longest",
         help="of the published way: to the longest of the batch, or to 200 and 50 tokens",
     )
-    add("--critics", action="store_true", default=True, help="four critics in the loss")
-    add("--no-critics", dest="critics", action="store_false", help="without critics")
-    add("--no-memory", dest="memory", action="store_false", help="leave the processes for memory out")
+    boolean = argparse.BooleanOptionalAction
+    add("--critics", action=boolean, default=True, help="four critics in the loss")
+    add("--memory", action=boolean, default=True, help="measure memory, in processes of its own")
     args = parser.parse_args(argv)
     known = WAYS[args.shape]
     unknown = [w for w in args.ways or () if w not in known]
@@ -103,14 +103,12 @@ def memory_alone(args, way: str) -> float:
     return float(done.stdout.split()[-2])
 
 
-def measure(args, memory: dict[str, float]) -> dict:
+def measure(args, session, memory: dict[str, float]) -> dict:
     """{way: its figures}, printed as a table."""
     import torch
-    from steps import Floor, build_ways
 
-    from session import Session
+    from benchmarks.steps import Floor, build_ways
 
-    session = Session(args.device, args.precision, args.seed)
     steps = build_ways(args, session)
     critics = "four critics" if args.critics and "causal" not in args.shape else "no critics"
     where = f"{torch.get_num_threads()} threads, {session.device}, {session.precision}"
@@ -124,7 +122,7 @@ def measure(args, memory: dict[str, float]) -> dict:
                 torch.cuda.synchronize()
             if repeat:  # the first one warms up
                 taken[way].append(time.perf_counter() - began)
-    figures = {}
+    figures: dict[str, dict] = {}
     print("way        seconds  GiB    GFLOP  floor s  share")
     for way, step in steps.items():
         floor = Floor(session)
@@ -163,22 +161,22 @@ def main(argv=None):
     memory = {way: memory_alone(args, way) for way in args.ways} if args.memory else {}
     import torch
 
-    from storage import write_json
+    from benchmarks import reporting
+    from session import Session
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    figures = measure(args, memory)
+    session = Session(args.device, args.precision, args.seed)
+    figures = measure(args, session, memory)
     compare(figures, args.ways)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"flags": vars(args), "threads": torch.get_num_threads(), "ways": figures})
-    print(file)
+    reporting.write(file, vars(args), session.device.type, {"ways": figures})
 
 
 def print_memory(args) -> None:
     """Two updates of the only way that was asked for: the optimizer's state is there from the second on."""
     import torch
-    from steps import build_ways
 
+    from benchmarks.steps import build_ways
     from session import Session
 
     if args.threads:

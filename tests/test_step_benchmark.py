@@ -2,14 +2,10 @@
 
 import json
 import re
-import sys
 
 import pytest
-from conftest import ROOT
 
-sys.path.append(str(ROOT / "benchmarks"))
-
-import train_step  # noqa: E402
+from benchmarks import train_step
 
 
 def test_the_step_is_measured_against_the_published_one(tmp_path, capsys):
