@@ -161,13 +161,13 @@ class CausalPredictor(Predictor):
         self, model: CausalGenerator, gold: Data, prompts: Data | None, decoding: Decoding, session: Session
     ):
         super().__init__(model, model.tokenizer, gold, decoding, session)  # type: ignore[arg-type]
-        self.gold, self.prompts, self.causal = gold, prompts, model
+        self.prompts, self.causal = prompts, model
         # the model bans its own control tokens
         self.arguments.pop("suppress_tokens")
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
         session, model = self.session, self.causal
-        gold = session.move(self.gold.collate(numbers))
+        gold = session.move(self.data.collate(numbers))
         texts = {}
         with (
             torch.inference_mode(),
