@@ -178,10 +178,9 @@ class CausalPredictor(Predictor):
             nll = example_nll(each, gold)  # (E,)
             if self.prompts:
                 prompts = session.move(self.prompts.collate(numbers))
-                written = dict(
-                    zip(numbers, model.replies(model.generate(prompts, **self.arguments)), strict=True)
-                )
-                texts["response"] = np.array([written[n] for n in gold["examples"].tolist()])
+                replies = np.array(model.replies(model.generate(prompts, **self.arguments)))
+                written = dict(zip(numbers, replies.reshape(len(numbers), -1), strict=True))
+                texts["response"] = np.stack([written[n] for n in gold["examples"].tolist()])
         tokens = torch.bincount(gold["example_of"], minlength=len(nll))
         # an example's targets stand in a row, so that its end is the last of them
         places = torch.arange(len(each), device=each.device)

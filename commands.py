@@ -76,6 +76,7 @@ class Decoding:
     seed: int
     top_p: float = 1.0
     predict: bool = True  # False: no replies, only the gold replies' likelihood
+    replies: int = 1  # to each context
 
 
 @dataclass(frozen=True)
@@ -525,6 +526,7 @@ DECODING = {
     "beams",
     "max_new_tokens",
     "predict",
+    "replies",
     "predict_split",
     "predict_batch_size",
     "inference",
@@ -670,7 +672,14 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         "replies' likelihood",
     )
     add("--predict-split", choices=["valid", "test"], default="test", help="whose predictions")
-    add("--predict-batch-size", type=NATURAL, default=64, help="replies written at a time")
+    add("--predict-batch-size", type=NATURAL, default=64, help="contexts replied to at a time")
+    add(
+        "--replies",
+        type=NATURAL,
+        default=1,
+        help="to each context; with several, predictions.tsv numbers them in a column `sample`, and tables "
+        "show the context AUC of their mean levels",
+    )
     add(
         "--inference",
         metavar="RUN",
@@ -701,6 +710,8 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
     """`check`, and what holds for the decoding flags of every family."""
     if args.output and not args.inference:
         problems.append("--output: only with --inference; a training writes to its own folder (--name)")
+    if args.replies > 1 and args.beams > 1:
+        problems.append("--replies: of sampling; beam search gives one reply to a context (--beams 1)")
     check(parser, args, problems)
     if args.inference:
         ignored = [k for k, v in vars(args).items() if v != parser.get_default(k) and k not in OF_INFERENCE]

@@ -268,11 +268,13 @@ def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[s
         return arguments | {"num_beams": decoding.beams}
     if decoding.top_p < 1:
         arguments["top_p"] = decoding.top_p
+    if decoding.replies > 1:
+        arguments["num_return_sequences"] = decoding.replies
     return arguments | {"do_sample": True, "top_k": decoding.top_k, "temperature": decoding.temperature}
 
 
 def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -> list[str]:
-    """One reply, on one line, for each example of a batch."""
+    """Replies, each on one line, to the examples of a batch; several to one example side by side."""
     out = model.generate(batch, **arguments)  # (B, T)
     return [" ".join(text.split()) for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
@@ -300,7 +302,8 @@ class Predictor:
             batch["encoded"] = self.model.encode(batch)  # once, for the likelihood and for the reply
             nll = token_nll(self.model(batch), batch["labels"])  # (B, T)
             if self.decoding.predict:
-                texts["response"] = np.array(reply(self.model, self.tokenizer, batch, self.arguments))
+                replies = reply(self.model, self.tokenizer, batch, self.arguments)
+                texts["response"] = np.array(replies).reshape(len(numbers), -1)  # (B, replies)
         tokens = batch["reply_mask"].sum(1)  # (B,), replies are whole: the last one is the end
         return {
             "numbers": np.array(numbers),
@@ -371,7 +374,7 @@ def write_predictions(
     table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
     storage.write_csv(likelihood, table)
     if decoding.predict:
-        storage.write_csv(predictions, keys.assign(response=rows["response"]), sep="\t", origin=origin)
+        storage.write_csv(predictions, several(keys, rows["response"]), sep="\t", origin=origin)
     shutil.rmtree(keep, ignore_errors=True)
     sums = table[["nll", "tokens", "words"]].sum()
     result = {
@@ -383,6 +386,15 @@ def write_predictions(
         f"perplexity {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"
     )
     return result
+
+
+def several(keys: pd.DataFrame, replies: np.ndarray) -> pd.DataFrame:
+    """The rows of predictions.tsv: (items, replies to each) texts; more than one are numbered."""
+    count = replies.shape[1]
+    table = keys.loc[keys.index.repeat(count)].reset_index(drop=True)
+    if count > 1:
+        table["sample"] = np.tile(np.arange(count), len(keys))
+    return table.assign(response=replies.flatten())
 
 
 def class_nats(tokenizer, paths: Paths) -> float:

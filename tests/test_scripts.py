@@ -35,6 +35,7 @@ from dataloaders import listener_turns, read_exemplars, read_labels
 from DPR import evaluate_retriever, prepare_dpr_data, train_dpr
 from models import Critic
 from options import CRITICS, Paths, UserError
+from systems import read_run
 
 RUN_FILES = {
     "args.json",
@@ -798,3 +799,19 @@ def test_the_sample_recipe_runs_every_script():
         *(f"{m.__name__}.py" for m in USE),
     }
     assert all(name in lines for name in itertools.filterfalse(others.__contains__, PARSERS))
+
+
+def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_samples(trained_copy):
+    folder = trained_copy / "saved" / "glove-t5" / "lempex"
+    again = [*short(trained_copy), "--inference", str(folder), "--overwrite"]
+    train_glove_t5.main([*again, "--replies", "3", "--predict-batch-size", "5"])
+    table = pd.read_csv(folder / "predictions.tsv", sep="\t", keep_default_na=False)
+    examples = listener_turns(Paths(trained_copy).dialogues("test"))
+    keys = [(e.conv_id, e.utterance_idx, n) for e in examples for n in range(3)]
+    assert list(zip(table["conv_id"], table["utterance_idx"], table["sample"], strict=True)) == keys
+    replies = table["response"].to_numpy().reshape(-1, 3)
+    assert sum(len(set(row)) > 1 for row in replies) > len(replies) / 2
+    system = read_run(folder, examples, "test")
+    assert system.samples == replies.tolist() and system.replies == replies[:, 0].tolist()
+    with pytest.raises(SystemExit):
+        train_glove_t5.main([*again, "--replies", "2", "--beams", "2"])
