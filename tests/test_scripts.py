@@ -801,12 +801,13 @@ def test_the_sample_recipe_runs_every_script():
     assert all(name in lines for name in itertools.filterfalse(others.__contains__, PARSERS))
 
 
-def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_samples(trained_copy):
-    folder = trained_copy / "saved" / "glove-t5" / "lempex"
-    again = [*short(trained_copy), "--inference", str(folder), "--overwrite"]
+def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_samples(home, tmp_path):
+    shutil.copytree(home, tmp_path / "home")
+    folder = tmp_path / "home" / "saved" / "glove-t5" / "exemplars"
+    again = [*short(tmp_path / "home"), "--inference", str(folder), "--overwrite"]
     train_glove_t5.main([*again, "--replies", "3", "--predict-batch-size", "5"])
     table = pd.read_csv(folder / "predictions.tsv", sep="\t", keep_default_na=False)
-    examples = listener_turns(Paths(trained_copy).dialogues("test"))
+    examples = listener_turns(Paths(home).dialogues("test"))
     keys = [(e.conv_id, e.utterance_idx, n) for e in examples for n in range(3)]
     assert list(zip(table["conv_id"], table["utterance_idx"], table["sample"], strict=True)) == keys
     replies = table["response"].to_numpy().reshape(-1, 3)
