@@ -128,15 +128,28 @@ def evaluation(
         return None
     runs = [row.run for row in rows if row.run]
     if not request.dry_run:
-        runs = [run for run in runs if (Path(workdir) / run / "result.json").exists()]
+        runs = [run for run in runs if all((f / "result.json").exists() for f in folders_of(run, workdir))]
     if not runs and not request.systems:
         return None
     files = [shlex.quote(absolute(text)) for text in request.systems]
-    line = table.evaluate.replace("RUNS", " ".join([*map(shlex.quote, runs), *files]))
+    placed = [shlex.quote(seeds_at(run, workdir)) for run in runs]
+    line = table.evaluate.replace("RUNS", " ".join([*placed, *files]))
     stage = plan({"table": Group([line])}, workdir, request.source, request.changes)[0]
     # the table of fewer runs that an earlier call has left is replaced
     parts = [stage.identity, *(s.identity for s in built_on), *digests(request.systems), *judges_in(workdir)]
     return replace(stage, command=[*stage.command, "--overwrite"], identity="-".join(parts))
+
+
+def folders_of(run: str, workdir: str) -> list[Path]:
+    """The folders of a row's `run`, one for each seed."""
+    return [Path(workdir) / place for place in named_places(run)[1]]
+
+
+def seeds_at(run: str, workdir: str) -> str:
+    """A row's `run` for the command line; of several seeds the folders are in the workdir, as `settle` sees to
+    for one."""
+    name, places = named_places(run)
+    return f"{name}={','.join(str(Path(workdir) / place) for place in places)}" if name else run
 
 
 def judges_in(workdir: str) -> list[str]:
@@ -294,7 +307,8 @@ def commit_of(row: Row, table: Table, request: Request) -> str:
     for entry in (entries.get(key, {}) for key in reversed(keys)):
         if entry.get("commit"):
             return entry["commit"]
-    place = folder / (row.run or Path(*row.result[:1]).parent) / "environment.json"
+    run = named_places(row.run)[1][0]
+    place = folder / (run or Path(*row.result[:1]).parent) / "environment.json"
     return storage.read_json(place).get("commit", "unknown") if place.exists() else "unknown"
 
 

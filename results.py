@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import storage
-from options import UserError
+from options import UserError, named_places
 
 FILE = Path("results") / "results.yaml"
 HEADER = (
@@ -73,8 +73,8 @@ class Row:
     place: str = ""
     after: list[str] = field(default_factory=list)  # steps that its commands build on
     commands: list[str] = field(default_factory=list)
-    run: str = ""  # folder of a run that the table's `evaluate` scores
-    system: str = ""  # its row there; default: the last two parts of `run`
+    run: str = ""  # folder of a run that the table's `evaluate` scores, or NAME=folder,folder of its seeds
+    system: str = ""  # its row there; default: NAME, or the last two parts of the folder
     result: list[str] = field(default_factory=list)  # or: a JSON file, and keys within it
     commit: str = ""
     hardware: str = ""
@@ -87,7 +87,8 @@ class Row:
     @property
     def in_table(self) -> str:
         """The name of this row in what the table's `evaluate` writes; empty where it has none there."""
-        return self.system or "/".join(Path(self.run).parts[-2:])
+        name, folders = named_places(self.run)
+        return self.system or name or "/".join(Path(folders[0]).parts[-2:])
 
 
 @dataclass(frozen=True)

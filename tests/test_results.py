@@ -60,7 +60,7 @@ def test_every_command_of_a_row_parses(data, tmp_path, monkeypatch):
 
 def test_every_column_of_a_scored_table_is_still_written_or_says_that_it_is_not(data):
     written = [*COLUMNS, *critic_columns(CRITICS)]
-    for judge in ("tfidf", "minilm"):
+    for judge in ("tfidf", "minilm", "tfidf-b", "minilm-b"):
         written += judge_columns(judge, list(DIMENSIONS))
     known = {column.key for column in written}
     for table in results.parse(data).tables.values():
