@@ -111,6 +111,7 @@ class GeneratorOptions:
     critic_ramp: int = 0
     balance: float = 0.0
     log_gradients: bool = False
+    targets: str | None = None
 
     @property
     def critics(self) -> list[str]:
@@ -123,8 +124,10 @@ class GeneratorOptions:
 
     @property
     def default_name(self) -> str:
-        """lempex, or what the ablation leaves of it; -marks where replies are marked with their levels."""
-        return f"{self.of_losses}-marks" if self.control else self.of_losses
+        """lempex, or what the ablation leaves of it; -marks where replies are marked with their levels,
+        -all-turns where the speaker's turns are learnt, too."""
+        marks = "-marks" if self.control else ""
+        return self.of_losses + marks + ("-all-turns" if self.targets else "")
 
     @property
     def of_losses(self) -> str:
@@ -642,6 +645,12 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     add("--src-len", type=NATURAL, default=200, help="latest tokens of the dialogue")
     add("--tgt-len", type=number(int, least=2), default=50, help="tokens of a reply in training")
     add("--dropout", type=SHARE, default=0.1, help="inside the generator")
+    parser.add_argument(
+        "--targets",
+        choices=["all"],
+        help="all: also learn to write the speaker's turns, for which there are no exemplars, labels or "
+        "critics (default: the listener's alone; --init-from goes on with these)",
+    )
     add_init_from(parser)
     add_decoding_flags(parser)
 
@@ -701,6 +710,21 @@ def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namesp
             "--main-loss-w, --empathy-loss-w, --sentiment-loss-w and --sampled-loss-w are all 0: nothing to "
             "train on"
         )
+    if args.targets and not args.inference:
+        given = {
+            "--add-exemplars none": args.add_exemplars != "none",
+            "--empathy-loss-w 0": args.empathy_loss_w,
+            "--sentiment-loss-w 0": args.sentiment_loss_w,
+            "--sampled-loss-w 0": args.sampled_loss_w,
+            "no --control": args.control,
+        }
+        needed = [flag for flag, without in given.items() if without]
+        if needed:
+            problems.append(
+                "--targets all: the speaker's turns have neither exemplars nor labels; it needs "
+                + ", ".join(needed)
+                + " (a run that goes on from it by --init-from can have them)"
+            )
     if args.balance and not args.main_loss_w:
         problems.append("--balance: a share of the nll's gradient, which --main-loss-w 0 takes away")
     return check_decoding(parser, args, problems)

@@ -355,10 +355,10 @@ def _numbers(table: pd.DataFrame, path: Path, column: str, kind=_whole, **limits
 
 @dataclass(frozen=True)
 class Example:
-    """One listener turn to be written: everything said before, and what the listener said."""
+    """One turn to be written, mostly a listener's: everything said before, and what was said then."""
 
     conv_id: str
-    utterance_idx: int  # 1-based; listener turns are even
+    utterance_idx: int  # 1-based; listener turns are even, the speaker's odd
     emotion: str
     history: tuple[str, ...]  # oldest turn first; speaker and listener alternate, the speaker begins
     response: str
@@ -426,11 +426,21 @@ def _check_conversation(path: Path, conv: str, turns: list) -> None:
 
 def listener_turns(path: Path) -> list[Example]:
     """Every listener turn (even utterance_idx) of a dialogue file with its history, in file order."""
+    return _answers(path, every=2)
+
+
+def all_turns(path: Path) -> list[Example]:
+    """The same with the speaker's turns, each dialogue's first left out, which answers nothing. Whose turn an
+    example is, its history tells: the last to have spoken is the other one."""
+    return _answers(path, every=1)
+
+
+def _answers(path: Path, every: int) -> list[Example]:
     examples = []
     for conv_id, turns in read_dialogues(path).groupby("conv_id", sort=False):
         texts = turns["utterance"].tolist()
         emotion = turns["context"].iloc[0]
-        for i in range(1, len(texts), 2):
+        for i in range(1, len(texts), every):
             examples.append(Example(str(conv_id), i + 1, emotion, tuple(texts[:i]), texts[i]))
     if not examples:
         raise UserError(f"{path}: no conversation has a listener turn")

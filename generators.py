@@ -27,6 +27,7 @@ from critics import LossCritics, choose_for_loss, load_judges, say_uninformed
 from dataloaders import (
     Data,
     Example,
+    all_turns,
     generator_data,
     hash_seed,
     listener_turns,
@@ -129,7 +130,7 @@ def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Pat
 
 @dataclass(frozen=True)
 class SplitData:
-    """The listener turns of one split, and their batches."""
+    """The turns of one split that are to be written, and their batches."""
 
     examples: list[Example]
     data: Data
@@ -144,13 +145,14 @@ def split_data(
     critics: CriticSet | None = None,
     whole: bool = True,
     marks_seed: int | None = None,
+    targets: str | None = None,
 ) -> SplitData:
     """One split; files are joined on (conv_id, utterance_idx). `critics`: whose labels a batch holds.
 
     `whole`: replies are not cut to the model's tgt_len. `marks_seed`: replies get their marks, of which this
-    seed leaves some out; None: no marks.
+    seed leaves some out; None: no marks. `targets`: "all" takes the speaker's turns, too.
     """
-    examples = listener_turns(paths.dialogues(split))
+    examples = (all_turns if targets == "all" else listener_turns)(paths.dialogues(split))
     entering = None
     if settings.exemplars != "none":
         file = paths.exemplars(split)
@@ -439,8 +441,24 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     # replies are cut for training alone: a perplexity is of the whole reply
     # the others are measured without marks: in use nobody knows a reply's levels before it is written
     marks_seed = options.seed if options.control else None
-    train = split_data(settings, "train", tokenizer, way, paths, critics, whole=False, marks_seed=marks_seed)
+    train = split_data(
+        settings,
+        "train",
+        tokenizer,
+        way,
+        paths,
+        critics,
+        whole=False,
+        marks_seed=marks_seed,
+        targets=options.targets,
+    )
     held = split_data(settings, "valid", tokenizer, way, paths, critics)
+    if options.targets:
+        listeners = sum(e.utterance_idx % 2 == 0 for e in train.examples)
+        session.say(
+            f"--targets all: {len(train.examples):,} training turns, {listeners:,} of them the listener's; "
+            f"measured on {len(held.examples):,} listener's turns"
+        )
     say_uninformed(critics, train.data, session)
     # read before the training: what would be missing after it is missed now
     split = command.predict_split

@@ -121,6 +121,24 @@ def test_listener_turns_are_the_even_ones_with_all_that_was_said_before(tmp_path
     ]
 
 
+def test_all_turns_are_the_listeners_and_every_answer_of_the_speaker(tmp_path, tokenizer):
+    texts = {"c2": "a b c d e".split(), "c1": "f g".split(), "c3": ["h"]}
+    rows = [turn(conv, n, text) for conv, row in texts.items() for n, text in enumerate(row, start=1)]
+    path = write_dialogues(tmp_path / "d.csv", *rows)
+    found = dataloaders.all_turns(path)
+    assert [(e.key, e.history, e.response) for e in found] == [
+        (("c2", 2), ("a",), "b"),
+        (("c2", 3), ("a", "b"), "c"),
+        (("c2", 4), ("a", "b", "c"), "d"),
+        (("c2", 5), ("a", "b", "c", "d"), "e"),
+        (("c1", 2), ("f",), "g"),
+    ]
+    # whose turn it is: the source ends with the other one's mark, even where it is cut
+    batch = generator(tokenizer, found, src_len=2).collate(list(range(5)))
+    ends = [real(batch, "speaker_ids", "source_mask", row)[-1] for row in range(5)]
+    assert ends == [1, 2, 1, 2, 1]
+
+
 def test_a_file_without_listener_turns_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"d\.csv: no conversation has a listener turn"):
         dataloaders.listener_turns(write_dialogues(tmp_path / "d.csv", turn()))
