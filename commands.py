@@ -66,7 +66,8 @@ class TrainingOptions:
 @dataclass(frozen=True)
 class Decoding:
     """How replies are written: sampling among the `top_k` most likely tokens, and of these the fewest that
-    reach the share `top_p`, or beam search where `beams` > 1."""
+    reach the share `top_p`, or beam search where `beams` > 1; no `no_repeat_ngram` tokens in a row a second
+    time (0: they may come again)."""
 
     top_k: int
     temperature: float
@@ -75,6 +76,7 @@ class Decoding:
     predict_batch_size: int
     seed: int
     top_p: float = 1.0
+    no_repeat_ngram: int = 0
     predict: bool = True  # False: no replies, only the gold replies' likelihood
     replies: int = 1  # to each context
 
@@ -527,6 +529,7 @@ DECODING = {
     "top_p",
     "temperature",
     "beams",
+    "no_repeat_ngram",
     "max_new_tokens",
     "predict",
     "replies",
@@ -672,6 +675,14 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
     add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
     add("--beams", type=NATURAL, default=1, help="above 1: beam search in place of sampling (the paper: 8)")
+    add(
+        "--no-repeat-ngram",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="no N tokens in a row come a second time in a reply (of a causal language model: nor those of "
+        "the dialogue before it); 0: they may",
+    )
     add("--max-new-tokens", type=NATURAL, default=100, help="a reply that has not ended by then is cut")
     add(
         "--predict",

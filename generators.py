@@ -266,6 +266,8 @@ def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[s
     banned += without_word(tokenizer, vocabulary)
     arguments: dict[str, Any] = {"suppress_tokens": [i for i in banned if i is not None]}
     arguments["max_new_tokens"] = decoding.max_new_tokens
+    if decoding.no_repeat_ngram:
+        arguments["no_repeat_ngram_size"] = decoding.no_repeat_ngram
     if decoding.beams > 1:
         return arguments | {"num_beams": decoding.beams}
     if decoding.top_p < 1:

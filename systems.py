@@ -163,9 +163,13 @@ def decoding_in_words(origin: dict) -> str:
         text = f"beam search, {how['num_beams']} beams"
     elif how.get("do_sample"):
         text = f"sampled among the {how['top_k']} likeliest tokens at temperature {how['temperature']}"
+        if "top_p" in how:
+            text += f", of these the fewest that reach {how['top_p']}"
         text += f", seed {origin.get('seed')}"
     else:
         return ""
+    if "no_repeat_ngram_size" in how:
+        text += f", no {how['no_repeat_ngram_size']} tokens in a row twice"
     return f"{text}, at most {how['max_new_tokens']} tokens"
 
 

@@ -438,6 +438,8 @@ def test_decoding_flags_arrive_in_decoding(workdir):
 
     greedy, beams = by_hand(do_sample=False), by_hand(num_beams=4)
     assert predict(workdir, folder, "--beams", "4") == beams
+    unrepeated = by_hand(num_beams=4, no_repeat_ngram_size=1)
+    assert predict(workdir, folder, "--beams", "4", "--no-repeat-ngram", "1") == unrepeated != beams
     assert predict(workdir, folder, "--top-k", "1") == greedy
     assert predict(workdir, folder, "--temperature", "1e-6") == greedy
     sampled = predict(workdir, folder)

@@ -147,7 +147,7 @@ def test_two_decodings_of_one_run_stand_side_by_side(trained_copy, tmp_path, cap
     own = (folder / "predictions.tsv").read_bytes()
     common = ["--workdir", str(trained_copy), "--device", "cpu"]
     beams = ["--inference", str(folder), "--output", str(tmp_path / "beams"), "--beams", "3"]
-    train_glove_t5.main([*common, *beams, "--max-new-tokens", "6"])
+    train_glove_t5.main([*common, *beams, "--max-new-tokens", "6", "--no-repeat-ngram", "2"])
     assert (folder / "predictions.tsv").read_bytes() == own
     assert (tmp_path / "beams" / "predictions.tsv").read_bytes() != own
     with pytest.raises(UserError, match="already there: .*beams"):
@@ -167,7 +167,8 @@ def test_two_decodings_of_one_run_stand_side_by_side(trained_copy, tmp_path, cap
         "Replies of glove-t5/plain-critics: sampled among the 20 likeliest tokens at temperature 0.9, "
         "seed 42, at most 5 tokens.\n" in below
     )
-    assert "Replies of beams: beam search, 3 beams, at most 6 tokens.\n" in below
+    expected = "Replies of beams: beam search, 3 beams, no 2 tokens in a row twice, at most 6 tokens.\n"
+    assert expected in below
     assert "beams was trained against the very critics that judge it here: emo, exp, int, sentiment." in below
 
 
