@@ -1,13 +1,18 @@
 """The benchmarks, in process on tiny sizes: their figures stand where they are said to, and are plausible."""
 
 import json
+import shlex
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 from test_causal_models import make_tokenizer, save_llama, trained
 
+import evaluate_responses
 import options
-from benchmarks import cost, embed, generate, reporting, retrieval, start
+import train_glove_t5
+from benchmarks import cost, decoding, embed, generate, reporting, retrieval, start
 from DPR import biencoder
 from options import UserError
 
@@ -72,6 +77,28 @@ def test_generation_writes_as_many_tokens_both_ways(workdir, tmp_path):
     found = figures(workdir, "generate")
     assert found["generator"]["beam 2"]["same_replies"] == 1
     assert found["causal"]["replies"] == 6
+
+
+def test_each_decoding_writes_to_a_folder_of_its_own_and_one_table_scores_them(home):
+    run = home / "saved" / "glove-t5" / "exemplars"
+    args = decoding.parse_args(["--workdir", str(home), str(run), "--ways", *decoding.WAYS])
+    folder = home / "results" / "decoding-exemplars"
+    writing, scoring = decoding.lines(args, "train_glove_t5.py", "glove-t5", folder)
+    asked = [train_glove_t5.parse_args(shlex.split(line)[1:]) for line in writing]
+    assert len({a.output for a in asked}) == len(decoding.WAYS)
+    assert [a.beams for a in asked].count(8) == 2 and {a.inference for a in asked} == {str(run)}
+    for a in asked:
+        Path(a.output).mkdir(parents=True)
+    scored = evaluate_responses.parse_args(shlex.split(scoring)[1:])
+    shutil.rmtree(folder)  # the fixture is read-only
+    assert scored.runs == [a.output for a in asked]
+    rows = {"gold": {"length": 9.0, "tfidf_emo_level": 0.4, "bleu_1": 100.0}, "greedy": {"length": 5.0}}
+    shown = reporting.table(*decoding.short_table(rows)).splitlines()
+    assert [line.split() for line in shown] == [
+        ["words", "tfidf", "emo"],
+        ["gold", "9", "0.4"],
+        ["greedy", "5", "-"],
+    ]
 
 
 def test_start_times_a_script_and_leaves_the_workdir_alone(workdir, monkeypatch):
