@@ -234,6 +234,17 @@ COLUMNS: tuple[Column, ...] = (
         per_item=True,
     ),
     Column(
+        "words_exemplar",
+        "words from exemplars %",
+        "diversity",
+        "share of the replies' normalised words that stand in four in a row that an exemplar found for their "
+        "item has, too; the gold row says how many do so without having read any",
+        "%",
+        "fragment coverage, Grusky et al. 2018; exemplars as of the column before",
+        "none",
+        per_item=True,
+    ),
+    Column(
         "vader",
         "VADER",
         "stand-ins",

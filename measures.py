@@ -3,7 +3,7 @@ of items is had without reading the replies again. What each is called and means
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from sacrebleu.metrics import BLEU
 from tqdm import tqdm
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from intervals import Additive, item_means
+from intervals import Additive, item_means, ratio
 from options import APOSTROPHES, UserError
 
 #: on strings that are normalised already; the mean of logarithms below is its "none" smoothing
@@ -112,6 +112,28 @@ def most_frequent(replies: Sequence[str]) -> Additive:
         return shares([])
     usual = Counter(replies).most_common(1)[0][0]
     return shares([reply == usual for reply in replies])
+
+
+#: so many words in a row that stand in an exemplar too come from it; fewer are anybody's
+COPIED = 4
+
+
+def runs_of_words(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + COPIED]) for i in range(len(words) - COPIED + 1)}
+
+
+def copied_words(replies: Sequence[str], shown: Sequence[Iterable[str]]) -> Additive:
+    """Share of all words, in percent, that stand in `COPIED` words in a row of an exemplar of their item
+    (fragment coverage: Grusky et al. 2018). `shown`: the exemplars of each reply."""
+    rows = []
+    for reply, exemplars in zip(replies, shown, strict=True):
+        words, copied = reply.split(), set()
+        known = set().union(*(runs_of_words(text.split()) for text in exemplars))
+        for i in range(len(words) - COPIED + 1):
+            if tuple(words[i : i + COPIED]) in known:
+                copied.update(range(i, i + COPIED))
+        rows.append([100.0 * len(copied), float(len(words))])
+    return Additive(np.array(rows).reshape(-1, 2), ratio)
 
 
 # ----------------------------------------------------------------------------------------------------- levels

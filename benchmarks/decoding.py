@@ -43,6 +43,7 @@ COLUMNS = {
     "distinct_2_items": "Distinct-2",
     "most_frequent": "most frequent %",
     "verbatim_training": "verbatim training %",
+    "words_exemplar": "words from exemplars %",
     "length": "words",
     "rouge_l": "ROUGE-L",
     "cosine_last_turn": "relevance",

@@ -131,6 +131,21 @@ def test_the_fluency_stand_in_charges_every_token_of_a_reply_read_alone(tmp_path
     assert found[1] == 0
 
 
+def test_words_come_from_an_exemplar_where_four_in_a_row_do():
+    replies = ["oh i am so sorry to hear it", "i am so glad", "", "i am so very so sorry to hear"]
+    shown = [
+        ["well , i am so sorry !", "sorry to hear it all"],
+        ["i am so sad"],
+        ["a b c d"],
+        ["so sorry to hear"],
+    ]
+    found = measures.copied_words(replies, shown)
+    # all but "oh", by two exemplars; three in a row are not enough; the last four
+    assert found.items()[[0, 1, 3]] == pytest.approx([100 * 7 / 8, 0, 100 * 4 / 8])
+    assert found.point == pytest.approx(100 * 11 / 20)
+    assert np.isnan(found.items()[2])  # says nothing
+
+
 # ----------------------------------------------------------------------------------------------------- floors
 
 

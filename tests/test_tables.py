@@ -216,6 +216,7 @@ def test_judges_keep_to_the_half_that_no_loss_has_seen_and_copies_to_a_runs_own_
     content = evaluate_responses.main([*common, "--name", "two", *files, "--judges", "tfidf-b"])
     copied = {name: row.get("verbatim_exemplar") for name, row in content["systems"].items()}
     assert copied == {"gold": None, "halved": 100, "whole": None}, "each by the exemplars of its own run"
+    assert content["systems"]["halved"]["words_exemplar"] == 0  # of three words no four are in a row
     page = (tmp_path / "results" / "two" / "table.md").read_text()
     assert "| whole \u2021 |" in page and "| halved |" in page and "may flatter them: whole (exp)" in page
 
