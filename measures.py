@@ -127,7 +127,8 @@ def copied_words(replies: Sequence[str], shown: Sequence[Iterable[str]]) -> Addi
     (fragment coverage: Grusky et al. 2018). `shown`: the exemplars of each reply."""
     rows = []
     for reply, exemplars in zip(replies, shown, strict=True):
-        words, copied = reply.split(), set()
+        words = reply.split()
+        copied: set[int] = set()
         known = set().union(*(runs_of_words(text.split()) for text in exemplars))
         for i in range(len(words) - COPIED + 1):
             if tuple(words[i : i + COPIED]) in known:
