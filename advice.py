@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from options import DIMENSIONS, SENTIMENT, Paths
+from options import DIMENSIONS, JOINT, SENTIMENT, Paths
 
 HERE = Path(__file__).resolve().parent
 #: the script of each family of generators (their folders under saved/)
@@ -144,7 +144,7 @@ PLACES = {
     "labels": r"data/empathetic_dialogues/\w+_labels\.csv",
     "exemplars": r"data/empathetic_dialogues/\w+_dpr\.csv",
     "questions": r"data/dpr/(?P<name>.+)_\w+\.json",
-    "critic": rf"saved/empathy/(?P<name>.+)-(?P<dim>{'|'.join(DIMENSIONS)})",
+    "critic": rf"saved/empathy/(?P<name>.+)-(?P<dim>{'|'.join([*DIMENSIONS, JOINT])})",
     "regressor": rf"saved/{SENTIMENT}/(?P<name>[^/]+)",
     "retriever": r"saved/dpr/(?P<name>[^/]+)",
 }

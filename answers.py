@@ -4,6 +4,7 @@ comes again."""
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,15 @@ def key_of(reply: str, turns: Turns) -> bytes:
 
 class Answers:
     """`ask`, which is asked about each distinct text once, with what was said before it only where it
-    `reads_context`. Kept is what was said in full; `value` is what a call makes of it.
+    `reads_context`.
 
     `file` (npz) is named by what is asked, weights and precision; without one nothing outlives the process.
     Of two processes at the same file the later one's answers are kept, and the other's, where it has read
     them.
     """
 
-    def __init__(
-        self,
-        ask: Ask,
-        file: Path | None = None,
-        reads_context: bool = True,
-        value: Callable[[np.ndarray], np.ndarray] = np.asarray,
-    ):
-        self.ask, self.file, self.reads_context, self.value = ask, file, reads_context, value
+    def __init__(self, ask: Ask, file: Path | None = None, reads_context: bool = True):
+        self.ask, self.file, self.reads_context = ask, file, reads_context
         self.known: dict[bytes, np.ndarray] | None = None  # read when first asked
 
     def read(self) -> dict[bytes, np.ndarray]:
@@ -61,7 +56,7 @@ class Answers:
         return [key_of(*pair) for pair in zip(replies, before, strict=True)]
 
     def __call__(self, replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
-        """`value` of (N, K)."""
+        """(N, K)"""
         new = self.new(replies, contexts)
         assert self.known is not None
         if new:
@@ -69,7 +64,7 @@ class Answers:
             rows = self.ask([replies[n] for n in new.values()], before)
             self.known.update(zip(new, rows, strict=True))
             self.write()
-        return self.value(np.stack([self.known[key] for key in self.keys(replies, contexts)]))
+        return np.stack([self.known[key] for key in self.keys(replies, contexts)])
 
     def write(self) -> None:
         if self.file is None or not self.known:
@@ -78,6 +73,17 @@ class Answers:
         keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(-1, 16)
         fresh = {"keys": keys, "rows": np.stack(list(known.values()))}
         storage.keep_arrays(self.file, fresh)
+
+
+@dataclass(frozen=True)
+class Valued:
+    """What a call makes of answers, (N,) of (N, K). Several of them share what was said in one reading."""
+
+    answers: Answers
+    value: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
+        return self.value(self.answers(replies, contexts))
 
 
 def announce(

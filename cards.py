@@ -9,7 +9,7 @@ import pandas as pd
 
 import advice
 from hub import HUB_NAME
-from options import DIMENSIONS, MEANINGS, SENTIMENT, Paths
+from options import DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths
 from storage import read_json, write_text
 
 #: what a package of requirements-offline.txt carries, on the hub
@@ -35,7 +35,7 @@ PAIRS = (
 SNIPPETS = {
     "Critic": """from critics import Critic
 
-critic = Critic.from_pretrained({run!r})
+critic = Critic.from_pretrained({run!r}{which})
 (score,) = critic.score(["I am so sorry, you must miss him."], [("My dog died last week.",)])
 print(score.value, score.meaning)""",
     "Generator": """from responder import Responder
@@ -73,7 +73,7 @@ def kind_of(folder: Path) -> str:
 def licence(kind: str, critic: str, workdir: str) -> tuple[str, str]:
     """Of the weights: its name on the hub, and a sentence. `critic`: of what, where it is one."""
     known = LICENCES.get(advice.prepared_from(Path(workdir)) or "")
-    return known or (PAIRS if kind == "Critic" and critic in DIMENSIONS else DIALOGUES)
+    return known or (PAIRS if kind == "Critic" and critic in (*DIMENSIONS, JOINT) else DIALOGUES)
 
 
 def base_model(folder: Path, args: dict[str, Any]) -> str | None:
@@ -107,6 +107,8 @@ def labels(config: dict[str, Any]) -> str:
     """What a critic's outputs mean."""
     if config["kind"] == SENTIMENT:
         return "One number from -1 (negative) to 1 (positive), learnt from VADER's compound score."
+    if config.get("heads"):
+        return "\n\n".join(labels({"kind": kind, "outputs": n}) for kind, n in config["heads"].items())
     meanings = MEANINGS.get(config["kind"], {}).get(config["outputs"], ())
     rows = [f"| {level} | {meaning} |" for level, meaning in enumerate(meanings)]
     name = DIMENSIONS[config["kind"]][0] if config["kind"] in DIMENSIONS else config["kind"]
@@ -146,7 +148,8 @@ def write_card(folder: Path, result: dict) -> None:
     ]
     if kind:
         run = Paths(workdir).note(folder)
-        snippet = SNIPPETS[kind].format(run=run)
+        which = ', kind="emo"' if config.get("heads") else ""
+        snippet = SNIPPETS[kind].format(run=run, which=which)
         parts.append(
             f"{TASKS[kind][1]}\n\n```python\n{snippet}\n```\n\nRun it in the project's folder, with the "
             "run's place as seen from there, or with its name on the hub."

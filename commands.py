@@ -14,6 +14,7 @@ from options import (
     COUNT,
     CRITICS,
     DIMENSIONS,
+    JOINT,
     NATURAL,
     POSITIVE,
     SENTIMENT,
@@ -850,6 +851,10 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     for flag in ("turns", "teacher_w") if "teacher" in args and not args.teacher else ():
         if getattr(args, flag) != parser.get_default(flag):
             problems.append(f"--{flag.replace('_', '-')}: only with --teacher")
+    if getattr(args, "dim", "") == JOINT:
+        for flag in ("teacher", "class_weights", "mixture_share", "baselines"):
+            if getattr(args, flag):
+                problems.append(f"--dim {JOINT}: --{flag.replace('_', '-')} is of one dimension")
     own = {"glove-t5": GLOVE_CRITIC, "minilm": MINILM_CRITIC}.get(args.model, T5_CRITIC | {"lr": t5_lr})
     for name, value in ({"epochs": 12, "schedule": "constant"} | own).items():
         if getattr(args, name) is None:

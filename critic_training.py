@@ -4,8 +4,9 @@ What a critic computes stands in models.Critic, critics in use in critics.py.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ import storage
 from commands import CriticCommand, CriticOptions, TeacherOptions
 from critics import Critic, guess_loss, is_useless
 from dataloaders import (
-    Data,
     choose_pairs,
     critic_data,
     listener_turns,
@@ -32,6 +32,7 @@ from dataloaders import (
 )
 from DPR.biencoder import resolve
 from glove_models import glove_config, load_vectors, set_word_vectors
+from mixtures import Mixtures, loss_of_nothing, mean_target, word_frequencies
 from models import Critic as CriticModel
 from models import (
     CriticSettings,
@@ -43,7 +44,7 @@ from models import (
     positions,
     require_words,
 )
-from options import SENTIMENT, Paths, UserError, refuse_existing
+from options import DIMENSIONS, JOINT, SENTIMENT, Paths, UserError, refuse_existing
 from session import Session
 from storage import require
 from training import Loop, begin_from
@@ -51,47 +52,7 @@ from updates import Objective
 
 #: contexts (each its turns, oldest first), replies, and what is to be predicted of them
 Side = tuple[Sequence[Sequence[str]], Sequence[str], list]
-
-
-@dataclass(frozen=True)
-class Mixtures:
-    """Training replies as a generator's soft ones are: no word stands alone, and little may be said."""
-
-    share: float  # of the replies that are mixed
-    frequencies: Tensor  # (V,) of words in training replies
-    mean_target: Tensor  # (labels,), or () of the regressor: what is known of a reply that says nothing
-
-    def draw(self, batch: dict) -> dict:
-        """The batch with `own`, `rest` and `others` (B, L) of its Mixture, and its targets as the mixtures
-        leave them.
-
-        A mixed reply keeps a share of its own words, drawn evenly (a fifth keep none); of what is left, a
-        share drawn in the same way is one other word of the batch's replies, and the rest the mean of all
-        words. A reply that keeps half of its own or more keeps its target; below that it is drawn to the
-        mean, in proportion.
-        """
-        reply = batch["reply_mask"].bool()  # (B, L)
-        count = len(reply)
-        own, rest = (1.25 * torch.rand(2, count) - 0.25).clamp(min=0)  # (B,) each
-        own = torch.where(torch.rand(count) < self.share, own, 1.0)
-        rest = (1 - own) * rest
-        words = batch["input_ids"][reply]
-        others = words[torch.randint(len(words), reply.shape)]
-        kept = (2 * own).clamp(max=1)
-        targets = batch["targets"]
-        if self.mean_target.ndim:
-            if targets.ndim == 1:
-                targets = F.one_hot(targets, len(self.mean_target)).float()
-            kept = kept[:, None]
-            nothing = targets.sum(1, keepdim=True) * self.mean_target  # (B, labels)
-        else:
-            nothing = self.mean_target
-        return batch | {
-            "own": torch.where(reply, own[:, None], 1.0),
-            "rest": torch.where(reply, rest[:, None], 0.0),
-            "others": others,
-            "targets": kept * targets + (1 - kept) * nothing,
-        }
+NO_LABEL = -100  # of a pair in a dimension that it is not labelled in
 
 
 class CriticObjective(Objective):
@@ -134,6 +95,27 @@ class CriticObjective(Objective):
         return {self.kind: self.critic.loss_sum(scores, batch["targets"], self.on_device)}
 
 
+class JointObjective(Objective):
+    """Cross-entropy of each head, in the examples that are labelled in its dimension. Targets (B, heads):
+    labels, `NO_LABEL` where there is none."""
+
+    def __init__(self, critic: CriticModel):
+        self.critic = critic
+        self.weights = dict.fromkeys(critic.settings.heads, 1.0)
+
+    def units(self, batch: dict) -> dict[str, float]:
+        labelled = (batch["targets"] != NO_LABEL).sum(0).tolist()
+        return dict(zip(self.weights, labelled, strict=True))
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        scores = model(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
+        losses = {}
+        for n, (kind, part) in enumerate(self.critic.parts(scores).items()):
+            targets = batch["targets"][:, n]
+            losses[kind] = F.cross_entropy(part, targets, ignore_index=NO_LABEL, reduction="sum")
+        return losses
+
+
 @dataclass(frozen=True)
 class CriticTask:
     """What one of the four critics is to learn, and how it is measured: where the four differ."""
@@ -150,6 +132,11 @@ class CriticTask:
     inputs: Mapping[str, Path]  # the files that the sides were read from
     class_weights: Sequence[float] | None = None
     variant: str = ""  # of the data, at the end of the family's name
+    tasks: Mapping[str, "CriticTask"] = field(default_factory=dict)  # {kind: its own}, of several heads
+
+    @property
+    def heads(self) -> dict[str, int]:
+        return {kind: task.outputs for kind, task in self.tasks.items()}
 
 
 def empathy_task(
@@ -199,6 +186,56 @@ def empathy_task(
     )
 
 
+def joint_task(paths: Paths, split_by: str = "files", part: str = "all") -> CriticTask:
+    """All three dimensions by one encoder: each pair once, with the labels that it has.
+
+    The sides are each dimension's own, so that a pair on the validation side of one may be learnt from in
+    another, by the other label; with `split_by` "seeker" none is. The figure that decides is the mean
+    macro-F1.
+    """
+    tasks = {dim: empathy_task(dim, paths, False, split_by, part) for dim in DIMENSIONS}
+    sides = [merged([getattr(task, side) for task in tasks.values()]) for side in ("train", "valid")]
+
+    def measure(gold: list, scores: list[list[float]]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        start, labels, logits = 0, np.array(gold), np.array(scores)
+        for n, (dim, task) in enumerate(tasks.items()):
+            there = labels[:, n] != NO_LABEL
+            own = logits[there, start : start + task.outputs].tolist()
+            figures = task.measure(labels[there, n].tolist(), own)
+            found |= {f"{dim}_{name}": value for name, value in figures.items()}
+            start += task.outputs
+        return {"macro_f1": float(np.mean([found[f"{dim}_macro_f1"] for dim in tasks])), **found}
+
+    return CriticTask(
+        kind=JOINT,
+        outputs=sum(task.outputs for task in tasks.values()),
+        train=sides[0],
+        valid=sides[1],
+        measure=measure,
+        metric="macro_f1",
+        mode="max",
+        baselines={},
+        inputs={f"{name}, {dim}": file for dim, task in tasks.items() for name, file in task.inputs.items()},
+        variant=tasks["emo"].variant,
+        tasks=tasks,
+    )
+
+
+def merged(sides: Sequence[Side]) -> Side:
+    """Each pair of several sides once, with a label of each side, or `NO_LABEL`; of doubled pairs the first
+    of one side goes with the first of another."""
+    known: dict[tuple, list[int]] = {}
+    for n, (contexts, replies, labels) in enumerate(sides):
+        seen: Counter[tuple] = Counter()
+        for context, reply, label in zip(contexts, replies, labels, strict=True):
+            pair = (tuple(context), reply)
+            row = known.setdefault((*pair, seen[pair]), [NO_LABEL] * len(sides))
+            row[n] = label
+            seen[pair] += 1
+    return [key[0] for key in known], [key[1] for key in known], list(known.values())
+
+
 def sentiment_task(paths: Paths) -> CriticTask:
     """VADER's score of every utterance, given the turns before it."""
     files = {f"vader {split}": paths.vader(split) for split in ("train", "valid")}
@@ -234,7 +271,7 @@ def with_taught_turns(
     """
     if session.world > 1:
         raise UserError("--teacher: it labels in one process; run it without torchrun")
-    teacher = Critic.from_pretrained(options.teacher, session)
+    teacher = Critic.from_pretrained(options.teacher, session, task.kind)
     known = teacher.critic.settings
     if (known.kind, known.outputs) != (task.kind, task.outputs):
         raise UserError(
@@ -251,38 +288,6 @@ def with_taught_turns(
     labels = [*np.eye(task.outputs)[task.train[2]].tolist(), *(options.teacher_w * rows).tolist()]
     train = ([*task.train[0], *contexts], [*task.train[1], *replies], labels)
     return replace(task, train=train, inputs={**task.inputs, "dialogues train": file})
-
-
-def word_frequencies(data: Data, vocabulary: int, examples: int = 4096) -> Tensor:
-    """(V,) share of each word, ends included, in the replies of at most so many examples, evenly spaced."""
-    counts = torch.zeros(vocabulary)
-    numbers = list(range(0, len(data), -(-len(data) // examples)))
-    for start in range(0, len(numbers), 256):
-        batch = data.collate(numbers[start : start + 256])
-        counts += torch.bincount(batch["input_ids"][batch["reply_mask"] > 0], minlength=vocabulary)
-    return counts / counts.sum()
-
-
-def mean_target(targets: list, outputs: int) -> Tensor:
-    """(labels,) the labels' shares, or () the mean score where `outputs` is 1."""
-    found = torch.tensor(targets)
-    if outputs == 1:
-        return found.float().mean()
-    rows = F.one_hot(found, outputs) if found.ndim == 1 else found
-    return rows.sum(0) / rows.sum()
-
-
-@torch.no_grad()
-def loss_of_nothing(critic: CriticModel, held: Data, frequencies: Tensor, session: Session) -> float:
-    """The mean loss where every word of a reply is the mean of all words."""
-    total = 0.0
-    for numbers in plan_once(held.lengths, 128):
-        batch = session.move(held.collate(numbers))
-        context = (1 - batch["reply_mask"]).float()  # (B, L)
-        mixture = Mixture(context, torch.zeros_like(context), batch["input_ids"], frequencies)
-        scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"], mixture)
-        total += float(critic.loss_sum(scores, batch["targets"]))
-    return total / len(held)
 
 
 def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
@@ -335,6 +340,7 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
         word_dropout=options.word_dropout,
         backbone=encoder.config.to_dict(),
         tokenizer=tokenizer_hash(tokenizer),
+        heads=task.heads,
     )
     critic = CriticModel(settings, encoder)
     if options.init_from:
@@ -351,7 +357,9 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
     mixtures = None
     if options.mixture_share:
         mixtures = Mixtures(options.mixture_share, frequencies, mean_target(task.train[2], task.outputs))
-    objective = CriticObjective(critic, task.class_weights, session.device, mixtures)
+    objective: Objective = CriticObjective(critic, task.class_weights, session.device, mixtures)
+    if task.tasks:
+        objective = JointObjective(critic)
 
     def evaluate() -> dict[str, float]:
         found: list = []
@@ -406,6 +414,12 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
     if result.get("already_finished"):
         return result
     result |= {"kind": task.kind, "valid": loop.measure(), "baselines": task.baselines}
+    if task.tasks:
+        result["heads"] = of_heads(result["valid"], task.tasks)
+        for of_one in result["heads"].values():
+            report(of_one, session)
+        loop.finish(result)
+        return result
     report(result, session)
     nothing = loss_of_nothing(critic, held, frequencies.to(session.device), session)
     guess = guess_loss(torch.tensor(task.valid[2]).double(), critic.settings.is_regressor)
@@ -413,6 +427,15 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
     session.say(f"  loss on a reply that says nothing {nothing:.3f}, of a guess by frequency {guess:.3f}")
     loop.finish(result)
     return result
+
+
+def of_heads(valid: Mapping[str, float], tasks: Mapping[str, CriticTask]) -> dict[str, dict]:
+    """{kind: its part of a result}, laid out as that of a critic of one kind."""
+    found = {}
+    for kind, task in tasks.items():
+        own = {name[len(kind) + 1 :]: v for name, v in valid.items() if name.startswith(f"{kind}_")}
+        found[kind] = {"kind": kind, "valid": own, "baselines": task.baselines}
+    return found
 
 
 def report(result: dict, session: Session) -> None:

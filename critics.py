@@ -30,7 +30,7 @@ from dataloaders import (
 from hub import Published, folder_of
 from models import Critic as CriticModel
 from models import CriticSet, load_tokenizer
-from options import CRITICS, DIMENSIONS, MEANINGS, SENTIMENT, Paths, UserError
+from options import CRITICS, DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths, UserError
 from session import Session
 from storage import fingerprint
 
@@ -42,7 +42,7 @@ def load_critics(folders: Mapping[str, Path], family: str, device: torch.device)
     critics = {}
     for kind, folder in folders.items():
         runs.require_run(folder, advice.for_critic(folder, kind, family))
-        critic = CriticModel.from_pretrained(folder).to(device)
+        critic = CriticModel.from_pretrained(folder).of(kind).to(device)
         if critic.settings.kind != kind:
             raise UserError(f"--{kind} {folder}: holds a critic of {critic.settings.kind}")
         critics[kind] = critic
@@ -78,9 +78,22 @@ def choose_for_loss(
         reads = critics.critics[kind].settings.reply_len
         if reply_len > reads + 1:
             raise UserError(f"--tgt-len {reply_len}: the {kind} critic reads only {reads} tokens of a reply")
-        session.say(f"critic {kind}: {folder} | {quality(folder)}")
+        session.say(f"critic {kind}: {folder} | {quality(folder, kind)}")
     checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     return LossCritics(critics, dict(folders), checksums)
+
+
+def find_critic(paths: Paths, kind: str, family: str) -> Path:
+    """The run of a family's critic of one kind: its own, or else the one with a head for each dimension."""
+    own, joint = paths.critic(kind, family), paths.critic(JOINT, family)
+    alone = kind in DIMENSIONS and not (own / "result.json").exists() and (joint / "result.json").exists()
+    return joint if alone else own
+
+
+def result_of(folder: Path, kind: str) -> dict:
+    """The result of a finished critic in one kind."""
+    result = storage.read_json(folder / "result.json")
+    return result.get("heads", {}).get(kind, result)
 
 
 def is_useless(valid: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> bool:
@@ -92,9 +105,9 @@ def is_useless(valid: Mapping[str, float], baselines: Mapping[str, Mapping[str, 
     return not more_right and not valid["macro_f1"] > majority["macro_f1"] + 5
 
 
-def quality(folder: Path) -> str:
+def quality(folder: Path, kind: str) -> str:
     """A critic's own figures beside its baselines, and a plain warning where it is no better than chance."""
-    result = storage.read_json(folder / "result.json")
+    result = result_of(folder, kind)
     valid, baselines = result["valid"], result["baselines"]
     if "mse" in valid:
         mean = baselines["mean"]["mse"]
@@ -196,9 +209,7 @@ def critic_scores(
             batch = session.move(data.collate(numbers))
             with torch.inference_mode(), session.autocast():
                 scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
-            if not critic.settings.is_regressor:
-                scores = scores.softmax(-1)
-            found.append(scores.float().cpu().numpy())
+            found.append(critic.probabilities(scores).float().cpu().numpy())
             bad = np.flatnonzero(~np.isfinite(found[-1]).all(1))
             if len(bad):  # argmax would make a label of them
                 raise UserError(
@@ -226,7 +237,7 @@ def label(
     tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
     critic_origins = {}
     for dim, folder in folders.items():
-        if "WARNING" in (known := quality(folder)):
+        if "WARNING" in (known := quality(folder, dim)):
             session.say(f"critic {dim}: {folder} | {known}")
         weights = storage.sha256(folder / "model.safetensors")
         critic_origins[dim] = {"critic": paths.note(folder), "sha256": weights}
@@ -306,16 +317,20 @@ class Critic(Published):
 
     folder: Path
 
-    def __init__(self, critic: CriticModel, tokenizer, session: Session, folder: Path):
+    def __init__(self, critic: CriticModel, tokenizer, session: Session, folder: Path, head: str = ""):
+        """`head`: the one of several in the folder that `critic` is."""
         self.critic, self.tokenizer = critic.to(session.device), tokenizer
-        self.session, self.folder = session, folder
+        self.session, self.folder, self.head = session, folder, head
 
     @classmethod
-    def from_pretrained(cls, run: str | Path, session: Session | None = None) -> "Critic":
-        """The critic of a run's folder, or of a name on the hub. Raises `UserError` where it holds none."""
+    def from_pretrained(cls, run: str | Path, session: Session | None = None, kind: str = "") -> "Critic":
+        """The critic of a run's folder, or of a name on the hub; of several heads the one of `kind`. Raises
+        `UserError` where it holds none."""
         folder = folder_of(run)
-        critic = CriticModel.from_pretrained(folder)
-        return cls(critic, load_tokenizer(folder), session or Session(), folder)
+        whole = CriticModel.from_pretrained(folder)
+        critic = whole.of(kind)
+        head = "" if critic is whole else kind
+        return cls(critic, load_tokenizer(folder), session or Session(), folder, head)
 
     @property
     def kind(self) -> str:
@@ -339,6 +354,8 @@ class Critic(Published):
         """
         if not replies:
             return []
+        if heads := self.critic.settings.heads:
+            raise UserError(f"{self.folder}: a critic of {', '.join(heads)}; name the one to ask: kind='emo'")
         return [self.said(row) for row in self.rows(replies, contexts, batch_size, keep).tolist()]
 
     def rows(
@@ -373,10 +390,9 @@ class Critic(Published):
     @property
     def guesses(self) -> bool:
         """Whether its own result.json says that it is no better than guessing."""
-        file = self.folder / "result.json"
-        if not file.exists():
+        if not (self.folder / "result.json").exists():
             return False
-        result = storage.read_json(file)
+        result = result_of(self.folder, self.kind)
         return is_useless(result["valid"], result["baselines"])
 
 
@@ -411,7 +427,7 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
             continue
         flag = f"--{kind} " if kind in asked_for else ""  # not every command that judges has it
         try:
-            judges[kind] = Critic.from_pretrained(folder, session)
+            judges[kind] = Critic.from_pretrained(folder, session, kind)
         except UserError as error:
             raise UserError(f"{flag}{error}") from error
         if (other := judges[kind].kind) != kind:
@@ -433,7 +449,7 @@ def find_judges(
     `bundled_too`: else those that come with the repository, which is said. `needed`: an error where there is
     none at all.
     """
-    places = [{kind: paths.critic(kind, name) for kind in CRITICS} for name in families]
+    places = [{kind: find_critic(paths, kind, name) for kind in CRITICS} for name in families]
     there = [p for p in places if any((f / "result.json").exists() for f in p.values())]
     if not there and not given and bundled_too and (came := bundled.critics()):
         print(f"note: no critics of your own; the bundled ones serve ({bundled.MINI})")

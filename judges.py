@@ -26,13 +26,13 @@ import advice
 import lineage
 import metrics
 import storage
-from answers import Answers, Ask, Turns
-from critics import Critic, critic_scores
+from answers import Answers, Ask, Turns, Valued
+from critics import Critic, critic_scores, find_critic, result_of
 from dataloaders import Data, Example, choose_pairs, critic_data, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
-from models import load_tokenizer
-from options import DIMENSIONS, Paths, UserError
+from models import CriticSettings, load_tokenizer
+from options import DIMENSIONS, JOINT, Paths, UserError
 from session import Session
 
 #: the judges of a table where none are named: another backbone than any critic that can serve as a loss, and
@@ -85,9 +85,10 @@ class Judge:
 def load(
     paths: Paths, session: Session, which: Sequence[str] | None = None, half: str = lineage.ALL
 ) -> list[Judge]:
-    """The judges named in `which`: `tfidf`, or a family whose three critics stand in saved/empathy (minilm,
-    t5 ...), with the half of the seeker posts that it learns from (tfidf-b, minilm-a). By default those of
-    `DEFAULT` and `half` that can be had; what is missing is named, with the commands that make it.
+    """The judges named in `which`: `tfidf`; a family whose critics stand in saved/empathy (minilm, t5 ...),
+    each with the half of the seeker posts that it learns from (tfidf-b, minilm-a); or the folder of a critic
+    of all dimensions. By default those of `DEFAULT` and `half` that can be had; what is missing is named,
+    with the commands that make it.
 
     Raises `UserError` where one that was named is missing, or the pairs are.
     """
@@ -99,8 +100,17 @@ def load(
                 raise UserError(said)
             session.say(f"note: {said}")
             continue
-        judges.append(tfidf_judge(name, paths) if name in WORDS else critics_judge(name, paths, session))
+        if name in WORDS:
+            judges.append(tfidf_judge(name, paths))
+        else:
+            folders = {dim: place(name, dim, paths) for dim in DIMENSIONS}
+            judges.append(critics_judge(Path(name).name, folders, paths, session))
     return judges
+
+
+def place(name: str, dim: str, paths: Paths) -> Path:
+    """Where a judge's critic of a dimension is: in its own folder, or among its family's."""
+    return Path(name) if "/" in name else find_critic(paths, dim, name)
 
 
 def unavailable(name: str, paths: Paths) -> str:
@@ -110,16 +120,16 @@ def unavailable(name: str, paths: Paths) -> str:
         missing = [file for file in files if not file.exists()]
         make = advice.makes(missing[0], "python prepare_data.py") if missing else ""
         return f"no {name} judge: {missing[0]} is not there; make it with: {make}" if missing else ""
-    missing_dims = lacking(name, paths)
-    make = "; ".join(advice.train_critic(dim, name, paths.root) for dim in missing_dims)
-    if not missing_dims:
+    lacking = [dim for dim in DIMENSIONS if not (place(name, dim, paths) / "result.json").exists()]
+    if not lacking:
         return ""
-    return f"no {name} judge: {paths.critic(missing_dims[0], name)} is not trained; make it with: {make}"
-
-
-def lacking(family: str, paths: Paths) -> list[str]:
-    """The dimensions that have no finished critic of a family."""
-    return [dim for dim in DIMENSIONS if not (paths.critic(dim, family) / "result.json").exists()]
+    if "/" in name:
+        return (
+            f"no judge in {name}: it takes the folder of a finished critic of all dimensions (--dim {JOINT})"
+        )
+    kinds = lacking if len(lacking) < len(DIMENSIONS) else [JOINT]  # one reading for all costs a third
+    make = "; ".join(advice.train_critic(kind, name, paths.root) for kind in kinds)
+    return f"no {name} judge: {paths.critic(kinds[0], name)} is not trained; make it with: {make}"
 
 
 def tfidf_judge(name: str, paths: Paths) -> Judge:
@@ -143,22 +153,26 @@ def asker_of_words(model) -> Ask:
     return lambda replies, contexts: model.predict_proba(replies)[:, 1]
 
 
-def critics_judge(family: str, paths: Paths, session: Session) -> Judge:
-    """The three finished critics of a family as one judge."""
+def critics_judge(name: str, folders: Mapping[str, Path], paths: Paths, session: Session) -> Judge:
+    """The finished critics in `folders` {dim: folder} as one judge; the heads of one folder read together."""
     sha256, held_out, ask, halves = {}, {}, {}, {}
     reads_context, layout = False, Layout()
-    for dim in DIMENSIONS:
-        folder = paths.critic(dim, family)
-        scorer = Critic.from_pretrained(folder, session)
-        if scorer.kind != dim:
-            raise UserError(f"{folder}: holds a critic of {scorer.kind}")
+    read: dict[Path, tuple[Critic, Answers]] = {}
+    for dim, folder in folders.items():
+        if folder not in read:
+            scorer = Critic.from_pretrained(folder, session)
+            read[folder] = scorer, answers_of(scorer, f"{name}, {scorer.kind}", paths.cache, layout)
+        scorer, answers = read[folder]
+        settings = scorer.critic.settings
+        if scorer.kind != dim and dim not in settings.heads:
+            raise UserError(f"{folder}: holds a critic of {scorer.kind}, not of {dim}")
         sha256[dim] = storage.sha256(folder / "model.safetensors")
-        held_out[dim] = storage.read_json(folder / "result.json")["valid"]["macro_f1"]
-        ask[dim] = answers_of(scorer, f"{family}, {dim}", paths.cache, layout, reached)
+        held_out[dim] = result_of(folder, dim)["valid"]["macro_f1"]
+        ask[dim] = Valued(answers, reached(settings, dim))
         halves[dim] = lineage.half_of(folder, paths)
-        reads_context |= scorer.critic.settings.context_len > 0
+        reads_context |= settings.context_len > 0
     chosen = " (their epochs were chosen there, too)"
-    return Judge(family, sha256, held_out, ask, reads_context, chosen, halves)
+    return Judge(name, sha256, held_out, ask, reads_context, chosen, halves)
 
 
 class Layout:
@@ -179,9 +193,11 @@ class Layout:
         return self.data
 
 
-def reached(rows: np.ndarray) -> np.ndarray:
-    """(N, labels) probabilities -> (N,) that of level 1 or above."""
-    return 1 - rows[:, 0]
+def reached(settings: CriticSettings, dim: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes (N, outputs) probabilities of a critic (N,) that of level 1 or above in a dimension."""
+    before = list(settings.heads)[: list(settings.heads).index(dim)] if settings.heads else []
+    level_0 = sum(settings.heads[kind] for kind in before)
+    return lambda rows: 1 - rows[:, level_0]
 
 
 def expected(rows: np.ndarray) -> np.ndarray:
@@ -194,12 +210,11 @@ def answers_of(
     title: str,
     cache: Path,
     layout: Layout | None = None,
-    value: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Answers:
-    """What a critic says, (N, labels) probabilities or (N, 1) scores, kept in the cache; or `value` of it."""
+    """What a critic says, (N, outputs) probabilities or (N, 1) scores, kept in the cache."""
     layout = layout or Layout()
     weights = storage.sha256(scorer.folder / "model.safetensors")
-    name = storage.fingerprint(weights, scorer.session.precision)[:24]
+    name = storage.fingerprint(weights, scorer.session.precision, *filter(None, [scorer.head]))[:24]
 
     def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
         data = layout.of(scorer, replies, contexts)
@@ -208,13 +223,14 @@ def answers_of(
         shutil.rmtree(parts, ignore_errors=True)
         return rows
 
-    return Answers(ask, cache / f"judged-{name}.npz", scorer.critic.settings.context_len > 0, value)
+    return Answers(ask, cache / f"judged-{name}.npz", scorer.critic.settings.context_len > 0)
 
 
-def training_critics(critics: Mapping[str, Critic], cache: Path) -> dict[str, Answers]:
+def training_critics(critics: Mapping[str, Critic], cache: Path) -> dict[str, Valued]:
     """{kind: the expected level, or the sentiment, that a critic sees in a reply}."""
     layout = Layout()
-    return {kind: answers_of(c, f"critic {kind}", cache, layout, expected) for kind, c in critics.items()}
+    asked = {kind: answers_of(c, f"critic {kind}", cache, layout) for kind, c in critics.items()}
+    return {kind: Valued(answers, expected) for kind, answers in asked.items()}
 
 
 def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]) -> np.ndarray:

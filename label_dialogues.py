@@ -42,7 +42,9 @@ def main(argv=None):
     import critics
 
     paths = Paths(args.workdir, labels=args.output)
-    folders = {dim: Path(getattr(args, dim) or paths.critic(dim, args.family)) for dim in DIMENSIONS}
+    folders = {
+        dim: Path(getattr(args, dim) or critics.find_critic(paths, dim, args.family)) for dim in DIMENSIONS
+    }
     critics.label(
         folders, args.family, args.splits, args.batch_size, paths, args.overwrite, device_flags(args)
     )

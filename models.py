@@ -321,8 +321,8 @@ class CriticSettings(Settings):
     chance.
     """
 
-    kind: str  # emo, exp, int, sentiment
-    outputs: int  # labels; 1 for the regressor, squashed by tanh
+    kind: str  # emo, exp, int, sentiment; all: a head for each of `heads`
+    outputs: int  # labels, of all heads together; 1 for the regressor, squashed by tanh
     pooling: str
     context_len: int  # latest tokens of the context that are read
     reply_len: int  # first tokens of the reply that are read
@@ -330,6 +330,7 @@ class CriticSettings(Settings):
     word_dropout: float
     backbone: dict  # transformers config
     tokenizer: str  # sha256
+    heads: dict[str, int] = dataclasses.field(default_factory=dict)  # {kind: labels}, in their order
 
     @property
     def is_regressor(self) -> bool:
@@ -355,7 +356,7 @@ class Mixture:
 
 class Critic(SavedModule):
     """An encoder and a linear head over `context </s> reply </s>` (paper, section III-C: empathy and
-    sentiment).
+    sentiment); or several heads, whose logits stand side by side.
 
     `settings` is a `CriticSettings` or a mapping with its fields.
     """
@@ -422,6 +423,29 @@ class Critic(SavedModule):
             pooled = torch.cat(both, dim=-1)  # (B, 2 D + 2 D of the words)
         scores = self.head(self.dropout(pooled)).float()
         return scores.tanh() if self.settings.is_regressor else scores
+
+    def parts(self, scores: Tensor) -> dict[str, Tensor]:
+        """(B, outputs) -> {kind: (B, labels)}, one for each head."""
+        heads = self.settings.heads or {self.settings.kind: self.settings.outputs}
+        return dict(zip(heads, scores.split([*heads.values()], dim=-1), strict=True))
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(B, outputs) logits -> those of each head's labels; the regressor's scores stay."""
+        if self.settings.is_regressor:
+            return scores
+        return torch.cat([part.softmax(-1) for part in self.parts(scores).values()], dim=-1)
+
+    def of(self, kind: str) -> "Critic":
+        """The critic of one kind: itself, or its encoder with that head alone."""
+        heads = self.settings.heads
+        if kind not in heads:
+            return self
+        settings = dataclasses.replace(self.settings, kind=kind, outputs=heads[kind], heads={})
+        own = Critic(settings, self.encoder)
+        place = list(heads).index(kind)
+        rows = {n: all_rows.split([*heads.values()])[place] for n, all_rows in self.head.state_dict().items()}
+        own.head.load_state_dict(rows)
+        return own.to(self.head.weight.device).train(self.training)
 
     def loss_sum(self, scores: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Cross-entropy, or squared error for the regressor, summed over the batch. `targets`: (B,) labels or

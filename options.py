@@ -48,6 +48,7 @@ MEANINGS = {
         3: ("shows no understanding", "says that it understands", "says what it has understood"),
     },
 }
+JOINT = "all"  # the kind of a critic with one encoder and a head for each dimension
 SENTIMENT = "sentiment"
 CRITICS = (*DIMENSIONS, SENTIMENT)
 

@@ -20,9 +20,10 @@ import runs
 import searching
 import storage
 import validation
-from answers import Answers, announce
+from answers import Valued, announce
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
+from critics import find_critic
 from critics import load_judges as load_critics
 from dataloaders import Example, listener_turns, read_exemplars
 from DPR.retriever import own_conversations
@@ -135,14 +136,14 @@ def standard(
     examples: Sequence[Example],
     paths: Paths,
     session: Session,
-    critics: Mapping[str, Answers],
+    critics: Mapping[str, Valued],
     among: Sequence[judges.Judge],
 ) -> Standard:
     """What every line is held against."""
 
     def scores(numbers: Numbers, replies: Sequence[str]) -> dict[str, np.ndarray]:
         histories = [examples[i].history for i in numbers]
-        return {kind: answers(replies, histories) for kind, answers in critics.items()}
+        return {kind: ask(replies, histories) for kind, ask in critics.items()}
 
     shown = paths.exemplars(options.split)
     extras = Extras(bertscore=as_path(options.bertscore_model))
@@ -175,7 +176,7 @@ def load_judges(
 
 def announce_judging(
     among: Sequence[judges.Judge],
-    critics: Mapping[str, Answers],
+    critics: Mapping[str, Valued],
     lines: Sequence[Named],
     examples: Sequence[Example],
     session: Session,
@@ -190,11 +191,10 @@ def announce_judging(
         alone += [text for row in system.samples or () for text in row]
     judged = [text.strip() for text in replies + alone]
     before = [*contexts, *[()] * len(alone)]
-    asked = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Answers)]
-    announce(
-        [*((ask, judged, before) for ask in asked), *((ask, replies, contexts) for ask in critics.values())],
-        session.say,
-    )
+    by_judges = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Valued)]
+    # heads of one encoder share their answers
+    asked = [(answers, judged, before) for answers in dict.fromkeys(ask.answers for ask in by_judges)]
+    announce([*asked, *((ask.answers, replies, contexts) for ask in critics.values())], session.say)
 
 
 def nearest(
@@ -409,7 +409,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     examples = listener_turns(paths.dialogues(options.split))
     lines = read_all(options, examples, paths)
     numbers = settled(options, examples, lines)
-    folders = {kind: paths.critic(kind, options.family) for kind in CRITICS}
+    folders = {kind: find_critic(paths, kind, options.family) for kind in CRITICS}
     critics = judges.training_critics(load_critics(folders, session), paths.cache)
     served = [critic for line in lines for system in line.systems for critic in served_by(system, paths)]
     among = load_judges(options, paths, session, served)

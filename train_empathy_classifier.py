@@ -1,8 +1,8 @@
-"""Train one empathy critic: does a response show emotional reaction, exploration or interpretation?
+"""Train an empathy critic: does a response show emotional reaction, exploration or interpretation?
 
   python train_empathy_classifier.py --epochs 12 --model "t5" --lr 1e-5 --dim emo
   python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
-  python train_empathy_classifier.py --model minilm --dim emo --seed 13            (a judge; from no hub)
+  python train_empathy_classifier.py --model minilm --dim all --seed 13            (a judge; from no hub)
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
   python train_empathy_classifier.py --model glove-t5 --dim emo --mixture-share 0.5 --teacher TEACHER
       (fit to be a loss; TEACHER: a better critic of the same dimension, such as saved/empathy/minilm-a-emo)
@@ -10,6 +10,10 @@
 
 The paper's GloVe critic, which stays at chance here: --model glove-t5 --epochs 15 --lr 2e-5 --pooling first
 --layers 6 --context-len 100.
+
+With --dim all one encoder has a head for each dimension: a judge whose three answers cost one pass. Pairs
+keep their sides, which differ by dimension: a pair held out in one may be learnt from in another (--split-by
+seeker: none is). Kept is the epoch with the best mean of the three.
 
 Loss: cross-entropy. Kept: the epoch with the best macro-F1 on the validation side. Reported beside it: the
 majority class, and TF-IDF + logistic regression on the response. --model minilm is all-MiniLM-L6-v2, from the
@@ -29,7 +33,7 @@ from commands import (
     critic_command,
     pick,
 )
-from options import DIMENSIONS, add_common, add_device, make_parser
+from options import DIMENSIONS, JOINT, add_common, add_device, make_parser
 
 
 def parse_args(argv=None):
@@ -38,9 +42,9 @@ def parse_args(argv=None):
     add_critic_flags(parser)
     parser.add_argument(
         "--dim",
-        choices=list(DIMENSIONS),
+        choices=[*DIMENSIONS, JOINT],
         required=True,
-        help="emotional reaction, exploration or interpretation",
+        help="emotional reaction, exploration or interpretation; all: one encoder with three heads",
     )
     parser.add_argument(
         "--class-weights",
@@ -80,6 +84,10 @@ def main(argv=None):
     import critic_training
 
     command = critic_command(args)
+    if args.dim == JOINT:
+        return critic_training.run(
+            command, critic_training.joint_task(command.paths, args.split_by, args.part)
+        )
     task = critic_training.empathy_task(args.dim, command.paths, args.class_weights, args.split_by, args.part)
     if baselines:
         return critic_training.write_baselines(task, command.paths, args.overwrite)

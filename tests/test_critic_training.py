@@ -11,8 +11,8 @@ import probe_critics
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
-from critic_training import Mixtures
 from critics import Critic
+from mixtures import Mixtures
 from models import Critic as CriticModel
 from models import CriticSettings, Mixture, load_tokenizer, new_encoder
 from options import Paths, UserError

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -152,7 +153,7 @@ def test_critics_of_a_family_judge_as_they_score_and_cost_nothing_the_second_tim
         storage.write_json(paths.critic(dim, "other") / "result.json", {"valid": {"macro_f1": 40.0}})
     assert [judge.name for judge in judges.load(paths, session)] == ["tfidf"]
     said = capsys.readouterr().out
-    assert "no minilm judge" in said and said.count("--model minilm") == 3
+    assert "no minilm judge" in said and "--dim all --workdir" in said and said.count("--model minilm") == 1
     with pytest.raises(UserError, match="no minilm-b judge.*--model minilm --part b"):
         judges.load(paths, session, ["minilm-b"])
     judge = judges.load(paths, session, ["other"])[0]
@@ -164,6 +165,76 @@ def test_critics_of_a_family_judge_as_they_score_and_cost_nothing_the_second_tim
     again = judges.load(paths, session, ["other"])[0]
     monkeypatch.setattr(judges, "critic_scores", None)  # what is asked is known
     assert np.array_equal(again.levels(replies, contexts)["exp"], levels["exp"])
+
+
+@pytest.fixture(scope="module")
+def joint(prepared, tmp_path_factory) -> Paths:
+    """A workdir with a critic of all three dimensions, after four updates."""
+    folder = tmp_path_factory.mktemp("joint") / "work"
+    shutil.copytree(prepared, folder)
+    flags = ["--workdir", str(folder), "--device", "cpu", "--max-steps", "4", "--model", "glove-t5"]
+    train_empathy_classifier.main([*flags, "--size", "tiny", "--dim", "all", "--part", "b"])
+    return Paths(folder)
+
+
+REPLIES = ["i am so sorry", "what happened ?", "i understand you , my friend , that is hard", "ok ."]
+BEFORE = [("i lost my job", "oh no"), ("it broke",), ("my dog died",), ("hello",)]
+
+
+def test_three_heads_of_one_encoder_answer_as_three_critics_do_and_read_once(joint, monkeypatch):
+    session, folder = Session(device="cpu"), joint.critic("all", "glove-t5-b")
+    alone = [critics.Critic.from_pretrained(folder, session, dim) for dim in DIMENSIONS]
+    asked = []
+    monkeypatch.setattr(
+        judges, "critic_scores", lambda *a, **k: asked.append(a[3]) or critics.critic_scores(*a, **k)
+    )
+    (judge,) = judges.load(joint, session, ["glove-t5-b"])
+    levels = judge.levels(REPLIES, BEFORE)
+    assert asked == ["glove-t5-b, all"] and judge.halves == dict.fromkeys(DIMENSIONS, "b")
+    for scorer in alone:
+        wanted = [sum(score.probabilities[1:]) for score in scorer.score(REPLIES, BEFORE)]
+        assert levels[scorer.kind] == pytest.approx(wanted, abs=1e-6)
+        one_by_one = [scorer.rows([r], [b])[0, 0] for r, b in zip(REPLIES, BEFORE, strict=True)]
+        assert 1 - levels[scorer.kind] == pytest.approx(one_by_one, abs=1e-5)
+    assert len({tuple(values) for values in levels.values()}) == 3
+    (given,) = judges.load(joint, session, [str(folder)])
+    assert given.name == "glove-t5-b-all" and given.sha256 == judge.sha256
+    assert asked == ["glove-t5-b, all"] and np.array_equal(
+        given.levels(REPLIES, BEFORE)["int"], levels["int"]
+    )
+
+
+def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
+    folder = joint.critic("all", "glove-t5-b")
+    result = json.loads((folder / "result.json").read_text())
+    figures = [result["heads"][dim]["valid"]["macro_f1"] for dim in DIMENSIONS]
+    assert result["macro_f1"] == pytest.approx(np.mean(figures)) and len(set(figures)) > 1
+    found = critics.find_judges(joint, ["glove-t5-b"], {}, Session(device="cpu"))
+    assert [(kind, scorer.kind, scorer.folder) for kind, scorer in found.items()] == [
+        (dim, dim, folder) for dim in DIMENSIONS
+    ]
+    with pytest.raises(UserError, match="a critic of emo, exp, int; name the one to ask"):
+        critics.Critic.from_pretrained(folder).score(["ok"])
+    with pytest.raises(UserError, match="no judge in .*--dim all"):
+        judges.load(joint, Session(device="cpu"), [str(folder.parent / "nobody")])
+    card = (folder / "README.md").read_text()
+    assert 'kind="emo")' in card and "shows understanding" in card and "asks about nothing" in card
+
+
+def test_pairs_of_three_dimensions_are_merged_with_the_labels_that_each_has():
+    emo = ([("p",), ("p",), ("q",)], ["r", "r", "s"], [1, 0, 1])
+    exp = ([("q",), ("p",)], ["s", "r"], [0, 1])
+    contexts, replies, labels = critic_training.merged([emo, exp])
+    found = sorted(zip(contexts, replies, labels, strict=True))
+    none = critic_training.NO_LABEL
+    assert found == [(("p",), "r", [0, none]), (("p",), "r", [1, 1]), (("q",), "s", [1, 0])]
+
+
+def test_flags_of_one_dimension_are_refused_with_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        train_empathy_classifier.parse_args("--dim all --teacher x --mixture-share 0.5 --baselines".split())
+    said = capsys.readouterr().err
+    assert all(f"--dim all: --{f} is of one" in said for f in ("teacher", "mixture-share", "baselines"))
 
 
 # --------------------------------------------------------------------------------------- what is said of them
