@@ -4,13 +4,11 @@ What a critic computes stands in models.Critic, how it is trained in critic_trai
 """
 
 import math
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,20 +17,16 @@ import bundled
 import runs
 import storage
 from dataloaders import (
-    LABEL_COLUMNS,
     Data,
     critic_data,
     encode,
-    listener_turns,
     plan_once,
-    read_sentiment,
 )
 from hub import Published, folder_of
 from models import Critic as CriticModel
 from models import CriticSet, load_tokenizer
 from options import CRITICS, DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths, UserError
 from session import Session
-from storage import fingerprint
 
 # ------------------------------------------------------------------------------------------ loaded and chosen
 
@@ -192,106 +186,41 @@ def say_uninformed(critics: CriticSet, data: Data, session: Session) -> None:
         session.say(line)
 
 
+#: padded tokens in one forward pass where no number of texts is asked for, by device: few enough to stay in a
+#: processor's cache, enough to keep a GPU busy
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
+
+
 def critic_scores(
     critic: CriticModel,
     data: Data,
     session: Session,
     title: str,
-    batch_size: int = 128,
+    batch_size: int = 0,
     keep: Path | None = None,
 ) -> np.ndarray:
-    """(N, labels) probabilities of a classifier, or (N, 1) scores of the regressor. `keep`: see
-    `storage.in_chunks`."""
+    """(N, outputs) probabilities of a classifier, or (N, 1) scores of the regressor. `batch_size` 0: as many
+    as `BATCH_TOKENS` hold. `keep`: see `storage.in_chunks`."""
 
     def work(group: list[list[int]]) -> dict[str, np.ndarray]:
         found = []
-        for numbers in group:
-            batch = session.move(data.collate(numbers))
+        for places in group:
+            batch = session.move(data.collate(places))
             with torch.inference_mode(), session.autocast():
                 scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])
-            found.append(critic.probabilities(scores).float().cpu().numpy())
-            bad = np.flatnonzero(~np.isfinite(found[-1]).all(1))
-            if len(bad):  # argmax would make a label of them
-                raise UserError(
-                    f"{title}: the {critic.settings.kind} critic's score of row {numbers[bad[0]]} is not "
-                    "finite; its weights are damaged, or --precision fp32 is needed"
-                )
-        return {"numbers": np.concatenate(group), "scores": np.concatenate(found)}
-
-    return storage.in_chunks(plan_once(data.lengths, batch_size), work, keep, title)["scores"]
-
-
-def label(
-    folders: Mapping[str, Path],
-    family: str,
-    splits: Sequence[str],
-    batch_size: int,
-    paths: Paths,
-    overwrite: bool,
-    device: dict,
-) -> None:
-    """{split}_labels.csv: every listener turn's labels by the critics in `folders`, and its sentiment by
-    VADER."""
-    session = Session(**device)
-    labellers = load_critics(folders, family, session.device)
-    tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
-    critic_origins = {}
-    for dim, folder in folders.items():
-        if "WARNING" in (known := quality(folder, dim)):
-            session.say(f"critic {dim}: {folder} | {known}")
-        weights = storage.sha256(folder / "model.safetensors")
-        critic_origins[dim] = {"critic": paths.note(folder), "sha256": weights}
-    for split in splits:
-        target, dialogues, vader = paths.labels(split), paths.dialogues(split), paths.vader(split)
-        origin = {**critic_origins, "dialogues": storage.sha256(dialogues), "vader": storage.sha256(vader)}
-        if storage.ready(target, origin, overwrite):
-            continue
-        examples = listener_turns(dialogues)
-        contexts, replies = [e.history for e in examples], [e.response for e in examples]
-        columns: dict = {
-            "conv_id": [e.conv_id for e in examples],
-            "utterance_idx": [e.utterance_idx for e in examples],
-            SENTIMENT: read_sentiment(vader, examples),
-            "utterance": replies,
-        }
-        kept: list[Path] = []
-        for dim, critic in labellers.items():
-            data = critic_data(contexts, replies, None, tokenizers[dim], critic.settings, paths.cache)
-            # an interrupted stage goes on there
-            key = fingerprint(str(storage.content(origin)), split, dim, session.precision, batch_size)[:16]
-            kept.append(paths.cache / f"labels-{key}")
-            scores = critic_scores(critic, data, session, f"{split}, {dim}", batch_size, kept[-1])
-            columns[dim] = scores.argmax(1)
-        table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
-        storage.write_csv(target, table, origin=origin)
-        for folder in kept:
-            shutil.rmtree(folder, ignore_errors=True)
-        print(f"{target}: {len(table):,} listener turns; {label_shares(table)}")
-        for warning in one_sided(table):
-            print(f"WARNING: {target}: {warning}")
-
-
-def one_sided(table: pd.DataFrame) -> list[str]:
-    """A line for each column of labels in which there is nothing to learn from."""
-    out = []
-    for kind in CRITICS if len(table) > 1 else ():
-        values = table[kind].unique()
-        if len(values) == 1:
-            source = "VADER's scores" if kind == SENTIMENT else f"the {kind} critic's labels"
-            out.append(
-                f"every one of {source} is {values[0]}: a generator that is led by them learns only to be "
-                "so always"
+            found.append(critic.probabilities(scores))
+        rows, numbers = torch.cat(found).cpu().numpy(), np.concatenate(group)  # all leave the device together
+        bad = numbers[~np.isfinite(rows).all(1)]
+        if len(bad):  # argmax would make a label of them
+            raise UserError(
+                f"{title}: the {critic.settings.kind} critic's score of row {bad[0]} is not finite; its "
+                "weights are damaged, or --precision fp32 is needed"
             )
-    return out
+        return {"numbers": numbers, "scores": rows}
 
-
-def label_shares(table: pd.DataFrame) -> str:
-    """How often each label stands there."""
-    parts = []
-    for dim in DIMENSIONS:
-        shares = table[dim].value_counts(normalize=True).sort_index()
-        parts.append(f"{dim} " + ", ".join(f"{level}: {share:.1%}" for level, share in shares.items()))
-    return f"labels {' | '.join(parts)} | mean sentiment {table[SENTIMENT].mean():.3f}"
+    tokens = 0 if batch_size else BATCH_TOKENS[session.device.type]
+    plan = plan_once(data.lengths, batch_size or len(data), tokens)
+    return storage.in_chunks(plan, work, keep, title)["scores"]
 
 
 #: (the lowest score, its meaning), highest first; VADER's own borders
@@ -345,7 +274,7 @@ class Critic(Published):
         self,
         replies: Sequence[str],
         contexts: Sequence[Sequence[str]] | None = None,
-        batch_size: int = 128,
+        batch_size: int = 0,
         keep: Path | None = None,
     ) -> list[Score]:
         """What the critic says of each reply, given the turns before it (oldest first), or by itself.
@@ -362,7 +291,7 @@ class Critic(Published):
         self,
         replies: Sequence[str],
         contexts: Sequence[Sequence[str]] | None = None,
-        batch_size: int = 128,
+        batch_size: int = 0,
         keep: Path | None = None,
     ) -> np.ndarray:
         """(N, labels) probabilities, or (N, 1) scores of the regressor."""

@@ -218,7 +218,8 @@ def answers_of(
 
     def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
         data = layout.of(scorer, replies, contexts)
-        parts = cache / f"judging-{storage.fingerprint(name, *replies, *map(str, contexts))[:24]}"
+        asked = [str(scorer.session.device), *replies, *map(str, contexts)]
+        parts = cache / f"judging-{storage.fingerprint(name, *asked)[:24]}"
         rows = critic_scores(scorer.critic, data, scorer.session, title, keep=parts)
         shutil.rmtree(parts, ignore_errors=True)
         return rows

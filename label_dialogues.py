@@ -40,12 +40,13 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     import critics
+    import labelling
 
     paths = Paths(args.workdir, labels=args.output)
     folders = {
         dim: Path(getattr(args, dim) or critics.find_critic(paths, dim, args.family)) for dim in DIMENSIONS
     }
-    critics.label(
+    labelling.label(
         folders, args.family, args.splits, args.batch_size, paths, args.overwrite, device_flags(args)
     )
 

@@ -204,6 +204,21 @@ def test_three_heads_of_one_encoder_answer_as_three_critics_do_and_read_once(joi
     )
 
 
+def test_replies_of_like_length_are_read_in_batches_of_so_many_tokens(joint, monkeypatch):
+    scorer = critics.Critic.from_pretrained(joint.critic("all", "glove-t5-b"), Session(device="cpu"))
+    texts = [" ".join(["sorry"] * (1 + n % 20)) for n in range(60)]
+    at_once, padded = scorer.rows(texts), []
+    forward = scorer.critic.forward
+    monkeypatch.setattr(
+        scorer.critic, "forward", lambda ids, *m: padded.append(ids.shape) or forward(ids, *m)
+    )
+    monkeypatch.setitem(critics.BATCH_TOKENS, "cpu", 66)
+    np.testing.assert_allclose(scorer.rows(texts), at_once, atol=1e-5)
+    assert len(padded) > 10 and all(rows * width <= 66 for rows, width in padded)
+    held = sum(rows * width for rows, width in padded)
+    assert held < 1.1 * sum(len(text.split()) + 2 for text in texts), "what is padded is little"
+
+
 def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     folder = joint.critic("all", "glove-t5-b")
     result = json.loads((folder / "result.json").read_text())

@@ -29,6 +29,7 @@ import critics
 import dpr_exemplar_retriever
 import generators
 import label_dialogues
+import labelling
 import train_empathy_classifier
 import train_sentiment_regressor
 from commands import Decoding
@@ -595,7 +596,7 @@ def test_labels_of_one_class_are_said_where_they_are_made(trained_copy, capsys):
 
 def test_columns_with_more_than_one_value_are_not_warned_of():
     table = pd.DataFrame({"emo": [0, 1], "exp": [2, 2], "int": [0, 2], "sentiment": [0.0, 0.0]})
-    assert [line.split(" is ")[0] for line in critics.one_sided(table)] == [
+    assert [line.split(" is ")[0] for line in labelling.one_sided(table)] == [
         "every one of the exp critic's labels",
         "every one of VADER's scores",
     ]
