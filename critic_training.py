@@ -53,6 +53,7 @@ from updates import Objective
 #: contexts (each its turns, oldest first), replies, and what is to be predicted of them
 Side = tuple[Sequence[Sequence[str]], Sequence[str], list]
 NO_LABEL = -100  # of a pair in a dimension that it is not labelled in
+HEAD_FIGURES = ("macro_f1", "accuracy", "calibration_error")  # of each head, where there are several
 
 
 class CriticObjective(Objective):
@@ -203,7 +204,7 @@ def joint_task(paths: Paths, split_by: str = "files", part: str = "all") -> Crit
             there = labels[:, n] != NO_LABEL
             own = logits[there, start : start + task.outputs].tolist()
             figures = task.measure(labels[there, n].tolist(), own)
-            found |= {f"{dim}_{name}": value for name, value in figures.items()}
+            found |= {f"{dim}_{name}": figures[name] for name in HEAD_FIGURES}
             start += task.outputs
         return {"macro_f1": float(np.mean([found[f"{dim}_macro_f1"] for dim in tasks])), **found}
 
@@ -415,7 +416,7 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
         return result
     result |= {"kind": task.kind, "valid": loop.measure(), "baselines": task.baselines}
     if task.tasks:
-        result["heads"] = of_heads(result["valid"], task.tasks)
+        result["heads"] = of_heads(result["valid"], task)
         for of_one in result["heads"].values():
             report(of_one, session)
         loop.finish(result)
@@ -429,12 +430,15 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
     return result
 
 
-def of_heads(valid: Mapping[str, float], tasks: Mapping[str, CriticTask]) -> dict[str, dict]:
-    """{kind: its part of a result}, laid out as that of a critic of one kind."""
-    found = {}
-    for kind, task in tasks.items():
-        own = {name[len(kind) + 1 :]: v for name, v in valid.items() if name.startswith(f"{kind}_")}
-        found[kind] = {"kind": kind, "valid": own, "baselines": task.baselines}
+def of_heads(valid: Mapping[str, float], joint: CriticTask) -> dict[str, dict]:
+    """{kind: its part of a result}, laid out as that of a critic of one kind; and the share of its held-out
+    pairs that were learnt from, by another label."""
+    learnt, found = set(zip(*joint.train[:2], strict=True)), {}
+    for kind, task in joint.tasks.items():
+        own = {name: valid[f"{kind}_{name}"] for name in HEAD_FIGURES}
+        held = list(zip(*task.valid[:2], strict=True))
+        again = sum(pair in learnt for pair in held) / len(held)
+        found[kind] = {"kind": kind, "valid": own, "baselines": task.baselines, "learnt_elsewhere": again}
     return found
 
 

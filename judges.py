@@ -156,7 +156,7 @@ def asker_of_words(model) -> Ask:
 def critics_judge(name: str, folders: Mapping[str, Path], paths: Paths, session: Session) -> Judge:
     """The finished critics in `folders` {dim: folder} as one judge; the heads of one folder read together."""
     sha256, held_out, ask, halves = {}, {}, {}, {}
-    reads_context, layout = False, Layout()
+    reads_context, layout, again = False, Layout(), 0.0
     read: dict[Path, tuple[Critic, Answers]] = {}
     for dim, folder in folders.items():
         if folder not in read:
@@ -167,11 +167,14 @@ def critics_judge(name: str, folders: Mapping[str, Path], paths: Paths, session:
         if scorer.kind != dim and dim not in settings.heads:
             raise UserError(f"{folder}: holds a critic of {scorer.kind}, not of {dim}")
         sha256[dim] = storage.sha256(folder / "model.safetensors")
-        held_out[dim] = result_of(folder, dim)["valid"]["macro_f1"]
+        result = result_of(folder, dim)
+        held_out[dim] = result["valid"]["macro_f1"]
+        again = max(again, result.get("learnt_elsewhere", 0.0))
         ask[dim] = Valued(answers, reached(settings, dim))
         halves[dim] = lineage.half_of(folder, paths)
         reads_context |= settings.context_len > 0
-    chosen = " (their epochs were chosen there, too)"
+    chosen = " (their epochs were chosen there, too"
+    chosen += f"; up to {again:.0%} of them were learnt from, in another dimension" * (again > 0) + ")"
     return Judge(name, sha256, held_out, ask, reads_context, chosen, halves)
 
 

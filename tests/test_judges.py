@@ -224,6 +224,7 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     result = json.loads((folder / "result.json").read_text())
     figures = [result["heads"][dim]["valid"]["macro_f1"] for dim in DIMENSIONS]
     assert result["macro_f1"] == pytest.approx(np.mean(figures)) and len(set(figures)) > 1
+    assert result["heads"]["exp"]["learnt_elsewhere"] == 0, "here the sides are of whole seeker posts"
     found = critics.find_judges(joint, ["glove-t5-b"], {}, Session(device="cpu"))
     assert [(kind, scorer.kind, scorer.folder) for kind, scorer in found.items()] == [
         (dim, dim, folder) for dim in DIMENSIONS
