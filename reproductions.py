@@ -75,17 +75,23 @@ def where(request: Request, row: Row, table: Table, seed: int) -> str:
 Measured = dict[int, dict[str, Figure]]
 
 
-def run_rows(results: Results, table: Table, rows: Sequence[Row], request: Request) -> dict[str, Measured]:
+def run_rows(
+    results: Results, table: Table, rows: Sequence[Row], request: Request, beside: Sequence[Row] = ()
+) -> dict[str, Measured]:
     """Trains and measures the rows; {row: its figures}. A row whose commands have not all finished has none,
-    whatever lies where they would be."""
-    found: dict[str, Measured] = {row.row: {} for row in rows}
+    whatever lies where they would be.
+
+    `beside`: rows of which nothing is run, and what earlier calls have made of them is kept.
+    """
+    found: dict[str, Measured] = {row.row: {} for row in (*rows, *beside)}
     for seed in range(FIRST_SEED, FIRST_SEED + request.seeds):
         own = request.changes if seed == FIRST_SEED else replace(request.changes, seed=seed)
         at_place: dict[str, list[Row]] = {}
-        for row in rows:
+        for row in (*rows, *beside):
             at_place.setdefault(where(request, row, table, seed), []).append(row)
         for workdir, here in at_place.items():
-            left = run_at(results, table, here, workdir, replace(request, changes=own))
+            asked, others = [r for r in here if r in rows], [r for r in here if r not in rows]
+            left = run_at(results, table, asked, workdir, replace(request, changes=own), others)
             for row in here:
                 done = left.isdisjoint(lines_of(recipe_of(results, [row], request.source)))
                 if done and (values := read_figures(table, row, Path(workdir))):
@@ -93,31 +99,52 @@ def run_rows(results: Results, table: Table, rows: Sequence[Row], request: Reque
     return found
 
 
-def run_at(results: Results, table: Table, rows: Sequence[Row], workdir: str, request: Request) -> set[str]:
-    """The commands of rows that share a workdir, and the one that scores their runs; returns those that have
-    not finished."""
-    todo = plan(recipe_of(results, rows, request.source), workdir, request.source, request.changes)
+def run_at(
+    results: Results,
+    table: Table,
+    rows: Sequence[Row],
+    workdir: str,
+    request: Request,
+    beside: Sequence[Row] = (),
+) -> set[str]:
+    """The commands of rows that share a workdir, and the one that scores their runs, with those of the rows
+    `beside` that have finished before; returns the commands of all that have not finished."""
+    settings = (workdir, request.source, request.changes)
+    todo = plan(recipe_of(results, rows, request.source), *settings)
+    known = plan(recipe_of(results, [*rows, *beside], request.source), *settings)
+    folder = Paths(Path(workdir).resolve()).results / "tables"
+    record = stages.Record(folder / "stages.json")
+
+    def unfinished() -> set[str]:
+        return {stage.line for stage in known if not record.finished(stage)}
+
+    def scores(left: set[str]) -> Stage | None:
+        done = [r for r in beside if left.isdisjoint(lines_of(recipe_of(results, [r], request.source)))]
+        scored = [row for row in results.of(table.name) if row in rows or row in done]
+        return evaluation(table, scored, workdir, request, [s for s in known if s.line not in left])
+
+    if not rows:
+        return unfinished()
     if request.dry_run:
         print("\n" + "\n\n".join(stages.title(todo, n) for n in range(len(todo))))
-        if table.evaluate and (last := evaluation(table, rows, workdir, request, todo)):
+        if last := scores(unfinished()):
             print("\n" + shlex.join(["python", *last.command]))
         return set()
     if request.source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
         print(f"\n{workdir}: no data/prepared.json; its rows stay: {', '.join(r.row for r in rows)}")
-        return {stage.line for stage in todo}
+        return {stage.line for stage in known}
     Path(workdir).mkdir(parents=True, exist_ok=True)
-    folder = Paths(Path(workdir).resolve()).results / "tables"
-    record = stages.Record(folder / "stages.json")
     outcome = stages.run(todo, record, folder / "logs", replace(request.box, keep_going=True))
     if outcome.stopped:
         stages.settle_outcome(outcome, todo)
     for failure in outcome.failed.values():
         print(f"\n{failure}; the rows that build on it stay without figures", flush=True)
-    last = evaluation(table, rows, workdir, request, [s for s in todo if record.finished(s)])
+    left = unfinished()
+    last = scores(left)
     if last:
         outcome = stages.run([last], record, folder / "logs", replace(request.box, keep_going=False))
         stages.settle_outcome(outcome, [last])
-    return {stage.line for stage in todo if not record.finished(stage)}
+    return left
 
 
 def evaluation(
@@ -226,34 +253,42 @@ def over_seeds(runs: Sequence[dict[str, Figure]]) -> dict[str, Figure]:
 
 def make_table(results: Results, name: str, request: Request) -> None:
     """Runs what is missing of a table; writes results/tables/NAME.md and prints it: the paper's figures and
-    those of this workdir."""
+    those of this workdir. Of `request.rows` alone, where some are named: on the page the others stay."""
     table = results.tables[name]
     rows = [row_of(results, key, "--rows") for key in request.rows] or results.of(name)
+    beside = [row for row in results.of(name) if row not in rows]
     if strange := [row.row for row in rows if row.table != name]:
         raise UserError(f"--rows {' '.join(strange)}: of another table than {name}")
     try:
-        found = run_rows(results, table, rows, request)
+        found = run_rows(results, table, rows, request, beside)
         if not request.dry_run:
-            show_table(results, table, found, request)
+            show_table(results, table, rows, found, request)
     finally:  # at the end of the time, too, where the call ends here
         if request.box.seconds and not request.dry_run:
             gather_places(table, rows, request)
     if request.record and not request.dry_run:
-        record(results, HERE / FILE, found, request, request.record)
+        asked = {row.row: found[row.row] for row in rows}
+        record(results, HERE / FILE, asked, request, request.record)
 
 
-def show_table(results: Results, table: Table, found: dict[str, Measured], request: Request) -> None:
-    """`found`: of the rows that were asked for."""
-    rows = []
+def show_table(
+    results: Results, table: Table, asked: Sequence[Row], found: dict[str, Measured], request: Request
+) -> None:
+    """The page has all rows of the table; printed are those that were asked for."""
+    rows, shown = [], []
     for row in results.of(table.name):
-        reason = "not in this workdir" if row.row in found else "not among --rows"
+        reason = "not in this workdir" if row in asked else "not among --rows"
         rows.append(as_measured(row, [*found.get(row.row, {}).values()], reason))
+        shown += [rows[-1]] * (row in asked)
+    target = Paths(request.workdir).results / "tables" / f"{table.name}.md"
+    storage.write_text(target, page_of(table, rows))
+    print(f"\n{page_of(table, shown)}\nwritten: {target}. {not_run(table, shown)}")
+
+
+def page_of(table: Table, rows: Sequence[Row]) -> str:
     lines = [f"# {table.title}", "", table.about, "", *figures_of(table, rows, table.columns), ""]
     lines += [f"- {cell(row.name)}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
-    text = "\n".join(lines) + "\n"
-    target = Paths(request.workdir).results / "tables" / f"{table.name}.md"
-    storage.write_text(target, text)
-    print(f"\n{text}\nwritten: {target}. {not_run(table, rows)}")
+    return "\n".join(lines) + "\n"
 
 
 def gather_places(table: Table, rows: Sequence[Row], request: Request) -> None:

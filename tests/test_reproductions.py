@@ -200,7 +200,9 @@ def test_another_judge_makes_another_table(data, tmp_path):
     assert seen[0] == seen[1] != seen[2]
 
 
-def test_one_row_of_a_table_can_be_run_alone_and_baselines_need_no_network(data, workdir, here):
+def test_one_row_of_a_table_can_be_run_alone_and_the_page_keeps_the_others(
+    data, workdir, here, monkeypatch, capsys
+):
     columns = {"macro_f1": {"title": "macro-F1", "digits": 1, "read": ["valid", "macro_f1"]}}
     data["tables"]["critics"] = {"title": "T", "about": "A", "label": "critic", "columns": columns}
     for dim in ("emo", "int"):
@@ -220,6 +222,42 @@ def test_one_row_of_a_table_can_be_run_alone_and_baselines_need_no_network(data,
     text = (workdir / "results/tables/critics.md").read_text(encoding="utf-8")
     assert f"| EMO | ours | {found['tfidf']['valid']['macro_f1']:.1f} |" in text
     assert "| INT | not run: not among --rows |  |" in text
+    recorded = []
+    monkeypatch.setattr(
+        reproductions, "record", lambda results, file, found, *rest: recorded.append([*found])
+    )
+    capsys.readouterr()
+    reproductions.make_table(parsed, "critics", request_of(workdir, rows=("int",), record="here"))
+    both = (workdir / "results/tables/critics.md").read_text(encoding="utf-8")
+    kept = next(line for line in text.splitlines() if line.startswith("| EMO | ours"))
+    assert kept in both and "| INT | ours |" in both and recorded == [["int"]]
+    said = capsys.readouterr().out
+    assert "| INT | ours |" in said and "EMO" not in said
+
+
+def test_runs_of_rows_that_were_not_asked_for_stay_in_the_table_that_scores_them(data, tmp_path, monkeypatch):
+    data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
+    for key, entry in zip("abc", [*data["rows"], row("cc", f"{MEASURE} --cosine")], strict=True):
+        data["rows"] = [r for r in data["rows"] if r is not entry]
+        data["rows"].append(entry | {"result": [], "run": f"saved/x/{key}"})
+        storage.write_json(tmp_path / "saved" / "x" / key / "result.json", {})
+    storage.write_json(tmp_path / "data" / "prepared.json", {})
+    ran = []
+
+    def run(todo, record, *rest):
+        ran.extend(stage.line for stage in todo)
+        for stage in todo:
+            record.add(stage, 1.0, finished=True)
+        return stages.Outcome()
+
+    monkeypatch.setattr(stages, "run", run)
+    for key in ("bm25", "cc"):
+        reproductions.make_table(results.parse(data), "retrieval", request_of(tmp_path, rows=(key,)))
+    scored = [line for line in ran if "evaluate_responses" in line]
+    assert [line.split(" --name")[0].split("responses.py ")[1] for line in scored] == [
+        "saved/x/a",
+        "saved/x/a saved/x/c",  # of nowhere a run lies there, of a command that never finished
+    ]
 
 
 def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
