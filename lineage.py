@@ -17,7 +17,7 @@ OTHER = {"a": "b", "b": "a"}
 
 @dataclass(frozen=True)
 class Served:
-    """A critic that a run was trained to please, as a loss or as a reward."""
+    """A critic that a run was trained to please, as a loss, as a reward, or by its labels."""
 
     kind: str
     sha256: str
@@ -40,21 +40,39 @@ def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
 
 
 @functools.cache  # one critic serves many runs, and its weights are read whole
-def checksum(weights: Path) -> str:
-    return storage.sha256(weights)
+def checksum(file: Path) -> str:
+    return storage.sha256(file)
 
 
 def served(run: Path, paths: Paths) -> list[Served]:
-    """The critics in the losses and rewards of a run, and of the run that it began from."""
-    places = runs.sources(run, paths)
+    """The critics in the losses and rewards of a run, those of the labels that it was led by, and all of the
+    run that it began from."""
+    places, made_with = runs.sources(run, paths), storage.read_json(run / "args.json")
     found = []
-    for name, digest in storage.read_json(run / "args.json").get("inputs", {}).items():
+    for name, digest in made_with.get("inputs", {}).items():
         how, _, kind = name.partition(" ")
         if how in ("critic", "reward"):
             half = half_of(places[name].path, paths, digest) if name in places else UNKNOWN
             found.append(Served(kind, digest, half))
+    if "labels train" in places:
+        led = set(DIMENSIONS) if made_with.get("args", {}).get("control") else {c.kind for c in found}
+        by = labelled_by(places["labels train"], paths)
+        found += [critic for critic in by if critic.kind in led and critic not in found]
     if "init" in places and (places["init"].path / "args.json").exists():
         found += served(places["init"].path, paths)
+    return found
+
+
+def labelled_by(labels: runs.Source, paths: Paths) -> list[Served]:
+    """The critics that made a file of labels, by the note beside it; unknown ones where that is not there, or
+    of another file."""
+    there = labels.path.exists() and checksum(labels.path) == labels.sha256
+    noted = storage.read_origin(labels.path) if there else {}
+    found = []
+    for kind in DIMENSIONS:
+        by = noted.get(kind, {})
+        half = half_of(paths.find(by["critic"]), paths, by["sha256"]) if by else UNKNOWN
+        found.append(Served(kind, by.get("sha256", ""), half))
     return found
 
 

@@ -120,9 +120,9 @@ class Page:
             return []
         said = "; ".join(f"{cell(name)} ({', '.join(kinds)})" for name, kinds in found.items())
         return [
-            "\u2021, systems trained to please critics that have learnt from pairs that this judge has seen, "
-            f"so that its levels may flatter them: {said}. Critics of --part a and judges of --part b "
-            "share none."
+            "\u2021, systems trained to please critics, or on labels of critics, that have learnt from pairs "
+            f"that this judge has seen, so that its levels may flatter them: {said}. Critics of --part a and "
+            "judges of --part b share none."
         ]
 
     def floors_said(self, columns: Sequence[Column]) -> list[str]:

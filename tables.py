@@ -298,7 +298,8 @@ def notes(
                 own += [f"{judge.name} {kind}" for kind, d in judge.sha256.items() if (kind, d) in pleased]
             if own:
                 out.append(
-                    f"{name} was trained against the very critics that judge it here: {', '.join(own)}."
+                    f"{name} was trained against the very critics that judge it here, or on their labels: "
+                    f"{', '.join(own)}."
                 )
     return out
 

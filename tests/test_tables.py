@@ -165,7 +165,10 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     line = tables.Named("mine", [System("mine", [], [], folder=run, notes=["empty replies: 3"])])
     file, said = tables.notes([line], {"emo": critic}, [judge], Paths(tmp_path))
     assert file == "File of mine: empty replies: 3."
-    assert said == "mine was trained against the very critics that judge it here: emo, t5 int."
+    assert (
+        said
+        == "mine was trained against the very critics that judge it here, or on their labels: emo, t5 int."
+    )
 
 
 def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_path):
@@ -187,6 +190,37 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     orphan = critic("orphan", "a", teacher=one)
     (one / "args.json").unlink()
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
+
+
+def test_who_has_made_the_labels_has_led_a_run_too(tmp_path):
+    paths, critics = Paths(tmp_path), {}
+    for part in ("a", "all"):
+        storage.write_text(tmp_path / part / "model.safetensors", part)
+        storage.write_json(tmp_path / part / "args.json", {"args": {"part": part}})
+        critics[part] = storage.source(
+            tmp_path / part, paths, storage.sha256(tmp_path / part / "model.safetensors")
+        )
+    by = {dim: {"critic": "all", "sha256": critics["all"]["sha256"]} for dim in DIMENSIONS}
+    labels = paths.labels("train")
+    storage.write_text(labels, "labels", origin=by)
+
+    def halves(**args) -> list:
+        inputs = {} if args else {"critic emo": critics["a"]["sha256"]}
+        storage.write_json(tmp_path / "run" / "args.json", {"args": args, "inputs": inputs})
+        return sorted((critic.kind, critic.half) for critic in lineage.served(tmp_path / "run", paths))
+
+    sources = {"critic emo": critics["a"], "labels train": storage.source(labels, paths)}
+    storage.write_json(tmp_path / "run" / "sources.json", sources)
+    assert halves() == [("emo", "a"), ("emo", "all")], "no other dimension has led it"
+    assert halves(control="marks") == [("emo", "all"), ("exp", "all"), ("int", "all")]
+    assert lineage.other_half(lineage.served(tmp_path / "run", paths)) == lineage.ALL
+    storage.write_json(
+        storage.origin_file(labels), by | {"emo": {"critic": "a", "sha256": critics["a"]["sha256"]}}
+    )
+    assert halves() == [("emo", "a")]
+    storage.write_text(labels, "labels of others")
+    lineage.checksum.cache_clear()
+    assert halves() == [("emo", "a"), ("emo", lineage.UNKNOWN)]
 
 
 def test_judges_keep_to_the_half_that_no_loss_has_seen_and_copies_to_a_runs_own_exemplars(prepared, tmp_path):
