@@ -373,17 +373,20 @@ def find_judges(
     needed: bool = False,
     bundled_too: bool = False,
 ) -> Judges:
-    """The critics that were `given` {kind: folder}, and those of the first of `families` that has any.
+    """The critics that were `given` {kind: folder}, and of each other kind the one of the first of `families`
+    that has it.
 
-    `bundled_too`: else those that come with the repository, which is said. `needed`: an error where there is
-    none at all.
+    `bundled_too`: else the one that comes with the repository, which is said. `needed`: an error where there
+    is none at all.
     """
     places = [{kind: find_critic(paths, kind, name) for kind in CRITICS} for name in families]
-    there = [p for p in places if any((f / "result.json").exists() for f in p.values())]
-    if not there and not given and bundled_too and (came := bundled.critics()):
-        print(f"note: no critics of your own; the bundled ones serve ({bundled.MINI})")
-        there = [came]
-    if not there and not given:
+    own = {k: f for p in reversed(places) for k, f in p.items() if (f / "result.json").exists()} | dict(given)
+    came = {k: f for k, f in bundled.critics().items() if bundled_too and k not in own}
+    if came:
+        which = f"no {', '.join(came)} critic" if own else "no critics"
+        print(f"note: {which} of your own; the bundled ones serve ({bundled.MINI})")
+    found = came | own
+    if not found:
         if needed:
             make = [advice.train_critic(kind, families[-1], paths.root) for kind in ("emo", SENTIMENT)]
             raise UserError(
@@ -391,4 +394,6 @@ def find_judges(
                 f"{make[0]} (and --dim exp, int); {make[1]}; or give one with --emo RUN"
             )
         return {}
-    return load_judges({**(there[0] if there else {}), **given}, session, given)
+    # those that nobody has are named by where the first family's would lie
+    wanted = {**(places[0] if places else {}), **found}
+    return load_judges({k: wanted[k] for k in CRITICS if k in wanted}, session, given)

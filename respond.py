@@ -48,7 +48,7 @@ def parse_args(argv=None):
         add(
             f"--{kind}",
             metavar="RUN",
-            help=f"run folder of the {kind} critic (default: the generator's family's)",
+            help=f"run folder of the {kind} critic (default: the generator's family's, or bundled)",
         )
     add = parser.add_argument_group("exemplars").add_argument
     add(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_ones_own_runs_come_before_the_bundled_ones(without_language_model, home
     paths = Paths(home)
     assert conversation.newest_generator(paths) == paths.saved / "glove-t5" / "exemplars"
     found = find_judges(paths, ["glove-t5"], {}, Session("cpu"), bundled_too=True)
-    assert found["emo"].folder == paths.critic("emo", "glove-t5")
+    assert {critic.folder for critic in found.values()} == {paths.critic(k, "glove-t5") for k in CRITICS}
     clone = Paths(without_language_model.parent.parent)  # the workdir is the clone itself
     assert conversation.newest_generator(clone) == without_language_model / "generator"
     monkeypatch.setattr(bundled, "lacking_base", lambda cache: None)
@@ -137,6 +138,29 @@ def test_ones_own_runs_come_before_the_bundled_ones(without_language_model, home
     monkeypatch.setattr(bundled, "ADAPTER", tmp_path / "none")
     monkeypatch.setattr(bundled, "MINI", tmp_path / "none")
     assert bundled.generator(None) is None and bundled.critics() == {}
+
+
+def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, home, tmp_path, capsys):
+    """One's own of any of the families comes first."""
+    own = Paths(tmp_path)
+    shutil.copytree(Paths(home).critic("emo", "glove-t5"), own.critic("emo", "glove-t5"))
+    shutil.copytree(Paths(home).critic("sentiment", "t5"), own.critic("sentiment", "t5"))
+    score.main(["--workdir", str(tmp_path), "--device", "cpu", "I am so sorry."])
+    shown = capsys.readouterr().out
+    assert "no exp, int critic of your own; the bundled ones serve" in shown
+    assert all(re.search(rf"^  {kind} ", shown, re.MULTILINE) for kind in CRITICS)
+    found = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"), bundled_too=True)
+    assert list(found) == list(CRITICS)
+    assert [found[kind].folder for kind in CRITICS] == [
+        own.critic("emo", "glove-t5"),
+        without_language_model / "exp",
+        without_language_model / "int",
+        own.critic("sentiment", "t5"),
+    ]
+    capsys.readouterr()
+    only = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"))
+    assert list(only) == ["emo", "sentiment"]
+    assert "no exp, int critic" in capsys.readouterr().out
 
 
 def test_the_demos_page_begins_with_the_bundled_replies(without_language_model, tmp_path, monkeypatch):
