@@ -16,7 +16,7 @@ import advice
 import marks
 import runs
 import storage
-from causal_models import CausalGenerator, base_of, example_nll, token_nll
+from causal_models import CausalGenerator, CausalSettings, base_of, example_nll, token_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING, CausalCommand, Decoding
 from dataloaders import Data, Example, hash_seed, listener_turns, pad, plan_once, read_exemplars
@@ -334,6 +334,8 @@ def predict(
 ) -> dict[str, float]:
     model = model.to(session.device).for_use()  # laid out for where it runs
     found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
+    if model.settings.base_sha256 != CausalSettings.load(folder).base_sha256:
+        predictor.notes = {"base": model.settings.base_sha256}
     return write_predictions(
         folder,
         model,

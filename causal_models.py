@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import runs
 from chats import SYSTEM, chat_format, pad_id
 from models import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
-from options import Paths, UserError
+from options import OtherPrecision, Paths, UserError
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
@@ -336,7 +336,8 @@ class CausalGenerator(nn.Module):
         base: str | None = None,
         device: str | torch.device = "cpu",
     ) -> "CausalGenerator":
-        """The saved model in eval mode, fp32, on the CPU. `base`: where its base lies (`base_of`).
+        """The saved model in eval mode, fp32, on the CPU. `base`: where its base lies (`base_of`); of an
+        `OtherPrecision` the weights may be other ones, which is said, and its settings name them.
 
         Raises `UserError` where the folder holds none, or its base is missing or another one.
         """
@@ -350,7 +351,8 @@ class CausalGenerator(nn.Module):
             config = backbone_config(settings.backbone or {})
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(device))
         else:
-            model = cls._same_base(folder, settings, named, cache, device)
+            model, sha256_of_base = cls._same_base(folder, settings, named, cache, device)
+            settings = dataclasses.replace(settings, base_sha256=sha256_of_base)
         try:
             # an adapter may leave its base's tokenizer where it is
             own = (folder / "tokenizer_config.json").exists()
@@ -372,7 +374,8 @@ class CausalGenerator(nn.Module):
         return found.eval()
 
     @staticmethod
-    def _same_base(folder: Path, settings: CausalSettings, name: str, cache: Path, device) -> Any:
+    def _same_base(folder: Path, settings: CausalSettings, name: str, cache: Path, device) -> tuple[Any, str]:
+        """The base, and what its weights are."""
         try:
             model, _ = load_base(name, cache, device)
         except UserError as error:
@@ -380,13 +383,20 @@ class CausalGenerator(nn.Module):
                 f"{folder}: it is an adapter of {settings.base}, which is missing: {error}; say where it "
                 "lies with --base FOLDER"
             ) from error
-        if (given := weights_hash(model)) != settings.base_sha256:
+        given = weights_hash(model)
+        if given != settings.base_sha256 and isinstance(name, OtherPrecision):
+            print(
+                f"note: {folder} was trained and measured on {settings.base} with weights "
+                f"{settings.base_sha256[:12]}...; {name} has {given[:12]}..., so its figures do not hold"
+            )
+        elif given != settings.base_sha256:
             raise UserError(
                 f"{folder}: it is an adapter of {settings.base} with weights {settings.base_sha256[:12]}..., "
                 f"but {name} now has {given[:12]}...; give the base that it was trained on"
                 + (", the package of requirements-offline.txt" if settings.base == "smollm2" else "")
+                + f"; or, if it is that model in another precision, --base-in-other-precision {name}"
             )
-        return model
+        return model, given
 
 
 def _adapter(model: nn.Module) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from options import (
     SENTIMENT,
     SHARE,
     WEIGHT,
+    OtherPrecision,
     Parser,
     Paths,
     Wrong,
@@ -561,14 +562,24 @@ def drop_default_bound(parser: argparse.ArgumentParser, args: argparse.Namespace
         args.batch_tokens = 0
 
 
-def add_base(parser: argparse.ArgumentParser) -> None:
-    """Of what uses a trained run."""
-    parser.add_argument(
+def add_base(parser: argparse.ArgumentParser, adapters: bool = True) -> None:
+    """Of what uses a trained run; `adapters`: it can be one."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
         "--base",
         metavar="FOLDER",
         help="of an adapter, or of a run with pooled exemplars: where the model lies that it was trained on, "
         "if that was moved",
     )
+    if adapters:
+        either.add_argument(
+            "--base-in-other-precision",
+            dest="base",
+            type=OtherPrecision,
+            metavar="MODEL",
+            help="of an adapter, in place of --base: a folder or hub name with other weights of the same "
+            "shapes, as the same model in another precision; its replies are not those that were measured",
+        )
 
 
 def add_generator_flags(parser: argparse.ArgumentParser) -> None:

@@ -295,6 +295,7 @@ class Predictor:
         self.decoding, self.session = decoding, session
         self.unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id  # -1: no token
         self.arguments = decoding_arguments(decoding, tokenizer, model.vocabulary)
+        self.notes: dict[str, str] = {}  # what else a reply depends on
 
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
         """The rows of one batch; it draws from a stream of its own, so that any batch can be written
@@ -354,7 +355,7 @@ def write_predictions(
     if model.settings.exemplars != "none":
         shown = paths.exemplars(split)
         origin["exemplars"] = {"path": paths.note(shown), "sha256": storage.sha256(shown)}
-    origin |= {"precision": session.precision}
+    origin |= {"precision": session.precision, **predictor.notes}
     origin |= {"decoding": predictor.arguments if decoding.predict else "none"}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
     output = output or folder

@@ -195,6 +195,10 @@ class Wrong:
     problem: str
 
 
+class OtherPrecision(str):
+    """Where a model lies that an adapter was trained on in another precision: its weights may differ."""
+
+
 def number(
     kind: type = int,
     *,

@@ -23,7 +23,7 @@ def parse_args(argv=None):
         parser.add_argument(
             f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: --family's)"
         )
-    add_base(parser)
+    add_base(parser, adapters=False)
     parser.add_argument("--family", default="glove-t5", help="whose critics by default")
     parser.add_argument("--kinds", nargs="+", choices=CRITICS, default=list(CRITICS), help="which critics")
     parser.add_argument("--split", choices=SPLITS, default="valid", help="whose listener turns")

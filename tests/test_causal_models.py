@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, T5Config
 
 import causal_models
+import respond
 from causal_models import CausalGenerator, example_nll, resolve_base, token_nll, weights_hash
 from chats import causal_data, chat_format, chat_ids, conversation_rows, prompt_data
 from dataloaders import Example
-from options import UserError
+from options import OtherPrecision, UserError
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
@@ -372,6 +374,31 @@ def test_another_or_a_missing_base_is_named(base, tmp_path):
         CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path, base=str(tmp_path / "nowhere"))
     moved = CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path, base=base)
     assert moved.settings.base_sha256 == weights_hash(causal_models.load_base(base, tmp_path)[0])
+
+
+def test_a_base_in_another_precision_serves_where_that_is_said(base, tmp_path, capsys):
+    trained(base, tmp_path).save_pretrained(tmp_path / "run")
+    rounded, tokenizer = causal_models.load_base(base, tmp_path)
+    rounded.to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
+    tokenizer.save_pretrained(tmp_path / "rounded")
+    load = partial(CausalGenerator.from_pretrained, tmp_path / "run", cache=tmp_path)
+    with pytest.raises(UserError, match=f"--base-in-other-precision {tmp_path / 'rounded'}"):
+        load(base=str(tmp_path / "rounded"))
+    place = respond.parse_args(["--base-in-other-precision", str(tmp_path / "rounded"), "Hi"]).base
+    capsys.readouterr()
+    again = load(base=place)
+    assert "its figures do not hold" in capsys.readouterr().out
+    exact = load(base=base)
+    batch = causal_data(TALKS, exact.tokenizer, packed=True, **LONG).collate([0, 1])
+    assert torch.allclose(again(batch), exact(batch), atol=0.1) and not torch.equal(
+        again(batch), exact(batch)
+    )
+    assert again.settings.base_sha256 == weights_hash(causal_models.load_base(place, tmp_path)[0])
+    config = LlamaConfig.from_pretrained(base, hidden_size=48)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wider")
+    tokenizer.save_pretrained(tmp_path / "wider")
+    with pytest.raises(UserError, match="does not fit"):  # another model is no precision of it
+        load(base=OtherPrecision(tmp_path / "wider"))
 
 
 def test_with_rank_0_the_base_is_not_needed_again(base, tmp_path):
