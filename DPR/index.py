@@ -6,7 +6,8 @@ numbers there, -1 for nobody.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Index:
         self.places = by_value(groups if groups is not None else [""] * len(vectors))
         self.grouped, self.approximate_from = groups is not None, approximate_from
         self.built: dict[str, Any] = {}  # faiss indices, of the groups that were asked for
+        self.tables: dict[str, Table] = {}  # likewise, of the groups that products were taken with
 
     @property
     def approximate(self) -> bool:
@@ -55,9 +57,23 @@ class Index:
 
     def prepare(self) -> None:
         """Build what a search would build when it first needs it."""
-        for group in filter(self.is_approximate, self.places):
-            if group not in self.built:
-                self.built[group] = build(self.kind, self.candidates(group), self.device)
+        for group in self.places:
+            if self.is_approximate(group):
+                self.approximately(group)
+            else:
+                self.table(group)
+
+    def approximately(self, group: str) -> Any:
+        """The faiss index of one group."""
+        if group not in self.built:
+            self.built[group] = build(self.kind, self.candidates(group), self.device)
+        return self.built[group]
+
+    def table(self, group: str) -> "Table":
+        """One group where products with it are taken."""
+        if group not in self.tables:
+            self.tables[group] = Table.of(self.candidates(group), self.device)
+        return self.tables[group]
 
     def candidates(self, group: str) -> np.ndarray:
         """(P, E) of one group."""
@@ -93,12 +109,10 @@ class Index:
         self, group: str, queries: np.ndarray, asked: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Places among the candidates of one group and their scores, as `exact` gives them."""
-        candidates, held = self.candidates(group), self.owners[self.places[group]]
+        held = self.owners[self.places[group]]
         if not self.is_approximate(group):
-            return exact(queries, candidates, asked, held, k, self.device)
-        if group not in self.built:
-            self.built[group] = build(self.kind, candidates, self.device)
-        return approximate(self.built[group], queries, candidates, asked, held, k, self.device)
+            return exact(queries, self.table(group), asked, held, k)
+        return approximate(self.approximately(group), queries, lambda: self.table(group), asked, held, k)
 
 
 def by_value(values: Sequence[str]) -> dict[str, np.ndarray]:
@@ -140,32 +154,42 @@ class Own:
 # ------------------------------------------------------------------------------------------------------ exact
 
 
+@dataclass(frozen=True)
+class Table:
+    """Candidates (P, E), also where products with them are taken, and the length of the longest."""
+
+    vectors: np.ndarray
+    there: torch.Tensor
+    longest: float
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, device: torch.device) -> "Table":
+        there = torch.as_tensor(vectors, device=device).float()
+        return cls(
+            vectors, there, float(torch.linalg.vector_norm(there, dim=1).max()) if len(vectors) else 0.0
+        )
+
+
 def exact(
-    queries: np.ndarray,
-    candidates: np.ndarray,
-    asked: np.ndarray,
-    held: np.ndarray,
-    k: int,
-    device: torch.device | str = "cpu",
+    queries: np.ndarray, table: Table, asked: np.ndarray, held: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each query (Q, E) its best of `candidates` (P, E) of other owners: (Q, k) places, best first, and
-    scores; -1 and -inf where no more are allowed.
+    """For each query (Q, E) its best candidates of other owners: (Q, k) places, best first, and scores; -1
+    and -inf where no more are allowed.
 
     asked (Q,), held (P,): owners. Equal scores go by place. k is at most P.
     """
+    candidates, device = table.vectors, table.there.device
     count, width = candidates.shape
     k, more = min(k, count), min(k + SPARE, count)
     own = Own(asked, held)
-    table = torch.as_tensor(candidates, device=device).float()
     # equal vectors can differ in the last bits of a matrix product, by their place in it
-    longest = float(np.linalg.norm(candidates, axis=1).max(initial=0.0))
-    slack = width * float(np.finfo(np.float32).eps) * longest * np.linalg.norm(queries, axis=1)  # (Q,)
+    slack = width * float(np.finfo(np.float32).eps) * table.longest * np.linalg.norm(queries, axis=1)  # (Q,)
     places = np.full((len(queries), k), -1)
     scores = np.full((len(queries), k), -np.inf)
     size = max(16, min(256, 2**26 // count))
     for start in range(0, len(queries), size):
         block, near = queries[start : start + size], slack[start : start + size]
-        products = torch.as_tensor(block, device=device).float() @ table.T  # (B, E) @ (E, P) -> (B, P)
+        products = torch.as_tensor(block, device=device).float() @ table.there.T  # (B, E) @ (E, P) -> (B, P)
         products[own.places(start, start + size)] = -torch.inf
         best = products.topk(more)
         found, values = best.indices.cpu().numpy(), best.values.cpu().numpy().astype(np.float64)
@@ -233,15 +257,14 @@ def build(kind: str, candidates: np.ndarray, device: torch.device | str = "cpu")
 def approximate(
     index: Any,
     queries: np.ndarray,
-    candidates: np.ndarray,
+    table: Callable[[], Table],
     asked: np.ndarray,
     held: np.ndarray,
     k: int,
-    device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`exact` by an approximate index over `candidates` (`build`), and exact for each query that it gives too
-    few."""
-    k, count = min(k, len(candidates)), len(candidates)
+    """`exact` by an approximate index over the candidates (`build`), and exact for each query that it gives
+    too few."""
+    k, count = min(k, len(held)), len(held)
     own = Own(asked, held).counts
     # one's own conversation may take the best places; on a GPU faiss gives no more than 2048
     fetch = min(count, k + int(own.max(initial=0)), 2048)
@@ -255,5 +278,5 @@ def approximate(
     out[0][:, : places.shape[1]] = np.where(scores > -np.inf, places, -1)
     out[1][:, : places.shape[1]] = scores
     if len(few):
-        out[0][few], out[1][few] = exact(queries[few], candidates, asked[few], held, k, device)
+        out[0][few], out[1][few] = exact(queries[few], table(), asked[few], held, k)
     return out
