@@ -1,6 +1,7 @@
 """What the benchmarks share: ways that take turns, a printed table, and a json under results/benchmarks/."""
 
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +22,64 @@ def seconds(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str,
     for turn in range(repeats):
         for name, way in ways.items():
             say(f"{name}, turn {turn + 1} of {repeats}")
+            settle()
             began = time.perf_counter()
             given[name] = way()
+            settle()
             taken[name].append(time.perf_counter() - began)
     return {name: min(each) for name, each in taken.items()}, given
+
+
+def settle() -> None:
+    """Wait until a GPU, where one is in use, has done all that it was told."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def seconds_of(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
+    """Median seconds of one small call: by the clock, or by the device's own where that is a GPU.
+
+    There the call is recorded as many times as fill two milliseconds and played back as one, so that what is
+    measured is the device and not the time that it takes to launch a kernel.
+    """
+    import torch
+
+    if device != "cuda":
+        taken = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
+    for _ in range(3):  # libraries choose their kernels, and their memory is there
+        work()
+    settle()
+    began = time.perf_counter()
+    work()
+    settle()
+    calls = max(1, min(100, round(2e-3 / (time.perf_counter() - began))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            work()
+    taken = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        settle()
+        taken.append(start.elapsed_time(end) / 1000 / calls)
+    return statistics.median(taken)
+
+
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Of one call, all threads together."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def say(text: str) -> None:

@@ -1,10 +1,9 @@
 """What train_step.py measures: models of the real sizes, random weights, one batch, a step by each way."""
 
 import random
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5EncoderModel
 import train_causal_lm
 import train_glove_t5
 import train_t5
-from benchmarks import published
+from benchmarks import published, reporting
 from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS
 from causal_generators import CausalObjective
-from causal_models import CausalGenerator, CausalSettings, attention_for
+from causal_models import CausalGenerator, CausalSettings
 from chats import causal_data
 from commands import TrainingOptions, causal_command, generator_command
 from dataloaders import Data, Example, encode, generator_data, pad
@@ -244,7 +243,7 @@ def causal_ways(args, session: Session) -> dict[str, Step]:
         command = causal_command(train_causal_lm.parse_args(flags))
         rank = command.options.lora_rank
         base = LlamaForCausalLM(config)
-        base.set_attn_implementation("sdpa" if way == "plain" else attention_for(session.device))
+        base.set_attn_implementation("sdpa" if way == "plain" else way.removeprefix("ours-"))
         model = CausalGenerator(CausalSettings("random", "", rank), base, tokenizer)
         data = causal_data(examples, tokenizer, packed=True, **model.settings.layout)
         model = model.to(session.device)
@@ -313,16 +312,10 @@ class Floor(TorchDispatchMode):
         total = 0.0
         for (func, shapes), count in self.seen.items():
             operands = [self.operand(*shape) for shape in shapes]
-            total += count * statistics.median(self.timed(func, operands) for _ in range(repeats))
+            each = reporting.seconds_of(partial(func, *operands), self.session.device.type, repeats)
+            total += count * each
         return total * self.operations / self.of_products
 
     def operand(self, shape: tuple, stride: tuple, dtype: torch.dtype) -> Tensor:
         size = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
         return torch.randn(max(1, size), device=self.session.device).to(dtype).as_strided(shape, stride)
-
-    def timed(self, func, operands: list[Tensor]) -> float:
-        began = time.perf_counter()
-        func(*operands)
-        if self.session.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began

@@ -8,7 +8,7 @@ sizes are the real ones, nothing is downloaded. `published`: benchmarks/publishe
 this project's step (updates.Update) with its scripts' defaults; the exemplars stand before the dialogue, or
 are one vector: out of a table where their encoder is frozen (t5), each distinct string once where it is
 trained along. Of the causal language model `plain` is transformers' own loss (SDPA, logits of every
-position), beside `ours`.
+position), beside ours with either attention: a training takes eager on a CPU and SDPA on a GPU.
 
 seconds: median of the repeats. GiB: the peak of a process of its own that makes two updates (on CUDA, of the
 device). floor: the step's matrix products alone, each as often as in the step; share: how much of the step's
@@ -42,9 +42,9 @@ WAYS = {
     "glove-mini": ("published", "prepend", "pool"),
     "glove": ("published", "prepend", "pool"),
     "t5": ("published", "prepend", "pool"),
-    "causal": ("plain", "ours"),
+    "causal": ("plain", "ours-eager", "ours-sdpa"),
     "tiny": ("published", "prepend", "pool"),
-    "tiny-causal": ("plain", "ours"),
+    "tiny-causal": ("plain", "ours-eager", "ours-sdpa"),
 }
 BATCH = {"glove-mini": 32, "glove": 32, "t5": 2, "causal": 12, "tiny": 4, "tiny-causal": 4}
 
@@ -107,6 +107,7 @@ def measure(args, session, memory: dict[str, float]) -> dict:
     """{way: its figures}, printed as a table."""
     import torch
 
+    from benchmarks import reporting
     from benchmarks.steps import Floor, build_ways
 
     steps = build_ways(args, session)
@@ -116,14 +117,14 @@ def measure(args, session, memory: dict[str, float]) -> dict:
     taken: dict[str, list[float]] = {way: [] for way in args.ways}
     for repeat in range(args.repeats + 1):
         for way, step in steps.items():
+            reporting.settle()
             began = time.perf_counter()
             step()
-            if session.device.type == "cuda":
-                torch.cuda.synchronize()
+            reporting.settle()
             if repeat:  # the first one warms up
                 taken[way].append(time.perf_counter() - began)
     figures: dict[str, dict] = {}
-    print("way        seconds  GiB    GFLOP  floor s  share")
+    print("way         seconds  GiB    GFLOP  floor s  share")
     for way, step in steps.items():
         floor = Floor(session)
         with floor:
@@ -134,7 +135,9 @@ def measure(args, session, memory: dict[str, float]) -> dict:
         figures[way] |= {"floor_seconds": floor_seconds, "repeats": taken[way]}
         share = figures[way]["share_of_floor"] = floor_seconds / seconds
         gib = f"{memory[way]:.2f}" if way in memory else "-"
-        print(f"{way:<9}  {seconds:>7.3f}  {gib:>5}  {floor.gflop:>5.0f}  {floor_seconds:>7.3f}  {share:.2f}")
+        print(
+            f"{way:<10}  {seconds:>7.4f}  {gib:>5}  {floor.gflop:>5.0f}  {floor_seconds:>7.4f}  {share:.2f}"
+        )
     return figures
 
 

@@ -29,10 +29,12 @@ def test_the_step_is_measured_against_the_published_one(tmp_path, capsys):
 def test_the_language_model_is_measured_too(tmp_path, capsys):
     words = ["--shape", "tiny-causal", "--workdir", str(tmp_path), "--device", "cpu", "--repeats", "1"]
     train_step.main([*words, "--no-memory"])
-    assert re.search(r"^ours: [\d.]+x faster than plain", capsys.readouterr().out, re.M)
+    out = capsys.readouterr().out
+    for way in ("ours-eager", "ours-sdpa"):
+        assert re.search(rf"^{way}: [\d.]+x faster than plain", out, re.M)
 
 
 def test_a_way_that_a_shape_has_not_is_named(capsys):
     with pytest.raises(SystemExit):
         train_step.parse_args(["--shape", "causal", "--ways", "pool"])
-    assert "--shape causal has plain, ours" in capsys.readouterr().err
+    assert "--shape causal has plain, ours-eager, ours-sdpa" in capsys.readouterr().err
