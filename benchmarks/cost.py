@@ -7,8 +7,8 @@ Operations: what torch's flop counter sees in the matrix products of the forward
 multiplication and an addition count as two), on tensors that have shapes and no numbers: no weights are
 needed. Held: weights, gradients and AdamW's two moments in fp32 (16 bytes a trained parameter, 4 a frozen
 one). Logits: one (B, T, V) in fp32, of which a step holds a few. Floor: the operations at the rate that this
-machine reaches in the products of a feed-forward layer of that size; epoch: as many steps as 40,254 listener
-turns make. Below: by how much a step grows where one thing is doubled.
+machine reaches in the products of a feed-forward layer of that size, on --device and in --precision; epoch:
+as many steps as 40,254 listener turns make. Below: by how much a step grows where one thing is doubled.
 
 Exemplars: text before the dialogue (prepend), in the encoder and in the decoder's attention to it. Critics:
 four frozen ones on soft replies: GloVe's of one layer and width 300 on the reply alone, T5-base on context
@@ -16,7 +16,6 @@ and reply. SmolLM2: LoRA of rank 16 on all linear layers, sequences of source + 
 """
 
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS  # noqa: E402
-from options import COUNT, NATURAL, Paths, add_common, check, make_parser, run  # noqa: E402
+from options import COUNT, NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
 
 SIZES = ("tiny", "mini", "paper", "t5-small", "smollm2")
 PARTS = ("encoder", "decoder", "vocabulary", "critics", "exemplars")
@@ -55,6 +54,7 @@ def parse_args(argv=None):
     add("--exemplar-tokens", type=COUNT, default=150, help="tokens of the exemplars before a dialogue")
     add("--vocabulary", type=NATURAL, default=21_132, help="words of the GloVe models")
     add("--grown", choices=SIZES[:4], default="mini", help="the model whose step is doubled in each thing")
+    add_device(parser)
     args = parser.parse_args(argv)
     check(parser, args)
     return args
@@ -173,29 +173,39 @@ def cost(size: str, shape: Shape) -> dict[str, float]:
     return causal(shape) if size == "smollm2" else seq2seq(size, shape)
 
 
-def rate(size: str, shape: Shape) -> float:
-    """Operations a second in the product of a feed-forward layer, fp32, on the processor, by its own clock:
-    what other programs take away does not count."""
+def rate(size: str, shape: Shape, session) -> float:
+    """Operations a second in the product of a feed-forward layer, on the device. A processor's by its own
+    clock: what other programs take away does not count."""
     import torch
+
+    from benchmarks import reporting
 
     config = config_of(size, shape.vocabulary)
     width = config.hidden_size  # d_model by T5's attribute map
     inner = config.intermediate_size if size == "smollm2" else config.d_ff
-    left, right = torch.rand(shape.batch * shape.source, width), torch.rand(width, inner)
-    left @ right
-    taken = []
-    for _ in range(5):
-        began = time.process_time()
+    kind = torch.bfloat16 if session.precision == "bf16" else torch.float32
+    left = torch.rand(shape.batch * shape.source, width, device=session.device, dtype=kind)
+    right = torch.rand(width, inner, device=session.device, dtype=kind)
+
+    def ten() -> None:
         for _ in range(10):
             left @ right
-        taken.append((time.process_time() - began) / 10 / torch.get_num_threads())
-    return 2 * left.numel() * inner / min(taken)
+
+    ten()
+    if session.device.type == "cuda":
+        each = reporting.seconds_of(ten, "cuda") / 10
+    else:
+        each = min(reporting.processor_seconds(ten) for _ in range(5)) / 10 / torch.get_num_threads()
+    return 2 * left.numel() * inner / each
 
 
 def main(argv=None):
     args = parse_args(argv)
     from benchmarks import reporting
+    from commands import device_flags
+    from session import Session
 
+    session = Session(**device_flags(args))
     file = reporting.target(Paths(args.workdir), "cost", args.overwrite)
     rows, result = [], {}
     for size in args.sizes:
@@ -203,7 +213,7 @@ def main(argv=None):
         shape = shape_of(size, args)
         found = cost(size, shape)
         total = sum(found[part] for part in PARTS)
-        each = rate(size, shape)
+        each = rate(size, shape, session)
         floor = total / each
         epoch = floor * -(-TURNS // shape.batch)
         held = (16 * found["trained"] + 4 * found["frozen"]) / 2**20
@@ -241,6 +251,7 @@ def main(argv=None):
         "epoch, h",
     ]
     print(f"\na step of {args.batch} examples, billions of operations by part; rate: billions a second")
+    print(f"{session.device}, {session.precision}")
     print(reporting.table(columns, rows), flush=True)
 
     base = shape_of(args.grown, args)
@@ -262,7 +273,7 @@ def main(argv=None):
     print(
         reporting.table(["doubled", "times the operations"], [[name, times] for name, times in grown.items()])
     )
-    reporting.write(file, vars(args), "cpu", {"sizes": result, "doubled": grown})
+    reporting.write(file, vars(args), session.device.type, {"sizes": result, "doubled": grown})
     return result
 
 

@@ -2,6 +2,7 @@
 
   python benchmarks/embed.py --workdir demo
   python benchmarks/embed.py --texts 1024 --batch-size 64 --device cuda
+  python benchmarks/embed.py --stand-in --texts 40000 --device cuda       no files: random words and weights
 
 The plain way reads every text, also one that came before, in file order and padded to --padded tokens;
 beside it, padded to its batch's longest only. Ours is DPR.biencoder.embed, as every stage uses it. Texts are
@@ -23,6 +24,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     add = parser.add_argument
+    add("--stand-in", action="store_true", help="random weights of MiniLM's shape, texts of random words")
     add("--encoder", default="minilm", help="hub name or folder of a BERT, or minilm")
     add("--pooling", choices=["cls", "mean"], default="mean", help="the vector of an encoder")
     add("--texts", type=NATURAL, default=512, help="replies and dialogues, from the first training turns")
@@ -37,6 +39,30 @@ def parse_args(argv=None):
     return args
 
 
+def real(args, paths: Paths) -> tuple:
+    """The encoder, its tokenizer, and the first training turns."""
+    from dataloaders import listener_turns
+    from DPR.biencoder import load_side, resolve
+    from models import load_tokenizer
+
+    encoder = load_side(args.encoder, "context", args.pooling)
+    turns = listener_turns(paths.dialogues("train"))[: (args.texts + 1) // 2]
+    return encoder, load_tokenizer(resolve(args.encoder)), turns
+
+
+def stand_in(args) -> tuple:
+    """The same, drawn by chance: no text comes twice."""
+    from transformers import DPRConfig, DPRContextEncoder
+
+    from benchmarks.shapes import MINILM
+    from benchmarks.steps import drawn_examples, words
+
+    encoder = DPRContextEncoder(DPRConfig(**MINILM))
+    encoder.config.pooling = args.pooling
+    turns, _ = drawn_examples((args.texts + 1) // 2, MINILM["vocab_size"], args.seed)
+    return encoder, words(MINILM["vocab_size"]), turns
+
+
 def main(argv=None):
     args = parse_args(argv)
     import numpy as np
@@ -44,17 +70,15 @@ def main(argv=None):
 
     from benchmarks import reporting
     from commands import device_flags
-    from dataloaders import listener_turns, pad
-    from DPR.biencoder import embed, load_side, resolve, tokenize, vectors
-    from models import load_tokenizer
+    from dataloaders import pad
+    from DPR.biencoder import embed, tokenize, vectors
     from session import Session
 
     session, paths = Session(**device_flags(args)), Paths(args.workdir)
     file = reporting.target(paths, "embed", args.overwrite)
-    turns = listener_turns(paths.dialogues("train"))[: (args.texts + 1) // 2]
+    encoder, tokenizer, turns = stand_in(args) if args.stand_in else real(args, paths)
     texts = [text for turn in turns for text in (" ".join(turn.history), turn.response)][: args.texts]
-    encoder = load_side(args.encoder, "context", args.pooling).to(session.device).eval()
-    tokenizer = load_tokenizer(resolve(args.encoder))
+    encoder = encoder.to(session.device).eval()
     read: dict[str, int] = {}
 
     def in_file_order(width: int | None) -> np.ndarray:

@@ -3,6 +3,7 @@
   python benchmarks/generate.py --workdir demo                          random weights of the mini shape
   python benchmarks/generate.py --run saved/glove-t5/mini --replies 64
   python benchmarks/generate.py --part causal --contexts 4 --candidates 8          the bundled adapter
+  python benchmarks/generate.py --stand-in --device cuda                no files: random words and weights
 
 Generator: both ways write the same number of tokens to the same dialogues of the validation split (a reply
 never ends early and never late: --new-tokens), with the gold replies' likelihood beside them as predictions
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from options import NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
 
+STAND_IN_WORDS = 12_000
+
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
@@ -33,12 +36,18 @@ def parse_args(argv=None):
         default=["generator", "causal"],
         help="what is measured",
     )
+    add(
+        "--stand-in",
+        action="store_true",
+        help="random weights (causal: of SmolLM2's shape) and dialogues of random words",
+    )
     add("--run", metavar="RUN", help="generator: a finished run (default: random weights)")
     add("--size", choices=["tiny", "mini", "paper"], default="mini", help="generator: of random weights")
     add("--replies", type=NATURAL, default=64, help="generator: dialogues of the validation split")
     add("--batch-size", type=NATURAL, default=64, help="generator: replies written together")
     add("--beams", type=NATURAL, nargs="+", default=[1, 8], help="generator: 1 is top-k sampling")
     add("--causal", default=str(ROOT / "saved" / "smollm2-empathetic"), help="causal: a causal run's folder")
+    add("--layers", type=NATURAL, default=30, help="causal: of random weights")
     add("--contexts", type=NATURAL, default=4, help="causal: dialogues, answered together")
     add("--candidates", type=NATURAL, default=8, help="causal: replies sampled to each")
     add("--new-tokens", type=NATURAL, default=20, help="tokens of every reply")
@@ -52,10 +61,20 @@ def parse_args(argv=None):
 def load_generator(args, paths: Paths, session):
     """A run, or random weights over the workdir's GloVe words; its tokenizer, and the validation split."""
     import exemplars
-    from dataloaders import tokenizer_hash
-    from generators import load_glove_t5, split_data
+    from benchmarks.steps import drawn_examples, words
+    from dataloaders import generator_data, tokenizer_hash
+    from generators import SplitData, load_glove_t5, split_data
+    from glove_models import glove_config
     from models import Generator, GeneratorSettings, load_tokenizer
 
+    if args.stand_in:
+        tokenizer = words(STAND_IN_WORDS)
+        settings = GeneratorSettings(
+            backbone=glove_config(tokenizer, args.size, 0.0).to_dict(), exemplars="none"
+        )
+        examples, _ = drawn_examples(2 * args.replies, STAND_IN_WORDS, args.seed)
+        data = generator_data(examples, tokenizer, src_len=settings.src_len, tgt_len=None)
+        return Generator(settings).to(session.device).eval(), tokenizer, SplitData(examples, data)
     if args.run:
         model, tokenizer = Generator.from_pretrained(args.run), load_tokenizer(args.run)
     else:
@@ -132,9 +151,12 @@ def measure_generator(args, session, paths: Paths) -> dict:
 def measure_causal(args, session, paths: Paths) -> dict:
     import numpy as np
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from benchmarks import reporting
-    from causal_models import CausalGenerator
+    from benchmarks.shapes import LLAMA
+    from benchmarks.steps import drawn_examples, words
+    from causal_models import CausalGenerator, CausalSettings
     from chats import prompt_data
     from commands import Decoding
     from dataloaders import listener_turns
@@ -149,10 +171,16 @@ def measure_causal(args, session, paths: Paths) -> dict:
         def banned(self) -> list[int]:
             return [*super().banned, self.chat.end_id]
 
-    reporting.say(f"the language model of {args.causal}")
-    model = Endless.from_pretrained(args.causal, cache=paths.cache, device=session.device)
-    model = model.for_use().to(session.device)
-    turns = listener_turns(paths.dialogues("valid"))
+    if args.stand_in:
+        base = LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_hidden_layers": args.layers}))
+        tokenizer = words(LLAMA["vocab_size"])
+        model: CausalGenerator = Endless(CausalSettings("random", "", 0), base, tokenizer)
+        turns, _ = drawn_examples(args.contexts, len(tokenizer), args.seed)
+    else:
+        reporting.say(f"the language model of {args.causal}")
+        model = Endless.from_pretrained(args.causal, cache=paths.cache, device=session.device)
+        turns = listener_turns(paths.dialogues("valid"))
+    model = model.to(session.device).for_use()
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(turns))[: args.contexts]).tolist()
     prompts = prompt_data([turns[n] for n in chosen], model.tokenizer, **model.settings.layout)
     batch = session.move(prompts.collate(list(range(len(chosen)))))

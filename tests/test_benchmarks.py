@@ -101,6 +101,15 @@ def test_each_decoding_writes_to_a_folder_of_its_own_and_one_table_scores_them(h
     ]
 
 
+def test_stand_ins_need_no_files(tmp_path):
+    common = ["--workdir", str(tmp_path), "--device", "cpu", "--stand-in"]
+    flags = (
+        "--size tiny --replies 2 --beams 1 --contexts 1 --candidates 2 --new-tokens 2 --layers 1 --repeats 1"
+    )
+    assert generate.main([*common, *flags.split()])["causal"]["replies"] == 2
+    assert embed.main([*common, "--texts", "2", "--padded", "24"])["distinct"] == 2
+
+
 def test_start_times_a_script_and_leaves_the_workdir_alone(workdir, monkeypatch):
     before = sorted(workdir.rglob("*"))
     monkeypatch.setitem(start.SCRIPTS, "score.py", "--no-such-flag")
