@@ -173,7 +173,7 @@ def folders_of(run: str, workdir: str) -> list[Path]:
 
 
 def seeds_at(run: str, workdir: str) -> str:
-    """A row's `run` for the command line: of several seeds each in the workdir, as `settle` puts one there."""
+    """A row's `run` for the command line: of several seeds, each in the workdir, as `settle` does it."""
     name, places = named_places(run)
     return f"{name}={','.join(str(Path(workdir) / place) for place in places)}" if name else run
 

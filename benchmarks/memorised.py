@@ -22,6 +22,7 @@ from options import (  # noqa: E402
     Paths,
     UserError,
     add_common,
+    add_device,
     check,
     make_parser,
     refuse_existing,
@@ -38,6 +39,7 @@ def parse_args(argv=None):
     parser.add_argument("--words", type=NATURAL, default=8, help="words that it must then have exactly")
     parser.add_argument("--items", type=COUNT, default=0, help="replies asked for, drawn by --seed; 0: all")
     parser.add_argument("--batch-size", type=NATURAL, default=32, help="replies at a time")
+    add_device(parser)
     args = parser.parse_args(argv)
     names = [Path(place).name for place in args.runs]
     same = sorted({name for name in names if names.count(name) > 1})
@@ -62,7 +64,9 @@ def asked(model, example, given: int, words: int) -> dict[str, tuple[list[int], 
     return {"chat": ([*chat.tolist(), *begun], wanted), "plain": ([*plain, *begun], wanted)}
 
 
-def continued(model, rows: list[tuple[list[int], list[int]]], batch_size: int, title: str) -> list[bool]:
+def continued(
+    model, rows: list[tuple[list[int], list[int]]], batch_size: int, title: str, session
+) -> list[bool]:
     """Whether each row's wanted tokens are what the model would write greedily: each is the likeliest after
     those before it, which one pass over all of them tells."""
     import numpy as np
@@ -78,24 +82,25 @@ def continued(model, rows: list[tuple[list[int], list[int]]], batch_size: int, t
         ids, mask = pad([np.array(sum(rows[i], [])) for i in numbers], pad_id(model.tokenizer))
         begins = torch.tensor([len(rows[i][0]) for i in numbers])[:, None]
         targets = (torch.arange(ids.shape[1]) >= begins) & mask.bool()  # (B, L)
-        with torch.inference_mode():
-            batch = {"input_ids": ids, "attention_mask": mask, "target_mask": targets}
-            wrong = model(batch).argmax(-1) != ids[targets]  # (N,)
+        batch = session.move({"input_ids": ids, "attention_mask": mask, "target_mask": targets})
+        with torch.inference_mode(), session.autocast():
+            wrong = model(batch).argmax(-1).cpu() != ids[targets]  # (N,)
         missed = torch.zeros(len(numbers)).index_add(0, targets.nonzero()[:, 0], wrong.float())
         for number, misses in zip(numbers, missed.tolist(), strict=True):
             found[number] = misses == 0
     return found
 
 
-def measure(place: str, examples: list, args) -> dict[str, float]:
+def measure(place: str, examples: list, args, session) -> dict[str, float]:
     """{way of asking: the share of the replies that one model continues word for word}"""
     from causal_models import CausalGenerator
 
-    model = CausalGenerator.from_pretrained(place, cache=Paths(args.workdir).cache).for_use()
+    model = CausalGenerator.from_pretrained(place, cache=Paths(args.workdir).cache, device=session.device)
+    model = model.for_use().to(session.device)
     rows = [asked(model, e, args.given, args.words) for e in examples]
     shares = {}
     for way in ("chat", "plain"):
-        found = continued(model, [row[way] for row in rows], args.batch_size, f"{place}, {way}")
+        found = continued(model, [row[way] for row in rows], args.batch_size, f"{place}, {way}", session)
         shares[way] = sum(found) / len(found)
     return shares
 
@@ -105,8 +110,11 @@ def main(argv=None):
     import numpy as np
 
     from benchmarks import reporting
+    from commands import device_flags
     from dataloaders import listener_turns
+    from session import Session
 
+    session = Session(**device_flags(args))
     paths = Paths(args.workdir)
     file = paths.results / "memorised.json"
     refuse_existing([file], args.overwrite)
@@ -121,9 +129,9 @@ def main(argv=None):
     result = {"split": args.split, "replies": len(examples), "given": args.given, "words": args.words}
     shares = {}
     for place in args.runs:
-        shares[Path(place).name] = found = measure(place, examples, args)
+        shares[Path(place).name] = found = measure(place, examples, args, session)
         print(f"{place}: " + ", ".join(f"{100 * v:.2f} % as {k}" for k, v in found.items()))
-    reporting.write(file, vars(args), "cpu", {**result, "shares": shares})
+    reporting.write(file, vars(args), session.device.type, {**result, "shares": shares})
     return shares
 
 

@@ -10,6 +10,7 @@ from benchmarks import memorised
 from chats import chat_ids
 from dataloaders import listener_turns
 from options import Paths, UserError
+from session import Session
 
 
 def test_what_the_model_writes_greedily_counts_and_one_other_token_does_not(tmp_path):
@@ -21,7 +22,7 @@ def test_what_the_model_writes_greedily_counts_and_one_other_token_does_not(tmp_
         out = model.generate(batch, do_sample=False, max_new_tokens=6, suppress_tokens=None, min_new_tokens=6)
         rows.append((before.tolist(), out[0].tolist()))
     other = [(before, [*wanted[:-1], wanted[-1] + 1]) for before, wanted in rows]
-    assert memorised.continued(model, rows + other, 3, "") == [True, True, False, False]
+    assert memorised.continued(model, rows + other, 3, "", Session("cpu")) == [True, True, False, False]
 
 
 def test_the_command_says_what_share_of_the_long_replies_it_knows(workdir, tmp_path, capsys):
