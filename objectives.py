@@ -15,6 +15,7 @@ from commands import GeneratorOptions, SampledOptions
 from critics import Judges
 from models import CriticSet, Generator, soft_response, token_nll
 from updates import Objective
+from vocabulary import product_kind, read_replies
 
 # ---------------------------------------------------------------------------------------- gradients, balanced
 
@@ -215,6 +216,8 @@ class GeneratorObjective(Objective):
         return {k: w * share if k in self.critics.critics else w for k, w in self.weights.items()}
 
     def prepare(self, model: nn.Module, batch: dict) -> dict:
+        if self.critics:  # while the batch is on the processor
+            batch = batch | {"cut": self.critics.cut(batch)}
         return self.sampled.prepare(model, batch) if self.sampled else batch
 
     def units(self, batch: dict) -> dict[str, float]:
@@ -229,11 +232,13 @@ class GeneratorObjective(Objective):
         return terms
 
     def losses(self, model: nn.Module, batch: dict, strategy: int, balance: float = 0.0) -> dict[str, Tensor]:
-        logits = model(batch)  # (B, T, V)
         kinds = list(self.critics.critics)
-        if not kinds:
-            return {"nll": token_nll(logits, batch["labels"]).sum()}
-        views = self.critics.views(batch) if self.options.critic_targets == "soft" else None
+        views = None
+        if kinds and self.options.critic_targets == "soft":
+            views = self.critics.views(batch)
+        if not kinds or not strategy and not balance:
+            return self._at_once(model, batch, views)
+        logits = model(batch)  # (B, T, V)
         if not balance:
             # a soft reply is as large as the logits: made once for all critics
             soft = soft_response(logits, strategy)
@@ -245,3 +250,15 @@ class GeneratorObjective(Objective):
             soft = soft_response(copy, strategy)
             terms[kind] = self.critics.loss(kind, soft, batch["reply_mask"], batch, views)
         return terms
+
+    def _at_once(self, model: nn.Module, batch: dict, views: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """nll and critics of one softmax, of which no second copy is held."""
+        critics = self.critics
+
+        def read(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor | None]:
+            table = critics.table(product_kind(hidden)) if critics else None
+            return read_replies(hidden, head, batch["labels"], table, batch.get("reply_places"))
+
+        nll, words = model(batch, read)
+        terms = {"nll": nll.sum()}
+        return terms | (critics.losses_of_words(words, batch, views) if critics else {})

@@ -221,7 +221,7 @@ def test_each_critic_of_the_loss_reads_the_history_before_the_reply_and_is_given
             seen.setdefault(critic, []).extend(zip(contexts, replies, told, strict=True))
 
     watch(monkeypatch, Generator, "forward", note_replies)
-    watch(monkeypatch, Critic, "forward_soft", note_contexts)
+    watch(monkeypatch, Critic, "forward_words", note_contexts)
     watch(monkeypatch, Critic, "loss_sum", note_targets)
     flags = "--size tiny --epochs 1 --tgt-len 12 --add-exemplars none"
     train_glove_t5.main(on(trained_copy, GENERATOR, flags))

@@ -717,7 +717,8 @@ def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_l
         tokenizer, examples, tgt_len=tgt_len, labels=LABELS, critic_context_len=context_len
     ).collate([0, 1])
     gold = torch.nn.functional.one_hot(used["labels"].clamp(min=0), len(tokenizer))
-    closed, mask = close_replies(gold, used["reply_mask"], used["labels"], reply_len, torch.tensor(EOS))
+    ending = torch.nn.functional.one_hot(torch.tensor(EOS), len(tokenizer))
+    closed, mask = close_replies(gold, used, reply_len, torch.tensor(EOS), ending)
     for row, e in enumerate(examples):
         context = real(used, "context_ids", "context_mask", row)
         reply = closed[row].argmax(-1)[mask[row].bool()].tolist()

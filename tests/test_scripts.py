@@ -300,14 +300,14 @@ def test_both_gumbel_strategies_run(trained_copy, strategy):
 def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy, monkeypatch):
     """The critics that the losses asked, as the last update left them, beside the files they came from."""
     asked = []
-    forward_soft = Critic.forward_soft
+    forward_words = Critic.forward_words
 
     def remembered(critic, *args, **kwargs):
         assert not critic.training
         asked.append(critic)
-        return forward_soft(critic, *args, **kwargs)
+        return forward_words(critic, *args, **kwargs)
 
-    monkeypatch.setattr(Critic, "forward_soft", remembered)
+    monkeypatch.setattr(Critic, "forward_words", remembered)
     paths = Paths(trained_copy)
     train_glove_t5.main([*short(trained_copy), "--size", "tiny", "--no-predict"])
     held = [critic.state_dict() for critic in dict.fromkeys(asked)]
