@@ -66,7 +66,8 @@ def choose_for_loss(
     Raises `UserError` where one cannot read the generator's words, or fewer than `reply_len` tokens of a
     reply.
     """
-    critics = CriticSet(load_critics(folders, family, session.device), session.device)
+    half = session.precision == "bf16"
+    critics = CriticSet(load_critics(folders, family, session.device), session.device, half)
     critics.check_tokenizer(tokenizer, vocabulary)
     for kind, folder in folders.items():
         reads = critics.critics[kind].settings.reply_len
@@ -129,12 +130,13 @@ def loss_batches(data: Data, session: Session, examples: int) -> list[dict]:
 
 @torch.inference_mode()
 def mean_losses(
-    critics: CriticSet, batches: Sequence[dict], soft: Callable[[dict], Tensor]
+    critics: CriticSet, batches: Sequence[dict], soft: Callable[[dict], Tensor], session: Session
 ) -> dict[str, float]:
     """{kind: mean loss} on what `soft` makes of each batch: soft replies (B, T, V)."""
     sums = dict.fromkeys(critics.critics, 0.0)
     for batch in batches:
-        found = critics.losses(soft(batch), batch["reply_mask"], batch)
+        with session.autocast():
+            found = critics.losses(soft(batch), batch["reply_mask"], batch)
         for kind in sums:
             sums[kind] += float(found[kind])
     count = sum(len(batch["labels"]) for batch in batches)
@@ -156,7 +158,7 @@ def uninformed_losses(
     words = torch.cat([b["labels"][b["reply_mask"] > 0] for b in batches])
     vocabulary = len(next(iter(critics.critics.values())).embeddings)  # the same for all: see check_tokenizer
     share = torch.bincount(words, minlength=vocabulary) / len(words)  # (V,)
-    found = mean_losses(critics, batches, lambda batch: share.expand(*batch["labels"].shape, -1))
+    found = mean_losses(critics, batches, lambda batch: share.expand(*batch["labels"].shape, -1), session)
     out = {}
     for kind, critic in critics.critics.items():
         targets = torch.cat([b["critic_targets"][kind] for b in batches]).double()

@@ -475,7 +475,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         found = validate(model, objective, held, batches, session)
         if options.log_gradients:
             batch = session.move(held.data.collate(batches[len(batches) // 2]))
-            found |= gradient_norms(model, objective, batch)
+            with session.autocast():
+                found |= gradient_norms(model, objective, batch)
         return found
 
     def export(folder: Path) -> None:

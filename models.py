@@ -34,7 +34,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from options import SENTIMENT, UserError
-from quick import quicken
+from quick import cast_frozen, quicken
 from storage import load_weights, save_weights
 from vocabulary import product_kind
 
@@ -489,10 +489,13 @@ class CriticSet:
     training mode, moved into a checkpoint or an optimizer.
     """
 
-    def __init__(self, critics: dict[str, Critic], device: torch.device):
+    def __init__(self, critics: dict[str, Critic], device: torch.device, half: bool = False):
+        """`half`: they are asked under an autocast to bf16, and nowhere else."""
         self.critics = {k: c.to(device).eval().requires_grad_(False) for k, c in critics.items()}
         for critic in self.critics.values():
             quicken(critic, device)
+            if half:
+                cast_frozen(critic, torch.bfloat16)
         self._tables: dict[torch.dtype, Tensor] = {}
 
     def __len__(self) -> int:

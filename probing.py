@@ -43,10 +43,9 @@ def probe(
     nothing = uninformed_losses(chosen.critics, data, session, examples)
 
     def soft(batch: dict):
-        with session.autocast():
-            return soft_response(model(batch), strategy=0)
+        return soft_response(model(batch), strategy=0)
 
-    found = mean_losses(chosen.critics, loss_batches(data, session, examples), soft)
+    found = mean_losses(chosen.critics, loss_batches(data, session, examples), soft, session)
     out = {}
     for kind, (loss, guess) in nothing.items():
         out[kind] = {

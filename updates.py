@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from commands import TrainingOptions
-from quick import quicken
+from quick import cast_frozen, quicken
 from session import Session
 
 
@@ -94,6 +94,8 @@ class Update:
             session,
         )
         quicken(model, session.device)
+        if session.precision == "bf16":
+            cast_frozen(model, torch.bfloat16)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, options.weight_decay),
             lr=options.lr,
@@ -148,7 +150,9 @@ class Update:
 
     def collate(self, numbers: list[int], stand_in: bool) -> MicroBatch:
         batch = self.data.collate(numbers) | {"stand_in": stand_in}
-        return MicroBatch(self.objective.prepare(self.wrapped, batch), 0.0 if stand_in else 1.0)
+        with self.session.autocast():
+            prepared = self.objective.prepare(self.wrapped, batch)
+        return MicroBatch(prepared, 0.0 if stand_in else 1.0)
 
     def count_units(self, micro_batches: list[MicroBatch]) -> dict[str, float]:
         """Each term's units in the whole update, over all processes."""

@@ -134,7 +134,7 @@ def frozen_critics(shape: Shape, targets: dict, session: Session) -> CriticSet:
             tokenizer="",
         )
         critics[kind] = Critic(settings)
-    return CriticSet(critics, session.device)
+    return CriticSet(critics, session.device, session.precision == "bf16")
 
 
 def own_step(shape, tokenizer, examples, texts, targets, way: str, critics, args, session: Session) -> Step:

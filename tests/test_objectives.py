@@ -244,6 +244,24 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
             assert float(together[row]) == pytest.approx(float(alone), rel=1e-3)
 
 
+def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
+    """Evaluation, log of gradients and rewards as well as the updates: all of them under autocast."""
+    words = [
+        "--workdir",
+        str(trained_copy),
+        *TINY,
+        "--max-steps",
+        "1",
+        "--log-gradients",
+        "--precision",
+        "bf16",
+    ]
+    train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "2", "--sampled-examples", "1"])
+    file = trained_copy / "saved" / "glove-t5" / "plain-critics" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
+
+
 def test_a_share_of_no_gradient_is_refused(capsys):
     with pytest.raises(SystemExit):
         train_glove_t5.parse_args(["--main-loss-w", "0", "--balance", "0.5"])

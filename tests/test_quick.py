@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from test_causal_models import make_tokenizer, save_llama
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import quick
+from causal_models import CausalGenerator
 
 CPU = torch.device("cpu")
 
@@ -66,3 +68,25 @@ def test_a_frozen_model_drops_nothing_after_it_was_quickened():
     model, x = nn.Sequential(nn.Dropout(0.5)).eval(), torch.randn(7, 9)
     quick.quicken(model, CPU)
     assert torch.equal(model(x), x)
+
+
+def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp_path):
+    base = save_llama(tmp_path / "llama", make_tokenizer())
+    model = CausalGenerator.start(base, rank=2, cache=tmp_path)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight)  # zeros let nothing through
+    ids = torch.randint(5, 40, (2, 9))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "target_mask": ids > 10}
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(batch)
+        model.zero_grad()
+        logits.float().square().sum().backward()
+        found.append([logits, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+        quick.cast_frozen(model, torch.bfloat16)
+    assert all(map(torch.equal, *found)) and len(found[0]) > 2
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    assert all(kind == torch.float32 for name, kind in kinds.items() if "lora" in name or "embed" in name)
+    assert [k for n, k in kinds.items() if n.endswith("q_proj.base_layer.weight")][0] == torch.bfloat16
