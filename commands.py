@@ -63,6 +63,7 @@ class TrainingOptions:
     resume: str
     overwrite: bool
     seed: int
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -492,6 +493,11 @@ def add_training(
         "or the checkpoint to go on from",
     )
     add("--deterministic", action="store_true", help="deterministic kernels only (slower on CUDA)")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the models' layers: minutes at the first start, then faster steps (worth it on a GPU)",
+    )
 
 
 def add_sampled_flags(parser: argparse.ArgumentParser) -> None:

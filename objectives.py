@@ -209,6 +209,9 @@ class GeneratorObjective(Objective):
         if sampled:
             self.weights |= sampled.weights
 
+    def others(self) -> list[nn.Module]:
+        return list(self.critics.critics.values())
+
     def weights_at(self, step: int) -> dict[str, float]:
         if not self.options.critic_ramp:
             return self.weights

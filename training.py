@@ -24,7 +24,7 @@ from tqdm import tqdm
 import cards
 import runs
 from commands import TrainingOptions
-from options import UserError
+from options import Paths, UserError
 from quick import quicken
 from session import (
     Session,
@@ -49,6 +49,7 @@ FREE = {
     "save_every",
     "name",
     "deterministic",
+    "compile",
     "labels",
     "exemplars",
     "emo",
@@ -214,8 +215,9 @@ class Loop:
 
     def _prepare(self) -> None:
         self.total_steps = self._count_steps()
+        cache = Paths(self.run.args["workdir"]).cache
         self.update = Update(
-            self.model, self.objective, self.data, self.options, self.session, self.total_steps
+            self.model, self.objective, self.data, self.options, self.session, self.total_steps, cache
         )
 
     def _count_steps(self) -> int:

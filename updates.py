@@ -10,6 +10,7 @@ two processes, give one and the same gradient.
 import contextlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from commands import TrainingOptions
-from quick import cast_frozen, quicken
+from quick import cast_frozen, compile_stacks, compiled, quicken
 from session import Session
 
 
@@ -35,6 +36,10 @@ class Objective:
     def weights_at(self, step: int) -> dict[str, float]:
         """The weights of the update after `step` others; the same names as `weights`."""
         return self.weights
+
+    def others(self) -> list[nn.Module]:
+        """The frozen models that an update asks beside the one that it trains."""
+        return []
 
     def units(self, batch: dict) -> dict[str, float]:
         """How many units each term sums over in this batch."""
@@ -83,9 +88,10 @@ class Update:
         options: TrainingOptions,
         session: Session,
         total_steps: int,
+        cache: Path = Path(),
     ):
         """`data` has `collate(numbers)` (dataloaders.Data); `total_steps` is where the learning rate's
-        schedule ends."""
+        schedule ends; `cache`: where compiled code is kept."""
         self.model, self.objective, self.data, self.options, self.session = (
             model,
             objective,
@@ -93,9 +99,11 @@ class Update:
             options,
             session,
         )
-        quicken(model, session.device)
+        quicken(model, session.device, options.compile)
         if session.precision == "bf16":
             cast_frozen(model, torch.bfloat16)
+        if options.compile:
+            compile_stacks([model, *objective.others()], cache)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, options.weight_decay),
             lr=options.lr,
@@ -175,7 +183,7 @@ class Update:
             last = i == len(micro_batches) - 1
             # gradients travel between processes once an update, with the last micro-batch
             with contextlib.nullcontext() if last else session.accelerator.no_sync(self.wrapped):
-                with session.autocast():
+                with session.autocast(), compiled(self.options.compile):
                     terms = self.objective.terms(self.wrapped, session.move(micro.batch))
                 # DDP averages over processes, the formula sums: hence the factor `world`
                 loss = sum(

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,7 @@ def own_step(shape, tokenizer, examples, texts, targets, way: str, critics, args
     """`Update` as the training scripts make it, with their defaults."""
     script = train_t5 if shape.family == "t5" else train_glove_t5
     flags = ["--workdir", args.workdir, "--batch-size", str(args.batch_size)]
+    flags += ["--compile"] if args.compile else []
     command = generator_command(script.parse_args(flags), shape.family)
     options = command.options
     settings = GeneratorSettings(
@@ -169,11 +171,11 @@ def own_step(shape, tokenizer, examples, texts, targets, way: str, critics, args
     )
     model = Generator(settings).to(session.device)
     objective = GeneratorObjective(critics, options)
-    return one_update(model, objective, data, command.training, session)
+    return one_update(model, objective, data, command.training, session, command.paths.cache)
 
 
-def one_update(model, objective, data: Data, options: TrainingOptions, session: Session) -> Step:
-    update = Update(model, objective, data, options, session, total_steps=1000)
+def one_update(model, objective, data: Data, options: TrainingOptions, session: Session, cache: Path) -> Step:
+    update = Update(model, objective, data, options, session, total_steps=1000, cache=cache)
     numbers = list(range(len(data)))
     return lambda: update(numbers)
 
@@ -240,6 +242,7 @@ def causal_ways(args, session: Session) -> dict[str, Step]:
     for way in args.ways:
         torch.manual_seed(args.seed)
         flags = ["--workdir", args.workdir, "--batch-size", str(args.batch_size)]
+        flags += ["--compile"] if args.compile else []
         command = causal_command(train_causal_lm.parse_args(flags))
         rank = command.options.lora_rank
         base = LlamaForCausalLM(config)
@@ -250,7 +253,8 @@ def causal_ways(args, session: Session) -> dict[str, Step]:
         if way == "plain":
             found[way] = plain_causal_step(model, data, session)
         else:
-            found[way] = one_update(model, CausalObjective(), data, command.training, session)
+            cache = command.paths.cache
+            found[way] = one_update(model, CausalObjective(), data, command.training, session, cache)
     return found
 
 

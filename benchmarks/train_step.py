@@ -72,6 +72,7 @@ def parse_args(argv=None):
     )
     boolean = argparse.BooleanOptionalAction
     add("--critics", action=boolean, default=True, help="four critics in the loss")
+    add("--compile", action="store_true", help="ours with compiled layers, as the scripts' --compile")
     add("--memory", action=boolean, default=True, help="measure memory, in processes of its own")
     args = parser.parse_args(argv)
     known = WAYS[args.shape]
@@ -98,7 +99,7 @@ def memory_alone(args, way: str) -> float:
     words = [sys.executable, str(Path(__file__).resolve()), "--shape", args.shape, "--ways", way]
     for flag in ("batch_size", "threads", "padding", "device", "precision", "seed", "workdir"):
         words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
-    words += [] if args.critics else ["--no-critics"]
+    words += ([] if args.critics else ["--no-critics"]) + (["--compile"] if args.compile else [])
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-2])
 
@@ -113,7 +114,7 @@ def measure(args, session, memory: dict[str, float]) -> dict:
     steps = build_ways(args, session)
     critics = "four critics" if args.critics and "causal" not in args.shape else "no critics"
     where = f"{torch.get_num_threads()} threads, {session.device}, {session.precision}"
-    print(f"{args.shape}, batch {args.batch_size}, {critics}, {where}")
+    print(f"{args.shape}, batch {args.batch_size}, {critics}, {where}{', compiled' * args.compile}")
     taken: dict[str, list[float]] = {way: [] for way in args.ways}
     for repeat in range(args.repeats + 1):
         for way, step in steps.items():

@@ -1,14 +1,17 @@
 """What makes a training cheaper on a CPU changes what it computes by rounding alone, and its random draws."""
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 import quick
+import train_glove_t5
 from causal_models import CausalGenerator
 
 CPU = torch.device("cpu")
@@ -90,3 +93,20 @@ def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert all(kind == torch.float32 for name, kind in kinds.items() if "lora" in name or "embed" in name)
     assert [k for n, k in kinds.items() if n.endswith("q_proj.base_layer.weight")][0] == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_weights_under_the_same_names(workdir, monkeypatch):
+    monkeypatch.setattr(quick, "BACKEND", "eager")  # what is traced, without what makes it fast
+    words = ["--workdir", str(workdir), "--device", "cpu", "--size", "tiny", "--add-exemplars", "none"]
+    words += "--empathy-loss-w 0 --sentiment-loss-w 0 --max-steps 2 --batch-size 4 --log-every 1".split()
+    words += ["--no-predict", "--save-every", "1", "--dropout", "0"]
+    for name in ("plain", "fast"):
+        train_glove_t5.main([*words, "--name", name, *(["--compile"] if name == "fast" else [])])
+    saved = workdir / "saved" / "glove-t5"
+    rows = [(saved / name / "metrics.jsonl").read_text().splitlines() for name in ("plain", "fast")]
+    for plain, fast in zip(*(map(json.loads, each) for each in rows), strict=True):
+        assert fast == pytest.approx(plain, rel=1e-4)
+    weights = [load_file(saved / name / "model.safetensors") for name in ("plain", "fast")]
+    assert weights[0].keys() == weights[1].keys()
+    assert json.loads((saved / "fast" / "args.json").read_text())["args"]["compile"]

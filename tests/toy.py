@@ -45,6 +45,7 @@ DEFAULTS = {
     "workdir": ".",
     "name": None,
     "dropout": 0.1,
+    "compile": False,
 }
 
 
