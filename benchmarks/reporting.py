@@ -53,17 +53,21 @@ def seconds_of(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
             work()
             taken.append(time.perf_counter() - began)
         return statistics.median(taken)
-    for _ in range(3):  # libraries choose their kernels, and their memory is there
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    settle()
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries choose their kernels, and their memory is there
+            work()
+        settle()
+        began = time.perf_counter()
         work()
-    settle()
-    began = time.perf_counter()
-    work()
-    settle()
-    calls = max(1, min(100, round(2e-3 / (time.perf_counter() - began))))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+        settle()
+        calls = max(1, min(100, round(2e-3 / (time.perf_counter() - began))))
+        graph.capture_begin()  # not torch.cuda.graph, which collects garbage each time
         for _ in range(calls):
             work()
+        graph.capture_end()
+    settle()
     taken = []
     for _ in range(repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
