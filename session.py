@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size, gather_object, send_to_device, set_seed
+from accelerate.utils import (
+    find_executable_batch_size,
+    gather_object,
+    recursively_apply,
+    send_to_device,
+    set_seed,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -57,6 +63,12 @@ class Session:
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def pinned(self, batch):
+        """The batch where a GPU can fetch it while the processor goes on; as it is without one."""
+        if self.device.type != "cuda":
+            return batch
+        return recursively_apply(torch.Tensor.pin_memory, batch)
 
     def move(self, batch):
         return send_to_device(batch, self.device, non_blocking=True)

@@ -385,6 +385,7 @@ class Loop:
             leave=False,
         ) as bar:
             while state.position < len(steps) and not self._at_end():
+                self.update.following = steps[state.position + 1] if state.position + 1 < len(steps) else []
                 values = self._update(steps[state.position])
                 # from here on the update counts: whatever follows is saved with it
                 state.step += 1

@@ -9,7 +9,7 @@ two processes, give one and the same gradient.
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -109,7 +109,7 @@ class Update:
             lr=options.lr,
             betas=(0.9, 0.999),
             eps=1e-8,
-            fused=session.device.type == "cuda",
+            fused=True,
         )
         self.wrapped = session.accelerator.prepare_model(model)  # DDP under torchrun
         self.scheduler = get_scheduler(
@@ -118,11 +118,15 @@ class Update:
             num_warmup_steps=options.warmup_steps,
             num_training_steps=total_steps,
         )
+        #: the examples of the update after this one, whose batches are made while a GPU is still at work
+        self.following: list[int] = []
+        self._ahead: tuple[list[int], list[MicroBatch]] = [], []
         set_seed((options.seed * 1009 + session.rank + 1) % 2**31)  # every process its own dropout
 
     def __call__(self, numbers: list[int]) -> dict[str, float]:
         """The loss, its terms and the gradient's norm. Raises `NotFinite` before anything is changed."""
-        micro_batches = self.deal(numbers)
+        known, dealt = self._ahead
+        micro_batches = [self.prepare(m) for m in (dealt if numbers == known else self.deal(numbers))]
         # what the sums are divided by must be known before the first backward pass: gradients add up from
         # there on
         units = self.count_units(micro_batches)
@@ -130,7 +134,8 @@ class Update:
         sums = self.accumulate_gradients(micro_batches, units, weights)  # (micro-batches, terms)
         # without a limit this only measures: the norm is logged either way
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf)
-        # all figures of the update leave the device together
+        self._ahead = self.following, self.deal(self.following) if self.following else []
+        # all figures of the update leave the device together; here a GPU is waited for
         found = torch.cat([sums.flatten(), norm.float()[None]]).cpu()
         sums, norm = found[:-1].view_as(sums), found[-1]
         # one bad number would spoil all weights at once, and the best checkpoint could be hours old
@@ -142,7 +147,7 @@ class Update:
         return self.figures(sums, units, weights) | {"grad_norm": float(norm)}
 
     def deal(self, numbers: list[int]) -> list[MicroBatch]:
-        """This process's micro-batches of an update.
+        """This process's micro-batches of an update; nothing is drawn by chance.
 
         The examples are dealt out one by one, so that lengths (an update is sorted by them) come out even.
         """
@@ -158,9 +163,11 @@ class Update:
 
     def collate(self, numbers: list[int], stand_in: bool) -> MicroBatch:
         batch = self.data.collate(numbers) | {"stand_in": stand_in}
+        return MicroBatch(self.session.pinned(batch), 0.0 if stand_in else 1.0)
+
+    def prepare(self, micro: MicroBatch) -> MicroBatch:
         with self.session.autocast():
-            prepared = self.objective.prepare(self.wrapped, batch)
-        return MicroBatch(prepared, 0.0 if stand_in else 1.0)
+            return replace(micro, batch=self.objective.prepare(self.wrapped, micro.batch))
 
     def count_units(self, micro_batches: list[MicroBatch]) -> dict[str, float]:
         """Each term's units in the whole update, over all processes."""

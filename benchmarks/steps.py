@@ -177,6 +177,7 @@ def own_step(shape, tokenizer, examples, texts, targets, way: str, critics, args
 def one_update(model, objective, data: Data, options: TrainingOptions, session: Session, cache: Path) -> Step:
     update = Update(model, objective, data, options, session, total_steps=1000, cache=cache)
     numbers = list(range(len(data)))
+    update.following = numbers
     return lambda: update(numbers)
 
 

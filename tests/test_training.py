@@ -17,6 +17,7 @@ from conftest import Killed, assert_same_run, wait_for_step, weights
 from toy import toy_data, toy_loop, train
 
 import runs
+from dataloaders import Data
 from options import UserError
 
 TOY = Path(__file__).with_name("toy.py")
@@ -102,6 +103,15 @@ def test_evaluation_in_between_changes_nothing_in_training(tmp_path):
     train(tmp_path / "seldom")
     train(tmp_path / "often", eval_every=1)
     assert losses(tmp_path / "seldom") == losses(tmp_path / "often")
+
+
+def test_each_batch_is_made_once_and_in_the_order_of_the_plan(tmp_path):
+    """Also those that are made while the update before is at work."""
+    data, made = toy_data(), []
+    noted = Data(data.lengths, lambda numbers: made.append(list(numbers)) or data.collate(numbers))
+    loop = train(tmp_path / "run", data=noted, epochs=2)
+    updates = [numbers for epoch in (0, 1) for numbers in loop.plan(epoch)]
+    assert [numbers for numbers in made if len(numbers) < len(data)] == updates
 
 
 def test_weight_decay_leaves_vectors_alone(tmp_path):
@@ -661,6 +671,7 @@ FULL_DISK = """
 import os, pathlib, shutil, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import runs
+from dataloaders import Data
 from options import UserError
 from toy import keep_the_end, train
 keep_the_end()
