@@ -317,6 +317,12 @@ PLACE_ERRORS = {
 def missing_package(error: ModuleNotFoundError) -> str:
     """What to do where a package of requirements.txt is not there: mostly, .venv is not activated."""
     here = Path(__file__).resolve().parent
+    if Path(sys.prefix).resolve() == (here / ".venv").resolve():
+        mark = shlex.quote(str(here / ".venv" / ".installed"))
+        return (
+            f"the package {error.name} is missing in the project's own environment: "
+            f"rm -f {mark}; make -C {shlex.quote(str(here))} install"
+        )
     script = here / ".venv" / "bin" / "activate"
     place = Path(".venv") / "bin" / "activate" if Path.cwd() == here else script
     first = "" if script.exists() else f"make -C {shlex.quote(str(here))} install, then "

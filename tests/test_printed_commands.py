@@ -281,9 +281,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsy
     assert str(tmp_path / "data") in text and len(text.splitlines()) == 1
 
 
-def test_a_missing_package_says_how_to_activate_the_environment(monkeypatch, capsys):
+@pytest.mark.parametrize(("prefix", "remedy"), [("/usr", "bin/activate"), (ROOT / ".venv", "install")])
+def test_a_missing_package_says_how_to_get_the_environment(prefix, remedy, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "prefix", str(prefix))
     text = run_script(lambda: __import__("no_such_package"), monkeypatch, capsys)
-    assert "no_such_package" in text and "bin/activate" in text and len(text.splitlines()) == 1
+    assert "no_such_package" in text and remedy in text and len(text.splitlines()) == 1
+    assert ("bin/activate" in text) == (remedy == "bin/activate")
 
 
 def test_a_missing_module_of_the_project_is_not_laid_to_the_environment():
