@@ -21,6 +21,7 @@ ZERO_LEVEL, MEAN_LEVEL, MAJORITY_LEVEL = "floor: level 0", "floor: mean level", 
 CONSTANT = "floor: constant reply"
 OTHER_GOLD = "floor: another item's gold"
 NEAREST = "floor: nearest training reply"
+TOP_EXEMPLAR = "floor: top exemplar"  # as it is: what the retriever says without a generator
 
 
 def constant_reply(training: Sequence[str]) -> str:

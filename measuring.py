@@ -194,10 +194,14 @@ class Standard:
     # ------------------------------------------------------------------------------------------- all rows
 
     def floors(self, numbers: Numbers, seed: int, nearest: Callable | None) -> list[Row]:
-        """The replies of floors.py to the items `numbers`; another item's gold is one of theirs."""
+        """The replies of floors.py to the items `numbers`; another item's gold is one of theirs. With
+        exemplars, each item's best one is a reply, too."""
         rows = []
         chosen = [self.examples[i] for i in numbers]
-        for name, replies in floors.replies(chosen, self.training, seed, nearest).items():
+        found = floors.replies(chosen, self.training, seed, nearest)
+        if self.exemplars is not None:
+            found[floors.TOP_EXEMPLAR] = [next(iter(self.exemplars[i]), "") for i in numbers]
+        for name, replies in found.items():
             rows.append(Row(name, "floor", [self.measure(name, replies, numbers, shown=self.shown)]))
         return rows
 

@@ -245,7 +245,12 @@ def test_each_figure_of_the_table_is_of_its_own_replies_under_its_own_title(trai
     assert set(cells(header)[1:]) == set(TITLES)
     rows = [cells(line) for line in lines]
     assert [row[0] for row in rows if not row[0].startswith("floor: ")] == list(systems)
-    assert [row[0] for row in rows][1:4] == list(tables["floors"])[:3]
+    assert [row[0] for row in rows][1:5] == list(tables["floors"])[:4]
+    retrieved = tables["floors"]["floor: top exemplar"]
+    found = read_exemplars(paths.exemplars("test"), examples)
+    assert retrieved["verbatim_exemplar"] == pytest.approx(np.mean([100 * bool(texts) for texts in found]))
+    words = [len(normalise(texts[0]).split()) if texts else 0 for texts in found]
+    assert retrieved["length"] == pytest.approx(np.mean(words))
     for name, *values in rows:
         if name not in systems:
             continue
