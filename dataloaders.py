@@ -689,15 +689,13 @@ def _apart(text: str, literal: re.Pattern, normalizer) -> str:
 def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Ragged rows -> (B, longest) int64 ids and their (B, longest) 0/1 mask; a batch of empty rows has width
     1."""
-    width = max(1, *(len(r) for r in rows))
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        if len(row):
-            where = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[i, where] = torch.from_numpy(np.asarray(row, dtype=np.int64))
-            mask[i, where] = 1
-    return ids, mask
+    lengths = np.array([len(r) for r in rows])[:, None]  # (B, 1)
+    width = max(1, int(lengths.max()))
+    places = np.arange(width)
+    real = places >= width - lengths if left else places < lengths  # (B, longest)
+    ids = np.full(real.shape, value, dtype=np.int64)
+    ids[real] = np.concatenate(rows)  # not row by row: a GPU waits for its batch
+    return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
 
 
 # ---------------------------------------------------------------------------------------------------- batches
