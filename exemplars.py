@@ -221,19 +221,19 @@ class PooledTokens(NoExemplars):
 
     def __init__(self, texts: Texts, tokenizer, max_len: int, cache: Path | None = None):
         self.texts, self.pad, self.eos = texts, tokenizer.pad_token_id, tokenizer.eos_token_id
-        self.max_len = max_len
-        self.encoded = encode(tokenizer, [t for row in texts for t in row], cache)
+        encoded = encode(tokenizer, [t for row in texts for t in row], cache)
+        self.rows = {t: np.append(ids[: max_len - 1], self.eos) for t, ids in encoded.items()}
 
     def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
         distinct = list(dict.fromkeys(t for i in numbers for t in self.texts[i]))
         place = {t: n for n, t in enumerate(distinct)}
-        share = torch.zeros(len(numbers), max(1, len(distinct)))  # (B, U): a row's mean over its exemplars
+        # (B, U): a row's mean over its exemplars
+        share = np.zeros((len(numbers), max(1, len(distinct))), dtype=np.float32)
         for b, i in enumerate(numbers):
             for t in self.texts[i]:
                 share[b, place[t]] += 1 / len(self.texts[i])
-        rows = [np.append(self.encoded[t][: self.max_len - 1], self.eos) for t in distinct]
-        ids, mask = pad(rows or [np.array([self.eos])], self.pad)
-        return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": share}
+        ids, mask = pad([self.rows[t] for t in distinct] or [np.array([self.eos])], self.pad)
+        return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": torch.from_numpy(share)}
 
 
 def enter(
