@@ -31,10 +31,10 @@ from options import (  # noqa: E402
 #: a --top-k that leaves every word in
 EVERY_WORD = 1_000_000
 WAYS = {
-    "top-k 20, 0.9": "--top-k 20 --temperature 0.9",
+    "top-k 20 at 0.9": "--top-k 20 --temperature 0.9",
     "top-p 0.9": f"--top-k {EVERY_WORD} --top-p 0.9 --temperature 1.0",
-    "top-k 20, 0.7": "--top-k 20 --temperature 0.7",
-    "beam 8, blocked": "--beams 8 --no-repeat-ngram 3",
+    "top-k 20 at 0.7": "--top-k 20 --temperature 0.7",
+    "beam 8 blocked": "--beams 8 --no-repeat-ngram 3",
     "beam 8": "--beams 8",
     "greedy": "--top-k 1",
 }
@@ -79,7 +79,7 @@ def lines(args, script: str, family: str, folder: Path) -> tuple[list[str], str]
     size = ["--predict-batch-size", str(args.batch_size), "--max-new-tokens", str(args.max_new_tokens)]
     places, found = [], []
     for way in args.ways:
-        places.append(str(folder / way.replace(", ", "-").replace(" ", "-")))
+        places.append(str(folder / way.replace(" ", "-")))
         words = [script, "--inference", str(Path(args.run).resolve()), "--output", places[-1], *seed]
         words += [*WAYS[way].split(), *size, "--predict-split", args.split, *device]
         found.append(shlex.join(words))
