@@ -93,9 +93,12 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
     """What to do where `folder` holds no critic of a kind."""
     if not makes(folder, ""):
         return f"--{kind} takes the run folder of a finished {kind} critic"
-    default = family if kind == SENTIMENT else f"{family}-{kind}"
-    name = None if Path(folder).name == default else Path(folder).name
-    return f"make it with: {train_critic(kind, family, workdir_of(folder), name)}"
+    name = Path(folder).name
+    if half := re.fullmatch(rf"({family}(?:-seeker)?(?:-[ab])?)-{kind}", name):
+        family, name = half[1], ""
+    elif kind == SENTIMENT and name == family:
+        name = ""
+    return f"make it with: {train_critic(kind, family, workdir_of(folder), name or None)}"
 
 
 def label(workdir: Path, family: str | None = None, output: Path | None = None, again: bool = False) -> str:

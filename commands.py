@@ -194,15 +194,16 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
     """The door at which a generator's `args` end."""
     options = pick(GeneratorOptions, args)
     paths = Paths(args.workdir, labels=args.labels, exemplars=args.exemplars)
+    leading = args.family or family
     return GeneratorCommand(
         family=family,
         options=options,
         training=pick(TrainingOptions, args),
         decoding=pick(Decoding, args),
         paths=paths,
-        critics={kind: critic_folder(args, kind, family) for kind in options.critics},
+        critics={kind: critic_folder(args, kind, leading) for kind in options.critics},
         sampled=pick(SampledOptions, args),
-        rewards=reward_folders(args, family),
+        rewards=reward_folders(args, leading),
         name=args.name,
         predict_split=args.predict_split if args.predict else None,
         inference=args.inference,
@@ -659,6 +660,11 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
         "--log-gradients",
         action="store_true",
         help="at every evaluation, also log how long each term's own gradient is",
+    )
+    add(
+        "--family",
+        help="whose critics lead, where none are named: saved/empathy/FAMILY-DIM, such as glove-t5-a of one "
+        "half of the seeker posts (default: the generator's)",
     )
     add_sampled_flags(parser)
     add_control(parser)

@@ -144,8 +144,8 @@ class Paths:
         return self.data / "dpr" / f"{dataset}_{split}.json"
 
     def critic(self, kind: str, family: str) -> Path:
-        if kind == SENTIMENT:
-            return self.saved / SENTIMENT / family
+        if kind == SENTIMENT:  # it learns from dialogues, which have no halves
+            return self.saved / SENTIMENT / re.sub("-[ab]$", "", family)
         return self.saved / "empathy" / f"{family}-{kind}"
 
 

@@ -94,19 +94,23 @@ def critics(empathy: str, sentiment: str | None = None) -> list[str]:
     return [*lines, f"train_sentiment_regressor.py {sentiment or empathy}"]
 
 
+#: what judges: of the half of the seeker posts that the critics of `family_recipe` have not seen
+JUDGE = "train_empathy_classifier.py --model minilm --dim all --part b --seed 13"
+
+
 def t5_recipe(source: str) -> Recipe:
     """The paper's T5 rows: T5-base critics, T5-small generators."""
     generator = "train_t5.py --epochs 15 --lr 1e-4"
     return family_recipe(
         source,
         "t5",
-        critics("--epochs 12 --model t5 --lr 1e-5", "--epochs 12 --model t5 --lr 3e-5"),
+        critics("--epochs 12 --model t5 --lr 1e-5 --part a", "--epochs 12 --model t5 --lr 3e-5"),
         [
             f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
             f"{generator} --empathy-loss-w 0 --sentiment-loss-w 0",
-            generator,
+            f"{generator} --family t5-a",
         ],
-        "evaluate_responses.py saved/t5/plain saved/t5/exemplars saved/t5/lempex --family t5 --name t5",
+        "evaluate_responses.py saved/t5/plain saved/t5/exemplars saved/t5/lempex --family t5-a --name t5",
     )
 
 
@@ -117,28 +121,30 @@ def glove_recipe(source: str) -> Recipe:
         source,
         "glove-t5",
         critics(
-            "--model glove-t5 --batch-size 32 --epochs 10",
+            "--model glove-t5 --batch-size 32 --epochs 10 --part a",
             "--model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps 200",
         ),
         [
             f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
             f"{generator} --add-exemplars glove-t5 --empathy-loss-w 0 --sentiment-loss-w 0",
-            f"{generator} --add-exemplars glove-t5",
+            f"{generator} --add-exemplars glove-t5 --family glove-t5-a",
         ],
         "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/pool-glove "
-        "saved/glove-t5/pool-glove-critics --family glove-t5 --name glove",
+        "saved/glove-t5/pool-glove-critics --family glove-t5-a --name glove",
     )
 
 
 def family_recipe(
     source: str, family: str, critic_lines: list[str], generators: list[str], table: str
 ) -> Recipe:
-    """`generators`: plain, with exemplars, with exemplars and critics."""
+    """`generators`: plain, with exemplars, with exemplars and critics. Critics, and the labels by them, know
+    one half of the seeker posts (a), the judges the other, so that no loss has seen what judges it."""
     plain, exemplars, lempex = generators
     return {
         "data": Group([f"prepare_data.py --source {shlex.quote(source)}"]),
         "critics": Group(critic_lines, ("data",)),
-        "labels": Group([f"label_dialogues.py --family {family}"], ("critics",)),
+        "judges": Group([JUDGE], ("data",)),
+        "labels": Group([f"label_dialogues.py --family {family}-a"], ("critics",)),
         "questions": Group(["-m DPR.prepare_dpr_data --dataset empd"], ("data",)),
         "retriever": Group(
             ["-m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237"], ("questions",)
@@ -147,7 +153,7 @@ def family_recipe(
         "plain": Group([plain], ("data",)),
         "with exemplars": Group([exemplars], ("exemplars",)),
         "lempex": Group([lempex], ("labels", "exemplars")),
-        "table": Group([table], ("plain", "with exemplars", "lempex")),
+        "table": Group([table], ("judges", "plain", "with exemplars", "lempex")),
     }
 
 

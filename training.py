@@ -56,6 +56,7 @@ FREE = {
     "exp",
     "int",
     "sentiment",
+    "family",
     "model",
     "exemplar_model",
     "base",

@@ -1,11 +1,16 @@
 """Flags of a recipe reach the commands that know them, and each command still parses."""
 
+from pathlib import Path
+
 import pytest
 from test_scripts import PARSERS
 
+import advice
 import prepare_data
 import recipes
 import reproduce
+from commands import generator_command
+from options import DIMENSIONS, Paths
 
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
 
@@ -69,3 +74,30 @@ def test_figures_of_other_commands_than_the_rows_own_are_not_recorded(tmp_path, 
     with pytest.raises(SystemExit):
         reproduce.parse_args(asked)
     assert "--record: what is recorded are the rows' own commands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["t5", "glove-t5"])
+def test_what_judges_a_recipes_table_has_seen_other_posts_than_its_critics(family, tmp_path):
+    """By the commands alone: which critics are trained, of which half, and which of them label and lead."""
+    halves, led = {}, {}
+    for command in commands("--recipe", family.removesuffix("-t5"), "--workdir", str(tmp_path)):
+        if command[0] in ("evaluate_responses.py", "dpr_exemplar_retriever.py"):
+            continue
+        script, args = parsed(command)
+        if script == "train_empathy_classifier.py":
+            variant = f"-{args.part}" * (args.part != "all")
+            halves[Paths(tmp_path).critic(args.dim, args.model + variant)] = args.part
+        elif script == "label_dialogues.py":
+            assert args.family == f"{family}-a"
+        elif script in ("train_t5.py", "train_glove_t5.py"):
+            led |= generator_command(args, family).critics
+    assert [halves[led[dim]] for dim in DIMENSIONS] == ["a"] * 3
+    assert led["sentiment"] == tmp_path / "saved" / "sentiment" / family
+    assert halves[tmp_path / "saved" / "empathy" / "minilm-b-all"] == "b"
+
+
+def test_a_critic_of_one_half_is_made_of_that_half():
+    said = advice.for_critic(Path("w/saved/empathy/glove-t5-a-exp"), "exp", "glove-t5")
+    assert said.endswith("--dim exp --workdir w --model glove-t5 --part a")
+    said = advice.for_critic(Path("w/saved/empathy/mine-a-exp"), "exp", "glove-t5")
+    assert said.endswith("--model glove-t5 --name mine-a-exp")
