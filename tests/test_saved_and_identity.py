@@ -169,7 +169,8 @@ def test_two_decodings_of_one_run_stand_side_by_side(trained_copy, tmp_path, cap
     )
     expected = "Replies of beams: beam search, 3 beams, no 2 tokens in a row twice, at most 6 tokens.\n"
     assert expected in below
-    assert "beams was trained against the very critics that judge it here: emo, exp, int, sentiment." in below
+    own = "beams was trained against the very critics that judge it here, or on their labels: "
+    assert f"{own}emo, exp, int, sentiment." in below
 
 
 def test_flags_that_inference_ignores_are_said(capsys):

@@ -512,7 +512,7 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]
     below = (folder / "table.md").read_text().split("\n\n", 1)[1]
-    judged = "glove-t5/lempex was trained against the very critics that judge it here: "
+    judged = "glove-t5/lempex was trained against the very critics that judge it here, or on their labels: "
     assert "tok:none" in below and judged + "emo, exp, int, sentiment" in below
     assert (
         systems["gold"]["norm_bleu_4"] == pytest.approx(100)
