@@ -7,6 +7,7 @@ width.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import shutil
@@ -271,7 +272,7 @@ class CausalGenerator(nn.Module):
             )
         return found.logits[0]
 
-    @property
+    @functools.cached_property
     def banned(self) -> list[int]:
         """The tokens that no reply holds."""
         control = set(self.tokenizer.convert_tokens_to_ids(list(self.chat.special))) - {self.chat.end_id}

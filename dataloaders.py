@@ -629,9 +629,12 @@ def encode(
     """
     distinct = list(dict.fromkeys(texts))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    # one vocabulary can be read in two ways
-    rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])
-    name = fingerprint(tokenizer_hash(tokenizer), rules, f"control tokens: {controls}", distinct)[:32]
+    file = None
+    if cache:  # the hash of a vocabulary takes longer than a dialogue's tokens
+        # one vocabulary can be read in two ways
+        rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])
+        name = fingerprint(tokenizer_hash(tokenizer), rules, f"control tokens: {controls}", distinct)[:32]
+        file = Path(cache) / f"{name}.npz"
 
     def tokenise() -> dict[str, np.ndarray]:
         rows = _ids(tokenizer, distinct)
@@ -648,7 +651,7 @@ def encode(
         flat = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int32, count=count)
         return {"ids": flat, "ends": ends}
 
-    found = cached(Path(cache) / f"{name}.npz" if cache else None, tokenise)
+    found = cached(file, tokenise)
     flat, ends = found["ids"], found["ends"]
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     return {text: flat[a:b] for text, a, b in zip(distinct, starts, ends, strict=True)}

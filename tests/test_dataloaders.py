@@ -419,6 +419,12 @@ def test_a_second_encoding_comes_from_the_cache_and_equals_the_first(tokenizer, 
     assert {t: r.tolist() for t, r in cached.items()} == {t: r.tolist() for t, r in fresh.items()}
 
 
+def test_a_dialogue_that_is_not_kept_does_not_wait_for_its_whole_vocabulary(tokenizer, monkeypatch):
+    """A reply encodes ten times, and a hash of 49,152 words takes longer than all of its tokens."""
+    monkeypatch.setattr(dataloaders, "tokenizer_hash", pytest.fail)
+    assert dataloaders.encode(tokenizer, ["a b"])["a b"].tolist() == ids(tokenizer, "a b")
+
+
 @pytest.mark.parametrize(
     ("words", "texts"),
     [
