@@ -24,7 +24,6 @@ from exemplars import found_by
 from generators import (
     Predictor,
     SplitData,
-    begun_from,
     likelihood_key,
     output_folder,
     reward_sources,
@@ -283,7 +282,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
 
     sources = {"base": storage.source(options.model, paths, model.settings.base_sha256)}
-    sources |= begun_from(options.init_from, paths) | reward_sources(command.rewards, paths)
+    sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(command.rewards, paths)
     for name in ("train", "valid"):
         sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
         if options.add_exemplars != "none":

@@ -387,12 +387,8 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
 
     sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
     sources["model"] = storage.source(begin, paths, storage.identity(begin))
-    if options.init_from:
-        digest = storage.sha256(Path(options.init_from) / "model.safetensors")
-        sources["init"] = storage.source(options.init_from, paths, digest)
-    if teaching:
-        digest = storage.sha256(Path(teaching.teacher) / "model.safetensors")
-        sources["teacher"] = storage.source(teaching.teacher, paths, digest)
+    began = {"init": options.init_from, "teacher": teaching.teacher if teaching else None}
+    sources |= storage.sources_of(began, paths)
     place = paths.critic(task.kind, options.family + task.variant)
     loop = Loop(
         command.training,

@@ -251,12 +251,6 @@ def likelihood_key(split: str) -> str:
     return "valid_likelihood" if split == "valid" else split
 
 
-def weights_file(folder: Path) -> Path:
-    """What a run has learnt: all weights, or an adapter's."""
-    adapter = folder / "adapter_model.safetensors"
-    return adapter if adapter.exists() else folder / "model.safetensors"
-
-
 def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[str, Any]:
     """What transformers' `generate` is told: the decoding, and the tokens that no reply holds.
 
@@ -348,7 +342,7 @@ def write_predictions(
     """
     predictor = predictor or Predictor(model, tokenizer, found.data, decoding, session)
     origin: dict[str, Any] = {
-        "model": storage.source(folder, paths, storage.sha256(weights_file(folder))),
+        **storage.sources_of({"model": folder}, paths),
         "dialogues": storage.sha256(paths.dialogues(split)),
         "split": split,
     }
@@ -488,8 +482,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         return Generator.from_pretrained(folder)
 
     folder = paths.saved / family / (command.name or options.default_name)
-    sources = run_sources(backbone, way, chosen, settings, paths) | begun_from(options.init_from, paths)
-    sources |= reward_sources(command.rewards, paths)
+    sources = run_sources(backbone, way, chosen, settings, paths)
+    sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(command.rewards, paths)
     loop = Loop(
         command.training,
         session,
@@ -557,20 +551,10 @@ def sampled_replies(
 
 def reward_sources(critics: dict[str, Path], paths: Paths) -> dict[str, dict[str, str]]:
     """Entries of a run's sources: what sampled replies are rewarded by."""
-    found = {
-        f"reward {k}": storage.source(f, paths, storage.sha256(f / "model.safetensors"))
-        for k, f in critics.items()
-    }
+    found = storage.sources_of({f"reward {kind}": folder for kind, folder in critics.items()}, paths)
     if critics:
         found["labels train"] = storage.source(paths.labels("train"), paths)
     return found
-
-
-def begun_from(folder: str | None, paths: Paths) -> dict[str, dict[str, str]]:
-    """The entry of `--init-from` among a run's sources."""
-    if folder is None:
-        return {}
-    return {"init": storage.source(folder, paths, storage.sha256(weights_file(Path(folder))))}
 
 
 def run_sources(

@@ -20,7 +20,6 @@ import judges
 import storage
 from commands import Decoding
 from dataloaders import Example, hash_seed, listener_turns, read_exemplars
-from generators import weights_file
 from judges import Judge
 from measures import bleu
 from metrics import distinct
@@ -118,7 +117,7 @@ class Sampler:
 
     def file(self, *further: object) -> Path:
         run = Path(self.options.run)
-        made_of = [storage.sha256(weights_file(run)), storage.sha256(run / "config.json")]
+        made_of = [storage.sha256(storage.weights_file(run)), storage.sha256(run / "config.json")]
         texts = [repr((e.history, shown)) for e, shown in zip(self.examples, self.exemplars, strict=True)]
         key = storage.fingerprint(*made_of, texts, self.options.decoding, self.session.precision, *further)
         return self.paths.cache / f"candidates-{key[:24]}.npz"

@@ -16,7 +16,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +356,18 @@ def source(place: str | Path, paths: Paths, digest: str | None = None) -> dict[s
         "path": str(place) if is_name else paths.note(place),
         "sha256": digest or sha256(Path(place)),
     }
+
+
+def weights_file(folder: str | Path) -> Path:
+    """What a run has learnt: all weights, or an adapter's."""
+    adapter = Path(folder) / "adapter_model.safetensors"
+    return adapter if adapter.exists() else Path(folder) / "model.safetensors"
+
+
+def sources_of(folders: Mapping[str, str | Path | None], paths: Paths) -> dict[str, dict[str, str]]:
+    """`source` of each run {name: folder}, which is what it has learnt; none of a name without a folder."""
+    there = {name: folder for name, folder in folders.items() if folder}
+    return {name: source(folder, paths, sha256(weights_file(folder))) for name, folder in there.items()}
 
 
 def weights_hash(module) -> str:

@@ -21,7 +21,7 @@ import dataloaders
 import runs
 import storage
 from dataloaders import Example
-from generators import prediction_files, weights_file
+from generators import prediction_files
 from layouts import Output, Reply, joined_turns, read_outputs
 from metrics import perplexity
 from normalising import words
@@ -110,9 +110,10 @@ def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
     if not predictions.exists():
         raise UserError(f"{predictions}: no such file; make it with: {advice.replies(folder, split)}")
     origin = storage.read_origin(predictions)
-    storage.warn_if_stale(predictions, {"model": weights_file(folder)})
-    with safe_open(weights_file(folder), framework="np") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 (no dict)
+    weights = storage.weights_file(folder)
+    storage.warn_if_stale(predictions, {"model": weights})
+    with safe_open(weights, framework="np") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
     [output] = read_outputs(predictions, "tsv")
     return dataclasses.replace(
         placed(output, examples, predictions),
@@ -122,7 +123,7 @@ def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
         origin=origin,
         **_likelihood(likelihood, examples),
         parameters=sum(math.prod(shape) for shape in shapes),
-        adapter=weights_file(folder).name.startswith("adapter"),  # its base, which is large, is not there
+        adapter=weights.name.startswith("adapter"),  # its base, which is large, is not there
     )
 
 

@@ -44,9 +44,7 @@ class Encoders:
         if options.path:
             folder = Path(options.path)
             self.sides = load_saved(folder)
-            for side in DPR_HUB:
-                place = folder / f"{side}_encoder"
-                self.origin[side] = storage.source(place, paths, storage.sha256(place / "model.safetensors"))
+            self.origin |= storage.sources_of({s: folder / f"{s}_encoder" for s in DPR_HUB}, paths)
             return
         self.origin["pooling"] = options.pooling
         for side in DPR_HUB:
