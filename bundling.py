@@ -3,7 +3,6 @@
 python -c "import bundling; bundling.bundle('saved/glove-t5/plain', 'saved/lempex-mini/generator')"
 """
 
-import re
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import exemplars
 import storage
 from bundled import HERE
+from cards import bundled_card
 from dataloaders import generator_data, listener_turns, plan_once
 from gathering import half
 from hub import Published
@@ -21,8 +21,6 @@ from options import Paths
 from session import Session
 
 SAMPLE = HERE / "data" / "sample" / "empathetic_dialogues" / "test.csv"
-OF_THE_RUN = "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl."
-OF_THE_BUNDLE = "It stands here in half precision, without logs and predictions."
 
 
 def bundle(run: str | Path, folder: str | Path) -> None:
@@ -36,18 +34,12 @@ def bundle(run: str | Path, folder: str | Path) -> None:
         weights = {k: half(w).clone() for k, w in load_file(file).items()}
         save_file(weights, file, metadata={"format": "pt"})
     storage.share(folder)
-    card = (folder / "README.md").read_text(encoding="utf-8").replace(OF_THE_RUN, OF_THE_BUNDLE)
-    # in the quotes that the formatter wants of a page in the repository
-    card = re.sub(r"(?<=from_pretrained\()'[^']*'", f'"{Paths(HERE).name(folder)}"', card)
-    title = f"# {folder.absolute().parent.name}/{folder.name}"
-    card = re.sub(r"^# .*", title, card, count=1, flags=re.MULTILINE)
-    result = storage.read_json(folder / "result.json")
+    figures: dict[str, float] = {}
     if storage.read_json(folder / "config.json").get("model") == "Generator":
-        result["sample_ppl_word"] = sample_perplexity(folder)
-        row = f"| sample_ppl_word | {result['sample_ppl_word']:.4f} |"
-        card = card.replace("| | |\n|---|---|\n", f"| | |\n|---|---|\n{row}\n", 1)
-    storage.write_json(folder / "result.json", result)
-    storage.write_text(folder / "README.md", card)
+        figures["sample_ppl_word"] = sample_perplexity(folder)
+    storage.write_json(folder / "result.json", storage.read_json(folder / "result.json") | figures)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    storage.write_text(folder / "README.md", bundled_card(card, folder, figures))
 
 
 def sample_perplexity(folder: Path) -> float:

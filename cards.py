@@ -1,6 +1,7 @@
 """The card of a finished run, README.md: what it is, how it is used, how it was made, what it is not for."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 import advice
+from bundled import HERE
 from hub import HUB_NAME
 from options import DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths
 from storage import read_json, write_text
@@ -31,6 +33,9 @@ PAIRS = (
     "Trained on Empathy Mental Health (Sharma et al. 2020), whose academic, non-commercial terms hold for "
     "the weights.",
 )
+OF_THE_RUN = "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl."
+OF_THE_BUNDLE = "It stands here in half precision, without logs and predictions."
+FIGURES = "## Figures\n\n| | |\n|---|---|\n"
 #: how each kind of run is used, in the project's folder
 SNIPPETS = {
     "Critic": """from critics import Critic
@@ -125,6 +130,25 @@ def command_to_show(command: str, paths: Paths) -> str:
     return shlex.join(words)
 
 
+def rows(figures: dict[str, Any]) -> str:
+    """A row of a table for each figure."""
+    flat = pd.json_normalize(figures, sep=", ").iloc[0].to_dict()
+    return "\n".join(
+        f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |" for k, v in flat.items()
+    )
+
+
+def bundled_card(card: str, folder: Path, figures: dict[str, Any]) -> str:
+    """A run's card where it stands bundled in `folder` (bundling.py), with further figures."""
+    card = card.replace(OF_THE_RUN, OF_THE_BUNDLE)
+    if figures:
+        card = card.replace(FIGURES, f"{FIGURES}{rows(figures)}\n", 1)
+    # in the quotes that the formatter wants of a page in the repository
+    card = re.sub(r"(?<=from_pretrained\()'[^']*'", f'"{Paths(HERE).name(folder)}"', card)
+    title = f"# {folder.absolute().parent.name}/{folder.name}"
+    return re.sub(r"^# .*", title, card, count=1, flags=re.MULTILINE)
+
+
 def write_card(folder: Path, result: dict) -> None:
     """README.md of a finished run, with what the hub shows of it."""
     file = folder / "environment.json"
@@ -136,11 +160,6 @@ def write_card(folder: Path, result: dict) -> None:
     workdir = str(args.get("workdir") or ".")
     made["command"] = command_to_show(made["command"], Paths(workdir))
     licence_name, terms = licence(kind, config.get("kind", ""), workdir)
-    figures = pd.json_normalize(result, sep=", ").iloc[0].to_dict()
-    rows = [
-        f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
-        for name, value in figures.items()
-    ]
     resumed = f"; resumed {len(known['resumed'])} times" if "resumed" in known else ""
     inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in recorded["inputs"].items()]
     parts = [
@@ -158,9 +177,8 @@ def write_card(folder: Path, result: dict) -> None:
         parts.append(f"## What it says\n\n{labels(config)}")
     parts += [
         f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), "
-        f"{made['started']}{resumed}. "
-        "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl.",
-        "## Figures\n\n| | |\n|---|---|\n" + "\n".join(rows),
+        f"{made['started']}{resumed}. {OF_THE_RUN}",
+        f"{FIGURES}{rows(result)}",
         "## Made from\n\n" + "\n".join(inputs),
         f"## Licence and limits\n\n{terms} Research code for empathetic replies in small talk in English. "
         "Not a counsellor, and not for people in distress.",
