@@ -23,9 +23,10 @@ from session import Session
 SAMPLE = HERE / "data" / "sample" / "empathetic_dialogues" / "test.csv"
 
 
-def bundle(run: str | Path, folder: str | Path) -> None:
+def bundle(run: str | Path, folder: str | Path, encoder: str | None = None) -> None:
     """What `push_to_hub` would send (no logs, no replies, no place on this machine), its weights in half
-    precision, in a new folder. Of a generator result.json and card hold its `sample_ppl_word`, too."""
+    precision, in a new folder. Of a generator result.json and card hold its `sample_ppl_word`, too;
+    `encoder`: where that of its pooled exemplars lies, if not where its name says."""
     folder, made = Path(folder), Published()
     made.folder = Path(run)
     made.save_pretrained(folder)
@@ -36,18 +37,18 @@ def bundle(run: str | Path, folder: str | Path) -> None:
     storage.share(folder)
     figures: dict[str, float] = {}
     if storage.read_json(folder / "config.json").get("model") == "Generator":
-        figures["sample_ppl_word"] = sample_perplexity(folder)
+        figures["sample_ppl_word"] = sample_perplexity(folder, encoder)
     storage.write_json(folder / "result.json", storage.read_json(folder / "result.json") | figures)
     card = (folder / "README.md").read_text(encoding="utf-8")
     storage.write_text(folder / "README.md", bundled_card(card, folder, figures))
 
 
-def sample_perplexity(folder: Path) -> float:
+def sample_perplexity(folder: Path, encoder: str | None = None) -> float:
     """Word perplexity (the end of a reply counts as a word) of the gold replies of the bundled sample's test
-    dialogues by a T5 or GloVe-T5 generator, without exemplars."""
+    dialogues by a T5 or GloVe-T5 generator, without exemplars. `encoder`: see `exemplars.enter`."""
     model, tokenizer = Generator.from_pretrained(folder), load_tokenizer(folder)
     examples = listener_turns(SAMPLE)
-    way = exemplars.enter(model.settings, tokenizer, Session("cpu"), Paths(HERE))
+    way = exemplars.enter(model.settings, tokenizer, Session("cpu"), Paths(HERE), encoder)
     data = generator_data(
         examples,
         tokenizer,

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from commands import add_base  # noqa: E402
 from options import NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
 
 STAND_IN_WORDS = 12_000
@@ -42,6 +43,7 @@ def parse_args(argv=None):
         help="random weights (causal: of SmolLM2's shape) and dialogues of random words",
     )
     add("--run", metavar="RUN", help="generator: a finished run (default: random weights)")
+    add_base(parser, adapters=False)
     add("--size", choices=["tiny", "mini", "paper"], default="mini", help="generator: of random weights")
     add("--replies", type=NATURAL, default=64, help="generator: dialogues of the validation split")
     add("--batch-size", type=NATURAL, default=64, help="generator: replies written together")
@@ -77,14 +79,15 @@ def load_generator(args, paths: Paths, session):
         return Generator(settings).to(session.device).eval(), tokenizer, SplitData(examples, data)
     if args.run:
         model, tokenizer = Generator.from_pretrained(args.run), load_tokenizer(args.run)
+        folder, settings = Path(args.run), model.settings
+        way = exemplars.enter_again(folder, settings, tokenizer, session, paths, args.base, "--base")
     else:
         backbone = load_glove_t5(args.size, 0.0, args.seed, paths)
         tokenizer = backbone.tokenizer
         settings = GeneratorSettings(
             backbone=backbone.t5.config.to_dict(), exemplars="none", tokenizer=tokenizer_hash(tokenizer)
         )
-        model = Generator(settings, backbone.t5)
-    way = exemplars.enter(model.settings, tokenizer, session, paths)
+        model, way = Generator(settings, backbone.t5), exemplars.Way()
     return (
         model.to(session.device).eval(),
         tokenizer,
