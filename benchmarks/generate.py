@@ -131,7 +131,7 @@ def measure_generator(args, session, paths: Paths) -> dict:
             parts = [predictor.batch(i, [chosen[n] for n in batch]) for i, batch in enumerate(plan)]
             texts: dict[int, str] = {}
             for part in parts:
-                texts |= dict(zip(part["numbers"].tolist(), part["response"].tolist(), strict=True))
+                texts |= dict(zip(part["numbers"].tolist(), part["response"][:, 0].tolist(), strict=True))
             return [texts[n] for n in chosen]
 
         name = f"beam {beams}" if beams > 1 else "top-k 20"
