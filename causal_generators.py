@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import advice
 import marks
-import runs
 import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll, token_nll
 from chats import causal_data, pad_id, prompt_data
@@ -24,12 +23,11 @@ from exemplars import found_by
 from generators import (
     Predictor,
     SplitData,
+    inference,
     likelihood_key,
-    output_folder,
     reward_sources,
     sampled_replies,
     validate,
-    with_own_exemplars,
     write_predictions,
 )
 from objectives import Draw, Drawn, SampledReplies, some, without_tokens
@@ -352,16 +350,7 @@ def predict(
 def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, float]:
     """Only write the predictions of a finished run, with the exemplars it was trained on unless others are
     given."""
-    if session.world > 1:
-        raise UserError("--inference: replies are written by one process; run it without torchrun")
-    trained = runs.require_run(folder, advice.GIVE_A_GENERATOR)
-    paths = command.paths
-    if not command.flags.get("exemplars"):
-        paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
-    split = command.flags["predict_split"]
-    output = output_folder(
-        folder, command.output, split, command.training.overwrite, command.decoding.predict
-    )
+    paths, split, output = inference(folder, command, session)
     model = load(folder, paths, session, command.options.base)
     command = replace(command, paths=paths)
     return predict(folder, model, split, command, session, output)

@@ -171,15 +171,12 @@ class CriticOptions:
 
 
 @dataclass(frozen=True)
-class GeneratorCommand:
-    """All that a generator's script was asked for."""
+class StageCommand:
+    """What the scripts of all generators are asked for."""
 
-    family: str
-    options: GeneratorOptions
     training: TrainingOptions
     decoding: Decoding
     paths: Paths
-    critics: dict[str, Path]  # the run folder of each critic that the loss asks for
     sampled: SampledOptions
     rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
     name: str | None
@@ -190,27 +187,38 @@ class GeneratorCommand:
     flags: dict[str, Any]  # for the record, and to compare on resume
 
 
+@dataclass(frozen=True)
+class GeneratorCommand(StageCommand):
+    """All that the script of a T5 or GloVe-T5 was asked for."""
+
+    family: str
+    options: GeneratorOptions
+    critics: dict[str, Path]  # the run folder of each critic that the loss asks for
+
+
+def stage_fields(args: argparse.Namespace, family: str) -> dict[str, Any]:
+    """The fields of a `StageCommand`; `family`: whose critics reward."""
+    return {
+        "training": pick(TrainingOptions, args),
+        "decoding": pick(Decoding, args),
+        "paths": Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
+        "sampled": pick(SampledOptions, args),
+        "rewards": reward_folders(args, family),
+        "name": args.name,
+        "predict_split": args.predict_split if args.predict else None,
+        "inference": args.inference,
+        "output": args.output,
+        "device": device_flags(args),
+        "flags": vars(args),
+    }
+
+
 def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand:
     """The door at which a generator's `args` end."""
     options = pick(GeneratorOptions, args)
-    paths = Paths(args.workdir, labels=args.labels, exemplars=args.exemplars)
     leading = args.family or family
-    return GeneratorCommand(
-        family=family,
-        options=options,
-        training=pick(TrainingOptions, args),
-        decoding=pick(Decoding, args),
-        paths=paths,
-        critics={kind: critic_folder(args, kind, leading) for kind in options.critics},
-        sampled=pick(SampledOptions, args),
-        rewards=reward_folders(args, leading),
-        name=args.name,
-        predict_split=args.predict_split if args.predict else None,
-        inference=args.inference,
-        output=args.output,
-        device=device_flags(args),
-        flags=vars(args),
-    )
+    critics = {kind: critic_folder(args, kind, leading) for kind in options.critics}
+    return GeneratorCommand(family=family, options=options, critics=critics, **stage_fields(args, leading))
 
 
 def critic_folder(args: argparse.Namespace, kind: str, family: str) -> Path:
@@ -252,39 +260,15 @@ class CausalOptions:
 
 
 @dataclass(frozen=True)
-class CausalCommand:
+class CausalCommand(StageCommand):
     """All that the script of the causal language models was asked for."""
 
     options: CausalOptions
-    training: TrainingOptions
-    decoding: Decoding
-    paths: Paths
-    sampled: SampledOptions
-    rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
-    name: str | None
-    predict_split: str | None  # None: no predictions after training
-    inference: str | None
-    output: str | None  # of inference: where predictions go, if not to the run
-    device: dict[str, Any]  # arguments of session.Session
-    flags: dict[str, Any]  # for the record, and to compare on resume
 
 
 def causal_command(args: argparse.Namespace) -> CausalCommand:
     """The door at which a causal language model's `args` end."""
-    return CausalCommand(
-        options=pick(CausalOptions, args),
-        training=pick(TrainingOptions, args),
-        decoding=pick(Decoding, args),
-        paths=Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
-        sampled=pick(SampledOptions, args),
-        rewards=reward_folders(args, args.family),
-        name=args.name,
-        predict_split=args.predict_split if args.predict else None,
-        inference=args.inference,
-        output=args.output,
-        device=device_flags(args),
-        flags=vars(args),
-    )
+    return CausalCommand(options=pick(CausalOptions, args), **stage_fields(args, args.family))
 
 
 @dataclass(frozen=True)

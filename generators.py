@@ -22,7 +22,15 @@ import exemplars
 import marks
 import runs
 import storage
-from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
+from commands import (
+    DECODING,
+    PARAPHRASER,
+    Decoding,
+    GeneratorCommand,
+    GeneratorOptions,
+    SampledOptions,
+    StageCommand,
+)
 from critics import LossCritics, choose_for_loss, load_judges, say_uninformed
 from dataloaders import (
     Data,
@@ -620,19 +628,22 @@ def output_folder(run: Path, output: str | None, split: str, overwrite: bool, re
     return folder
 
 
-def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str, float]:
-    """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
+def inference(folder: Path, command: StageCommand, session: Session) -> tuple[Paths, str, Path]:
+    """Of a finished run: where its exemplars and dialogues lie, the split, and where its predictions go."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
     trained = runs.require_run(folder, advice.GIVE_A_GENERATOR)
     paths = command.paths
-    made_from = runs.sources(folder, paths)
     if not command.flags.get("exemplars"):
-        paths = with_own_exemplars(paths, trained, made_from)
+        paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
     split = command.flags["predict_split"]
-    output = output_folder(
-        folder, command.output, split, command.training.overwrite, command.decoding.predict
-    )
+    replies = command.decoding.predict
+    return paths, split, output_folder(folder, command.output, split, command.training.overwrite, replies)
+
+
+def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str, float]:
+    """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
+    paths, split, output = inference(folder, command, session)
     model = Generator.from_pretrained(folder).to(session.device)
     moved = command.options.exemplar_model
     tokenizer = load_tokenizer(folder)
