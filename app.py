@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import options
-from commands import add_base, pick
-from options import CRITICS, NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
+from commands import add_base, add_critic_runs, add_pool, critic_runs, pick, pool_problems
+from options import NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
 
 #: what respond.py can be asked for and the page cannot
 FIXED: dict[str, Any] = {
@@ -46,27 +46,14 @@ def parse_args(argv=None):
     add_base(parser)
     add("--other", metavar="RUN", help="a second generator, for the comparison")
     add("--family", help="whose critics: saved/empathy/FAMILY-DIM and so on (default: the generator's)")
-    for kind in CRITICS:
-        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic")
+    add_critic_runs(parser)
     add("--candidates-per-reply", type=NATURAL, default=8, help="sampled replies, of which the best is kept")
     add("--port", type=number(int, least=1, most=65535), default=7860, help="of the page on 127.0.0.1")
     add("--export-votes", metavar="FILE", help="write all votes of the workdir as csv, and end")
-    add = parser.add_argument_group("exemplars").add_argument
-    add(
-        "--pool",
-        metavar="FILE",
-        help="replies: csv, tsv, jsonl, or a text file with one a line (default: the training dialogues)",
-    )
-    add("--column", metavar="NAME", help="of --pool: the reply's column")
-    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
-    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
-    add("--pooling", choices=["cls", "mean"], default="cls", help="with --encoder: mean for minilm")
+    add_pool(parser, "the training dialogues")
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = []
-    if args.path and args.encoder:
-        problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
-    check(parser, args, problems)
+    check(parser, args, pool_problems(args))
     return args
 
 
@@ -91,7 +78,7 @@ def main(argv=None):
         respond=pick(RespondOptions, args),
         other=args.other,
         family=args.family,
-        given={kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)},
+        given=critic_runs(args),
         device=args.device,
         precision=args.precision,
     )

@@ -502,8 +502,7 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="contexts of a batch that are replied to, drawn by chance; 0: all",
     )
-    for kind in CRITICS:
-        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: this family's)")
+    add_critic_runs(parser, "this family's")
     add("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
 
 
@@ -571,6 +570,59 @@ def add_base(parser: argparse.ArgumentParser, adapters: bool = True) -> None:
             help="of an adapter, in place of --base: a folder or hub name with other weights of the same "
             "shapes, as the same model in another precision; its replies are not those that were measured",
         )
+
+
+def add_critic_runs(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """A flag for each critic in use; `default`: which serves where none is given."""
+    for kind in CRITICS:
+        ending = f" (default: {default})" if default else ""
+        parser.add_argument(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic{ending}")
+
+
+def critic_runs(args: argparse.Namespace) -> dict[str, Path]:
+    """{kind: folder} of those that were given."""
+    return {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
+
+
+def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Replies to search, and what searches them; `default`: what serves where no pool is given."""
+    add = parser.add_argument_group("exemplars").add_argument
+    ending = f" (default: {default})" if default else ""
+    add(
+        "--pool",
+        required=not default,
+        metavar="FILE",
+        help=f"replies: csv, tsv, jsonl, or a text file with one a line{ending}",
+    )
+    add(
+        "--column",
+        metavar="NAME",
+        help="of --pool: the reply's column (default: reply, response, text, utterance)",
+    )
+    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
+    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
+    add(
+        "--pooling",
+        choices=["cls", "mean"],
+        default="cls",
+        help="with --encoder: the vector; mean for minilm",
+    )
+
+
+def pool_problems(args: argparse.Namespace) -> list[str]:
+    if args.path and args.encoder:
+        return ["--path: a trained retriever brings its own encoders; leave --encoder out"]
+    return []
+
+
+def add_sampling(parser: argparse.ArgumentParser, most: int) -> Callable[..., Any]:
+    """How tokens are drawn, up to `most` of them; returns what adds to this group."""
+    add = parser.add_argument_group("decoding").add_argument
+    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
+    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add("--max-new-tokens", type=NATURAL, default=most, help="a reply that has not ended by then is cut")
+    return add
 
 
 def add_generator_flags(parser: argparse.ArgumentParser) -> None:
@@ -678,10 +730,7 @@ def add_control(parser: argparse.ArgumentParser) -> None:
 
 def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     """How replies are written, after the training or without one."""
-    add = parser.add_argument_group("decoding").add_argument
-    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
-    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
-    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add = add_sampling(parser, most=100)
     add("--beams", type=NATURAL, default=1, help="above 1: beam search in place of sampling (the paper: 8)")
     add(
         "--no-repeat-ngram",
@@ -691,7 +740,6 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         help="no N tokens in a row come a second time in a reply (of a causal language model: nor those of "
         "the dialogue before it); 0: they may",
     )
-    add("--max-new-tokens", type=NATURAL, default=100, help="a reply that has not ended by then is cut")
     add(
         "--predict",
         action=argparse.BooleanOptionalAction,

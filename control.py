@@ -15,11 +15,10 @@ candidates.csv and metrics.json to results/NAME/.
 """
 
 import options
-from commands import TOP_P, add_base, device_flags, pick
+from commands import add_base, add_sampling, device_flags, pick
 from options import (
     COUNT,
     NATURAL,
-    POSITIVE,
     SPLITS,
     WEIGHT,
     Paths,
@@ -62,11 +61,7 @@ def parse_args(argv=None):
         help="ranking: one pool of candidates for all targets; marks (of a generator of --control marks): "
         "the likeliest of those written under the target's marks; both",
     )
-    add = parser.add_argument_group("decoding").add_argument
-    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
-    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
-    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
-    add("--max-new-tokens", type=NATURAL, default=60, help="a reply that has not ended by then is cut")
+    add = add_sampling(parser, most=60)
     add("--timed", type=COUNT, default=3, help="contexts on which the sampling is timed; 0: none")
     add_device(parser)
     args = parser.parse_args(argv)

@@ -11,7 +11,7 @@ A critic far above the guess is confidently wrong there: a generator that it lea
 from pathlib import Path
 
 import options
-from commands import add_base, device_flags
+from commands import add_base, add_critic_runs, critic_folder, device_flags
 from options import CRITICS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
 
 
@@ -19,10 +19,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument("generator", metavar="RUN", help="a finished generator of the critics' words")
-    for kind in CRITICS:
-        parser.add_argument(
-            f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic (default: --family's)"
-        )
+    add_critic_runs(parser, "--family's")
     add_base(parser, adapters=False)
     parser.add_argument("--family", default="glove-t5", help="whose critics by default")
     parser.add_argument("--kinds", nargs="+", choices=CRITICS, default=list(CRITICS), help="which critics")
@@ -41,7 +38,7 @@ def main(argv=None):
     import probing
 
     paths = Paths(args.workdir, labels=args.labels)
-    folders = {kind: Path(getattr(args, kind) or paths.critic(kind, args.family)) for kind in args.kinds}
+    folders = {kind: critic_folder(args, kind, args.family) for kind in args.kinds}
     return probing.run(
         Path(args.generator),
         folders,

@@ -13,11 +13,19 @@ training dialogues, without knowing the emotion. A line of --file is plain text,
 """
 
 import sys
-from pathlib import Path
 
 import options
-from commands import TOP_P, add_base, pick, target
-from options import CRITICS, NATURAL, POSITIVE, WEIGHT, Paths, add_common, add_device, check, make_parser
+from commands import (
+    add_base,
+    add_critic_runs,
+    add_pool,
+    add_sampling,
+    critic_runs,
+    pick,
+    pool_problems,
+    target,
+)
+from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
 
 
 def parse_args(argv=None):
@@ -44,33 +52,10 @@ def parse_args(argv=None):
         help="of --file: where the replies go, as JSON lines (default: standard output); an interrupted call "
         "goes on where it stopped",
     )
-    for kind in CRITICS:
-        add(
-            f"--{kind}",
-            metavar="RUN",
-            help=f"run folder of the {kind} critic (default: the generator's family's, or bundled)",
-        )
-    add = parser.add_argument_group("exemplars").add_argument
-    add(
-        "--pool",
-        metavar="FILE",
-        help="replies: csv, tsv, jsonl, or a text file with one a line (default: the training dialogues)",
-    )
-    add(
-        "--column",
-        metavar="NAME",
-        help="of --pool: the reply's column (default: reply, response, text, utterance)",
-    )
     add("--emotion", help="only exemplars of this emotion")
-    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
-    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
-    add(
-        "--pooling",
-        choices=["cls", "mean"],
-        default="cls",
-        help="with --encoder: the vector; mean for minilm",
-    )
-    add = parser.add_argument_group("choice and decoding").add_argument
+    add_critic_runs(parser, "the generator's family's, or bundled")
+    add_pool(parser, "the training dialogues")
+    add = parser.add_argument_group("choice").add_argument
     add("--candidates-per-reply", type=NATURAL, default=8, help="sampled replies, of which the best is kept")
     add(
         "--target",
@@ -82,17 +67,12 @@ def parse_args(argv=None):
     add("--likelihood-w", type=WEIGHT, default=1.0, help="weight of the mean log-probability in the choice")
     add("--empathy-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of emo, exp, int")
     add("--sentiment-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of sentiment")
-    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
-    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
-    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
-    add("--max-new-tokens", type=NATURAL, default=60, help="a reply that has not ended by then is cut")
+    add_sampling(parser, most=60)
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = []
+    problems = pool_problems(args)
     if args.turns and args.file:
         problems.append("give either a dialogue as arguments or dialogues with --file")
-    if args.path and args.encoder:
-        problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
     if args.output and args.turns:
         problems.append("--output: only for --file or standard input")
     check(parser, args, problems)
@@ -105,8 +85,7 @@ def main(argv=None):
 
     asked = pick(conversation.RespondOptions, args)
     session = conversation.Session(args.device, args.precision)
-    given = {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
-    responder = conversation.open_responder(asked, given, Paths(args.workdir), session)
+    responder = conversation.open_responder(asked, critic_runs(args), Paths(args.workdir), session)
     if args.turns:
         return conversation.once(responder, args.turns, asked)
     if args.file or not sys.stdin.isatty():

@@ -11,7 +11,7 @@ Dense retrieval, exact inner product, equal scores in the pool's order. The pool
 from pathlib import Path
 
 import options
-from commands import device_flags
+from commands import add_pool, device_flags, pool_problems
 from options import NATURAL, Paths, add_common, add_device, check, make_parser
 from records import check_output
 
@@ -31,26 +31,8 @@ def parse_args(argv=None):
         metavar="NAME",
         help="of --input: the text's column (default: reply, response, text, utterance)",
     )
-    add(
-        "--pool",
-        required=True,
-        metavar="FILE",
-        help="replies: csv, tsv, jsonl, or a text file with one a line",
-    )
-    add(
-        "--column",
-        metavar="NAME",
-        help="of --pool: the reply's column (default: reply, response, text, utterance)",
-    )
     add("--emotion", help="only replies of this emotion (of a pool with a column emotion)")
-    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
-    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
-    add(
-        "--pooling",
-        choices=["cls", "mean"],
-        default="cls",
-        help="with --encoder: the vector; mean for minilm",
-    )
+    add_pool(parser)
     add("--top-k", type=NATURAL, default=5, help="exemplars for each text")
     add(
         "--output",
@@ -59,11 +41,9 @@ def parse_args(argv=None):
     )
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = check_output(args.output)
+    problems = [*check_output(args.output), *pool_problems(args)]
     if bool(args.texts) == bool(args.input):
         problems.append("give either texts as arguments or a file with --input (- is standard input)")
-    if args.path and args.encoder:
-        problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
     check(parser, args, problems)
     return args
 

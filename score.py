@@ -15,8 +15,8 @@ stopped.
 from pathlib import Path
 
 import options
-from commands import device_flags
-from options import CRITICS, NATURAL, Paths, add_common, add_device, check, make_parser
+from commands import add_critic_runs, critic_runs, device_flags
+from options import NATURAL, Paths, add_common, add_device, check, make_parser
 from records import check_output
 
 
@@ -47,8 +47,7 @@ def parse_args(argv=None):
         "--family",
         help="whose critics: saved/empathy/FAMILY-DIM and so on (default: t5, glove-t5, or the bundled ones)",
     )
-    for kind in CRITICS:
-        add(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic")
+    add_critic_runs(parser)
     add("--batch-size", type=NATURAL, default=64, help="replies in one forward pass")
     add_device(parser)
     args = parser.parse_args(argv)
@@ -64,7 +63,7 @@ def main(argv=None):
     import scoring
 
     paths = Paths(args.workdir)
-    given = {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
+    given = critic_runs(args)
     families = [args.family] if args.family else ["t5", "glove-t5"]
     session = scoring.Session(**device_flags(args))
     bundled_too = args.family is None
