@@ -82,8 +82,9 @@ def page(systems: list[System], options: PageOptions, paths: Paths) -> gr.Blocks
         why = bundled.why(systems[0].folder, paths.cache)
         said = "English only. A research system, not a counsellor. "
         said += f"Generator: {run.as_posix()}{why and f' ({why})'}"
-        if any(bundled.is_bundled(critic.folder) for critic in systems[0].responder.critics.values()):
-            said += ". Critics: the bundled ones"
+        critics = systems[0].responder.critics.items()
+        if came := [kind for kind, critic in critics if bundled.is_bundled(critic.folder)]:
+            said += f". Bundled critics: {', '.join(came)}"
         gr.HTML(f'<div class="intro"><h1>Empathetic replies</h1>{views.quiet(said)}</div>')
         if len(systems) == 1:
             talk.widgets()
