@@ -137,11 +137,12 @@ class Drawn:
         self.origin: dict[str, Any] = {"match": "random", "seed": options.seed}
 
     def read(self, corpus: Sequence[Example], groups: Sequence[str] | None, keep: Path) -> None:
-        self.owners = np.array([c.conv_id for c in corpus], dtype=object)
+        self.codes: dict[str | None, int] = {}  # of conversations
+        owners = [self.codes.setdefault(c.conv_id, len(self.codes)) for c in corpus]
+        self.owners = np.array(owners)
         self.grouped = groups is not None
-        self.places: dict[str, list[int]] = {}
-        for place, group in enumerate(groups or [""] * len(corpus)):
-            self.places.setdefault(group, []).append(place)
+        kinds = np.array(groups or [""] * len(corpus))
+        self.places = {str(kind): (kinds == kind).nonzero()[0] for kind in np.unique(kinds)}
 
     def hits(
         self, split: str, examples: Sequence[Example], own: Sequence[str | None]
@@ -149,9 +150,9 @@ class Drawn:
         draw = np.random.default_rng(hash_seed(self.options.seed, split))
         found = []
         for example, owner in zip(examples, own, strict=True):
-            places = np.array(self.places.get(example.emotion if self.grouped else "", []), dtype=int)
-            allowed = places[self.owners[places] != owner]
-            chosen = draw.permutation(allowed)[: self.options.top_k]
+            places = self.places.get(example.emotion if self.grouped else "", np.zeros(0, dtype=int))
+            allowed = places[self.owners[places] != self.codes.get(owner, -1)]
+            chosen = draw.choice(allowed, min(self.options.top_k, len(allowed)), replace=False)
             found.append([(int(place), 0.0) for place in chosen])
         return found
 
