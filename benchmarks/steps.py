@@ -308,7 +308,8 @@ class Floor(TorchDispatchMode):
             if packet in self.PRODUCTS:
                 self.of_products += count
                 shapes = tuple((tuple(a.shape), a.stride(), a.dtype) for a in args if isinstance(a, Tensor))
-                self.seen[func, shapes] = self.seen.get((func, shapes), 0) + 1
+                # a product into a given tensor is one without it, made in another place
+                self.seen[packet.default, shapes] = self.seen.get((packet.default, shapes), 0) + 1
         return out
 
     def seconds(self, repeats: int = 5) -> float:
