@@ -158,9 +158,8 @@ class Comparison:
         return found, refused
 
     def tests_of(self, one: Row, other: Row, numbers: Numbers) -> list[Test]:
-        sizes = self.sizes(numbers, (one, other))
-        if numbers == self.numbers:  # then the draws of the table serve
-            sizes = self.table_sizes
+        same = numbers == self.numbers  # then the draws of the table serve
+        sizes = self.table_sizes if same else self.sizes(numbers, (one, other))
         left, right, gold = (self.estimates(row, numbers, sizes) for row in (one, other, self.gold))
         p, better = {}, {}
         for key, column in self.columns.items():

@@ -218,11 +218,13 @@ def distinct_of_draws(
 
 def numbered_grams(replies: Sequence[Sequence[str]], n: int) -> tuple[np.ndarray, np.ndarray]:
     """The n-grams of all replies as numbers (G,), and where those of each reply begin (N + 1,)."""
-    numbers: dict[tuple[str, ...], int] = {}
-    grams: list[int] = []
-    begins = [0]
-    for words in replies:
-        for start in range(len(words) - n + 1):
-            grams.append(numbers.setdefault(tuple(words[start : start + n]), len(numbers)))
-        begins.append(len(grams))
-    return np.array(grams, dtype=np.int64), np.array(begins)
+    known: dict[str, int] = {}
+    words = np.array([known.setdefault(w, len(known)) for reply in replies for w in reply], dtype=np.int64)
+    lengths = np.array([len(reply) for reply in replies], dtype=np.int64)
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))  # words of its reply from each on
+    grams = words
+    for length in range(2, n + 1):  # longer by a word, and numbered anew, so that no number grows too large
+        longer = grams[:-1] * len(known) + words[length - 1 :]
+        grams = np.unique(longer, return_inverse=True)[1]
+    counts = np.maximum(lengths - n + 1, 0)
+    return grams[left[: len(grams)] >= n], np.concatenate([[0], counts.cumsum()])

@@ -98,8 +98,8 @@ class Standard:
         constants = {} if parameters is None else {"parameters": float(parameters)}
 
         def of_the_set(places: np.ndarray) -> dict[str, Estimate]:
-            some = [replies[place] for place in places]
-            values = {f"distinct_{n}": Estimate(metrics.distinct(some, n)) for n in (1, 2)}
+            some = [metrics.split_words(replies[place].lower()) for place in places]
+            values = {f"distinct_{n}": Estimate(metrics.distinct_of(some, n)) for n in (1, 2)}
             if samples is not None:
                 some_samples = [samples[place] for place in places]
                 some_numbers = tuple(numbers[place] for place in places)

@@ -12,6 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 from sklearn.pipeline import Pipeline, make_pipeline
 
+WORDS_13A = Tokenizer13a()
+
 
 def classification(gold: Sequence[int], predicted: Sequence[int], labels: int) -> dict[str, float]:
     """Accuracy, macro-F1, weighted F1 and the F1 of each of `labels` classes, in percent (paper, section
@@ -76,7 +78,7 @@ def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, f
 
 def split_words(text: str) -> list[str]:
     """Words and punctuation marks by sacreBLEU's 13a tokeniser."""
-    return Tokenizer13a()(text).split()
+    return WORDS_13A(text).split()
 
 
 def count_words(text: str) -> int:
@@ -107,9 +109,10 @@ def distinct(responses: Sequence[str], n: int) -> float:
     Over lower-cased words and punctuation marks (13a): split at white space, "you" and "you?" would be two
     words.
     """
-    grams = [
-        tuple(words[i : i + n])
-        for words in (split_words(r.lower()) for r in responses)
-        for i in range(len(words) - n + 1)
-    ]
+    return distinct_of([split_words(response.lower()) for response in responses], n)
+
+
+def distinct_of(responses: Sequence[Sequence[str]], n: int) -> float:
+    """The same of words."""
+    grams = [tuple(words[i : i + n]) for words in responses for i in range(len(words) - n + 1)]
     return 100 * len(set(grams)) / len(grams) if grams else 0.0

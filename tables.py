@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-import causal_models
 import floors
 import judges
 import lineage
@@ -151,6 +150,8 @@ def standard(
         minilm = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
         extras = dataclasses.replace(extras, relevance=minilm)
     if options.fluency_model:
+        import causal_models  # with peft, which takes seconds that no other table needs
+
         loaded = causal_models.load_base(options.fluency_model, paths.cache, session.device)
         extras = dataclasses.replace(extras, fluency=loaded)
     return Standard(

@@ -166,6 +166,17 @@ def test_what_has_no_interval_is_not_tested():
 # ----------------------------------------------------------------------------------- Distinct of a fixed size
 
 
+def test_numbered_grams_are_equal_where_the_words_are_and_cross_no_reply():
+    rng = np.random.default_rng(5)
+    replies = [list(rng.choice(list("abc"), size=size)) for size in (0, 1, 5, 2, 0, 9, 3)]
+    for n in (1, 2, 3, 12):
+        numbers, begins = intervals.numbered_grams(replies, n)
+        wanted = [[tuple(r[i : i + n]) for i in range(len(r) - n + 1)] for r in replies]
+        flat = [gram for row in wanted for gram in row]
+        assert np.diff(begins).tolist() == [len(row) for row in wanted] and len(numbers) == len(flat)
+        assert len(set(zip(numbers.tolist(), flat, strict=True))) == len(set(flat)) == len(set(numbers))
+
+
 def test_distinct_of_draws_by_hand():
     orders = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
     replies = [["a", "b"], ["a", "b", "c"], ["d"], ["d", "d"]]

@@ -2,11 +2,13 @@
 
 import json
 import math
+import random
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import cohen_kappa_score, f1_score
 from test_causal_models import make_tokenizer, save_llama
@@ -61,6 +63,22 @@ def test_bleu_1_by_hand_with_brevity_penalty_and_of_the_corpus():
 )
 def test_rouge_l_by_hand(reply, gold, expected):
     assert measures.rouge_l([reply], [gold]).point == pytest.approx(100 * expected)
+
+
+class AtSpaces:
+    """rouge-score's own tokenizer drops whatever is not a Latin letter or a digit."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def test_rouge_l_is_rouge_scores():
+    scorer, rng = RougeScorer(["rougeL"], tokenizer=AtSpaces()), random.Random(3)
+    texts = [" ".join(rng.choices("a b c d e", k=rng.randrange(90))) for _ in range(60)]
+    for name, replies in {**REPLIES, "long": texts[:30]}.items():
+        gold = GOLD if name != "long" else texts[30:]
+        expected = [100 * scorer.score(g, r)["rougeL"].fmeasure for g, r in zip(gold, replies, strict=True)]
+        assert measures.rouge_l(replies, gold).items() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("constant", [False, True])
