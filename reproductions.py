@@ -323,10 +323,22 @@ def record(results: Results, file: Path, found: dict[str, Measured], request: Re
             figures = {k: rounded(v, table.columns[k].digits + 2) for k, v in figures.items()}
             entry.pop("reason", None)
             entry |= {"state": "run", "commit": commit[:7], "hardware": hardware, "figures": figures}
-            entry |= {"seconds": seconds_of(row, table, request), "seeds": list(runs)}
+            entry |= {"seconds": seconds_of(row, table, request), "seeds": seeds_of(row, list(runs))}
             written.append(row.row)
     write(file, data)
     print(f"recorded: {', '.join(written) or 'nothing'}; left as they stood: {', '.join(left) or 'none'}")
+
+
+def seeds_of(row: Row, seeds: list[int]) -> list[int]:
+    """Of a row that was run with `seeds`: where its trainings name seeds of their own, those stand for the
+    first. Of several runs that are one row's all count, else the last one's."""
+    commands = [shlex.split(command) for command in row.commands]
+    trainings = [c for c in commands if "train_" in " ".join(c[1:3]) and "--inference" not in c]
+    own = [int(c[c.index("--seed") + 1]) if "--seed" in c else FIRST_SEED for c in trainings]
+    if not own or seeds[0] != FIRST_SEED:  # --seed of the call stands over them
+        return seeds
+    named = dict.fromkeys(own) if named_places(row.run)[0] else own[-1:]
+    return [*named, *seeds[1:]]
 
 
 def commit_of(row: Row, table: Table, request: Request) -> str:

@@ -141,6 +141,24 @@ def test_what_was_measured_is_recorded_with_its_commit_beside_what_stood_there(d
 
 
 @pytest.mark.parametrize(
+    ("commands", "run", "seeds"),
+    [
+        (["train_t5.py"], "", [42]),
+        (["train_t5.py --seed 13"], "", [13]),
+        (["train_t5.py --seed 13", "train_t5.py --init-from x"], "", [42]),
+        (["train_t5.py --seed 2", "train_t5.py --inference x"], "", [2]),
+        (["train_t5.py --seed 42", "train_t5.py --seed 43"], "x=a,b", [42, 43]),
+        (["evaluate_responses.py x"], "", [42]),
+    ],
+)
+def test_seeds_are_recorded_as_the_rows_own_trainings_name_them(data, commands, run, seeds):
+    data["rows"].append(row("own", "python x") | {"commands": [f"python {c}" for c in commands], "run": run})
+    own = results.parse(data).rows["own"]
+    assert reproductions.seeds_of(own, [42]) == seeds
+    assert reproductions.seeds_of(own, [7]) == [7], "of --seed"
+
+
+@pytest.mark.parametrize(
     ("recorded", "now", "verdict"),
     [
         (72.8, 72.84, "equal"),
