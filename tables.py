@@ -133,6 +133,7 @@ def settled(options: TableOptions, examples: Sequence[Example], lines: Sequence[
 def standard(
     options: TableOptions,
     examples: Sequence[Example],
+    training: Sequence[Example],
     paths: Paths,
     session: Session,
     critics: Mapping[str, Valued],
@@ -156,7 +157,7 @@ def standard(
         extras = dataclasses.replace(extras, fluency=loaded)
     return Standard(
         examples=examples,
-        training=listener_turns(paths.dialogues("train")),
+        training=training,
         exemplars=read_exemplars(shown, examples) if shown.exists() else None,
         judges=among,
         critics=scores,
@@ -180,18 +181,21 @@ def announce_judging(
     critics: Mapping[str, Valued],
     lines: Sequence[Named],
     examples: Sequence[Example],
+    training: Sequence[Example],
     session: Session,
 ) -> None:
     """About how long all replies take to be judged, before any is. As `Standard.measure` asks: of several
-    samples the first in its context, all by themselves and by the judges alone."""
+    samples the first in its context, all by themselves and by the judges alone; beside them the training
+    replies, from which the ceiling is learnt."""
     replies, contexts = [e.response for e in examples], [e.history for e in examples]
     alone: list[str] = []
     for system in (system for line in lines for system in line.systems):
         replies += system.replies
         contexts += [examples[number].history for number in system.numbers]
         alone += [text for row in system.samples or () for text in row]
-    judged = [text.strip() for text in replies + alone]
-    before = [*contexts, *[()] * len(alone)]
+    learnt = training if alone else []
+    judged = [text.strip() for text in [*replies, *alone, *(e.response for e in learnt)]]
+    before = [*contexts, *[()] * len(alone), *(e.history for e in learnt)]
     by_judges = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Valued)]
     # heads of one encoder share their answers
     asked = [(answers, judged, before) for answers in dict.fromkeys(ask.answers for ask in by_judges)]
@@ -415,8 +419,9 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     critics = judges.training_critics(load_critics(folders, session), paths.cache)
     served = [critic for line in lines for system in line.systems for critic in served_by(system, paths)]
     among = load_judges(options, paths, session, served)
-    announce_judging(among, critics, lines, examples, session)
-    against = standard(options, examples, paths, session, critics, among)
+    training = listener_turns(paths.dialogues("train"))
+    announce_judging(among, critics, lines, examples, training, session)
+    against = standard(options, examples, training, paths, session, critics, among)
     how = nearest(options, against, [examples[i] for i in numbers], paths, session)
     rows = all_rows(options, against, lines, numbers, how, paths)
     columns = list(COLUMNS)
