@@ -10,8 +10,8 @@ and for no target. The judges, which must have ranked nothing, give each of thes
 three dimensions. Control is the difference between target 1 and target 0 (95 % intervals by a bootstrap over
 the contexts); beside it stands the cost: mean log-probability of a token by the model without a target,
 BLEU-4 (normalised), Distinct-2, words, and seconds to sample N candidates for one context.
-Rankers and judges: tfidf, or the critics saved/empathy/FAMILY-DIM. Writes control.csv, table.md,
-candidates.csv and metrics.json to results/NAME/.
+Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder of a critic of all dimensions
+(saved/empathy/FAMILY-all). Writes control.csv, table.md, candidates.csv and metrics.json to results/NAME/.
 """
 
 import options
