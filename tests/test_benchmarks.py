@@ -11,8 +11,9 @@ from test_causal_models import make_tokenizer, save_llama, trained
 
 import evaluate_responses
 import options
+import train_empathy_classifier
 import train_glove_t5
-from benchmarks import cost, decoding, embed, generate, reporting, retrieval, start
+from benchmarks import cost, decoding, embed, generate, reporting, retrieval, start, table
 from DPR import biencoder
 from options import UserError
 
@@ -99,6 +100,18 @@ def test_each_decoding_writes_to_a_folder_of_its_own_and_one_table_scores_them(h
         ["gold", "9", "0.4"],
         ["greedy", "5", "-"],
     ]
+
+
+def test_a_table_of_made_up_systems_is_timed_apart_from_its_judge(workdir, capsys):
+    common = ["--workdir", str(workdir), "--device", "cpu"]
+    short = "--model glove-t5 --size tiny --max-steps 1 --dim all"
+    train_empathy_classifier.main([*common, *short.split()])
+    flags = "--systems 2 --judge glove-t5 --texts 10 --resamples 100"
+    found = table.main([*common, *flags.split()])
+    assert found["readings"] == 1 and found["texts"] == 10 < found["distinct"]
+    assert len(found["spent"]) == 3 and all(part["processor"] > 0 for part in found["spent"].values())
+    assert f"for the {found['distinct']} distinct replies" in capsys.readouterr().out
+    assert not (workdir / "results" / "evaluation").exists()
 
 
 def test_stand_ins_need_no_files(tmp_path):
