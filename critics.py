@@ -259,9 +259,14 @@ class Critic(Published):
         `UserError` where it holds none."""
         folder = folder_of(run)
         whole = CriticModel.from_pretrained(folder)
-        critic = whole.of(kind)
-        head = "" if critic is whole else kind
-        return cls(critic, load_tokenizer(folder), session or Session(), folder, head)
+        return cls(whole, load_tokenizer(folder), session or Session(), folder).of(kind)
+
+    def of(self, kind: str) -> "Critic":
+        """The critic of one kind: itself, or that head, with the encoder that all heads share."""
+        part = self.critic.of(kind)
+        if part is self.critic:
+            return self
+        return Critic(part, self.tokenizer, self.session, self.folder, kind)
 
     @property
     def kind(self) -> str:
@@ -353,14 +358,16 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
         there = ", ".join(str(folders[k]) for k in missing)
         print(f"note: no {', '.join(missing)} critic ({there}): left out")
     judges = {}
+    loaded: dict[Path, Critic] = {}  # one folder may hold several
     for kind, folder in folders.items():
         if kind in missing:
             continue
         flag = f"--{kind} " if kind in asked_for else ""  # not every command that judges has it
         try:
-            judges[kind] = Critic.from_pretrained(folder, session, kind)
+            loaded[folder] = loaded.get(folder) or Critic.from_pretrained(folder, session)
         except UserError as error:
             raise UserError(f"{flag}{error}") from error
+        judges[kind] = loaded[folder].of(kind)
         if (other := judges[kind].kind) != kind:
             remedy = f"give it with --{other}" if flag else f"it is taken for the {kind} critic"
             raise UserError(f"{flag}{folder}: holds a critic of {other}; {remedy}")
