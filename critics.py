@@ -25,7 +25,7 @@ from dataloaders import (
 from hub import Published, folder_of
 from models import Critic as CriticModel
 from models import CriticSet, load_tokenizer
-from options import CRITICS, DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths, UserError
+from options import CRITICS, DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths, UserError, texts_of
 from session import Session
 
 # ------------------------------------------------------------------------------------------ loaded and chosen
@@ -286,6 +286,7 @@ class Critic(Published):
     ) -> list[Score]:
         """What the critic says of each reply, given the turns before it (oldest first), or by itself.
 
+        A text in place of a list is a list of one: of the replies, or of the turns before one of them.
         `keep`: see `storage.in_chunks`.
         """
         if not replies:
@@ -302,7 +303,8 @@ class Critic(Published):
         keep: Path | None = None,
     ) -> np.ndarray:
         """(N, labels) probabilities, or (N, 1) scores of the regressor."""
-        before = [()] * len(replies) if contexts is None else contexts
+        replies = texts_of(replies)
+        before = [[]] * len(replies) if contexts is None else [texts_of(turns) for turns in contexts]
         data = critic_data(before, replies, None, self.tokenizer, self.critic.settings)
         return critic_scores(self.critic, data, self.session, self.kind, batch_size, keep)
 

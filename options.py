@@ -195,6 +195,11 @@ class Wrong:
     problem: str
 
 
+def texts_of(given: str | Iterable[str]) -> list[str]:
+    """A list of texts; one by itself is a list of one, and no sequence of letters."""
+    return [given] if isinstance(given, str) else list(given)
+
+
 class OtherPrecision(str):
     """Where a model lies that an adapter was trained on in another precision: its weights may differ."""
 

@@ -24,7 +24,7 @@ from generators import decoding_arguments
 from hub import Published, folder_of
 from marks import in_words, of_target
 from models import Generator, load_tokenizer
-from options import Paths, UserError
+from options import Paths, UserError, texts_of
 from searching import check_emotion
 from session import Session, own_random_stream
 from storage import read_json
@@ -331,13 +331,14 @@ class Responder(Published):
         seed: int | None = None,
         emotion: str | None = None,
     ) -> Answer:
-        """The best of `n_candidates` sampled replies to a dialogue (oldest turn first, the speaker's last).
+        """The best of `n_candidates` sampled replies to a dialogue: its turns, oldest first, the speaker's
+        last, or one turn alone.
 
         `target`: {critic: level, or sentiment} that a reply should come close to; a generator with marks is
         told, too; dimensions that are not named are left alone. `seed`: the same one gives the same reply.
         `emotion`: restricts the exemplars.
         """
-        turns = [" ".join(t.split()) for t in turns]
+        turns = [" ".join(t.split()) for t in texts_of(turns)]
         check_turns(turns)
         target = dict(target or {})
         self.check_target(target)

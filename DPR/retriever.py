@@ -29,7 +29,7 @@ from DPR.biencoder import (
 from DPR.index import APPROXIMATE_FROM, Index
 from hub import Published, folder_of
 from models import load_tokenizer, offline
-from options import Paths, UserError
+from options import Paths, UserError, texts_of
 from session import Session
 from storage import fingerprint
 
@@ -353,17 +353,18 @@ class Retriever(Published):
         owners: Sequence[str] | None = None,
         emotions: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """The best `k` of `pool` for each text, best first.
+        """The best `k` of `pool` for each text (or for one alone), best first.
 
         `owners`: the conversation whose replies a text must not get. `emotions`: restrict each text to
         replies of one emotion. Nothing is left out otherwise.
         """
         if not texts:
             return []
-        found = pool if isinstance(pool, Pool) else self.pool(pool)
+        texts = texts_of(texts)
+        found = pool if isinstance(pool, Pool) else self.pool(texts_of(pool))
         if emotions is not None and found.emotions is None:
             raise UserError("--emotion: the replies of this pool have no emotions; leave it out")
-        queries = self.encoders.embed("question", list(texts), self.session, "questions")
+        queries = self.encoders.embed("question", texts, self.session, "questions")
         groups = found.emotions if emotions is not None else None
         index = Index(found.vectors, found.owners, groups, device=self.session.device)
         hits = index.search(queries, k, owners or [None] * len(texts), emotions)

@@ -52,6 +52,13 @@ def test_a_pool_without_a_retriever_is_not_left_out_in_silence(home):
         Responder.from_pretrained(Paths(home).saved / "glove-t5" / "exemplars", pool=REPLIES, workdir=home)
 
 
+def test_a_text_by_itself_is_no_sequence_of_letters(responder):
+    emo, retriever = responder.critics["emo"], responder.retriever
+    assert emo.score("Hello", ["I fell"]) == emo.score(["Hello"], [["I fell"]])
+    assert retriever.search("I fell", "Oh no") == retriever.search(["I fell"], ["Oh no"])
+    assert responder.reply("Hello", 1, seed=1) == responder.reply(["Hello"], 1, seed=1)
+
+
 def run(script, home: Path, *words: str):
     return script.main(["--workdir", str(home), "--device", "cpu", *words])
 
