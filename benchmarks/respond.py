@@ -5,13 +5,16 @@
 
 Both ways have the same model, prompts and decoding, and take turns in one process. Printed for each: the
 median of the seconds by the clock, and of the processor's, which other programs disturb less. The plain way
-reads the prompt once a candidate, with the adapter beside its base's weights. No critics, no exemplars.
+reads the prompt once a candidate, with the adapter beside its base's weights. Neither has critics; `reply` is
+all that a person waits for: ours with the text around it and the bundled critics' levels. No exemplars.
 """
 
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -69,43 +72,52 @@ def ours(model, batch: dict, count: int, decoding):
     return sample(model, batch, torch.rand(1, count, decoding.max_new_tokens), decoding).tokens.sum()
 
 
+def taken_by(way, *asked) -> tuple[float, float, int]:
+    """Seconds by the clock, and of the processor; what it gave."""
+    began = time.perf_counter(), time.process_time()
+    given = way(*asked)
+    return time.perf_counter() - began[0], time.process_time() - began[1], given
+
+
 def main(argv=None):
     args = parse_args(argv)
     import torch
 
-    from causal_models import CausalGenerator
-    from chats import prompt_data
-    from commands import Decoding
-    from dataloaders import Example
+    import bundled
+    from causal_generators import load
+    from responder import Responder
     from session import Session, own_random_stream
 
     if args.threads:
         torch.set_num_threads(args.threads)
     session, paths = Session(args.device, args.precision, args.seed), Paths(args.workdir)
-    models = []
-    for way in (plain, ours):
-        model = CausalGenerator.from_pretrained(args.run, cache=paths.cache, device=session.device)
-        models.append((way, (model if way is plain else model.for_use()).to(session.device)))
-    examples = [Example("dialogue", len(turns) + 1, "", turns, "") for turns in DIALOGUES]
-    prompts = prompt_data(examples, model.tokenizer, **model.settings.layout)
-    decoding = Decoding(20, 0.9, 1, 60, 1, 0)
+    responder = Responder.from_pretrained(
+        Path(args.run), bundled.critics(), session=session, workdir=args.workdir
+    )
+    writer: Any = responder.writer
+    models = {plain: load(Path(args.run), paths, session).to(session.device), ours: writer.model}
 
-    def once(way, model, number: int, count: int, seed: int) -> tuple[float, float, int]:
-        batch = session.move(prompts.collate([number]))
-        began = time.perf_counter(), time.process_time()
+    def sampled(way, turns: tuple[str, ...], count: int, seed: int) -> int:
+        """How many tokens were written."""
+        batch = writer.encode(turns, ())
         with torch.inference_mode(), session.autocast(), own_random_stream(seed):
-            tokens = int(way(model, batch, count, decoding))
-        return time.perf_counter() - began[0], time.process_time() - began[1], tokens
+            return int(way(models[way], batch, count, responder.decoding))
+
+    def reply(turns: tuple[str, ...], count: int, seed: int) -> int:
+        written = responder.reply(turns, count, seed=seed).candidates
+        ids = writer.tokenizer([c.text for c in written], add_special_tokens=False)["input_ids"]
+        return sum(len(row) + 1 for row in ids)
+
+    ways = {"plain": partial(sampled, plain), "ours": partial(sampled, ours), "reply": reply}
 
     print(f"{torch.get_num_threads()} threads, {session.device}, {session.precision}, {args.run}")
     print("candidates  way    seconds  processor seconds  tokens a candidate")
     for count in args.candidates:
-        taken: dict = {"plain": [], "ours": []}
+        taken: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
         for seed in range(args.repeats + 1):
-            for way, model in models:
-                found = [once(way, model, n, count, seed) for n in range(len(examples))]
-                if seed:  # the first one warms up
-                    taken[way.__name__] += found
+            for name, way in ways.items():
+                found = [taken_by(way, turns, count, seed) for turns in DIALOGUES]
+                taken[name] += found if seed else []  # the first ones warm up
         for name, rows in taken.items():
             wall, processor = (statistics.median(row[i] for row in rows) for i in (0, 1))
             tokens = statistics.mean(row[2] for row in rows) / count
