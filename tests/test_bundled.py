@@ -41,7 +41,9 @@ def test_the_adapter_is_small_and_its_base_is_named():
 
 @needs_base
 @pytest.mark.slow
-def test_the_adapter_finds_the_samples_replies_likely_and_answers_a_turn(tmp_path, capsys):
+def test_the_adapter_finds_the_samples_replies_likely_and_its_card_answers_a_turn(
+    tmp_path, capsys, monkeypatch
+):
     """Slow: converts the base where it is not in data/cache, and reads 40 turns."""
     kept = ROOT / "data" / "cache"
     cache = kept if any(kept.glob("smollm2-*")) else tmp_path
@@ -55,8 +57,13 @@ def test_the_adapter_finds_the_samples_replies_likely_and_answers_a_turn(tmp_pat
             nll += float(token_nll(model(batch), batch["target_ids"]).sum())
             tokens += len(batch["target_ids"])
     assert nll / tokens < RECORDED + 0.02
-    words = ["--workdir", str(tmp_path), "--seed", "1", "--run", str(bundled.ADAPTER)]
-    respond.main([*words, "I lost my keys again."])
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / "cache").symlink_to(cache)
+    (tmp_path / "saved").symlink_to(bundled.ADAPTER.parent)
+    monkeypatch.chdir(tmp_path)  # as the project's folder
+    card = (bundled.ADAPTER / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    exec(snippet, {})
     assert len(capsys.readouterr().out.split()) > 2
 
 
