@@ -1,14 +1,43 @@
 """One set of logits serves likelihood and critics: what comes out is the plain way's, but for rounding."""
 
+import ast
+import dataclasses
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
+import toy
+from conftest import ROOT
 from torch import nn
 from transformers import T5Config
 
 import vocabulary
-from commands import GeneratorOptions
+from commands import GeneratorOptions, TrainingOptions
+from dataloaders import Data
 from models import Critic, CriticSet, CriticSettings, Generator, GeneratorSettings, soft_response, token_nll
 from objectives import GeneratorObjective
+from session import Session
+from updates import Update
+
+#: two updates of two processes, as torchrun would start them, with one import of torch in place of three
+TWO_PROCESSES = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_vocabulary import two_updates
+children = []
+for rank in "01":
+    if not (child := os.fork()):
+        os.environ |= {{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}}
+        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}}
+        found = two_updates()
+        if rank == "0":
+            print(found, flush=True)
+        os._exit(0)
+    children.append(child)
+sys.exit(max(os.wait()[1] for _ in children))
+"""
 
 CPU = torch.device("cpu")
 WORDS, END = 41, 1
@@ -137,3 +166,37 @@ def test_a_likelihood_of_logits_needs_no_copy_of_them(monkeypatch, kind):
     torch.testing.assert_close(
         *[g for _, g in found], rtol=1e-5 if kind == torch.float32 else 1e-2, atol=1e-6
     )
+
+
+def two_updates() -> list[dict[str, float]]:
+    """The figures of two updates of six examples, by all processes together."""
+    session = Session("cpu", "fp32", 3)
+    torch.manual_seed(0)
+    model = Generator(GeneratorSettings(backbone=config(16).to_dict(), exemplars="none"))
+    objective, whole = GeneratorObjective(critics(), options()), batch_of([3, 8, 5, 2, 6, 4])
+    targets = {"emo": torch.tensor([0, 2, 1, 1, 0, 2]), "sentiment": torch.linspace(-1, 1, 6)}
+
+    def collate(numbers: list[int]) -> dict:
+        found = {k: v[numbers] for k, v in whole.items() if isinstance(v, torch.Tensor)}
+        found["critic_targets"] = {kind: values[numbers] for kind, values in targets.items()}
+        return found
+
+    flags = toy.DEFAULTS | {"weight_decay": 0.0, "lr": 1e-3}
+    fields = dataclasses.fields(TrainingOptions)
+    data = Data([10] * 6, collate)
+    training = TrainingOptions(**{f.name: flags[f.name] for f in fields})
+    update = Update(model, objective, data, training, session, 10)
+    return [update(list(range(6))) for _ in range(2)]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_update_of_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = TWO_PROCESSES.format(tests=str(ROOT / "tests"), root=str(ROOT))
+    command = [sys.executable, "-c", code, str(port)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    together = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    for found, expected in zip(together, two_updates(), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
