@@ -1,6 +1,5 @@
 """Preparation writes exactly the promised files, keeps every row, and never loses what was there before."""
 
-import argparse
 import csv
 import gzip
 import hashlib
@@ -17,7 +16,10 @@ import pytest
 from conftest import SAMPLE
 
 import dataloaders
+import fetching
 import prepare_data
+import preparing
+from commands import pick
 from options import DIMENSIONS, SPLITS, Paths, UserError
 
 GLOVE = SAMPLE / "glove.sample.50d.txt"
@@ -38,6 +40,10 @@ def prepare(source, workdir, *flags):
             *flags,
         ]
     )
+
+
+def options_of(words) -> preparing.PrepareOptions:
+    return pick(preparing.PrepareOptions, prepare_data.parse_args(words))
 
 
 def as_read(path):
@@ -138,7 +144,9 @@ def test_an_apostrophe_of_any_shape_leaves_the_sentiment_as_it_is(tmp_path, sign
             ["conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags", *rows]
         )
         (tmp_path / f"{split}.csv").write_text(content, encoding="utf-8")
-    prepare_data.prepare_dialogues(tmp_path, Paths(tmp_path / "work"))
+    preparing.score_dialogues(
+        preparing.copy_dialogues(tmp_path, Paths(tmp_path / "work")), Paths(tmp_path / "work")
+    )
     table = dataloaders.read_vader(Paths(tmp_path / "work").vader("train"))
     assert table["utterance"].tolist() == list(texts.values())
     assert table["sentiment"].tolist() == [-0.4585, -0.3412]
@@ -196,10 +204,8 @@ def posts(tmp_path_factory):
 
 def test_a_split_is_a_function_of_the_seed_and_keeps_a_post_on_one_side(posts, tmp_path):
     def held(seed):
-        args = prepare_data.parse_args(
-            ["--split", "grouped", "--workdir", str(tmp_path), "--seed", str(seed)]
-        )
-        prepare_data.prepare_pairs(args, posts, Paths(tmp_path))
+        asked = options_of(["--split", "grouped", "--workdir", str(tmp_path), "--seed", str(seed)])
+        preparing.prepare_pairs(asked, posts, Paths(tmp_path))
         sides = pairs_of(tmp_path, "emo")
         assert not set(sides["train"]["seeker_post"]) & set(sides["valid"]["seeker_post"])
         return tuple(sides["valid"]["rp_id"])
@@ -226,20 +232,20 @@ def test_a_split_that_does_not_fit_the_file_is_refused(posts, tmp_path, valid_ro
     source = tmp_path / "source"
     shutil.copytree(posts, source)
     (source / "splits.json").write_text(json.dumps({"valid_rows": valid_rows}))
-    args = prepare_data.parse_args(["--split", "paper", "--workdir", str(tmp_path)])
+    asked = options_of(["--split", "paper", "--workdir", str(tmp_path)])
     with pytest.raises(
         UserError, match=r"splits\.json: valid_rows of emotion does not fit .* --split grouped"
     ):
-        prepare_data.prepare_pairs(args, source, Paths(tmp_path))
+        preparing.prepare_pairs(asked, source, Paths(tmp_path))
 
 
 # -------------------------------------------------------------------------------------- what the user is told
 
 
 def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
-    args = prepare_data.parse_args(["--levels", "3", "--workdir", str(tmp_path)])
-    prepare_data.prepare_dialogues(packed_corpus, Paths(tmp_path))
-    prepare_data.prepare_pairs(args, packed_corpus, Paths(tmp_path))
+    asked = options_of(["--levels", "3", "--workdir", str(tmp_path)])
+    preparing.score_dialogues(preparing.copy_dialogues(packed_corpus, Paths(tmp_path)), Paths(tmp_path))
+    preparing.prepare_pairs(asked, packed_corpus, Paths(tmp_path))
     said = capsys.readouterr().out.splitlines()
     for split in SPLITS:
         rows = (
@@ -450,24 +456,24 @@ def test_each_word_has_its_glove_vector(prepared):
 def test_rare_words_stay_out_of_the_vocabulary(tmp_path):
     from transformers import AutoTokenizer
 
-    args = prepare_data.parse_args(["--workdir", str(tmp_path), "--glove", str(GLOVE), "--min-count", "2"])
-    prepare_data.prepare_glove(args, Paths(tmp_path), ["The night bus", "the day zzxqy zzxqy", "a day"])
+    asked = options_of(["--workdir", str(tmp_path), "--glove", str(GLOVE), "--min-count", "2"])
+    preparing.prepare_glove(asked, Paths(tmp_path), ["The night bus", "the day zzxqy zzxqy", "a day"])
     words = AutoTokenizer.from_pretrained(str(Paths(tmp_path).glove)).get_vocab()
     assert set(words) - {"<pad>", "<s>", "</s>", "<unk>"} == {"the", "day", "example", ":"}
 
 
 def test_a_glove_file_that_knows_no_word_is_refused(tmp_path):
     (tmp_path / "vectors.txt").write_text("zzxqy 1 2 3\n")
-    args = prepare_data.parse_args(["--workdir", str(tmp_path), "--glove", str(tmp_path / "vectors.txt")])
+    asked = options_of(["--workdir", str(tmp_path), "--glove", str(tmp_path / "vectors.txt")])
     with pytest.raises(UserError, match=r"vectors\.txt: knows none"):
-        prepare_data.prepare_glove(args, Paths(tmp_path), ["the bus"])
+        preparing.prepare_glove(asked, Paths(tmp_path), ["the bus"])
 
 
 def test_a_wrong_glove_file_is_refused_before_anything_is_scored_or_set_aside(
     corpus, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "v.txt").write_text("the 1 2 3\nof 1 2\n")
-    monkeypatch.setattr(prepare_data, "score_dialogues", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(preparing, "score_dialogues", lambda *_: pytest.fail("scored"))
     with pytest.raises(UserError, match=r"v\.txt, line 2"):
         prepare(corpus, tmp_path, "--split", "grouped", "--glove", str(tmp_path / "v.txt"))
     assert "EmpatheticDialogues from" not in capsys.readouterr().out
@@ -538,7 +544,7 @@ def serve(monkeypatch):
 def test_a_download_arrives_whole_and_is_not_fetched_again(serve, tmp_path):
     server, target = serve(), tmp_path / "new" / "file"
     for _ in range(2):
-        assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
+        assert fetching.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
     assert server.asked == [None]
     assert [p.name for p in target.parent.iterdir()] == ["file"]
 
@@ -548,7 +554,7 @@ def test_a_download_arrives_whole_and_is_not_fetched_again(serve, tmp_path):
 def test_a_download_goes_on_where_it_stopped(serve, tmp_path, ranges, have):
     server, target = serve(ranges), tmp_path / "file"
     (tmp_path / "file.part").write_bytes(CONTENT[:have])
-    assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
+    assert fetching.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
     assert server.asked[:1] == [f"bytes={have}-"]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -558,20 +564,20 @@ def test_a_wrong_checksum_is_discarded_so_that_the_next_try_begins_anew(serve, t
     server, target = serve(), tmp_path / "file"
     (tmp_path / "file.part").write_bytes(have)
     with pytest.raises(UserError, match="discarded, run the same command again"):
-        prepare_data.download(server.url, target, CHECKSUM if have else "0" * 64)
+        fetching.download(server.url, target, CHECKSUM if have else "0" * 64)
     assert list(tmp_path.iterdir()) == []
-    assert prepare_data.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
+    assert fetching.download(server.url, target, CHECKSUM).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("checksum", [CHECKSUM, None])
 def test_a_connection_that_breaks_keeps_what_came_and_is_gone_on_with(serve, tmp_path, checksum):
     server, target = serve(stop_after=4000), tmp_path / "file"
     with pytest.raises(UserError, match="run the same command again"):
-        prepare_data.download(server.url, target, checksum)
+        fetching.download(server.url, target, checksum)
     assert not target.exists()
     assert (tmp_path / "file.part").read_bytes() == CONTENT[:4000]
     server.stop_after = None
-    assert prepare_data.download(server.url, target, checksum).read_bytes() == CONTENT
+    assert fetching.download(server.url, target, checksum).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=4000-"]
 
 
@@ -581,7 +587,7 @@ def test_an_unreachable_server_is_an_error_with_the_way_out(tmp_path, serve):
     server.http.server_close()
     (tmp_path / "file.part").write_bytes(b"begun")
     with pytest.raises(UserError, match="cannot be fetched .*--source FOLDER"):
-        prepare_data.download(server.url, tmp_path / "file", CHECKSUM)
+        fetching.download(server.url, tmp_path / "file", CHECKSUM)
     assert (tmp_path / "file.part").read_bytes() == b"begun"
 
 
@@ -607,15 +613,15 @@ DAMAGED = {
 
 
 def glove_of(workdir):
-    args = argparse.Namespace(glove="download", source="folder", glove_dim=50)
-    name, pairs = prepare_data.glove_source(args, Paths(workdir))
+    asked = options_of(["--glove", "download", "--source", str(workdir), "--glove-dim", "50"])
+    name, pairs = preparing.glove_source(asked, Paths(workdir))
     return [word for word, _ in pairs]
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_archive_is_discarded_and_the_next_call_fetches_it(serve, tmp_path, monkeypatch, kind):
     server = serve(content=DAMAGED[kind])
-    monkeypatch.setattr(prepare_data, "GLOVE_URL", server.url)
+    monkeypatch.setattr(fetching, "GLOVE_URL", server.url)
     with pytest.raises(UserError, match="the download was discarded") as error:
         glove_of(tmp_path)
     assert ("a web page came in its place" in str(error.value)) == (kind == "web page")
@@ -627,7 +633,7 @@ def test_a_damaged_archive_is_discarded_and_the_next_call_fetches_it(serve, tmp_
 @pytest.mark.parametrize("kind", ["web page", "cut", "flipped"])
 def test_what_an_earlier_call_left_damaged_is_fetched_again(serve, tmp_path, monkeypatch, kind):
     server = serve(content=GLOVE_ZIP)
-    monkeypatch.setattr(prepare_data, "GLOVE_URL", server.url)
+    monkeypatch.setattr(fetching, "GLOVE_URL", server.url)
     left = Paths(tmp_path).data / "downloads" / "glove.6B.zip"
     left.parent.mkdir(parents=True)
     left.write_bytes(DAMAGED[kind])
@@ -636,4 +642,4 @@ def test_what_an_earlier_call_left_damaged_is_fetched_again(serve, tmp_path, mon
 
 def test_a_kept_file_with_a_wrong_checksum_is_fetched_again(serve, tmp_path):
     (tmp_path / "file").write_bytes(PAGE)
-    assert prepare_data.download(serve().url, tmp_path / "file", CHECKSUM).read_bytes() == CONTENT
+    assert fetching.download(serve().url, tmp_path / "file", CHECKSUM).read_bytes() == CONTENT
