@@ -337,6 +337,11 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
+def hash_seed(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine."""
+    return int(fingerprint(*parts)[:15], 16)
+
+
 def identity(name: str | Path) -> str:
     """What a model's hub name or folder stands for: the name itself, or the sha256 of the folder's model
     files."""
