@@ -211,6 +211,14 @@ class Data:
         )
 
 
+@dataclass(frozen=True)
+class SplitData:
+    """The turns of one split that are to be written, and their batches."""
+
+    examples: list[Example]
+    data: Data
+
+
 def join(rows: Sequence[np.ndarray]) -> np.ndarray:
     """The turns' ids one after the other; nothing for no turns."""
     return np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int32)
