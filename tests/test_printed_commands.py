@@ -300,7 +300,7 @@ def test_a_missing_module_of_the_project_is_not_laid_to_the_environment():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_an_older_python_is_told_so_before_it_reads_what_it_cannot(script, monkeypatch):
     """The script, and what it imports before the check, parse under 3.8; the check is options' first act."""
-    for file in (script, ROOT / "options.py", ROOT / "advice.py", ROOT / "commands.py"):
+    for file in (script, *(ROOT / f"{name}.py" for name in ("options", "advice", "commands", "settings"))):
         ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
     monkeypatch.setattr(sys, "version_info", (3, 8, 18))
     for name in ("options", "advice", "commands"):

@@ -1,0 +1,369 @@
+"""What the commands can be asked for: the frozen settings in which their `args` end, and the doors to them.
+
+As light as options.py, so that `--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, Wrong, number
+
+EXEMPLAR_WAYS = ("none", "prepend", "t5", "glove-t5")
+PARAPHRASER = "Vamsi/T5_Paraphrase_Paws"
+#: the sides of a retriever, and where each begins by default
+DPR_HUB = {
+    "question": "facebook/dpr-question_encoder-single-nq-base",
+    "context": "facebook/dpr-ctx_encoder-single-nq-base",
+}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The flags of the training loop (`add_training` says what each one means)."""
+
+    epochs: int
+    max_steps: int
+    lr: float
+    batch_size: int | str  # "auto" until the loop has tried out what fits
+    effective_batch: int  # examples in an update where batch_size is "auto"
+    batch_tokens: int
+    accumulate: int
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    clip: float
+    patience: int
+    eval_every: int
+    save_every: int
+    log_every: int
+    resume: str
+    overwrite: bool
+    seed: int
+    compile: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are written: sampling among the `top_k` most likely tokens, and of these the fewest that
+    reach the share `top_p`, or beam search where `beams` > 1; no `no_repeat_ngram` tokens in a row a second
+    time (0: they may come again)."""
+
+    top_k: int
+    temperature: float
+    beams: int
+    max_new_tokens: int
+    predict_batch_size: int
+    seed: int
+    top_p: float = 1.0
+    no_repeat_ngram: int = 0
+    predict: bool = True  # False: no replies, only the gold replies' likelihood
+    replies: int = 1  # to each context
+
+
+@dataclass(frozen=True)
+class SampledOptions:
+    """A loss on replies that the model samples (`add_sampled_flags` says what each flag means)."""
+
+    sampled_loss_w: float
+    samples: int
+    sampled_examples: int
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """What a generator is and learns from (`add_generator_flags` says what each flag means)."""
+
+    add_exemplars: str
+    top_exemplars: int
+    exemplar_len: int
+    exemplar_model: str
+    exemplar_layers: int
+    main_loss_w: float
+    empathy_loss_w: float
+    sentiment_loss_w: float
+    strategy: int
+    src_len: int
+    tgt_len: int
+    dropout: float
+    control: str | None
+    seed: int
+    init_from: str | None = None
+    critic_targets: str = "labels"
+    critic_ramp: int = 0
+    balance: float = 0.0
+    log_gradients: bool = False
+    targets: str | None = None
+
+    @property
+    def critics(self) -> list[str]:
+        """The critics that the loss needs: none where both weights are 0."""
+        return critic_names(self.empathy_loss_w > 0, self.sentiment_loss_w > 0)
+
+    def weight(self, term: str) -> float:
+        """The weight of a loss term (paper, eq. 14)."""
+        return {"nll": self.main_loss_w, SENTIMENT: self.sentiment_loss_w}.get(term, self.empathy_loss_w)
+
+    @property
+    def default_name(self) -> str:
+        """lempex, or what the ablation leaves of it; -marks where replies are marked with their levels,
+        -all-turns where the speaker's turns are learnt, too."""
+        marks = "-marks" if self.control else ""
+        return self.of_losses + marks + ("-all-turns" if self.targets else "")
+
+    @property
+    def of_losses(self) -> str:
+        name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[
+            self.add_exemplars
+        ]
+        if self.empathy_loss_w > 0 and self.sentiment_loss_w > 0:
+            return {"exemplars": "lempex"}.get(name, f"{name}-critics")
+        empathy = "-empathy" if self.empathy_loss_w > 0 else ""
+        sentiment = "-sentiment" if self.sentiment_loss_w > 0 else ""
+        return name + empathy + sentiment
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """What a critic is (`add_critic_flags` says what each flag means)."""
+
+    model: str
+    size: str
+    pooling: str
+    layers: int | None
+    context_len: int
+    reply_len: int
+    dropout: float
+    word_dropout: float
+    head_dropout: float
+    seed: int
+    init_from: str | None = None
+    mixture_share: float = 0.0
+
+    @property
+    def family(self) -> str:
+        """t5, glove-t5, minilm, or the last part of a name or folder: names the run, so that the commands
+        chain."""
+        return self.model if self.model in ("t5", "glove-t5") else self.model.rstrip("/").split("/")[-1]
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """What the scripts of all generators are asked for."""
+
+    training: TrainingOptions
+    decoding: Decoding
+    paths: Paths
+    sampled: SampledOptions
+    rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
+    name: str | None
+    predict_split: str | None  # None: no predictions after training
+    inference: str | None
+    output: str | None  # of inference: where predictions go, if not to the run
+    device: dict[str, Any]  # arguments of session.Session
+    flags: dict[str, Any]  # for the record, and to compare on resume
+
+
+@dataclass(frozen=True)
+class GeneratorCommand(StageCommand):
+    """All that the script of a T5 or GloVe-T5 was asked for."""
+
+    family: str
+    options: GeneratorOptions
+    critics: dict[str, Path]  # the run folder of each critic that the loss asks for
+
+
+def stage_fields(args: argparse.Namespace, family: str) -> dict[str, Any]:
+    """The fields of a `StageCommand`; `family`: whose critics reward."""
+    return {
+        "training": pick(TrainingOptions, args),
+        "decoding": pick(Decoding, args),
+        "paths": Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
+        "sampled": pick(SampledOptions, args),
+        "rewards": reward_folders(args, family),
+        "name": args.name,
+        "predict_split": args.predict_split if args.predict else None,
+        "inference": args.inference,
+        "output": args.output,
+        "device": device_flags(args),
+        "flags": vars(args),
+    }
+
+
+def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand:
+    """The door at which a generator's `args` end."""
+    options = pick(GeneratorOptions, args)
+    leading = args.family or family
+    critics = {kind: critic_folder(args, kind, leading) for kind in options.critics}
+    return GeneratorCommand(family=family, options=options, critics=critics, **stage_fields(args, leading))
+
+
+def critic_folder(args: argparse.Namespace, kind: str, family: str) -> Path:
+    """The run folder of a critic: the one given, or the family's."""
+    return Path(getattr(args, kind) or Paths(args.workdir).critic(kind, family))
+
+
+def reward_folders(args: argparse.Namespace, family: str) -> dict[str, Path]:
+    """The critics that sampled replies are rewarded by: all four, where there is such a loss."""
+    if not args.sampled_loss_w:
+        return {}
+    return {kind: critic_folder(args, kind, family) for kind in CRITICS}
+
+
+@dataclass(frozen=True)
+class CausalOptions:
+    """What a causal language model is and learns from (train_causal_lm.py says what each flag means)."""
+
+    model: str
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    add_exemplars: str
+    top_exemplars: int
+    exemplar_len: int
+    src_len: int
+    tgt_len: int
+    valid_conversations: int
+    control: str | None
+    seed: int
+    init_from: str | None = None
+    base: str | None = None
+
+    @property
+    def default_name(self) -> str:
+        """plain or exemplars, and -marks where replies are marked with their levels."""
+        name = "plain" if self.add_exemplars == "none" else "exemplars"
+        return f"{name}-marks" if self.control else name
+
+
+@dataclass(frozen=True)
+class CausalCommand(StageCommand):
+    """All that the script of the causal language models was asked for."""
+
+    options: CausalOptions
+
+
+def causal_command(args: argparse.Namespace) -> CausalCommand:
+    """The door at which a causal language model's `args` end."""
+    return CausalCommand(options=pick(CausalOptions, args), **stage_fields(args, args.family))
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """A critic that labels listener turns for another one (`add_teacher_flags` says what each flag means)."""
+
+    teacher: str
+    turns: int
+    teacher_w: float
+
+
+@dataclass(frozen=True)
+class CriticCommand:
+    """All that a critic's script was asked for."""
+
+    options: CriticOptions
+    training: TrainingOptions
+    paths: Paths
+    name: str | None
+    device: dict[str, Any]  # arguments of session.Session
+    flags: dict[str, Any]  # for the record, and to compare on resume
+
+
+def critic_command(args: argparse.Namespace) -> CriticCommand:
+    """The door at which a critic's `args` end."""
+    return CriticCommand(
+        options=pick(CriticOptions, args),
+        training=pick(TrainingOptions, args),
+        paths=Paths(args.workdir),
+        name=args.name,
+        device=device_flags(args),
+        flags=vars(args),
+    )
+
+
+@dataclass(frozen=True)
+class RetrieverOptions:
+    """What the retriever learns from (DPR/train_dpr.py says what each flag means)."""
+
+    dataset: str
+    encoder: str | None
+    question_encoder: str
+    context_encoder: str
+    pooling: str
+    max_length: int
+    max_passage_length: int
+    hard_negatives: int
+    other_negatives: int
+    valid_queries: int
+    seed: int
+    drop_without_positive: bool = False
+
+    @property
+    def begin(self) -> dict[str, str]:
+        """{side: hub name or folder from which its encoder begins}."""
+        return {
+            "question": self.encoder or self.question_encoder,
+            "context": self.encoder or self.context_encoder,
+        }
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How exemplars are found (dpr_exemplar_retriever.py says what each flag means)."""
+
+    path: str | None
+    encoder: str | None
+    pooling: str
+    candidates: str
+    top_k: int
+    splits: list[str]
+    max_length: int
+    max_passage_length: int
+    batch_size: int
+    match: str = "reply"
+    seed: int = 0
+    index: str = "flat"
+
+
+def device_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that session.Session takes."""
+    names = ("device", "precision", "seed", "deterministic")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+Settings = TypeVar("Settings")
+
+
+def pick(kind: Callable[..., Settings], args: argparse.Namespace) -> Settings:
+    """A settings dataclass out of the flags of the same names: here `args` ends."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(args, name) for name in names})
+
+
+def critic_names(empathy: bool, sentiment: bool) -> list[str]:
+    """The critics of the three dimensions, of sentiment, of both or of neither."""
+    return [*(DIMENSIONS if empathy else ()), *((SENTIMENT,) if sentiment else ())]
+
+
+def target(text: str) -> Any:
+    """What a reply should be like, {critic: level, or sentiment}, from emo=1,sentiment=0.4; or what is
+    wrong."""
+    found = {}
+    for part in text.replace(" ", ",").split(","):
+        name, _, value = part.partition("=")
+        if not part:
+            continue
+        if name not in CRITICS:
+            return Wrong(
+                f"{text}: no dimension {name!r}; the known ones are {', '.join(CRITICS)}, as in emo=1,exp=0"
+            )
+        if name in found:
+            return Wrong(f"{text}: {name} is named twice; name each dimension once")
+        limits = {"least": -1, "most": 1} if name == SENTIMENT else {"least": 0, "most": 2}
+        found[name] = number(float, **limits)(value)
+        if isinstance(found[name], Wrong):
+            return Wrong(f"{text}: {name}: {found[name].problem}")
+    return found
