@@ -116,9 +116,10 @@ def t5_recipe(source: str) -> Recipe:
 
 def glove_recipe(source: str) -> Recipe:
     """The paper's GloVe rows, with critics that learn from scratch; a generator's 50 epochs are 7,900 updates
-    of 256, which a lent GPU has the time for."""
+    of 256, which a lent GPU has the time for; an evaluation and its checkpoint cost seconds of that."""
     generator = (
-        "train_glove_t5.py --epochs 50 --batch-size 256 --lr 1e-3 --schedule linear --warmup-steps 400"
+        "train_glove_t5.py --epochs 50 --batch-size 256 --lr 1e-3 --schedule linear --warmup-steps 400 "
+        "--eval-every 500 --predict-batch-size 256"
     )
     return family_recipe(
         source,
