@@ -1,5 +1,5 @@
-"""The same training at less cost: other kernels for attention and, on a CPU, for dropout, frozen weights in
-autocast's type, and compiled layers where that is asked for.
+"""The same training at less cost: other kernels for attention, norms and, on a CPU, for dropout, frozen
+weights in autocast's type, and compiled layers where that is asked for.
 
 Knows neither empathy nor the time of a run.
 """
@@ -8,10 +8,15 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
+
+from vocabulary import product_kind
 
 BACKEND = "inductor"
 
@@ -33,12 +38,55 @@ class Dropout(nn.Dropout):
         return torch.where(bits < out - 2**15, 0.0, x) * (2**16 / (2**16 - out))
 
 
+class _Norm(torch.autograd.Function):
+    """In a third of the passes over memory that autograd makes of the formula; it keeps one number a row."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, epsilon: float, kind: torch.dtype):
+        rows = x.flatten(0, -2).float()  # (N, D)
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        rate = length.square_().div_(rows.shape[1]).add_(epsilon).rsqrt_()  # (N, 1)
+        ctx.save_for_backward(x, weight, rate)
+        return (rows * rate).mul_(weight).view_as(x).to(kind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        x, weight, rate = ctx.saved_tensors
+        rows, given = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
+        of_weight = (rate.T @ (given * rows))[0] if ctx.needs_input_grad[1] else None
+        pull = given * weight
+        along = torch.bmm(pull[:, None], rows[:, :, None])[:, :, 0]  # (N, 1)
+        pull.mul_(rate).addcmul_(rows, along.mul_(rate**3), value=-1 / rows.shape[1])
+        return pull.view_as(x).to(x.dtype), of_weight, None, None
+
+
+class Norm(nn.Module):
+    """Root mean square norm, in fp32. What it says is in the type that products are taken in, to which each
+    of the layers that read it would cast it by itself."""
+
+    def __init__(self, weight: nn.Parameter, epsilon: float):
+        super().__init__()
+        self.weight, self.epsilon = weight, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = product_kind(x)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _Norm.apply(x, self.weight, self.epsilon, kind)  # type: ignore
+        return rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon).to(kind)
+
+
+#: transformers' modules that compute what `Norm` does
+NORMS = {"T5LayerNorm", "LlamaRMSNorm"}
+
+
 def quicken(model: nn.Module, device: torch.device, compiling: bool = False) -> None:
     """Change `model` in place for its training on `device`; names and shapes of its weights stay.
 
-    `compiling`: it will be compiled, which can make torch's own dropout cheap, and would break at another.
+    `compiling`: it will be compiled, which makes torch's own dropout and norms cheap.
     """
     on_cpu = device.type == "cpu"
+    module: Any
     for module in model.modules():
         # T5's positions are a mask with gradient. On a CPU SDPA has no kernel for it: it makes the same
         # products, and more around them. On an H100 (torch 2.11, bf16, no dropout) its gradients were no
@@ -48,6 +96,8 @@ def quicken(model: nn.Module, device: torch.device, compiling: bool = False) -> 
         for name, child in module.named_children():
             if type(child) is nn.Dropout and on_cpu and not compiling:
                 setattr(module, name, Dropout(child.p).train(child.training))  # a frozen model's stays off
+            if type(child).__name__ in NORMS and not compiling:
+                setattr(module, name, Norm(child.weight, child.variance_epsilon).train(child.training))
 
 
 def cast_frozen(model: nn.Module, kind: torch.dtype) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import quick
 import train_glove_t5
@@ -35,6 +36,26 @@ def test_the_attention_of_a_training_gives_the_losses_and_gradients_of_the_plain
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
     for (name, a), (_, b) in zip(plain.named_parameters(), cheap.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_norm_in_few_passes_is_the_plain_one(precision):
+    found, given = [], torch.randn(3, 5, 16)
+    norm = LlamaRMSNorm(16)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    holder = nn.Sequential(norm, nn.Linear(16, 8, bias=False))
+    for _ in range(2):
+        x = given.clone().requires_grad_()
+        holder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = holder(x)
+        out.float().square().sum().backward()
+        found.append([out.detach(), x.grad, holder[0].weight.grad.clone(), holder[1].weight.grad.clone()])
+        quick.quicken(holder, CPU)
+    assert isinstance(holder[0], quick.Norm) and [*holder.state_dict()] == ["0.weight", "1.weight"]
+    for plain, quickened in zip(*found, strict=True):
+        same = float((plain - quickened).norm() / plain.norm())
+        assert same < (1e-6 if precision == "fp32" else 5e-3)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
