@@ -1,5 +1,6 @@
 """What train_step.py measures: models of the real sizes, random weights, one batch, a step by each way."""
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -246,7 +247,7 @@ def causal_ways(args, session: Session) -> dict[str, Step]:
         flags += ["--compile"] if args.compile else []
         command = causal_command(train_causal_lm.parse_args(flags))
         rank = command.options.lora_rank
-        base = LlamaForCausalLM(config)
+        base = LlamaForCausalLM(copy.deepcopy(config))  # which says how attention is computed
         base.set_attn_implementation("sdpa" if way == "plain" else way.removeprefix("ours-"))
         model = CausalGenerator(CausalSettings("random", "", rank), base, tokenizer)
         data = causal_data(examples, tokenizer, packed=True, **model.settings.layout)

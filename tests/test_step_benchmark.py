@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from benchmarks import train_step
+from benchmarks import steps, train_step
+from session import Session
 
 
 def test_the_step_is_measured_against_the_published_one(tmp_path, capsys):
@@ -32,6 +33,14 @@ def test_the_language_model_is_measured_too(tmp_path, capsys):
     out = capsys.readouterr().out
     for way in ("ours-eager", "ours-sdpa"):
         assert re.search(rf"^{way}: [\d.]+x faster than plain", out, re.M)
+
+
+def test_each_way_of_the_language_model_has_its_own_attention(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(steps, "one_update", lambda model, *rest: built.append(model))
+    args = train_step.parse_args(["--shape", "tiny-causal", "--workdir", str(tmp_path)])
+    steps.build_ways(args, Session("cpu", "fp32", 1))
+    assert [model.lm.config._attn_implementation for model in built] == ["eager", "sdpa"]
 
 
 def test_a_way_that_a_shape_has_not_is_named(capsys):
