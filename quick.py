@@ -14,28 +14,65 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
 
 from vocabulary import product_kind
 
 BACKEND = "inductor"
+FEW_PASSES = "few-passes"
 
 
-class Dropout(nn.Dropout):
+def drop(x: Tensor, p: float) -> Tensor:
     """Dropout that draws 16 random bits for a number, where torch's on a CPU takes longer than the products
     beside it, and keeps a byte of each for the backward pass, where torch keeps four.
 
     The share that falls out is `p` rounded to a multiple of 2**-16, and the rest is scaled by exactly what
     is left.
     """
+    out = min(round(p * 2**16), 2**16 - 1)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)  # four numbers' in a draw
+    return torch.where(bits < out - 2**15, 0.0, x) * (2**16 / (2**16 - out))
+
+
+class Dropout(nn.Dropout):
+    """`drop`, where torch is told of a dropout."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p or x.device.type != "cpu":
             return super().forward(x)
-        out = min(round(self.p * 2**16), 2**16 - 1)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)  # four numbers' in a draw
-        return torch.where(bits < out - 2**15, 0.0, x) * (2**16 / (2**16 - out))
+        return drop(x, self.p)
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """transformers' own for T5, from (B, heads, L, width) to (B, L, heads, width) and the weights, with fewer
+    passes over the scores: a scale of 1 is none, and `drop`."""
+    scores = query @ key.transpose(2, 3)  # (B, heads, L, L)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = scores if scaling == 1 else scores * scaling
+    for bias in (position_bias, attention_mask):
+        if bias is not None:
+            scores = scores.add_(bias) if bias.dtype == scores.dtype else scores + bias
+    weights = scores.softmax(-1)
+    if dropout and module.training:
+        plainly = weights.device.type != "cpu" or torch.compiler.is_compiling()
+        weights = nn.functional.dropout(weights, dropout) if plainly else drop(weights, dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(FEW_PASSES, attention)
+AttentionMaskInterface.register(FEW_PASSES, eager_mask)
 
 
 class _Norm(torch.autograd.Function):
@@ -92,7 +129,7 @@ def quicken(model: nn.Module, device: torch.device, compiling: bool = False) -> 
         # products, and more around them. On an H100 (torch 2.11, bf16, no dropout) its gradients were no
         # numbers after some hundred updates, in two runs of two.
         if isinstance(module, PreTrainedModel) and module.config.model_type == "t5":
-            module.set_attn_implementation("eager")
+            module.set_attn_implementation(FEW_PASSES)
         for name, child in module.named_children():
             if type(child) is nn.Dropout and on_cpu and not compiling:
                 setattr(module, name, Dropout(child.p).train(child.training))  # a frozen model's stays off

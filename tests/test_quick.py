@@ -25,7 +25,7 @@ def test_the_attention_of_a_training_gives_the_losses_and_gradients_of_the_plain
     plain = T5ForConditionalGeneration(config).train()
     cheap = copy.deepcopy(plain)
     quick.quicken(cheap, CPU)
-    assert cheap.config._attn_implementation == cheap.encoder.config._attn_implementation == "eager"
+    assert cheap.config._attn_implementation == cheap.encoder.config._attn_implementation == quick.FEW_PASSES
     ids = torch.randint(1, 40, (3, 11))
     mask = torch.ones_like(ids)
     mask[0, 6:] = 0
@@ -86,6 +86,16 @@ def test_a_cheap_dropout_repeats_its_draws_and_is_nothing_in_use():
     assert torch.equal(first, drop(x))
     assert torch.equal(drop.eval()(x), x)
     assert torch.equal(quick.Dropout(0.0)(x), x)
+
+
+def test_attention_drops_its_weights_in_training_alone():
+    q, k, v = torch.randn(3, 2, 4, 30, 8)
+    for training in (True, False):
+        holder = nn.Module().train(training)
+        out, weights = quick.attention(holder, q, k, v, None, scaling=1.0, dropout=0.5)
+        dropped = float((weights == 0).float().mean())
+        assert dropped == (pytest.approx(0.5, abs=0.05) if training else 0)
+        torch.testing.assert_close(out, (weights @ v).transpose(1, 2))
 
 
 def test_a_frozen_model_drops_nothing_after_it_was_quickened():
