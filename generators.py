@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import T5ForConditionalGeneration
 
 import advice
@@ -219,8 +220,9 @@ def validate(
         with session.autocast():
             sums = objective.losses(model, batch, strategy=0)
         units = objective.units(batch)
-        for name in names:
-            totals[name] += float(sums[name])
+        # a GPU is waited for once a batch
+        for name, value in zip(names, torch.stack([sums[k].float() for k in names]).tolist(), strict=True):
+            totals[name] += value
             counts[name] += units[name]
     summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
     values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}

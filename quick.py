@@ -91,9 +91,11 @@ class _Norm(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         x, weight, rate = ctx.saved_tensors
         rows, given = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
-        of_weight = (rate.T @ (given * rows))[0] if ctx.needs_input_grad[1] else None
-        pull = given * weight
-        along = torch.bmm(pull[:, None], rows[:, :, None])[:, :, 0]  # (N, 1)
+        pull, of_weight = given * weight, None
+        with torch.autocast("cpu", enabled=False):  # sums in the form of products
+            along = torch.bmm(pull[:, None], rows[:, :, None])[:, :, 0]  # (N, 1)
+            if ctx.needs_input_grad[1]:
+                of_weight = (rate.T @ (given * rows))[0]
         pull.mul_(rate).addcmul_(rows, along.mul_(rate**3), value=-1 / rows.shape[1])
         return pull.view_as(x).to(x.dtype), of_weight, None, None
 

@@ -6,7 +6,7 @@
 Operations: what torch's flop counter sees in the matrix products of the forward and backward pass (a
 multiplication and an addition count as two), on tensors that have shapes and no numbers: no weights are
 needed. Held: weights, gradients and AdamW's two moments in fp32 (16 bytes a trained parameter, 4 a frozen
-one). Logits: one (B, T, V) in fp32, of which a step holds a few. Floor: the operations at the rate that this
+one). Logits: one (B, T, V) in fp32, as a step holds them. Floor: the operations at the rate that this
 machine reaches in the products of a feed-forward layer of that size, on --device and in --precision; epoch:
 as many steps as 40,254 listener turns make. Below: by how much a step grows where one thing is doubled.
 
