@@ -194,6 +194,7 @@ class Loop:
         for lengths in (self.data.lengths, self.data.reply_lengths):
             if lengths:
                 longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
+        quicken(self.model, session.device, options.compile)  # other attention takes other memory
 
         def try_out(size: int) -> int:
             self.model.train().zero_grad(set_to_none=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Killed, assert_same_run, wait_for_step, weights
-from toy import toy_data, toy_loop, train
+from toy import Net, toy_data, toy_loop, train
 
+import quick
 import runs
 from dataloaders import Data
 from options import UserError
@@ -670,6 +671,7 @@ except UserError as error:
 FULL_DISK = """
 import os, pathlib, shutil, sys
 sys.path[:0] = [{tests!r}, {root!r}]
+import quick
 import runs
 from dataloaders import Data
 from options import UserError
@@ -748,3 +750,10 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert (loop.options.batch_size, loop.options.accumulate) == (2, 4)
     train(tmp_path / "given", batch_size=8, dropout=0.0)
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
+
+
+def test_batch_size_auto_tries_the_kernels_that_will_train(tmp_path, monkeypatch):
+    tried, forward = [], Net.forward
+    monkeypatch.setattr(Net, "forward", lambda net, ids: tried.append(type(net.body[2])) or forward(net, ids))
+    train(tmp_path / "run", batch_size="auto", effective_batch=8, max_steps=1)
+    assert set(tried) == {quick.Dropout}
