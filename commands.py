@@ -461,6 +461,8 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
         problems.append("--output: only with --inference; a training writes to its own folder (--name)")
     if args.replies > 1 and args.beams > 1:
         problems.append("--replies: of sampling; beam search gives one reply to a context (--beams 1)")
+    if args.replies > 1 and not args.predict:
+        problems.append("--replies: --no-predict writes none; leave one of them out")
     check(parser, args, problems)
     if args.inference:
         ignored = [k for k, v in vars(args).items() if v != parser.get_default(k) and k not in OF_INFERENCE]

@@ -814,5 +814,6 @@ def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_sam
     assert sum(len(set(row)) > 1 for row in replies) > len(replies) / 2
     system = read_run(folder, examples, "test")
     assert system.samples == replies.tolist() and system.replies == replies[:, 0].tolist()
-    with pytest.raises(SystemExit):
-        train_glove_t5.main([*again, "--replies", "2", "--beams", "2"])
+    for other in (["--beams", "2"], ["--no-predict"]):
+        with pytest.raises(SystemExit):
+            train_glove_t5.main([*again, "--replies", "2", *other])
