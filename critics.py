@@ -34,13 +34,21 @@ from session import Session
 def load_critics(folders: Mapping[str, Path], family: str, device: torch.device) -> dict[str, CriticModel]:
     """The finished critic of each kind; an error names the flag, or the command that makes it."""
     critics = {}
+    loaded: dict[Path, CriticModel] = {}  # one folder may hold several
     for kind, folder in folders.items():
-        runs.require_run(folder, advice.for_critic(folder, kind, family))
-        critic = CriticModel.from_pretrained(folder).of(kind).to(device)
-        if critic.settings.kind != kind:
-            raise UserError(f"--{kind} {folder}: holds a critic of {critic.settings.kind}")
-        critics[kind] = critic
+        if folder not in loaded:
+            runs.require_run(folder, advice.for_critic(folder, kind, family))
+            loaded[folder] = CriticModel.from_pretrained(folder).to(device)
+        if kind not in (kinds := loaded[folder].settings.kinds):
+            raise UserError(f"--{kind} {folder}: {holds(kinds)}")
+        critics[kind] = loaded[folder].of(kind)
     return critics
+
+
+def holds(kinds: Sequence[str]) -> str:
+    """What a folder holds that was given for another kind, and what to do with it."""
+    flags = " or ".join(f"--{kind}" for kind in kinds)
+    return f"holds a critic of {', '.join(kinds)}; give it with {flags}"
 
 
 @dataclass(frozen=True)
@@ -291,8 +299,8 @@ class Critic(Published):
         """
         if not replies:
             return []
-        if heads := self.critic.settings.heads:
-            raise UserError(f"{self.folder}: a critic of {', '.join(heads)}; name the one to ask: kind='emo'")
+        if len(kinds := self.critic.settings.kinds) > 1:
+            raise UserError(f"{self.folder}: a critic of {', '.join(kinds)}; name the one to ask: kind='emo'")
         return [self.said(row) for row in self.rows(replies, contexts, batch_size, keep).tolist()]
 
     def rows(
@@ -369,10 +377,10 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
             loaded[folder] = loaded.get(folder) or Critic.from_pretrained(folder, session)
         except UserError as error:
             raise UserError(f"{flag}{error}") from error
+        if kind not in (kinds := loaded[folder].critic.settings.kinds):
+            taken = f"holds a critic of {', '.join(kinds)}; it is taken for the {kind} critic"
+            raise UserError(f"{flag}{folder}: {holds(kinds) if flag else taken}")
         judges[kind] = loaded[folder].of(kind)
-        if (other := judges[kind].kind) != kind:
-            remedy = f"give it with --{other}" if flag else f"it is taken for the {kind} critic"
-            raise UserError(f"{flag}{folder}: holds a critic of {other}; {remedy}")
     return judges
 
 

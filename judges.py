@@ -164,8 +164,8 @@ def critics_judge(name: str, folders: Mapping[str, Path], paths: Paths, session:
             read[folder] = scorer, answers_of(scorer, f"{name}, {scorer.kind}", paths.cache, layout)
         scorer, answers = read[folder]
         settings = scorer.critic.settings
-        if scorer.kind != dim and dim not in settings.heads:
-            raise UserError(f"{folder}: holds a critic of {scorer.kind}, not of {dim}")
+        if dim not in settings.kinds:
+            raise UserError(f"{folder}: holds a critic of {', '.join(settings.kinds)}, not of {dim}")
         sha256[dim] = storage.sha256(folder / "model.safetensors")
         result = result_of(folder, dim)
         held_out[dim] = result["valid"]["macro_f1"]

@@ -64,6 +64,11 @@ class CriticSettings(Settings):
     heads: dict[str, int] = dataclasses.field(default_factory=dict)  # {kind: labels}, in their order
 
     @property
+    def kinds(self) -> list[str]:
+        """What it can be asked about: one kind, or each of its heads."""
+        return [*self.heads] or [self.kind]
+
+    @property
     def is_regressor(self) -> bool:
         return self.kind == SENTIMENT
 

@@ -232,6 +232,10 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     assert found["emo"].critic.encoder is found["int"].critic.encoder
     with pytest.raises(UserError, match="a critic of emo, exp, int; name the one to ask"):
         critics.Critic.from_pretrained(folder).score(["ok"])
+    with pytest.raises(
+        UserError, match="holds a critic of emo, exp, int; give it with --emo or --exp or --int"
+    ):
+        critics.load_judges({"sentiment": folder}, Session(device="cpu"), ["sentiment"])
     with pytest.raises(UserError, match="no judge in .*--dim all"):
         judges.load(joint, Session(device="cpu"), [str(folder.parent / "nobody")])
     card = (folder / "README.md").read_text()
