@@ -25,7 +25,7 @@ from dataloaders import (
 from hub import Published, folder_of
 from models import Critic as CriticModel
 from models import CriticSet, load_tokenizer
-from options import CRITICS, DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths, UserError, texts_of
+from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, texts_of
 from session import Session
 
 # ------------------------------------------------------------------------------------------ loaded and chosen
@@ -84,13 +84,6 @@ def choose_for_loss(
         session.say(f"critic {kind}: {folder} | {quality(folder, kind)}")
     checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     return LossCritics(critics, dict(folders), checksums)
-
-
-def find_critic(paths: Paths, kind: str, family: str) -> Path:
-    """The run of a family's critic of one kind: its own, or else the one with a head for each dimension."""
-    own, joint = paths.critic(kind, family), paths.critic(JOINT, family)
-    alone = kind in DIMENSIONS and not (own / "result.json").exists() and (joint / "result.json").exists()
-    return joint if alone else own
 
 
 def result_of(folder: Path, kind: str) -> dict:
@@ -398,7 +391,7 @@ def find_judges(
     `bundled_too`: else the one that comes with the repository, which is said. `needed`: an error where there
     is none at all.
     """
-    places = [{kind: find_critic(paths, kind, name) for kind in CRITICS} for name in families]
+    places = [{kind: paths.find_critic(kind, name) for kind in CRITICS} for name in families]
     own = {k: f for p in reversed(places) for k, f in p.items() if (f / "result.json").exists()} | dict(given)
     came = {k: f for k, f in bundled.critics().items() if bundled_too and k not in own}
     if came:

@@ -27,7 +27,7 @@ import lineage
 import metrics
 import storage
 from answers import Answers, Ask, Turns, Valued
-from critics import Critic, critic_scores, find_critic, result_of
+from critics import Critic, critic_scores, result_of
 from dataloaders import Data, Example, choose_pairs, critic_data, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
@@ -110,7 +110,7 @@ def load(
 
 def place(name: str, dim: str, paths: Paths) -> Path:
     """Where a judge's critic of a dimension is: in its own folder, or among its family's."""
-    return Path(name) if "/" in name else find_critic(paths, dim, name)
+    return Path(name) if "/" in name else paths.find_critic(dim, name)
 
 
 def unavailable(name: str, paths: Paths) -> str:

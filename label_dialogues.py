@@ -7,10 +7,8 @@
 Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of the critics that made it.
 """
 
-from pathlib import Path
-
 import options
-from commands import device_flags
+from commands import critic_folder, device_flags
 from options import DIMENSIONS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
 
 
@@ -18,7 +16,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     add_common(parser)
     parser.add_argument(
-        "--family", default="t5", help="whose classifiers by default: saved/empathy/FAMILY-DIM"
+        "--family", default="t5", help="whose classifiers by default: saved/empathy/FAMILY-DIM, or FAMILY-all"
     )
     for dim in DIMENSIONS:
         parser.add_argument(
@@ -39,13 +37,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    import critics
     import labelling
 
     paths = Paths(args.workdir, labels=args.output)
-    folders = {
-        dim: Path(getattr(args, dim) or critics.find_critic(paths, dim, args.family)) for dim in DIMENSIONS
-    }
+    folders = {dim: critic_folder(args, dim, args.family) for dim in DIMENSIONS}
     labelling.label(
         folders, args.family, args.splits, args.batch_size, paths, args.overwrite, device_flags(args)
     )

@@ -148,6 +148,13 @@ class Paths:
             return self.saved / SENTIMENT / re.sub("-[ab]$", "", family)
         return self.saved / "empathy" / f"{family}-{kind}"
 
+    def find_critic(self, kind: str, family: str) -> Path:
+        """A family's run that serves as a critic of one kind: its own, or else the one with a head for each
+        dimension."""
+        own, joint = self.critic(kind, family), self.critic(JOINT, family)
+        alone = kind in DIMENSIONS and not (own / "result.json").exists() and (joint / "result.json").exists()
+        return joint if alone else own
+
 
 # ----------------------------------------------------------------------------------------------------- parser
 

@@ -203,7 +203,7 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
 
 def critic_folder(args: argparse.Namespace, kind: str, family: str) -> Path:
     """The run folder of a critic: the one given, or the family's."""
-    return Path(getattr(args, kind) or Paths(args.workdir).critic(kind, family))
+    return Path(getattr(args, kind) or Paths(args.workdir).find_critic(kind, family))
 
 
 def reward_folders(args: argparse.Namespace, family: str) -> dict[str, Path]:

@@ -22,7 +22,6 @@ import validation
 from answers import Valued, announce
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
-from critics import find_critic
 from critics import load_judges as load_critics
 from dataloaders import Example, listener_turns, read_exemplars
 from DPR.retriever import own_conversations
@@ -415,7 +414,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     examples = listener_turns(paths.dialogues(options.split))
     lines = read_all(options, examples, paths)
     numbers = settled(options, examples, lines)
-    folders = {kind: find_critic(paths, kind, options.family) for kind in CRITICS}
+    folders = {kind: paths.find_critic(kind, options.family) for kind in CRITICS}
     critics = judges.training_critics(load_critics(folders, session), paths.cache)
     served = [critic for line in lines for system in line.systems for critic in served_by(system, paths)]
     among = load_judges(options, paths, session, served)

@@ -16,6 +16,8 @@ import critics
 import judges
 import storage
 import train_empathy_classifier
+import train_glove_t5
+from commands import generator_command
 from dataloaders import PAIR_COLUMNS, Example, choose_pairs, read_pairs, tokenizer_hash
 from measuring import Standard
 from metrics import calibration_error
@@ -225,6 +227,13 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     figures = [result["heads"][dim]["valid"]["macro_f1"] for dim in DIMENSIONS]
     assert result["macro_f1"] == pytest.approx(np.mean(figures)) and len(set(figures)) > 1
     assert result["heads"]["exp"]["learnt_elsewhere"] == 0, "here the sides are of whole seeker posts"
+    led = "--add-exemplars none --sentiment-loss-w 0 --family glove-t5-b --workdir".split()
+    args = train_glove_t5.parse_args([*led, str(joint.root)])
+    leading = generator_command(args, "glove-t5").critics
+    assert leading == dict.fromkeys(DIMENSIONS, folder)
+    loaded = critics.load_critics(leading, "glove-t5-b", torch.device("cpu"))
+    assert [critic.settings.kind for critic in loaded.values()] == list(DIMENSIONS)
+    assert loaded["emo"].encoder is loaded["int"].encoder
     found = critics.find_judges(joint, ["glove-t5-b"], {}, Session(device="cpu"))
     assert [(kind, scorer.kind, scorer.folder) for kind, scorer in found.items()] == [
         (dim, dim, folder) for dim in DIMENSIONS
