@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from options import DIMENSIONS, JOINT, SENTIMENT, Paths
+from options import DIMENSIONS, JOINT, SENTIMENT, Paths, with_halves
 
 HERE = Path(__file__).resolve().parent
 #: the script of each family of generators (their folders under saved/)
@@ -94,18 +94,23 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
     if not makes(folder, ""):
         return f"--{kind} takes the run folder of a finished {kind} critic"
     name = Path(folder).name
-    if half := re.fullmatch(rf"({family}(?:-seeker)?(?:-[ab])?)-{kind}", name):
+    if half := re.fullmatch(rf"({re.escape(family)}(?:-seeker)?(?:-[ab])?)-{kind}", name):
         family, name = half[1], ""
     elif kind == SENTIMENT and name == family:
         name = ""
     return f"make it with: {train_critic(kind, family, workdir_of(folder), name or None)}"
 
 
+def with_critics(paths: Paths, *models: str) -> list[str]:
+    """The families that have finished critics of empathy, among those of `models` and of their halves."""
+    names = [name for model in models for name in with_halves(model)]
+    return [name for name in names if (paths.find_critic("emo", name) / "result.json").exists()]
+
+
 def label(workdir: Path, family: str | None = None, output: Path | None = None, again: bool = False) -> str:
     """What labels the dialogues; `family` by default one whose critics are there."""
     paths = Paths(workdir)
-    there = [f for f in ("t5", "glove-t5") if (paths.critic("emo", f) / "result.json").exists()]
-    family = family or (there[0] if there else "t5")
+    family = family or next(iter(with_critics(paths, "t5", "glove-t5")), "t5")
     output = None if output == paths.dialogues_dir else output
     return command("label_dialogues.py", workdir=workdir, family=family, output=output, overwrite=again)
 
@@ -221,7 +226,6 @@ def replies(run: Path, split: str, workdir: Path | None = None) -> str:
 def table(run: Path, split: str, workdir: Path) -> str:
     """What scores a generator's predictions, by critics that are there: its own family's first."""
     paths, family = Paths(workdir), Path(run).absolute().parent.name
-    judges = [f for f in (family, "t5", "glove-t5") if (paths.critic("emo", f) / "result.json").exists()]
     name = None
     if (paths.results / "evaluation" / "metrics.json").exists():  # of other runs: left as it is
         name = f"{family}-{Path(run).name}"
@@ -229,7 +233,7 @@ def table(run: Path, split: str, workdir: Path) -> str:
         "evaluate_responses.py",
         run,
         workdir=workdir,
-        family=judges[0] if judges else None,
+        family=next(iter(with_critics(paths, family, "t5", "glove-t5")), None),
         split=None if split == "test" else split,
         name=name,
         overwrite=bool(name) and (paths.results / str(name) / "metrics.json").exists(),

@@ -25,7 +25,7 @@ from dataloaders import (
 from hub import Published, folder_of
 from models import Critic as CriticModel
 from models import CriticSet, load_tokenizer
-from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, texts_of
+from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, texts_of, with_halves
 from session import Session
 
 # ------------------------------------------------------------------------------------------ loaded and chosen
@@ -386,12 +386,13 @@ def find_judges(
     bundled_too: bool = False,
 ) -> Judges:
     """The critics that were `given` {kind: folder}, and of each other kind the one of the first of `families`
-    that has it.
+    that has it, learnt from all pairs or else from those of one half of the seeker posts.
 
     `bundled_too`: else the one that comes with the repository, which is said. `needed`: an error where there
     is none at all.
     """
-    places = [{kind: paths.find_critic(kind, name) for kind in CRITICS} for name in families]
+    names = [name for family in families for name in with_halves(family)]
+    places = [{kind: paths.find_critic(kind, name) for kind in CRITICS} for name in names]
     own = {k: f for p in reversed(places) for k, f in p.items() if (f / "result.json").exists()} | dict(given)
     came = {k: f for k, f in bundled.critics().items() if bundled_too and k not in own}
     if came:

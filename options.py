@@ -145,7 +145,7 @@ class Paths:
 
     def critic(self, kind: str, family: str) -> Path:
         if kind == SENTIMENT:  # it learns from dialogues, which have no halves
-            return self.saved / SENTIMENT / re.sub("-[ab]$", "", family)
+            return self.saved / SENTIMENT / re.sub("(-seeker)?(-[ab])?$", "", family)
         return self.saved / "empathy" / f"{family}-{kind}"
 
     def find_critic(self, kind: str, family: str) -> Path:
@@ -200,6 +200,11 @@ class Wrong:
     first."""
 
     problem: str
+
+
+def with_halves(family: str) -> list[str]:
+    """A family of critics, and those of it that have learnt from one half of the seeker posts."""
+    return [family, f"{family}-a", f"{family}-b"]
 
 
 def texts_of(given: str | Iterable[str]) -> list[str]:

@@ -148,26 +148,27 @@ def test_ones_own_runs_come_before_the_bundled_ones(without_language_model, home
 
 
 def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, home, tmp_path, capsys):
-    """One's own of any of the families comes first."""
+    """One's own of any of the families comes first, also what has learnt from one half of the posts."""
     own = Paths(tmp_path)
     shutil.copytree(Paths(home).critic("emo", "glove-t5"), own.critic("emo", "glove-t5"))
+    shutil.copytree(Paths(home).critic("exp", "glove-t5"), own.critic("exp", "glove-t5-a"))
     shutil.copytree(Paths(home).critic("sentiment", "t5"), own.critic("sentiment", "t5"))
     score.main(["--workdir", str(tmp_path), "--device", "cpu", "I am so sorry."])
     shown = capsys.readouterr().out
-    assert "no exp, int critic of your own; the bundled ones serve" in shown
+    assert "no int critic of your own; the bundled ones serve" in shown
     assert all(re.search(rf"^  {kind} ", shown, re.MULTILINE) for kind in CRITICS)
     found = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"), bundled_too=True)
     assert list(found) == list(CRITICS)
     assert [found[kind].folder for kind in CRITICS] == [
         own.critic("emo", "glove-t5"),
-        without_language_model / "exp",
+        own.critic("exp", "glove-t5-a"),
         without_language_model / "int",
         own.critic("sentiment", "t5"),
     ]
     capsys.readouterr()
     only = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"))
-    assert list(only) == ["emo", "sentiment"]
-    assert "no exp, int critic" in capsys.readouterr().out
+    assert list(only) == ["emo", "exp", "sentiment"]
+    assert "no int critic" in capsys.readouterr().out
 
 
 def test_the_demos_page_begins_with_the_bundled_replies(without_language_model, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import advice
 import prepare_data
 import recipes
 import reproduce
+import storage
 from commands import generator_command
 from options import DIMENSIONS, Paths
 
@@ -94,6 +95,15 @@ def test_what_judges_a_recipes_table_has_seen_other_posts_than_its_critics(famil
     assert [halves[led[dim]] for dim in DIMENSIONS] == ["a"] * 3
     assert led["sentiment"] == tmp_path / "saved" / "sentiment" / family
     assert halves[tmp_path / "saved" / "empathy" / "minilm-b-all"] == "b"
+
+
+def test_critics_of_one_half_are_found_by_what_comes_next(tmp_path):
+    paths, run = Paths(tmp_path), tmp_path / "saved" / "glove-t5" / "pool-glove-critics"
+    assert "--family" not in advice.table(run, "test", tmp_path)
+    storage.write_json(paths.critic("emo", "glove-t5-a") / "result.json", {})
+    assert "--family glove-t5-a" in advice.table(run, "test", tmp_path)
+    assert "--family glove-t5-a" in advice.label(tmp_path)
+    assert paths.critic("sentiment", "glove-t5-seeker-a").name == "glove-t5", "it knows no halves"
 
 
 def test_a_critic_of_one_half_is_made_of_that_half():
