@@ -119,7 +119,7 @@ class JointObjective(Objective):
 
 @dataclass(frozen=True)
 class CriticTask:
-    """What one of the four critics is to learn, and how it is measured: where the four differ."""
+    """What a critic is to learn, and how it is measured: where critics differ."""
 
     kind: str
     outputs: int
@@ -325,7 +325,7 @@ def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) 
 
 
 def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | None = None) -> dict:
-    """Train the critic of one task: the one function behind all four."""
+    """Train the critic of one task: the one function behind all of them."""
     options, paths = command.options, command.paths
     session = Session(**command.device)
     if teaching:
@@ -347,7 +347,7 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
     if options.init_from:
         folder = Path(options.init_from)
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
-        trained = CriticModel.from_pretrained(folder)
+        trained = CriticModel.from_pretrained(folder).of(task.kind)
         if trained.settings.kind != task.kind:
             trained.head = critic.head  # another dimension's has learnt nothing of this one
         begin_from(critic, trained, folder)

@@ -251,6 +251,16 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     assert 'kind="emo")' in card and "shows understanding" in card and "asks about nothing" in card
 
 
+def test_a_critic_of_one_dimension_goes_on_from_its_head_among_three(joint):
+    folder = joint.critic("all", "glove-t5-b")
+    flags = f"--workdir {joint.root} --device cpu --max-steps 1 --lr 1e-9 --model glove-t5 --size tiny"
+    words = [*flags.split(), "--dim", "exp", "--name", "on", "--init-from", str(folder)]
+    train_empathy_classifier.main(words)
+    on = critics.Critic.from_pretrained(joint.critic("exp", "glove-t5").with_name("on"))
+    head = critics.Critic.from_pretrained(folder, kind="exp")
+    np.testing.assert_allclose(on.rows(REPLIES), head.rows(REPLIES), atol=1e-6)
+
+
 def test_pairs_of_three_dimensions_are_merged_with_the_labels_that_each_has():
     emo = ([("p",), ("p",), ("q",)], ["r", "r", "s"], [1, 0, 1])
     exp = ([("q",), ("p",)], ["s", "r"], [0, 1])
