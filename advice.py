@@ -108,9 +108,11 @@ def with_critics(paths: Paths, *models: str) -> list[str]:
 
 
 def label(workdir: Path, family: str | None = None, output: Path | None = None, again: bool = False) -> str:
-    """What labels the dialogues; `family` by default one whose critics are there."""
+    """What labels the dialogues. `family`: whose critics do, if need be those of one half of the posts; by
+    default one whose critics are there."""
     paths = Paths(workdir)
-    family = family or next(iter(with_critics(paths, "t5", "glove-t5")), "t5")
+    models = [family] if family else ["t5", "glove-t5"]
+    family = next(iter(with_critics(paths, *models)), models[0])
     output = None if output == paths.dialogues_dir else output
     return command("label_dialogues.py", workdir=workdir, family=family, output=output, overwrite=again)
 

@@ -102,7 +102,7 @@ def test_critics_of_one_half_are_found_by_what_comes_next(tmp_path):
     assert "--family" not in advice.table(run, "test", tmp_path)
     storage.write_json(paths.critic("emo", "glove-t5-a") / "result.json", {})
     assert "--family glove-t5-a" in advice.table(run, "test", tmp_path)
-    assert "--family glove-t5-a" in advice.label(tmp_path)
+    assert "--family glove-t5-a" in advice.label(tmp_path) == advice.label(tmp_path, "glove-t5")
     assert paths.critic("sentiment", "glove-t5-seeker-a").name == "glove-t5", "it knows no halves"
 
 
