@@ -6,7 +6,7 @@ Knows neither empathy nor the time of a run.
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from vocabulary import product_kind
+
+from options import UserError
 
 BACKEND = "inductor"
 FEW_PASSES = "few-passes"
@@ -172,7 +174,21 @@ def has_inner_model(model: nn.Module) -> bool:
     return any(isinstance(part, PreTrainedModel) for part in model.modules() if part is not model)
 
 
-def compiled(asked: bool) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def compiled(asked: bool) -> Iterator[None]:
     """What was compiled runs so within, if that is `asked` for. Elsewhere it runs as written: decoding calls
-    a model with one more token each time, and evaluations stay comparable to the bit."""
-    return torch.compiler.set_stance("default") if asked else contextlib.nullcontext()
+    a model with one more token each time, and evaluations stay comparable to the bit.
+
+    Raises `UserError` where this machine cannot compile."""
+    if not asked:
+        yield
+        return
+    with torch.compiler.set_stance("default"):
+        try:
+            yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            why = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+            raise UserError(
+                f"--compile: this model cannot be compiled here ({why}); it needs a C++ compiler (g++), and "
+                "for a GPU triton; or leave the flag out"
+            ) from error

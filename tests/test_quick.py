@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import quick
 import train_glove_t5
 from causal_models import CausalGenerator
+from options import UserError
 
 CPU = torch.device("cpu")
 
@@ -124,6 +125,23 @@ def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert all(kind == torch.float32 for name, kind in kinds.items() if "lora" in name or "embed" in name)
     assert [k for n, k in kinds.items() if n.endswith("q_proj.base_layer.weight")][0] == torch.bfloat16
+
+
+@pytest.mark.slow  # for what torch imports
+def test_where_nothing_can_be_compiled_the_flag_is_named(monkeypatch, tmp_path):
+    def no_compiler(*_):
+        raise RuntimeError("no g++ here")
+
+    monkeypatch.setattr(quick, "BACKEND", no_compiler)
+    model = T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    quick.compile_stacks([model], tmp_path)
+    ids = torch.tensor([[1, 2, 3]])
+    refusal = pytest.raises(UserError, match="--compile: .*no g[+][+] here.*leave the flag out")
+    with refusal, quick.compiled(True):
+        model(ids)
+    model(ids)  # elsewhere it runs as written
+    torch.compiler.set_stance("default")
 
 
 @pytest.mark.slow
