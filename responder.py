@@ -177,8 +177,9 @@ def open_writer(folder: Path, session: Session, paths: Paths, base: str | None =
     """
     kind = model_in(folder)
     if kind == "Critic":
-        critic = read_json(Path(folder) / "config.json").get("kind")
-        raise UserError(f"--run {folder}: a critic, not a generator; give it with --{critic} {folder}")
+        config = read_json(Path(folder) / "config.json")
+        flags = " or ".join(f"--{critic}" for critic in config.get("heads") or [config.get("kind")])
+        raise UserError(f"--run {folder}: a critic, not a generator; give it with {flags} {folder}")
     if kind not in WRITERS:
         what = "no such folder" if not Path(folder).is_dir() else "holds no trained generator"
         raise UserError(

@@ -23,6 +23,7 @@ from measuring import Standard
 from metrics import calibration_error
 from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer
 from options import DIMENSIONS, Paths, UserError
+from responder import open_writer
 from session import Session
 
 # --------------------------------------------------------------------------------------- what they learn from
@@ -245,6 +246,8 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
         UserError, match="holds a critic of emo, exp, int; give it with --emo or --exp or --int"
     ):
         critics.load_judges({"sentiment": folder}, Session(device="cpu"), ["sentiment"])
+    with pytest.raises(UserError, match="not a generator; give it with --emo or --exp or --int"):
+        open_writer(folder, Session(device="cpu"), joint)
     with pytest.raises(UserError, match="no judge in .*--dim all"):
         judges.load(joint, Session(device="cpu"), [str(folder.parent / "nobody")])
     card = (folder / "README.md").read_text()
