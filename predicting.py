@@ -134,7 +134,8 @@ def write_predictions(
     origin |= {"decoding": predictor.arguments if decoding.predict else "none"}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
     output = output or folder
-    keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD)[:16]}"
+    # with what a chunk holds: one of another layout would not join these
+    keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD, '(B, replies)')[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
     title = "replies" if decoding.predict else "likelihood"
     rows = storage.in_chunks(batches, predictor.chunk, keep, f"{title}, {split}", size=4)
