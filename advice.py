@@ -94,8 +94,8 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
     if not makes(folder, ""):
         return f"--{kind} takes the run folder of a finished {kind} critic"
     name = Path(folder).name
-    if half := re.fullmatch(rf"({re.escape(family)}(?:-seeker)?(?:-[ab])?)-{kind}", name):
-        family, name = half[1], ""
+    if own := re.fullmatch(rf"({re.escape(family)}(?:-seeker)?(?:-[ab])?)-({kind}|{JOINT})", name):
+        family, kind, name = own[1], own[2], ""
     elif kind == SENTIMENT and name == family:
         name = ""
     return f"make it with: {train_critic(kind, family, workdir_of(folder), name or None)}"

@@ -109,5 +109,7 @@ def test_critics_of_one_half_are_found_by_what_comes_next(tmp_path):
 def test_a_critic_of_one_half_is_made_of_that_half():
     said = advice.for_critic(Path("w/saved/empathy/glove-t5-a-exp"), "exp", "glove-t5")
     assert said.endswith("--dim exp --workdir w --model glove-t5 --part a")
+    said = advice.for_critic(Path("w/saved/empathy/glove-t5-b-all"), "exp", "glove-t5")
+    assert said.endswith("--dim all --workdir w --model glove-t5 --part b")
     said = advice.for_critic(Path("w/saved/empathy/mine-a-exp"), "exp", "glove-t5")
     assert said.endswith("--model glove-t5 --name mine-a-exp")
