@@ -17,9 +17,8 @@ from torch.nn.functional import rms_norm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from vocabulary import product_kind
-
 from options import UserError
+from vocabulary import product_kind
 
 BACKEND = "inductor"
 FEW_PASSES = "few-passes"
