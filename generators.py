@@ -56,6 +56,7 @@ from predicting import (  # noqa: F401 (found here before)
     with_own_exemplars,
     write_predictions,
 )
+from quick import quicken
 from session import Session
 from storage import require
 from training import Loop, begin_from
@@ -430,6 +431,7 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
     """Only evaluate a finished run, with the exemplars it was trained on unless others are given."""
     paths, split, output = inference(folder, command, session)
     model = Generator.from_pretrained(folder).to(session.device)
+    quicken(model, session.device)  # as after its training: the same seed writes the same replies
     moved = command.options.exemplar_model
     tokenizer = load_tokenizer(folder)
     way = exemplars.enter_again(

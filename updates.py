@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from commands import TrainingOptions
+from options import UserError
 from quick import cast_frozen, compile_stacks, compiled, quicken
 from session import Session
 
@@ -102,6 +103,8 @@ class Update:
         quicken(model, session.device, options.compile)
         if session.precision == "bf16":
             cast_frozen(model, torch.bfloat16)
+        if options.compile and session.world > 1:
+            raise UserError("--compile: tried with one process alone; leave it out under torchrun")
         if options.compile:
             compile_stacks([model, *objective.others()], cache)
         self.optimizer = torch.optim.AdamW(
