@@ -289,6 +289,22 @@ def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
     assert seen[0] == seen[2] != seen[1]
 
 
+def test_a_row_of_seeds_is_one_system_and_is_scored_once_all_of_them_are_there(data, tmp_path):
+    data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
+    data["rows"][0] |= {"result": [], "run": "seeds=saved/x/a-42,saved/x/a-43"}
+    parsed = results.parse(data)
+    table, scored = parsed.tables["retrieval"], parsed.rows["bm25"]
+    for seed in (42, 43):
+        assert reproductions.evaluation(table, [scored], str(tmp_path), request_of(tmp_path), []) is None
+        storage.write_json(tmp_path / "saved" / "x" / f"a-{seed}" / "result.json", {})
+    stage = reproductions.evaluation(table, [scored], str(tmp_path), request_of(tmp_path), [])
+    assert stage is not None
+    assert f"seeds={tmp_path}/saved/x/a-42,{tmp_path}/saved/x/a-43" in stage.command
+    figures = {"systems": {"seeds": {"mrr": 1.5}}, "intervals": {"seeds": {"mrr": [1.0, 2.0]}}}
+    storage.write_json(tmp_path / "results" / "main" / "metrics.json", figures)
+    assert reproductions.read_figures(table, scored, tmp_path) == {"mrr": [1.5, 1.0, 2.0]}
+
+
 def test_the_tables_are_those_of_the_data():
     data = results.read(reproduce.HERE / results.FILE)
     assert set(reproduce.TABLES) == set(data.tables)
