@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -213,3 +215,47 @@ def wait_for_step(folder: Path, step: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")
+
+
+# ------------------------------------------------------------------------------------------- two processes
+
+#: what torchrun does, with one import of torch in place of three
+TWO_PROCESSES = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from {module} import {name}
+children = []
+for rank in "01":
+    if not (child := os.fork()):
+        os.environ |= {{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}}
+        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}}
+        found = {name}(*{arguments!r}, **{named!r})
+        if rank == "0":
+            print(found, flush=True)
+        os._exit(0)
+    children.append(child)
+for _ in children:
+    ended, status = os.wait()
+    if status:  # the other one would wait for it
+        os.kill(sum(children) - ended, 9)
+        sys.exit("a process failed")
+"""
+
+
+def by_two_processes(function, *arguments, **named) -> str:
+    """What a function of a module of the tests gives, asked with plain values by two processes together: as
+    the first of them prints it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = TWO_PROCESSES.format(
+        tests=str(ROOT / "tests"),
+        root=str(ROOT),
+        module=function.__module__,
+        name=function.__name__,
+        arguments=arguments,
+        named=named,
+    )
+    command = [sys.executable, "-c", code, str(port)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    return done.stdout.strip().splitlines()[-1]

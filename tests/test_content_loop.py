@@ -1,14 +1,11 @@
 """What one update does, seen from a run's files: gradient norm over processes, clipping, precision."""
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, newest, weights
+from conftest import by_two_processes, newest, weights
 from safetensors.torch import load_file
 from toy import train
 
@@ -16,25 +13,6 @@ import train_glove_t5
 
 #: what torchrun does, with one import of torch in place of three
 pytestmark = pytest.mark.usefixtures("the_end_is_kept")
-
-TWO_PROCESSES = """
-import os, pathlib, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from toy import train
-children = []
-for rank in "01":
-    if not (child := os.fork()):
-        os.environ |= {{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}}
-        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[2]}}
-        train(pathlib.Path(sys.argv[1]), batch_size=3, epochs=1, dropout=0.0, clip=0.0)
-        os._exit(0)
-    children.append(child)
-for _ in children:
-    ended, status = os.wait()
-    if status:  # the other one would wait for it
-        os.kill(sum(children) - ended, 9)
-        sys.exit("a process failed")
-"""
 
 
 def norms(folder: Path) -> list[float]:
@@ -44,12 +22,7 @@ def norms(folder: Path) -> list[float]:
 
 def test_two_processes_have_the_gradient_of_one_with_the_doubled_batch(tmp_path):
     """Its size too, which AdamW hides from losses and weights, and which --clip goes by."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = TWO_PROCESSES.format(tests=str(ROOT / "tests"), root=str(ROOT))
-    command = [sys.executable, "-c", code, str(tmp_path / "two"), str(port)]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    by_two_processes(train, str(tmp_path / "two"), batch_size=3, epochs=1, dropout=0.0, clip=0.0)
     train(tmp_path / "one", batch_size=6, epochs=1, dropout=0.0, clip=0.0)
     assert len(norms(tmp_path / "one")) == 4
     assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-4)

@@ -2,14 +2,11 @@
 
 import ast
 import dataclasses
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 import toy
-from conftest import ROOT
+from conftest import by_two_processes
 from torch import nn
 from transformers import T5Config
 
@@ -20,24 +17,6 @@ from models import Critic, CriticSet, CriticSettings, Generator, GeneratorSettin
 from objectives import GeneratorObjective
 from session import Session
 from updates import Update
-
-#: two updates of two processes, as torchrun would start them, with one import of torch in place of three
-TWO_PROCESSES = """
-import os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from test_vocabulary import two_updates
-children = []
-for rank in "01":
-    if not (child := os.fork()):
-        os.environ |= {{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}}
-        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}}
-        found = two_updates()
-        if rank == "0":
-            print(found, flush=True)
-        os._exit(0)
-    children.append(child)
-sys.exit(max(os.wait()[1] for _ in children))
-"""
 
 CPU = torch.device("cpu")
 WORDS, END = 41, 1
@@ -191,12 +170,6 @@ def two_updates() -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_two_processes_make_the_update_of_one():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = TWO_PROCESSES.format(tests=str(ROOT / "tests"), root=str(ROOT))
-    command = [sys.executable, "-c", code, str(port)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    together = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    together = ast.literal_eval(by_two_processes(two_updates))
     for found, expected in zip(together, two_updates(), strict=True):
         assert found == pytest.approx(expected, rel=1e-4)

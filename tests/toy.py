@@ -155,8 +155,8 @@ def keep_the_end() -> None:
     runs.drop_checkpoints = keep_and_drop
 
 
-def train(folder: Path, **changes) -> Loop:
-    loop = toy_loop(folder, **changes)
+def train(folder: str | Path, **changes) -> Loop:
+    loop = toy_loop(Path(folder), **changes)
     loop.finish(loop.train())
     return loop
 
