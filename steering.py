@@ -248,16 +248,17 @@ def measured(
 ) -> pd.DataFrame:
     """A row for each choice and judge, and for each dimension's difference between its two targets.
 
-    Columns: judge, way, weight, candidates, target; {dim}, {dim}_low, {dim}_high; the costs (of the choices).
+    Columns: judge, way, weight, candidates, target; {dim}, {dim}_low, {dim}_high: the mean level; the same of
+    {dim}_share, the share of replies that the judge rather says to show it; the costs (of the choices).
     """
     contexts, gold = [e.history for e in examples], [e.response for e in examples]
     rows: list[dict[str, Any]] = []
     for judge in panel:
-        rows.append({"judge": judge.name, "target": "gold"} | intervals(judge.levels(gold, contexts), seed))
+        rows.append({"judge": judge.name, "target": "gold"} | intervals(seen_by(judge, gold, contexts), seed))
         levels: dict[tuple, dict[str, np.ndarray]] = {}
         for choice in found:
             name = in_words(choice.target)
-            own = judge.levels(choice.replies, contexts)
+            own = seen_by(judge, choice.replies, contexts)
             levels[choice.way, choice.weight, choice.count, name] = own
             cost: dict[str, Any] = {"log_probability": choice.log_probability}
             cost |= texts_cost(choice.replies, gold) | {"seconds": seconds.get(choice.count)}
@@ -270,6 +271,12 @@ def measured(
                 moved = {d: own[d] - other[d] for d in own}
                 rows.append(key | {"target": f"{dim}: 1 - 0"} | intervals(moved, seed))
     return pd.DataFrame(rows)
+
+
+def seen_by(judge: Judge, replies: Sequence[str], contexts: Sequence[str]) -> dict[str, np.ndarray]:
+    """{dim: (C,) levels, which an unsure judge keeps away from 0 and 1; dim_share: 1 where at least .5}."""
+    levels = judge.levels(list(replies), list(contexts))
+    return levels | {f"{dim}_share": (values >= 0.5).astype(float) for dim, values in levels.items()}
 
 
 def in_words(target: Target) -> str:
@@ -299,13 +306,13 @@ def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def summary(table: pd.DataFrame) -> str:
-    """Control: the difference of each dimension's level between its targets, by each judge."""
+def summary(table: pd.DataFrame, measure: str = "") -> str:
+    """Control: the difference of each dimension's level (or "_share") between its targets, by each judge."""
     rows = []
     groups = table.groupby(["judge", "way", "weight", "candidates"], sort=False)
     for (judge, way, weight, count), part in groups:
         by_target = {row["target"]: row for _, row in part.iterrows()}
-        moved = [level(by_target[f"{dim}: 1 - 0"], dim, True) for dim in DIMENSIONS]
+        moved = [level(by_target[f"{dim}: 1 - 0"], dim + measure, True) for dim in DIMENSIONS]
         aimed = [row for name, row in by_target.items() if "=" in name]
         costs = [f"{np.mean([row[c] for row in aimed]):.2f}" for c in ("log_probability", "norm_bleu_4")]
         rows.append([judge, way, f"{weight:g}", f"{count:g}", *moved, *costs])
@@ -334,6 +341,8 @@ def page(options: ControlOptions, contexts: int, table: pd.DataFrame, notes: Seq
         f"{options.ranker}: {options.likelihood_w:g} x log-probability - weight x distance to the target.\n",
         "## Difference of the judged level between target 1 and target 0\n",
         summary(table),
+        "## Difference of the share of replies that show it (judged level at least .5)\n",
+        summary(table, "_share"),
     ]
     for judge in options.judge:
         for way in options.ways:

@@ -74,6 +74,8 @@ def test_levels_under_every_target_stand_beside_their_difference_and_cost(traine
         assert rows.loc[(0.0, f"{dim}=1"), dim] == rows.loc[(0.0, "none"), dim]
         aimed, other = (rows.loc[(1000.0, f"{dim}={n}"), dim] for n in (1, 0))
         assert rows.loc[(1000.0, f"{dim}: 1 - 0"), dim] == pytest.approx(aimed - other)
+        shares = rows[f"{dim}_share"]  # of five replies
+        assert ((shares * 5).round(6) % 1 == 0).all() and shares.between(-1, 1).all()
         likely = rows.loc[(1000.0, "none"), "log_probability"]
         assert rows.loc[(1000.0, f"{dim}=1"), "log_probability"] <= likely
     moved = table[table["target"].str.contains("1 - 0") & (table["weight"] == 1000)]
