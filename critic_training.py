@@ -284,8 +284,8 @@ def with_taught_turns(
     if 0 < options.turns < len(turns):
         turns = [turns[i] for i in sorted(random.Random(0).sample(range(len(turns)), options.turns))]
     contexts, replies = [e.history for e in turns], [e.response for e in turns]
-    teaches = judges.answers_of(teacher, f"{task.kind}, the teacher", paths.cache)
-    rows = teaches(replies, contexts)  # (N, labels)
+    teaches = judges.answers_of(teacher.whole, f"{task.kind}, the teacher", paths.cache)
+    rows = teacher.own(teaches(replies, contexts))  # (N, labels)
     labels = [*np.eye(task.outputs)[task.train[2]].tolist(), *(options.teacher_w * rows).tolist()]
     train = ([*task.train[0], *contexts], [*task.train[1], *replies], labels)
     return replace(task, train=train, inputs={**task.inputs, "dialogues train": file})

@@ -31,20 +31,6 @@ from session import Session
 # ------------------------------------------------------------------------------------------ loaded and chosen
 
 
-def load_critics(folders: Mapping[str, Path], family: str, device: torch.device) -> dict[str, CriticModel]:
-    """The finished critic of each kind; an error names the flag, or the command that makes it."""
-    critics = {}
-    loaded: dict[Path, CriticModel] = {}  # one folder may hold several
-    for kind, folder in folders.items():
-        if folder not in loaded:
-            runs.require_run(folder, advice.for_critic(folder, kind, family))
-            loaded[folder] = CriticModel.from_pretrained(folder).to(device)
-        if kind not in (kinds := loaded[folder].settings.kinds):
-            raise UserError(f"--{kind} {folder}: {holds(kinds)}")
-        critics[kind] = loaded[folder].of(kind)
-    return critics
-
-
 def holds(kinds: Sequence[str]) -> str:
     """What a folder holds that was given for another kind, and what to do with it."""
     flags = " or ".join(f"--{kind}" for kind in kinds)
@@ -75,7 +61,8 @@ def choose_for_loss(
     reply.
     """
     half = session.precision == "bf16"
-    critics = CriticSet(load_critics(folders, family, session.device), session.device, half)
+    asked = {kind: critic.critic for kind, critic in load_critics(folders, family, session).items()}
+    critics = CriticSet(asked, session.device, half)
     critics.check_tokenizer(tokenizer, vocabulary)
     for kind, folder in folders.items():
         reads = critics.critics[kind].settings.reply_len
@@ -249,10 +236,12 @@ class Critic(Published):
 
     folder: Path
 
-    def __init__(self, critic: CriticModel, tokenizer, session: Session, folder: Path, head: str = ""):
-        """`head`: the one of several in the folder that `critic` is."""
+    def __init__(
+        self, critic: CriticModel, tokenizer, session: Session, folder: Path, whole: "Critic | None" = None
+    ):
+        """`whole`: the critic of several heads that `critic` is one of."""
         self.critic, self.tokenizer = critic.to(session.device), tokenizer
-        self.session, self.folder, self.head = session, folder, head
+        self.session, self.folder, self.whole = session, folder, whole or self
 
     @classmethod
     def from_pretrained(cls, run: str | Path, session: Session | None = None, kind: str = "") -> "Critic":
@@ -267,7 +256,13 @@ class Critic(Published):
         part = self.critic.of(kind)
         if part is self.critic:
             return self
-        return Critic(part, self.tokenizer, self.session, self.folder, kind)
+        return Critic(part, self.tokenizer, self.session, self.folder, self)
+
+    def own(self, rows: np.ndarray) -> np.ndarray:
+        """Its columns, (N, labels), of what `whole` says."""
+        if self.whole is self:
+            return rows
+        return self.whole.critic.parts(torch.from_numpy(rows))[self.kind].numpy()
 
     @property
     def kind(self) -> str:
@@ -290,11 +285,9 @@ class Critic(Published):
         A text in place of a list is a list of one: of the replies, or of the turns before one of them.
         `keep`: see `storage.in_chunks`.
         """
-        if not replies:
-            return []
         if len(kinds := self.critic.settings.kinds) > 1:
             raise UserError(f"{self.folder}: a critic of {', '.join(kinds)}; name the one to ask: kind='emo'")
-        return [self.said(row) for row in self.rows(replies, contexts, batch_size, keep).tolist()]
+        return self.said(self.rows(replies, contexts, batch_size, keep))
 
     def rows(
         self,
@@ -303,14 +296,19 @@ class Critic(Published):
         batch_size: int = 0,
         keep: Path | None = None,
     ) -> np.ndarray:
-        """(N, labels) probabilities, or (N, 1) scores of the regressor."""
+        """(N, outputs) probabilities, or (N, 1) scores of the regressor."""
+        if not replies:
+            return np.zeros((0, self.critic.settings.outputs))
         replies = texts_of(replies)
         before = [[]] * len(replies) if contexts is None else [texts_of(turns) for turns in contexts]
         data = critic_data(before, replies, None, self.tokenizer, self.critic.settings)
         return critic_scores(self.critic, data, self.session, self.kind, batch_size, keep)
 
-    def said(self, row: Sequence[float]) -> Score:
-        """One row in words."""
+    def said(self, rows: np.ndarray) -> list[Score]:
+        """(N, labels) in words."""
+        return [self.score_of(row) for row in rows.tolist()]
+
+    def score_of(self, row: Sequence[float]) -> Score:
         if self.critic.settings.is_regressor:
             meaning = next(text for least, text in SENTIMENTS if row[0] >= least)
             return Score(row[0], None, (), meaning)
@@ -338,6 +336,24 @@ class Critic(Published):
 Judges = dict[str, Critic]
 
 
+def wholes(critics: Judges) -> list[Critic]:
+    """What has to read a text so that all `critics` know it: of the heads of one encoder their `whole`."""
+    return list(dict.fromkeys(critic.whole for critic in critics.values()))
+
+
+def scores(
+    critics: Judges,
+    replies: Sequence[str],
+    contexts: Sequence[Sequence[str]],
+    batch_size: int = 0,
+    keep: Mapping[Critic, Path] | None = None,
+) -> dict[str, list[Score]]:
+    """{kind: what it says of each reply}, as `Critic.score`, in one reading for all heads of an encoder.
+    `keep`: of each of `wholes`."""
+    rows = {c: c.rows(replies, contexts, batch_size, (keep or {}).get(c)) for c in wholes(critics)}
+    return {kind: critic.said(critic.own(rows[critic.whole])) for kind, critic in critics.items()}
+
+
 def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
     """Why the scores of these texts may be worth little, in plain words."""
     found = []
@@ -351,6 +367,33 @@ def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
     return found
 
 
+def open_critics(folders: Mapping[str, Path], session: Session, flags: Collection[str] = ()) -> Judges:
+    """The critic of each kind in `folders`, each folder read once: heads of one encoder have one `whole`.
+
+    Raises `UserError` where a folder holds something else. `flags`: the kinds that were given by a flag.
+    """
+    critics = {}
+    loaded: dict[Path, Critic] = {}
+    for kind, folder in folders.items():
+        flag = f"--{kind} " if kind in flags else ""  # not every command that judges has it
+        try:
+            loaded[folder] = loaded.get(folder) or Critic.from_pretrained(folder, session)
+        except UserError as error:
+            raise UserError(f"{flag}{error}") from error
+        if kind not in (kinds := loaded[folder].critic.settings.kinds):
+            taken = f"holds a critic of {', '.join(kinds)}; it is taken for the {kind} critic"
+            raise UserError(f"{flag}{folder}: {holds(kinds) if flag else taken}")
+        critics[kind] = loaded[folder].of(kind)
+    return critics
+
+
+def load_critics(folders: Mapping[str, Path], family: str, session: Session) -> Judges:
+    """The finished critic of each kind; an error names the flag, or the command that makes it."""
+    for kind, folder in folders.items():
+        runs.require_run(folder, advice.for_critic(folder, kind, family))
+    return open_critics(folders, session, folders)
+
+
 def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collection[str] = ()) -> Judges:
     """The finished critics among `folders` {kind: folder}; the others are named and left out.
 
@@ -360,21 +403,7 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
     if missing:
         there = ", ".join(str(folders[k]) for k in missing)
         print(f"note: no {', '.join(missing)} critic ({there}): left out")
-    judges = {}
-    loaded: dict[Path, Critic] = {}  # one folder may hold several
-    for kind, folder in folders.items():
-        if kind in missing:
-            continue
-        flag = f"--{kind} " if kind in asked_for else ""  # not every command that judges has it
-        try:
-            loaded[folder] = loaded.get(folder) or Critic.from_pretrained(folder, session)
-        except UserError as error:
-            raise UserError(f"{flag}{error}") from error
-        if kind not in (kinds := loaded[folder].critic.settings.kinds):
-            taken = f"holds a critic of {', '.join(kinds)}; it is taken for the {kind} critic"
-            raise UserError(f"{flag}{folder}: {holds(kinds) if flag else taken}")
-        judges[kind] = loaded[folder].of(kind)
-    return judges
+    return open_critics({k: f for k, f in folders.items() if k not in missing}, session, asked_for)
 
 
 def find_judges(

@@ -17,7 +17,7 @@ import exemplars
 import marks
 import storage
 from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
-from critics import LossCritics, choose_for_loss, load_judges, say_uninformed
+from critics import LossCritics, choose_for_loss, open_critics, say_uninformed
 from dataloaders import (
     Example,
     SplitData,
@@ -365,7 +365,7 @@ def sampled_replies(
         raise UserError("--sampled-loss-w: replies are sampled by one process; run it without torchrun")
     file = paths.labels("train")
     labels = gold_labels("train", examples, paths)
-    scorers = load_judges(critics, session, asked_for=list(critics))
+    scorers = open_critics(critics, session, flags=critics)
     for kind, scorer in scorers.items():
         if max(labels[kind]) > scorer.limits[1]:  # no reply could come near it
             raise UserError(

@@ -27,11 +27,11 @@ import lineage
 import metrics
 import storage
 from answers import Answers, Ask, Turns, Valued
-from critics import Critic, critic_scores, result_of
+from critics import Critic, Judges, critic_scores, open_critics, result_of, wholes
 from dataloaders import Data, Example, choose_pairs, critic_data, read_pairs
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
-from models import CriticSettings, load_tokenizer
+from models import load_tokenizer
 from options import DIMENSIONS, JOINT, Paths, UserError
 from session import Session
 
@@ -155,26 +155,19 @@ def asker_of_words(model) -> Ask:
 
 def critics_judge(name: str, folders: Mapping[str, Path], paths: Paths, session: Session) -> Judge:
     """The finished critics in `folders` {dim: folder} as one judge; the heads of one folder read together."""
-    sha256, held_out, ask, halves = {}, {}, {}, {}
-    reads_context, layout, again = False, Layout(), 0.0
-    read: dict[Path, tuple[Critic, Answers]] = {}
+    sha256, held_out, halves = {}, {}, {}
+    reads_context, again = False, 0.0
+    critics = open_critics(folders, session)
     for dim, folder in folders.items():
-        if folder not in read:
-            scorer = Critic.from_pretrained(folder, session)
-            read[folder] = scorer, answers_of(scorer, f"{name}, {scorer.kind}", paths.cache, layout)
-        scorer, answers = read[folder]
-        settings = scorer.critic.settings
-        if dim not in settings.kinds:
-            raise UserError(f"{folder}: holds a critic of {', '.join(settings.kinds)}, not of {dim}")
         sha256[dim] = storage.sha256(folder / "model.safetensors")
         result = result_of(folder, dim)
         held_out[dim] = result["valid"]["macro_f1"]
         again = max(again, result.get("learnt_elsewhere", 0.0))
-        ask[dim] = Valued(answers, reached(settings, dim))
         halves[dim] = lineage.half_of(folder, paths)
-        reads_context |= settings.context_len > 0
+        reads_context |= critics[dim].critic.settings.context_len > 0
     chosen = " (their epochs were chosen there, too"
     chosen += f"; up to {again:.0%} of them were learnt from, in another dimension" * (again > 0) + ")"
+    ask = valued(critics, f"{name},", paths.cache, reached)
     return Judge(name, sha256, held_out, ask, reads_context, chosen, halves)
 
 
@@ -196,11 +189,9 @@ class Layout:
         return self.data
 
 
-def reached(settings: CriticSettings, dim: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes (N, outputs) probabilities of a critic (N,) that of level 1 or above in a dimension."""
-    before = list(settings.heads)[: list(settings.heads).index(dim)] if settings.heads else []
-    level_0 = sum(settings.heads[kind] for kind in before)
-    return lambda rows: 1 - rows[:, level_0]
+def reached(rows: np.ndarray) -> np.ndarray:
+    """(N, labels) probabilities -> (N,) that of level 1 or above."""
+    return 1 - rows[:, 0]
 
 
 def expected(rows: np.ndarray) -> np.ndarray:
@@ -217,7 +208,7 @@ def answers_of(
     """What a critic says, (N, outputs) probabilities or (N, 1) scores, kept in the cache."""
     layout = layout or Layout()
     weights = storage.sha256(scorer.folder / "model.safetensors")
-    name = storage.fingerprint(weights, scorer.session.precision, *filter(None, [scorer.head]))[:24]
+    name = storage.fingerprint(weights, scorer.session.precision)[:24]
 
     def ask(replies: Sequence[str], contexts: Sequence[Turns]) -> np.ndarray:
         data = layout.of(scorer, replies, contexts)
@@ -230,11 +221,22 @@ def answers_of(
     return Answers(ask, cache / f"judged-{name}.npz", scorer.critic.settings.context_len > 0)
 
 
-def training_critics(critics: Mapping[str, Critic], cache: Path) -> dict[str, Valued]:
-    """{kind: the expected level, or the sentiment, that a critic sees in a reply}."""
+def valued(
+    critics: Judges, title: str, cache: Path, value: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Valued]:
+    """{kind: what `value` makes of a critic's (N, labels)}; the heads of one encoder read together."""
     layout = Layout()
-    asked = {kind: answers_of(c, f"critic {kind}", cache, layout) for kind, c in critics.items()}
-    return {kind: Valued(answers, expected) for kind, answers in asked.items()}
+    answers = {whole: answers_of(whole, f"{title} {whole.kind}", cache, layout) for whole in wholes(critics)}
+
+    def of(critic: Critic) -> Valued:
+        return Valued(answers[critic.whole], lambda rows: value(critic.own(rows)))
+
+    return {kind: of(critic) for kind, critic in critics.items()}
+
+
+def training_critics(critics: Judges, cache: Path) -> dict[str, Valued]:
+    """{kind: the expected level, or the sentiment, that a critic sees in a reply}."""
+    return valued(critics, "critic", cache, expected)
 
 
 def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]) -> np.ndarray:

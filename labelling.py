@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 import storage
-from critics import critic_scores, load_critics, quality
+from critics import critic_scores, load_critics, quality, wholes
 from dataloaders import LABEL_COLUMNS, critic_data, listener_turns, read_sentiment
-from models import load_tokenizer
 from options import CRITICS, DIMENSIONS, SENTIMENT, Paths
 from session import Session
 from storage import fingerprint
@@ -27,8 +26,7 @@ def label(
     """{split}_labels.csv: every listener turn's labels by the critics in `folders`, and its sentiment by
     VADER."""
     session = Session(**device)
-    labellers = load_critics(folders, family, session.device)
-    tokenizers = {dim: load_tokenizer(folder) for dim, folder in folders.items()}
+    labellers = load_critics(folders, family, session)
     critic_origins = {}
     for dim, folder in folders.items():
         if "WARNING" in (known := quality(folder, dim)):
@@ -49,13 +47,15 @@ def label(
             "utterance": replies,
         }
         kept: list[Path] = []
-        for dim, critic in labellers.items():
-            data = critic_data(contexts, replies, None, tokenizers[dim], critic.settings, paths.cache)
+        rows = {}
+        for scorer in wholes(labellers):
+            critic, asked = scorer.critic, f"{split}, {scorer.kind}"
+            data = critic_data(contexts, replies, None, scorer.tokenizer, critic.settings, paths.cache)
             # an interrupted stage goes on there
-            key = fingerprint(str(storage.content(origin)), split, dim, session.precision, batch_size)[:16]
-            kept.append(paths.cache / f"labels-{key}")
-            scores = critic_scores(critic, data, session, f"{split}, {dim}", batch_size, kept[-1])
-            columns[dim] = scores.argmax(1)
+            made_of = str(storage.content(origin)), asked, scorer.folder, session.precision, batch_size
+            kept.append(paths.cache / f"labels-{fingerprint(*made_of)[:16]}")
+            rows[scorer] = critic_scores(critic, data, session, asked, batch_size, kept[-1])
+        columns |= {dim: scorer.own(rows[scorer.whole]).argmax(1) for dim, scorer in labellers.items()}
         table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
         storage.write_csv(target, table, origin=origin)
         for folder in kept:

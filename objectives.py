@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from commands import GeneratorOptions, SampledOptions
-from critics import Judges
+from critics import Judges, scores
 from models import CriticSet, Generator, soft_response, token_nll
 from updates import Objective
 from vocabulary import product_kind, read_replies
@@ -91,9 +91,8 @@ class Rewards:
         """(M,) between -1 and 0: minus the distance, averaged over the critics, each as a share of the
         critic's range. `numbers` (M,): the examples that are replied to."""
         total = np.zeros(len(replies))
-        for kind, scorer in self.scorers.items():
-            said = scorer.score(replies, [self.contexts[n] for n in numbers])
-            low, high = scorer.limits
+        for kind, said in scores(self.scorers, replies, [self.contexts[n] for n in numbers]).items():
+            low, high = self.scorers[kind].limits
             wanted = np.array([self.targets[kind][n] for n in numbers])
             total -= np.abs(np.array([s.value for s in said]) - wanted) / (high - low)
         return torch.from_numpy(total / len(self.scorers)).float()

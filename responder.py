@@ -17,7 +17,7 @@ from torch import Tensor
 import distress
 import exemplars
 from commands import Decoding
-from critics import Judges, Score, load_judges
+from critics import Judges, Score, open_critics, scores
 from dataloaders import Example, encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
 from generators import decoding_arguments
@@ -295,7 +295,7 @@ class Responder(Published):
         replies = pool if isinstance(pool, Pool) else None
         if finder is not None and pool is not None and replies is None:
             replies = finder.pool(list(pool))  # type: ignore[arg-type]
-        judges = load_judges(folders, session, folders)
+        judges = open_critics(folders, session, folders)
         made = cls(writer, judges, finder, replies, session, **settings)
         made.folder = folder
         return made
@@ -364,17 +364,17 @@ class Responder(Published):
         """The candidates with all that is known of them, best first; equal ones in the order of their
         drawing."""
         texts = [text for text, _ in written]
-        scores = {k: c.score(texts, [tuple(turns)] * len(texts)) for k, c in self.critics.items()}
-        found = []
+        said = scores(self.critics, texts, [tuple(turns)] * len(texts))
+        candidates = []
         for n, (text, log_probability) in enumerate(written):
-            own = {kind: scores[kind][n] for kind in scores}
+            own = {kind: found[n] for kind, found in said.items()}
             distances = {}
             for kind in (k for k in target if k in self.critics):
                 low, high = self.critics[kind].limits
                 distances[kind] = abs(own[kind].value - target[kind]) / (high - low)
             total = self.weights.total(log_probability, distances)
-            found.append(Candidate(text, log_probability, own, total))
-        return sorted(found, key=lambda c: -c.total)
+            candidates.append(Candidate(text, log_probability, own, total))
+        return sorted(candidates, key=lambda c: -c.total)
 
 
 def check_turns(turns: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import storage
-from critics import Judges, Score, doubts, find_judges
+from critics import Judges, Score, doubts, find_judges, scores, wholes
 from options import UserError
 from records import Records, read_records, refuse_same_names, write_records
 from session import Session
@@ -95,22 +95,23 @@ def score(
     rows = [dict(row) | {c: None for names in added.values() for c in names} for row in asked.records.rows]
     for doubt in doubts(judges, replies):
         print(f"warning: {doubt}")
-    scores: dict[str, list[Score]] = {}
-    kept = []
-    for kind, judge in judges.items():
-        keep = output and output.parent / f".scores-{storage.fingerprint(str(origin), kind)[:16]}"
-        scores[kind] = judge.score(replies, contexts, batch_size, keep)
-        kept.append(keep)
-        for n, found in zip(said, scores[kind], strict=True):
+    keep = {}
+    if output:
+        for judge in wholes(judges):
+            key = storage.fingerprint(str(origin), judge.kind, judge.folder)[:16]
+            keep[judge] = output.parent / f".scores-{key}"
+    by_kind = scores(judges, replies, contexts, batch_size, keep)
+    for kind, of_kind in by_kind.items():
+        for n, found in zip(said, of_kind, strict=True):
             rows[n].update(zip(added[kind], values_of(found), strict=True))
     if output:
         columns = [*asked.records.columns, *(c for names in added.values() for c in names)]
         write_records(output, columns, rows, origin)
-        for folder in filter(None, kept):
+        for folder in keep.values():
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{output}: {len(said):,} replies scored by {', '.join(judges)}")
     else:
-        print(terminal_table(replies, scores))
+        print(terminal_table(replies, by_kind))
     return rows
 
 

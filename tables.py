@@ -198,7 +198,8 @@ def announce_judging(
     by_judges = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Valued)]
     # heads of one encoder share their answers
     asked = [(answers, judged, before) for answers in dict.fromkeys(ask.answers for ask in by_judges)]
-    announce([*asked, *((ask.answers, replies, contexts) for ask in critics.values())], session.say)
+    of_critics = dict.fromkeys(ask.answers for ask in critics.values())
+    announce([*asked, *((answers, replies, contexts) for answers in of_critics)], session.say)
 
 
 def nearest(

@@ -80,14 +80,14 @@ def main(argv=None):
     import judges
     from benchmarks import reporting
     from commands import device_flags
-    from critics import Critic
+    from critics import open_critics
     from session import Session
 
     session, paths = Session(**device_flags(args)), Paths(args.workdir)
     file = reporting.target(paths, "table", args.overwrite)
     folders = {dim: judges.place(args.judge, dim, paths) for dim in DIMENSIONS}
-    scorers = {dim: Critic.from_pretrained(folder, session, dim) for dim, folder in folders.items()}
-    together = [Critic.from_pretrained(folder, session) for folder in dict.fromkeys(folders.values())]
+    scorers = open_critics(folders, session)
+    together = list(dict.fromkeys(scorer.whole for scorer in scorers.values()))
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "data").symlink_to(paths.data.resolve())
         files, replies = made_up(Path(place), args.systems, paths, args.seed)

@@ -9,22 +9,27 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import nn
+from transformers import T5EncoderModel
 
 import advice
 import critic_training
 import critics
 import judges
+import labelling
+import objectives
 import storage
 import train_empathy_classifier
 import train_glove_t5
 from commands import generator_command
-from dataloaders import PAIR_COLUMNS, Example, choose_pairs, read_pairs, tokenizer_hash
+from dataloaders import PAIR_COLUMNS, Example, choose_pairs, listener_turns, read_pairs, tokenizer_hash
 from measuring import Standard
 from metrics import calibration_error
 from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer
 from options import DIMENSIONS, Paths, UserError
 from responder import open_writer
 from session import Session
+from settings import TeacherOptions
 
 # --------------------------------------------------------------------------------------- what they learn from
 
@@ -207,6 +212,57 @@ def test_three_heads_of_one_encoder_answer_as_three_critics_do_and_read_once(joi
     )
 
 
+def test_three_heads_label_teach_and_reward_in_one_pass_as_each_would_alone(joint, tmp_path):
+    session, folder = Session(device="cpu"), joint.critic("all", "glove-t5-b")
+    turns = listener_turns(joint.dialogues("valid"))
+    replies, before = [e.response for e in turns], [e.history for e in turns]
+    alone = {dim: critics.Critic.from_pretrained(folder, session, dim) for dim in DIMENSIONS}
+    paths, together = Paths(joint.root, labels=tmp_path), dict.fromkeys(DIMENSIONS, folder)
+    heads = critics.open_critics(together, session)
+    training = judges.training_critics(heads, tmp_path)
+    passes: list[nn.Module] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: passes.append(module))
+
+    def counted(ask):
+        """How often an encoder is run, and what comes of it."""
+        passes.clear()
+        found = ask()
+        return sum(isinstance(module, T5EncoderModel) for module in passes), found
+
+    def taught(dim):
+        task = critic_training.empathy_task(dim, paths, weigh_classes=False)
+        teaching = TeacherOptions(teacher=str(folder), turns=0, teacher_w=1.0)
+        return critic_training.with_taught_turns(task, teaching, paths, session).train[2]
+
+    try:
+        once = counted(lambda: alone["emo"].rows(replies, before))[0]
+        assert once > 0
+        labelled, _ = counted(
+            lambda: labelling.label(together, "glove-t5-b", ["valid"], 0, paths, False, {"device": "cpu"})
+        )
+        asked, values = counted(lambda: [training[dim](replies, before) for dim in DIMENSIONS])
+        zero = dict.fromkeys(DIMENSIONS, [0.0] * len(replies))
+        rewards = objectives.Rewards(heads, before, zero)
+        rewarded, reward = counted(lambda: rewards.of(range(len(replies)), replies))
+        first, later = counted(lambda: taught("exp")), counted(lambda: taught("int"))
+    finally:
+        hook.remove()
+    assert labelled == asked == rewarded == once
+    assert first[0] > 0 and later[0] == 0, "what it says of a dialogue is kept for every dimension"
+    labels = pd.read_csv(paths.labels("valid"))
+    for n, (dim, scorer) in enumerate(alone.items()):
+        rows = scorer.rows(replies, before)
+        assert labels[dim].tolist() == rows.argmax(1).tolist()
+        assert values[n] == pytest.approx(rows @ np.arange(rows.shape[1]), abs=1e-5)
+    ranges = [scorer.limits[1] for scorer in alone.values()]
+    np.testing.assert_allclose(
+        -reward, np.mean([v / r for v, r in zip(values, ranges, strict=True)], 0), atol=1e-5
+    )
+    turns = listener_turns(joint.dialogues("train"))
+    wanted = alone["int"].rows([e.response for e in turns], [e.history for e in turns])
+    np.testing.assert_allclose(later[1][-len(turns) :], wanted, atol=1e-5)
+
+
 def test_replies_of_like_length_are_read_in_batches_of_so_many_tokens(joint, monkeypatch):
     scorer = critics.Critic.from_pretrained(joint.critic("all", "glove-t5-b"), Session(device="cpu"))
     texts = [" ".join(["sorry"] * (1 + n % 20)) for n in range(60)]
@@ -232,9 +288,9 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     args = train_glove_t5.parse_args([*led, str(joint.root)])
     leading = generator_command(args, "glove-t5").critics
     assert leading == dict.fromkeys(DIMENSIONS, folder)
-    loaded = critics.load_critics(leading, "glove-t5-b", torch.device("cpu"))
-    assert [critic.settings.kind for critic in loaded.values()] == list(DIMENSIONS)
-    assert loaded["emo"].encoder is loaded["int"].encoder
+    loaded = critics.load_critics(leading, "glove-t5-b", Session(device="cpu"))
+    assert [critic.kind for critic in loaded.values()] == list(DIMENSIONS)
+    assert loaded["emo"].critic.encoder is loaded["int"].critic.encoder
     found = critics.find_judges(joint, ["glove-t5-b"], {}, Session(device="cpu"))
     assert [(kind, scorer.kind, scorer.folder) for kind, scorer in found.items()] == [
         (dim, dim, folder) for dim in DIMENSIONS
