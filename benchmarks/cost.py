@@ -19,11 +19,11 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS  # noqa: E402
-from options import COUNT, NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
+from benchmarks import reporting
+from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS
+from options import COUNT, NATURAL, run
 
 SIZES = ("tiny", "mini", "paper", "t5-small", "smollm2")
 PARTS = ("encoder", "decoder", "vocabulary", "critics", "exemplars")
@@ -44,8 +44,7 @@ class Shape:
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models")
     add("--batch", type=NATURAL, default=32, help="examples a step")
@@ -54,10 +53,7 @@ def parse_args(argv=None):
     add("--exemplar-tokens", type=COUNT, default=150, help="tokens of the exemplars before a dialogue")
     add("--vocabulary", type=NATURAL, default=21_132, help="words of the GloVe models")
     add("--grown", choices=SIZES[:4], default="mini", help="the model whose step is doubled in each thing")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def config_of(size: str, vocabulary: int):
@@ -178,8 +174,6 @@ def rate(size: str, shape: Shape, session) -> float:
     clock: what other programs take away does not count."""
     import torch
 
-    from benchmarks import reporting
-
     config = config_of(size, shape.vocabulary)
     width = config.hidden_size  # d_model by T5's attribute map
     inner = config.intermediate_size if size == "smollm2" else config.d_ff
@@ -201,12 +195,8 @@ def rate(size: str, shape: Shape, session) -> float:
 
 def main(argv=None):
     args = parse_args(argv)
-    from benchmarks import reporting
-    from commands import device_flags
-    from session import Session
 
-    session = Session(**device_flags(args))
-    file = reporting.target(Paths(args.workdir), "cost", args.overwrite)
+    session, _, file = reporting.begin(args, "cost")
     rows, result = [], {}
     for size in args.sizes:
         reporting.say(size)

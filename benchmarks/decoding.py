@@ -14,19 +14,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from options import (  # noqa: E402
-    NATURAL,
-    Paths,
-    add_common,
-    add_device,
-    check,
-    make_parser,
-    run,
-    run_name,
-)
+from benchmarks import reporting
+from options import NATURAL, Paths, check, run, run_name
 
 #: a --top-k that leaves every word in
 EVERY_WORD = 1_000_000
@@ -52,8 +43,7 @@ COLUMNS = {
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="a finished generator's folder")
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:4], metavar="WAY", help=", ".join(WAYS))
@@ -64,7 +54,6 @@ def parse_args(argv=None):
     add("--parallel", type=NATURAL, default=1, help="ways at a time")
     add("--relevance", action="store_true", help="also MiniLM's cosine of reply and last turn")
     add("--judges", metavar="NAME,NAME", help="as of evaluate_responses.py")
-    add_device(parser)
     args = parser.parse_args(argv)
     check(parser, args, [] if Path(args.run).is_dir() else [f"RUN {args.run}: no such folder"])
     return args
@@ -105,7 +94,6 @@ def main(argv=None):
     import runs
     import stages
     import storage
-    from benchmarks import reporting
     from recipes import PREPARED, Changes, Group, plan
 
     runs.require_run(Path(args.run), advice.GIVE_A_GENERATOR)

@@ -14,15 +14,14 @@ way's.
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from options import NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
+from benchmarks import reporting
+from options import NATURAL, Paths, run
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add("--stand-in", action="store_true", help="random weights of MiniLM's shape, texts of random words")
     add("--encoder", default="minilm", help="hub name or folder of a BERT, or minilm")
@@ -33,10 +32,7 @@ def parse_args(argv=None):
     )
     add("--batch-size", type=NATURAL, default=32, help="texts in one forward pass, in all ways")
     add("--repeats", type=NATURAL, default=1, help="turns of each way, of which the fastest counts")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def real(args, paths: Paths) -> tuple:
@@ -68,14 +64,11 @@ def main(argv=None):
     import numpy as np
     import torch
 
-    from benchmarks import reporting
-    from commands import device_flags
     from dataloaders import pad
     from DPR.biencoder import embed, tokenize, vectors
     from session import Session
 
-    session, paths = Session(**device_flags(args)), Paths(args.workdir)
-    file = reporting.target(paths, "embed", args.overwrite)
+    session, paths, file = reporting.begin(args, "embed")
     encoder, tokenizer, turns = stand_in(args) if args.stand_in else real(args, paths)
     texts = [text for turn in turns for text in (" ".join(turn.history), turn.response)][: args.texts]
     encoder = encoder.to(session.device).eval()

@@ -20,15 +20,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import reporting  # noqa: E402
 from commands import add_base  # noqa: E402
-from options import NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
+from options import NATURAL, Paths, run  # noqa: E402
 
 STAND_IN_WORDS = 12_000
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add(
         "--part",
@@ -54,10 +54,7 @@ def parse_args(argv=None):
     add("--candidates", type=NATURAL, default=8, help="causal: replies sampled to each")
     add("--new-tokens", type=NATURAL, default=20, help="tokens of every reply")
     add("--repeats", type=NATURAL, default=2, help="turns of each way, of which the fastest counts")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def load_generator(args, paths: Paths, session):
@@ -99,7 +96,6 @@ def measure_generator(args, session, paths: Paths) -> dict:
     import numpy as np
     import torch
 
-    from benchmarks import reporting
     from commands import Decoding
     from dataloaders import plan_once
     from generators import Predictor, reply
@@ -156,7 +152,6 @@ def measure_causal(args, session, paths: Paths) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from benchmarks import reporting
     from benchmarks.shapes import LLAMA
     from benchmarks.steps import drawn_examples, words
     from causal_models import CausalGenerator, CausalSettings
@@ -216,12 +211,8 @@ def measure_causal(args, session, paths: Paths) -> dict:
 
 def main(argv=None):
     args = parse_args(argv)
-    from benchmarks import reporting
-    from commands import device_flags
-    from session import Session
 
-    session, paths = Session(**device_flags(args)), Paths(args.workdir)
-    file = reporting.target(paths, "generate", args.overwrite)
+    session, paths, file = reporting.begin(args, "generate")
     measures = {"generator": measure_generator, "causal": measure_causal}
     result = {part: measures[part](args, session, paths) for part in args.part}
     reporting.write(file, vars(args), session.device.type, result)

@@ -13,33 +13,20 @@ model that cannot have read them, or an adapter beside its base, says how many. 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from options import (  # noqa: E402
-    COUNT,
-    NATURAL,
-    Paths,
-    UserError,
-    add_common,
-    add_device,
-    check,
-    make_parser,
-    refuse_existing,
-    run,
-)
+from benchmarks import reporting
+from options import COUNT, NATURAL, Paths, UserError, check, refuse_existing, run
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a causal run's folder")
     parser.add_argument("--split", choices=["train", "valid", "test"], default="test", help="whose replies")
     parser.add_argument("--given", type=NATURAL, default=4, help="words of a reply that the model is given")
     parser.add_argument("--words", type=NATURAL, default=8, help="words that it must then have exactly")
     parser.add_argument("--items", type=COUNT, default=0, help="replies asked for, drawn by --seed; 0: all")
     parser.add_argument("--batch-size", type=NATURAL, default=32, help="replies at a time")
-    add_device(parser)
     args = parser.parse_args(argv)
     names = [Path(place).name for place in args.runs]
     same = sorted({name for name in names if names.count(name) > 1})
@@ -109,7 +96,6 @@ def main(argv=None):
     args = parse_args(argv)
     import numpy as np
 
-    from benchmarks import reporting
     from commands import device_flags
     from dataloaders import listener_turns
     from session import Session

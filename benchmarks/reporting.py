@@ -1,5 +1,7 @@
-"""What the benchmarks share: ways that take turns, a printed table, and a json under results/benchmarks/."""
+"""What the benchmarks share: their door, ways that take turns, a printed table, and a json under
+results/benchmarks/. Nothing heavy is imported with it."""
 
+import argparse
 import platform
 import statistics
 import sys
@@ -8,8 +10,32 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import storage
-from options import Paths, refuse_existing
+from options import Parser, Paths, add_common, add_device, check, make_parser, refuse_existing
+
+
+def flags(doc: str | None) -> Parser:
+    """A parser with the flags of all benchmarks."""
+    parser = make_parser(doc)
+    add_common(parser)
+    add_device(parser)
+    return parser
+
+
+def parsed(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for, checked as every script checks it."""
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def begin(args: argparse.Namespace, name: str) -> tuple[Any, Paths, Path]:
+    """(the session, the places, the file of the benchmark `name`), by its flags; see `target`."""
+    from commands import device_flags
+    from session import Session
+
+    paths = Paths(args.workdir)
+    file = target(paths, name, args.overwrite)
+    return Session(**device_flags(args)), paths, file
 
 
 def seconds(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -139,6 +165,8 @@ def target(paths: Paths, name: str, overwrite: bool) -> Path:
 
 def write(file: Path, flags: dict, device: str, result: dict[str, Any]) -> None:
     """The figures, with the flags and the machine that they are of."""
+    import storage
+
     storage.write_json(file, {"flags": flags, "hardware": hardware(device), **result})
     print(f"written: {file}")
 

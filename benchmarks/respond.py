@@ -19,7 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from options import COUNT, NATURAL, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
+from benchmarks import reporting  # noqa: E402
+from options import COUNT, NATURAL, Paths, run  # noqa: E402
 
 #: written for this benchmark
 DIALOGUES = (
@@ -30,18 +31,14 @@ DIALOGUES = (
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     parser.add_argument(
         "--run", default=str(ROOT / "saved" / "smollm2-empathetic"), help="a causal run's folder"
     )
     parser.add_argument("--candidates", type=NATURAL, nargs="+", default=[1, 8, 16], help="replies sampled")
     parser.add_argument("--repeats", type=NATURAL, default=5, help="replies to each dialogue and way")
     parser.add_argument("--threads", type=COUNT, default=0, help="processor threads; 0: torch's default")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def plain(model, batch: dict, count: int, decoding):

@@ -23,17 +23,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from options import COUNT, NATURAL, POSITIVE, Paths, add_common, add_device, check, make_parser, run  # noqa: E402
+from benchmarks import reporting
+from options import COUNT, NATURAL, POSITIVE, Paths, run
 
 APPROXIMATE = ["ivf", "hnsw"]
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add(
         "--part",
@@ -59,10 +58,7 @@ def parse_args(argv=None):
     add("--index", nargs="+", choices=APPROXIMATE, default=APPROXIMATE, help="beside exact search")
     add("--growth-queries", type=NATURAL, default=100, help="growth: questions")
     add("--build-limit", type=POSITIVE, default=120.0, help="seconds that an index may take to be built")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def best_of_all(queries, vectors, k: int, device):
@@ -143,7 +139,6 @@ def corpus_vectors(args, turns, chosen, session, paths: Paths):
 def measure_corpus(args, session, paths: Paths) -> dict:
     import numpy as np
 
-    from benchmarks import reporting
     from dataloaders import listener_turns
     from DPR.index import Index
 
@@ -210,7 +205,6 @@ def measure_corpus(args, session, paths: Paths) -> dict:
 def grow(args, vectors, queries, owners, asked_owners, before: dict, session) -> list[dict]:
     """Exact search, then each index, on the same vectors. `before`: (candidates, seconds to build) of the
     size before."""
-    from benchmarks import reporting
     from DPR.index import Index
 
     kinds = args.index
@@ -290,7 +284,6 @@ def written_size(index) -> int:
 
 
 def measure_growth(args, session) -> dict:
-    from benchmarks import reporting
 
     queries = unit_vectors(args.growth_queries, args.width, args.seed + 1, session.device)
     before: dict = {}
@@ -305,12 +298,8 @@ def measure_growth(args, session) -> dict:
 
 def main(argv=None):
     args = parse_args(argv)
-    from benchmarks import reporting
-    from commands import device_flags
-    from session import Session
 
-    session, paths = Session(**device_flags(args)), Paths(args.workdir)
-    file = reporting.target(paths, "retrieval", args.overwrite)
+    session, paths, file = reporting.begin(args, "retrieval")
     result: dict = {}
     if "corpus" in args.part:
         result["corpus"] = measure_corpus(args, session, paths)

@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from options import POSITIVE, Paths, UserError, add_common, check, make_parser, run  # noqa: E402
+from benchmarks import reporting  # noqa: E402
+from options import POSITIVE, Paths, UserError, add_common, make_parser, run  # noqa: E402
 
 STEP = "--max-steps 1 --log-every 1 --batch-size 4 --epochs 1 --name start-benchmark"
 PLAIN = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --no-predict"
@@ -58,9 +59,7 @@ def parse_args(argv=None):
     add("--only", nargs="+", choices=[*SCRIPTS], metavar="SCRIPT", help="these alone (default: all)")
     add("--causal", metavar="DIR", help="a small causal language model's folder (default: smollm2)")
     add("--limit", type=POSITIVE, default=120.0, help="seconds after which a script is stopped")
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def prepare(workdir: Path, work: Path) -> None:
@@ -125,8 +124,6 @@ def start(script: str, flags: str, work: Path, limit: float) -> dict:
 
 def main(argv=None):
     args = parse_args(argv)
-    from benchmarks import reporting
-
     paths = Paths(args.workdir)
     file = reporting.target(paths, "start", args.overwrite)
     found = []

@@ -19,34 +19,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from options import (  # noqa: E402
-    DIMENSIONS,
-    NATURAL,
-    Paths,
-    add_common,
-    add_device,
-    check,
-    make_parser,
-    number,
-    run,
-)
+from benchmarks import reporting
+from options import DIMENSIONS, NATURAL, Paths, number, run
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add("--systems", type=NATURAL, default=20, help="made-up systems in the table")
     add("--judge", default="minilm-b", help="family of critics, or the folder of one of all dimensions")
     add("--texts", type=NATURAL, default=1000, help="distinct replies that the judge reads")
     add("--resamples", type=number(int, least=100), default=2000, help="of the intervals")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
@@ -78,13 +64,9 @@ def main(argv=None):
     args = parse_args(argv)
     import evaluate_responses
     import judges
-    from benchmarks import reporting
-    from commands import device_flags
     from critics import open_critics
-    from session import Session
 
-    session, paths = Session(**device_flags(args)), Paths(args.workdir)
-    file = reporting.target(paths, "table", args.overwrite)
+    session, paths, file = reporting.begin(args, "table")
     folders = {dim: judges.place(args.judge, dim, paths) for dim in DIMENSIONS}
     scorers = open_critics(folders, session)
     together = list(dict.fromkeys(scorer.whole for scorer in scorers.values()))

@@ -22,20 +22,10 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from options import (  # noqa: E402
-    COUNT,
-    NATURAL,
-    Paths,
-    add_common,
-    add_device,
-    check,
-    make_parser,
-    refuse_existing,
-    run,
-)
+from benchmarks import reporting
+from options import COUNT, NATURAL, Paths, check, refuse_existing, run
 
 #: the ways of each shape, the one that the others are compared with first
 WAYS = {
@@ -50,9 +40,7 @@ BATCH = {"glove-mini": 32, "glove": 32, "t5": 2, "causal": 12, "tiny": 4, "tiny-
 
 
 def parse_args(argv=None):
-    parser = make_parser(__doc__)
-    add_common(parser)
-    add_device(parser)
+    parser = reporting.flags(__doc__)
     add = parser.add_argument
     add("--shape", choices=list(WAYS), default="glove-mini", help="sizes of the models")
     add("--ways", nargs="+", help="some of the shape's ways; one alone says its memory and nothing else")
@@ -108,7 +96,6 @@ def measure(args, session, memory: dict[str, float]) -> dict:
     """{way: its figures}, printed as a table."""
     import torch
 
-    from benchmarks import reporting
     from benchmarks.steps import Floor, build_ways
 
     steps = build_ways(args, session)
@@ -165,7 +152,6 @@ def main(argv=None):
     memory = {way: memory_alone(args, way) for way in args.ways} if args.memory else {}
     import torch
 
-    from benchmarks import reporting
     from session import Session
 
     if args.threads:
