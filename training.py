@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import cards
+import checkpoints
 import runs
 from commands import TrainingOptions
 from options import Paths, UserError
@@ -256,7 +257,7 @@ class Loop:
             sync(self.run.folder / "metrics.jsonl")
             # the checkpoint before this one is kept too, and so the best that it knows
             kept = {state.best_step, self._best_before}
-            runs.write_checkpoint(self.run.checkpoints, state.step, write, kept, update=update)
+            checkpoints.write_checkpoint(self.run.checkpoints, state.step, write, kept, update=update)
         self._best_before, self._stored = state.best_step, state.step
         # torchrun ends all processes when one ends: none leaves before the checkpoint stands
         self.session.accelerator.wait_for_everyone()
@@ -286,7 +287,7 @@ class Loop:
         return self.run.checkpoints / f"step-{self.state.best_step:07d}"
 
     def _check_best(self) -> None:
-        if problems := runs.faults(self._best()):
+        if problems := checkpoints.faults(self._best()):
             raise UserError(
                 f"{self._best()}: the best checkpoint so far is damaged ({'; '.join(problems)}), and the "
                 "run would end without it; --overwrite begins anew, another --name leaves this as it is"
@@ -560,5 +561,5 @@ class Loop:
             for left in self.run.folder.glob(".partial-*"):  # predictions with other flags or weights
                 shutil.rmtree(left, ignore_errors=True)
             write_json(self.run.folder / "result.json", result)
-            runs.drop_checkpoints(self.run.checkpoints)  # a resume needs them until the mark stands
+            checkpoints.drop_checkpoints(self.run.checkpoints)  # a resume needs them until the mark stands
         self.run.close()

@@ -160,10 +160,10 @@ def the_end_is_kept():
     """The newest checkpoint of a run that finishes stays in its `.end` (toy.keep_the_end)."""
     import toy
 
-    import runs
+    import checkpoints
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "drop_checkpoints", runs.drop_checkpoints)  # to be put back
+        patch.setattr(checkpoints, "drop_checkpoints", checkpoints.drop_checkpoints)  # to be put back
         toy.keep_the_end()
         yield
 

@@ -21,7 +21,7 @@ from torch import nn
 from toy import toy_loop, train
 from transformers import T5ForConditionalGeneration
 
-import runs
+import checkpoints
 import storage
 from models import Generator
 from options import UserError
@@ -59,7 +59,7 @@ def interrupted(folder: Path, step: int = 10, **settings) -> list[Path]:
 
     with pytest.raises(Killed):
         train(folder, spoil=spoil, save_every=2, **settings)
-    return list(runs.steps(folder / "checkpoints").values())
+    return list(checkpoints.steps(folder / "checkpoints").values())
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -289,7 +289,7 @@ def test_a_link_may_be_there_before_the_run(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "room" / "notes.txt").write_text("mine")
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "room")
-    assert interrupted(tmp_path / "run") and list(runs.steps(tmp_path / "room"))
+    assert interrupted(tmp_path / "run") and list(checkpoints.steps(tmp_path / "room"))
     train(tmp_path / "run", save_every=2)
 
 
@@ -471,7 +471,7 @@ def test_an_evaluation_does_not_write_the_optimizer_again(tmp_path, monkeypatch)
     assert saved == ["step-0000006", "step-0000012", "step-0000018"]
     state = json.loads((newest(tmp_path / "run") / "state.json").read_text())
     assert state["evaluations"] == 3 and not state["evaluation_due"]
-    assert not runs.faults(newest(tmp_path / "run"))
+    assert not checkpoints.faults(newest(tmp_path / "run"))
 
 
 def test_without_hard_links_checkpoints_are_copied(tmp_path, monkeypatch):
@@ -479,7 +479,7 @@ def test_without_hard_links_checkpoints_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", failing(os.link, "EPERM"))
     train(tmp_path / "copied")
     assert_same_run(tmp_path / "linked", tmp_path / "copied")
-    assert not runs.faults(newest(tmp_path / "copied"))
+    assert not checkpoints.faults(newest(tmp_path / "copied"))
 
 
 def test_going_on_from_a_checkpoint_that_was_set_aside(tmp_path):
@@ -494,7 +494,7 @@ def test_going_on_from_a_checkpoint_that_was_set_aside(tmp_path):
         train(tmp_path / "run", evaluate=killed)
     last = newest(tmp_path / "run")
     assert last.name == "step-0000012"
-    aside = runs.set_aside(last, "later")
+    aside = checkpoints.set_aside(last, "later")
     train(tmp_path / "run", evaluate=lambda loop: {"loss": 1.0}, resume=str(aside))
     train(tmp_path / "whole", evaluate=lambda loop: {"loss": 1.0})
     assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -16,6 +16,7 @@ import torch
 from conftest import Killed, assert_same_run, wait_for_step, weights
 from toy import Net, toy_data, toy_loop, train
 
+import checkpoints
 import quick
 import runs
 from dataloaders import Data
@@ -247,7 +248,7 @@ def test_killed_in_an_evaluation(tmp_path):
 
 def test_killed_between_an_evaluation_and_its_checkpoint(tmp_path, monkeypatch):
     """The evaluation is logged, then made again: the log has it once."""
-    real = runs.write_checkpoint
+    real = checkpoints.write_checkpoint
 
     def write(folder, step, *args, **kwargs):
         if step == 12 and (folder / "step-0000012").exists():
@@ -255,7 +256,7 @@ def test_killed_between_an_evaluation_and_its_checkpoint(tmp_path, monkeypatch):
         return real(folder, step, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs, "write_checkpoint", write)
+        patch.setattr(checkpoints, "write_checkpoint", write)
         train(tmp_path / "cut")
     train(tmp_path / "cut")
     train(tmp_path / "whole")
@@ -430,7 +431,7 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path):
     listing = json.loads((newest / "manifest.json").read_text())
     listing["files"]["state.pt"] = {
         "bytes": (newest / "state.pt").stat().st_size,
-        "sha256": runs.sha256(newest / "state.pt"),
+        "sha256": checkpoints.sha256(newest / "state.pt"),
     }
     (newest / "manifest.json").write_text(json.dumps(listing))
     with pytest.raises(UserError, match="state.pt: not plain tensors"):
@@ -580,7 +581,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_dies_with_its_p
 KILLER = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import runs, pathlib
+import checkpoints, pathlib
 from toy import train
 def counted(function):
     def wrapped(*args, **kwargs):
@@ -595,7 +596,7 @@ armed = False
 os.fsync, os.rename = counted(os.fsync), counted(os.rename)
 pathlib.Path.rename, pathlib.Path.replace = counted(pathlib.Path.rename), counted(pathlib.Path.replace)
 pathlib.Path.write_text, pathlib.Path.mkdir = counted(pathlib.Path.write_text), counted(pathlib.Path.mkdir)
-runs.shutil.rmtree = counted(runs.shutil.rmtree)
+checkpoints.shutil.rmtree = counted(checkpoints.shutil.rmtree)
 def spoil(loop, terms):
     global armed
     armed = loop.state.step >= 7
@@ -623,7 +624,7 @@ def test_a_kill_at_any_write_point_of_a_save_loses_nothing(tmp_path):
         [sys.executable, str(script), *map(str, folders)], capture_output=True, timeout=300, check=True
     )
     for point, folder in enumerate(folders):
-        good = [c for c in (folder / "checkpoints").glob("step-*") if not runs.faults(c)]
+        good = [c for c in (folder / "checkpoints").glob("step-*") if not checkpoints.faults(c)]
         assert len(good) >= 2
         if point % 3 == 0:
             train(folder, save_every=2)
@@ -631,24 +632,24 @@ def test_a_kill_at_any_write_point_of_a_save_loses_nothing(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
-    checkpoints = interrupted(tmp_path / "run")
+    before = interrupted(tmp_path / "run")
 
     def full(path, content):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_json", full)
+        patch.setattr(checkpoints, "write_json", full)
         with pytest.raises(UserError, match="No space left"):
-            runs.write_checkpoint(
+            checkpoints.write_checkpoint(
                 tmp_path / "run" / "checkpoints", 99, lambda folder: (folder / "x").write_text("y")
             )
-    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == checkpoints
-    assert all(not runs.faults(c) for c in checkpoints)
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert all(not checkpoints.faults(c) for c in before)
 
 
 def test_a_save_that_cannot_be_written_whole_leaves_the_last_good_checkpoint(tmp_path):
     """A file size limit stands for the full disk: the library's own error arrives as one plain message."""
-    checkpoints = interrupted(tmp_path / "run")
+    before = interrupted(tmp_path / "run")
     code = f"""
 import resource, sys
 sys.path[:0] = [{str(TOY.parent)!r}, {str(TOY.parent.parent)!r}]
@@ -664,15 +665,15 @@ except UserError as error:
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stderr
     assert "refused: " in shown and "cannot be written" in shown
-    assert [c for c in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))] == checkpoints
-    assert all(not runs.faults(c) for c in checkpoints)
+    assert [c for c in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))] == before
+    assert all(not checkpoints.faults(c) for c in before)
 
 
 FULL_DISK = """
 import os, pathlib, shutil, sys
 sys.path[:0] = [{tests!r}, {root!r}]
+import checkpoints
 import quick
-import runs
 from dataloaders import Data
 from options import UserError
 from toy import keep_the_end, train
@@ -691,7 +692,7 @@ except UserError as error:
 stand = sorted((disk / "run" / "checkpoints").iterdir())
 # the best and the last two, no litter
 assert [c.name for c in stand] == ["step-0000006", "step-0000007", "step-0000008"], stand
-assert not any(runs.faults(c) for c in stand)
+assert not any(checkpoints.faults(c) for c in stand)
 (disk / "ballast").unlink()
 train(disk / "run", save_every=1)
 shutil.copytree(disk / "run", sys.argv[3])
@@ -725,11 +726,11 @@ def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
     """The step's first copy (evaluation due) gives way to the second; a kill between renames is mended."""
     folder = tmp_path / "checkpoints"
     for content in ("first", "second"):
-        runs.write_checkpoint(folder, 5, lambda f, c=content: (f / "x").write_text(c))
+        checkpoints.write_checkpoint(folder, 5, lambda f, c=content: (f / "x").write_text(c))
     assert (folder / "step-0000005" / "x").read_text() == "second" and len(list(folder.iterdir())) == 1
     (folder / "step-0000005").rename(folder / ".old-step-0000005")
-    runs.sweep(folder)
-    assert runs.newest_good(folder) == folder / "step-0000005"
+    checkpoints.sweep(folder)
+    assert checkpoints.newest_good(folder) == folder / "step-0000005"
 
 
 # ----------------------------------------------------------------------------------------------------- memory

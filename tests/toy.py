@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
-import runs
+import checkpoints
 from commands import TrainingOptions
 from dataloaders import Data
 from session import Session
@@ -142,17 +142,17 @@ def toy_loop(
 def keep_the_end() -> None:
     """A finished run drops its checkpoints; the newest stays in `.end`, for the tests to compare bit for
     bit."""
-    drop = runs.drop_checkpoints
+    drop = checkpoints.drop_checkpoints
 
     def keep_and_drop(folder: Path) -> None:
-        newest = list(runs.steps(folder).values())[-1]
+        newest = list(checkpoints.steps(folder).values())[-1]
         end = folder.parent / ".end" / newest.name
         end.mkdir(parents=True)
         for file in newest.iterdir():
             shutil.copyfile(file, end / file.name)
         drop(folder)
 
-    runs.drop_checkpoints = keep_and_drop
+    checkpoints.drop_checkpoints = keep_and_drop
 
 
 def train(folder: str | Path, **changes) -> Loop:
@@ -169,13 +169,13 @@ if __name__ == "__main__":
     kind = {k: type(v) for k, v in DEFAULTS.items() if v is not None}
     given = dict(a.split("=", 1) for a in sys.argv[2:])
     pause, slow_save = float(given.pop("pause", 0)), float(given.pop("slow_save", 0))
-    write_checkpoint = runs.write_checkpoint
+    write_checkpoint = checkpoints.write_checkpoint
 
     def write_slowly(*args, **kwargs):
         time.sleep(slow_save)
         return write_checkpoint(*args, **kwargs)
 
-    runs.write_checkpoint = write_slowly
+    checkpoints.write_checkpoint = write_slowly
 
     def slow(loop, terms):
         time.sleep(pause)
