@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-import storage
+import caches
 
 Turns = Sequence[str]  # what was said before a reply, oldest first
 PROBE = 64  # texts by which a speed is measured
@@ -38,7 +38,7 @@ class Answers:
     def read(self) -> dict[bytes, np.ndarray]:
         if self.file is None or not self.file.exists():
             return {}
-        found = storage.cached(self.file, lambda: {"keys": np.zeros((0, 16), np.uint8), "rows": np.zeros(0)})
+        found = caches.cached(self.file, lambda: {"keys": np.zeros((0, 16), np.uint8), "rows": np.zeros(0)})
         return {key.tobytes(): row for key, row in zip(found["keys"], found["rows"], strict=True)}
 
     def new(self, replies: Sequence[str], contexts: Sequence[Turns]) -> dict[bytes, int]:
@@ -72,7 +72,7 @@ class Answers:
         known = self.read() | self.known
         keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(-1, 16)
         fresh = {"keys": keys, "rows": np.stack(list(known.values()))}
-        storage.keep_arrays(self.file, fresh)
+        caches.keep_arrays(self.file, fresh)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import advice
 import bundled
+import caches
 import distress
 import storage
 from commands import Decoding, target
@@ -278,7 +279,7 @@ def kept_answers(
         return {"numbers": np.array(group), "rows": np.array([answered(*asked[n]) for n in group])}
 
     places = list(range(len(asked)))
-    found = storage.in_chunks(places, work, keep, "replies", size=1)["rows"].tolist()
+    found = caches.in_chunks(places, work, keep, "replies", size=1)["rows"].tolist()
     storage.write_text(output, "".join(f"{line}\n" for line in found))
     shutil.rmtree(keep, ignore_errors=True)
     return found

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import advice
 import bundled
+import caches
 import runs
 import storage
 from dataloaders import (
@@ -190,7 +191,7 @@ def critic_scores(
     keep: Path | None = None,
 ) -> np.ndarray:
     """(N, outputs) probabilities of a classifier, or (N, 1) scores of the regressor. `batch_size` 0: as many
-    as `BATCH_TOKENS` hold. `keep`: see `storage.in_chunks`."""
+    as `BATCH_TOKENS` hold. `keep`: see `caches.in_chunks`."""
 
     def work(group: list[list[int]]) -> dict[str, np.ndarray]:
         found = []
@@ -210,7 +211,7 @@ def critic_scores(
 
     tokens = 0 if batch_size else BATCH_TOKENS[session.device.type]
     plan = plan_once(data.lengths, batch_size or len(data), tokens)
-    return storage.in_chunks(plan, work, keep, title)["scores"]
+    return caches.in_chunks(plan, work, keep, title)["scores"]
 
 
 #: (the lowest score, its meaning), highest first; VADER's own borders
@@ -283,7 +284,7 @@ class Critic(Published):
         """What the critic says of each reply, given the turns before it (oldest first), or by itself.
 
         A text in place of a list is a list of one: of the replies, or of the turns before one of them.
-        `keep`: see `storage.in_chunks`.
+        `keep`: see `caches.in_chunks`.
         """
         if len(kinds := self.critic.settings.kinds) > 1:
             raise UserError(f"{self.folder}: a critic of {', '.join(kinds)}; name the one to ask: kind='emo'")

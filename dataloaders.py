@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from caches import cached
 from corpora import (  # noqa: F401 (found here before)
     EMOTIONS,
     EXEMPLAR_COLUMNS,
@@ -37,7 +38,7 @@ from corpora import (  # noqa: F401 (found here before)
     refuse_unknown,
 )
 from options import UserError
-from storage import cached, fingerprint, hash_seed
+from storage import fingerprint, hash_seed
 from tabular import (  # noqa: F401 (found here before)
     WHOLE_OR_FLOAT,
     file_content,

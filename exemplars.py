@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import caches
 import runs
 import storage
 from commands import DPR_HUB, GeneratorOptions
@@ -152,7 +153,7 @@ class PooledFrozen(Way):
         """{text: (E,) vector}, kept in the cache."""
         key = fingerprint(*self.inputs().values(), self.max_len, self.session.precision, texts)[:32]
         file = self.paths.cache / f"exemplars-{key}.npz"
-        table = storage.cached(file, lambda: {"vectors": self.encoded(texts)})["vectors"]
+        table = caches.cached(file, lambda: {"vectors": self.encoded(texts)})["vectors"]
         return dict(zip(texts, table, strict=True))
 
     def encoded(self, texts: list[str]) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+import caches
 import searching
 import storage
 from dataloaders import Example
@@ -85,7 +86,7 @@ def nearest_by_minilm(
     def make() -> dict[str, np.ndarray]:
         return {"vectors": encoders.embed("question", list(known), session, "training", keep)}
 
-    vectors = storage.cached(keep.with_suffix(".npz"), make)["vectors"]
+    vectors = caches.cached(keep.with_suffix(".npz"), make)["vectors"]
     shutil.rmtree(keep, ignore_errors=True)
     queries = encoders.embed("question", list(asked), session, "histories")
     index = Index(of_length_one(vectors), held)

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
 import advice
+import caches
 import lineage
 import metrics
 import storage
@@ -245,7 +246,7 @@ def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]
     if cache is None:
         return make(None)
     parts = cache / f"contexts-{key[:24]}"
-    found = storage.cached(parts.with_suffix(".npz"), lambda: {"rows": make(parts)})["rows"]
+    found = caches.cached(parts.with_suffix(".npz"), lambda: {"rows": make(parts)})["rows"]
     shutil.rmtree(parts, ignore_errors=True)
     return found
 

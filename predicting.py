@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 import advice
+import caches
 import runs
 import storage
 from commands import Decoding, StageCommand
@@ -95,7 +96,7 @@ class Predictor:
         }
 
     def chunk(self, group: list[tuple[int, list[int]]]) -> dict[str, np.ndarray]:
-        """The rows of some batches, as `storage.in_chunks` asks for them."""
+        """The rows of some batches, as `caches.in_chunks` asks for them."""
         try:
             parts = [self.batch(number, numbers) for number, numbers in group]
         except torch.OutOfMemoryError as error:
@@ -138,7 +139,7 @@ def write_predictions(
     keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD, '(B, replies)')[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
     title = "replies" if decoding.predict else "likelihood"
-    rows = storage.in_chunks(batches, predictor.chunk, keep, f"{title}, {split}", size=4)
+    rows = caches.in_chunks(batches, predictor.chunk, keep, f"{title}, {split}", size=4)
 
     predictions, likelihood = prediction_files(output, split)
     examples = found.examples

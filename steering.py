@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import caches
 import judges
 import storage
 from commands import Decoding
@@ -137,9 +138,9 @@ class Sampler:
 
         def make() -> dict[str, np.ndarray]:
             numbers = list(range(len(self.examples)))
-            return storage.in_chunks(numbers, work, file.with_suffix(""), title, size=4)
+            return caches.in_chunks(numbers, work, file.with_suffix(""), title, size=4)
 
-        rows = storage.cached(file, make)
+        rows = caches.cached(file, make)
         storage.remove(file.with_suffix(""))
         return Pool(rows["replies"], np.where(rows["replies"] == "", -np.inf, rows["log_probability"]))
 
@@ -159,7 +160,7 @@ class Sampler:
                 taken.append((time.perf_counter() - began) / min(timed, len(self.examples)))
             return {"seconds": np.array(taken)}
 
-        found = storage.cached(self.file("seconds", timed, counts, device), make)["seconds"]
+        found = caches.cached(self.file("seconds", timed, counts, device), make)["seconds"]
         return dict(zip(counts, found.tolist(), strict=True))
 
 

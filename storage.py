@@ -1,10 +1,9 @@
-"""Files that are whole or not there, notes of what made them, long stages that go on where they stopped."""
+"""Files that are whole or not there, and notes of what made them."""
 
 import contextlib
 import csv
 import errno
 import fcntl
-import functools
 import glob
 import hashlib
 import json
@@ -14,12 +13,9 @@ import shutil
 import tempfile
 import time
 import uuid
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -276,7 +272,7 @@ def load_weights(module, file: Path) -> None:
     load_model(module, str(file), strict=True)
 
 
-# ------------------------------------------------------------------------------------ notes, and long stages
+# ----------------------------------------------------------------------------------------------------- notes
 
 
 def decode(content: bytes, path: Path) -> str:
@@ -450,68 +446,3 @@ def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
         )
         print(f"warning: {path} was made from another {', '.join(old)} than is there now; {how}")
     return old
-
-
-def cached(
-    file: Path | None, make: Callable[[], dict[str, np.ndarray]], required: bool = False
-) -> dict[str, np.ndarray]:
-    """`make()`, or what it gave before, from `file`; one that cannot be read is named and made again.
-
-    In a place that may not be written nothing is kept, which is said once; `required` makes an error of that.
-    """
-    if file is None:
-        return make()
-    try:
-        with np.load(file, allow_pickle=False) as stored:  # a zip: each part has a checksum
-            return dict(stored)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        tqdm.write(f"warning: {file}: cannot be read ({error}); it is made again")
-    arrays = make()
-    keep_arrays(file, arrays, required)
-    return arrays
-
-
-def keep_arrays(file: Path, arrays: dict[str, np.ndarray], required: bool = False) -> None:
-    """Into an npz that `cached` reads; where nothing may be written, as it says."""
-    try:
-        with whole_file(file) as part, open(part, "wb") as handle:
-            np.savez(handle, **arrays)  # type: ignore[arg-type]
-    except UserError as error:
-        if required or getattr(error.__cause__, "errno", None) not in READ_ONLY:
-            raise
-        warn_once("cache", f"{file.parent}: may not be written ({error.__cause__}), so nothing is kept there")
-
-
-def sweep_kept(keep: Path) -> None:
-    """Clear away what stages left beside `keep` and nobody took up again: same kind, a week old."""
-    kind = keep.name.rpartition("-")[0]
-    for other in keep.parent.glob(f"{glob.escape(kind)}-*") if kind else ():
-        with contextlib.suppress(OSError):
-            if other != keep and all(abandoned(p, days=7) for p in (other, *other.iterdir())):
-                shutil.rmtree(other, ignore_errors=True)
-
-
-def in_chunks(
-    batches: list, work: Callable[[list], dict[str, np.ndarray]], keep: Path | None, title: str, size: int = 8
-) -> dict[str, np.ndarray]:
-    """Rows for all `batches`, in the order of their numbers.
-
-    `work(some batches)` gives "numbers" (N,) and any other arrays (N, ...). With `keep`, results so far wait
-    there for an interrupted stage to go on; it is named by what they depend on (`kind-fingerprint`), and the
-    caller removes it when its output is written. A `keep` with a dot lies beside that output: it must be
-    writable, as the output must.
-    """
-    if keep:
-        sweep_kept(keep)
-    required = keep is not None and keep.name.startswith(".")
-    parts = []
-    with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
-        for number, start in enumerate(range(0, len(batches), size)):
-            group = batches[start : start + size]
-            file = keep and keep / f"{number:05d}.npz"
-            parts.append(cached(file, functools.partial(work, group), required))
-            bar.update(len(group))
-    order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
-    return {name: np.concatenate([p[name] for p in parts])[order] for name in parts[0]}

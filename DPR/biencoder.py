@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from advice import makes
+from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
 from models import load_config, load_pretrained, load_tokenizer, positions, require_words
 from options import UserError
 from runs import require_run
-from storage import fingerprint, in_chunks, sha256
+from storage import fingerprint, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -159,7 +160,7 @@ def embed(
     batch_size: int = 128,
     keep: Path | None = None,
 ) -> np.ndarray:
-    """(N, E) float32, each distinct text once, in batches of like length. `keep`: see `storage.in_chunks`."""
+    """(N, E) float32, each distinct text once, in batches of like length. `keep`: see `caches.in_chunks`."""
     distinct = list(dict.fromkeys(texts))
     rows = tokenize(tokenizer, distinct, max_length, keep_latest)
     encoder.eval()

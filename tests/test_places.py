@@ -21,6 +21,7 @@ from torch import nn
 from toy import toy_loop, train
 from transformers import T5ForConditionalGeneration
 
+import caches
 import checkpoints
 import storage
 from models import Generator
@@ -200,8 +201,8 @@ def test_where_no_cache_may_be_written_none_is_kept_and_that_is_said_once(
 ):
     monkeypatch.setattr(os, "mkdir", failing(os.mkdir, name))
     for file in ("a.npz", "b.npz"):
-        assert storage.cached(tmp_path / "cache" / file, squares)["squares"].tolist() == [0, 1, 4]
-    rows = storage.in_chunks([0], lambda _: squares(), tmp_path / "cache" / "labels-0a1b", "")
+        assert caches.cached(tmp_path / "cache" / file, squares)["squares"].tolist() == [0, 1, 4]
+    rows = caches.in_chunks([0], lambda _: squares(), tmp_path / "cache" / "labels-0a1b", "")
     assert rows["squares"].tolist() == [0, 1, 4]
     shown = capsys.readouterr().out
     assert shown.count("warning: ") == 1 and f"{tmp_path / 'cache'}: may not be written" in shown
@@ -211,7 +212,7 @@ def test_where_no_cache_may_be_written_none_is_kept_and_that_is_said_once(
 def test_a_cache_on_a_full_or_broken_disk_is_an_error(tmp_path, monkeypatch, name):
     monkeypatch.setattr(os, "mkdir", failing(os.mkdir, name))
     with pytest.raises(UserError, match="cannot be written"):
-        storage.cached(tmp_path / "cache" / "a.npz", squares)
+        caches.cached(tmp_path / "cache" / "a.npz", squares)
 
 
 def test_where_an_output_may_not_be_written_nothing_is_computed_for_it(tmp_path, monkeypatch):
@@ -225,7 +226,7 @@ def test_where_an_output_may_not_be_written_nothing_is_computed_for_it(tmp_path,
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(os, "mkdir", failing(os.mkdir, "EROFS"))
     with pytest.raises(UserError, match="cannot be written"):
-        storage.in_chunks([0, 1, 2], work, tmp_path / "run" / ".partial-0a1b", "", size=1)
+        caches.in_chunks([0, 1, 2], work, tmp_path / "run" / ".partial-0a1b", "", size=1)
     assert len(done) == 1
     with pytest.raises(UserError, match="labels: cannot be written"):
         storage.ready(tmp_path / "labels" / "train.csv", {}, overwrite=False)
@@ -236,10 +237,10 @@ def test_a_read_only_mount_in_earnest(tmp_path):
     place = tmp_path / "data"
     place.mkdir()
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, numpy, storage\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, numpy, caches\n"
         "for name in 'ab':\n"
         "    file = pathlib.Path(sys.argv[2]) / 'cache' / name\n"
-        "    made = storage.cached(file, lambda: {'x': numpy.arange(3)})\n"
+        "    made = caches.cached(file, lambda: {'x': numpy.arange(3)})\n"
         "    assert made['x'].tolist() == [0, 1, 2]"
     )
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -524,7 +525,7 @@ def test_what_an_abandoned_stage_kept_goes_after_a_week(tmp_path):
     old(tmp_path / "labels-old", days=8)
     old(tmp_path / ".partial-new", days=8)
     (tmp_path / ".partial-new" / "00001.npz").touch()  # a stage that is still at it
-    storage.in_chunks([0], lambda _: squares(), tmp_path / ".partial-mine", "")
+    caches.in_chunks([0], lambda _: squares(), tmp_path / ".partial-mine", "")
     assert {p.name for p in tmp_path.iterdir()} == {".partial-new", ".partial-mine", "labels-old"}
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import Killed
 
+import caches
 import storage
 from options import UserError
 
@@ -23,16 +24,16 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
     again = False
     batches = [9, 1, 2, 3, 4, 5, 6, 7, 8, 0]
     with pytest.raises(Killed):
-        storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)
+        caches.in_chunks(batches, work, tmp_path / "keep", "", size=3)
     again = True
     for _ in range(2):
-        assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
+        assert caches.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
             n * n for n in range(10)
         ]
     assert done == [[9, 1, 2], [3, 4, 5], [6, 7, 8], [0]]
     damaged = tmp_path / "keep" / "00001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    assert storage.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
+    assert caches.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
         n * n for n in range(10)
     ]
     assert done[4:] == [[3, 4, 5]] and f"{damaged}: cannot be read" in capsys.readouterr().out
@@ -45,14 +46,14 @@ def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path):
         return {"x": np.arange(20)}
 
     file = tmp_path / "kept.npz"
-    storage.cached(file, make)
+    caches.cached(file, make)
     sound = file.read_bytes()
     for place in range(len(sound)):
         for bit in (0, 3):
             content = bytearray(sound)
             content[place] ^= 1 << bit
             file.write_bytes(content)
-            assert storage.cached(file, make)["x"].tolist() == list(range(20))
+            assert caches.cached(file, make)["x"].tolist() == list(range(20))
 
 
 def test_an_output_and_its_note_never_disagree(tmp_path, monkeypatch):
