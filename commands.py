@@ -4,7 +4,7 @@ As light as options.py, so that `--help` answers at once.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -471,7 +471,19 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
             print(
                 f"note: {flags}: ignored, since --inference trains nothing and takes the run's own settings"
             )
+    sampling = [k for k in ("top_k", "top_p", "temperature") if getattr(args, k) != parser.get_default(k)]
+    if args.beams > 1 and sampling:
+        flags = ", ".join(f"--{k.replace('_', '-')}" for k in sampling)
+        print(f"note: {flags}: ignored, since --beams {args.beams} samples nothing")
+    if "family" in vars(args):
+        note_void_family(parser, args, CRITICS)
     return args
+
+
+def note_void_family(parser: Parser, args: argparse.Namespace, kinds: Iterable[str]) -> None:
+    """Say that --family chooses nothing, where critics of all `kinds` are named."""
+    if args.family != parser.get_default("family") and all(getattr(args, kind) for kind in kinds):
+        print(f"note: --family {args.family}: ignored, since each critic is named by itself")
 
 
 #: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance

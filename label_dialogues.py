@@ -8,7 +8,7 @@ Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of th
 """
 
 import options
-from commands import critic_folder, device_flags
+from commands import critic_folder, device_flags, note_void_family
 from options import DIMENSIONS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
 
 
@@ -32,6 +32,7 @@ def parse_args(argv=None):
     add_device(parser)
     args = parser.parse_args(argv)
     check(parser, args)
+    note_void_family(parser, args, DIMENSIONS)
     return args
 
 

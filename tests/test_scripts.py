@@ -547,6 +547,24 @@ def test_perplexity_of_the_table_is_the_sum_of_the_likelihood_file(trained_copy)
 # --------------------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize("script", [train_t5, train_causal_lm, label_dialogues])
+def test_flags_that_another_one_makes_void_are_named(script, tmp_path, capsys):
+    parse = script.parse_args
+    place = ["--workdir", str(tmp_path)]
+    named = [word for dim in ("emo", "exp", "int") for word in (f"--{dim}", f"saved/empathy/mine-{dim}")]
+    alike = ["--family", "glove-t5-a", *place]
+    parse([*named[:4], *alike])
+    assert "ignored" not in capsys.readouterr().out
+    if script is label_dialogues:
+        parse([*named, *alike])
+        assert "note: --family glove-t5-a: ignored" in capsys.readouterr().out
+        return
+    parse([*named, "--sentiment", "mine", *alike])
+    assert "note: --family glove-t5-a: ignored" in capsys.readouterr().out
+    parse(["--beams", "4", "--temperature", "0.5", *place])
+    assert "note: --temperature: ignored, since --beams 4 samples nothing" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", [train_t5, train_glove_t5])
 def test_all_flag_errors_are_reported_together(script, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
