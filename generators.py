@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, T5ForConditionalGeneration
 
 import advice
 import exemplars
@@ -81,7 +81,12 @@ def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Bac
     with offline("--model t5-tiny (random weights)"):
         config = load_config(name)
         if config.model_type != "t5":
-            raise UserError(f"--model {model}: a {config.model_type} model; the generator needs a T5")
+            kind, both = type(config), config.is_encoder_decoder  # BERT is listed as causal, too
+            causal = (
+                kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING and not both
+            )
+            other = "; train_causal_lm.py is for causal language models" if causal else ""
+            raise UserError(f"--model {model}: a {config.model_type} model; the generator needs a T5{other}")
         config.dropout_rate = dropout
         tokenizer = load_tokenizer(name)
         if tiny or from_scratch:

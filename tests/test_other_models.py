@@ -250,10 +250,16 @@ def test_what_is_no_encoder_for_critics_is_refused_in_words(workdir, tmp_path, w
     assert str(folder) in text and f"a {model} model" in text and "\n" not in text
 
 
+def test_a_causal_language_model_in_place_of_a_t5_names_the_script_for_it(tmp_path, prepared):
+    AutoConfig.for_model("llama", vocab_size=WORDS).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a llama model; the generator needs a T5; train_causal_lm.py is for"):
+        generators.load_t5(str(tmp_path), False, 0.1, Paths(prepared))
+
+
 def test_bart_is_refused_as_generator_and_as_encoder_of_exemplars(tmp_path, words, prepared):
     config = AutoConfig.for_model("bart", vocab_size=WORDS, d_model=32, encoder_layers=1, decoder_layers=1)
     config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="a bart model; the generator needs a T5"):
+    with pytest.raises(UserError, match="a bart model; the generator needs a T5$"):
         generators.load_t5(str(tmp_path), False, 0.1, Paths(prepared))
     options = SimpleNamespace(add_exemplars="t5", exemplar_model=str(tmp_path))
     with pytest.raises(UserError, match="--exemplar-model .* a bart model, not a T5"):
