@@ -43,6 +43,7 @@ SCRIPTS = {
     "train_causal_lm.py": f"--max-steps 1 --valid-conversations 1 --no-predict {STEP} {DEVICE}",
     "evaluate_responses.py": "{work}/saved/glove-t5/plain --family glove-t5 --resamples 100 --overwrite",
     "control.py": "{work}/saved/glove-t5/plain --ranker tfidf --judge glove-t5 --contexts 2 --candidates 2",
+    "probe_critics.py": f"{{work}}/saved/glove-t5/plain --kinds emo --output {{work}}/probe.json {DEVICE}",
     "score.py": f"--family glove-t5 {DEVICE} 'That sounds hard.'",
     "retrieve.py": f"--pool {{work}}/pool.txt --encoder {{work}}/data/bert-tiny {DEVICE} 'My dog died.'",
     "respond.py": f"--run {{work}}/saved/glove-t5/plain {DEVICE} 'My dog died.'",
