@@ -79,11 +79,11 @@ def test_a_score_does_not_depend_on_the_texts_beside_it_and_depends_on_the_conte
 
 def test_a_level_comes_with_its_probabilities_and_what_it_means(home):
     scorer = Critic.from_pretrained(Paths(home).critic("exp", "glove-t5"), Session("cpu"))
-    assert scorer.said([0.3, 0.7]) == Score(0.7, 1, (0.3, 0.7), "asks about what was told")
-    assert scorer.said([0.2, 0.1, 0.7]).meaning == "asks about something in particular"
-    assert scorer.said([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
+    assert scorer.score_of([0.3, 0.7]) == Score(0.7, 1, (0.3, 0.7), "asks about what was told")
+    assert scorer.score_of([0.2, 0.1, 0.7]).meaning == "asks about something in particular"
+    assert scorer.score_of([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
     sentiment = Critic.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
-    assert [sentiment.said([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
+    assert [sentiment.score_of([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
 
 
 def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
@@ -115,17 +115,17 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(home, tmp_path, monkeyp
     rows = [{"n": n, "reply": f"{REPLIES[n % 3]} {n}"} for n in range(40)]
     source.write_text("".join(json.dumps(r) + "\n" for r in rows))
     words = ["--family", "glove-t5", "--input", str(source), "--output", str(output), "--batch-size", "2"]
-    real, asked = Critic.score, []
+    real, asked = Critic.rows, []
 
     def stops(self, *args, **kwargs):
         if self.kind == "int":
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(Critic, "score", stops)
+    monkeypatch.setattr(Critic, "rows", stops)
     with pytest.raises(KeyboardInterrupt):
         run(score, home, *words)
-    monkeypatch.setattr(Critic, "score", real)
+    monkeypatch.setattr(Critic, "rows", real)
     forward = torch.nn.Module.__call__
     import models
 
