@@ -1,0 +1,41 @@
+"""Two processes on halves of each batch make the updates that one makes on the whole, by each fast path."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from conftest import by_two_processes
+from test_causal_models import make_tokenizer, save_llama
+
+SHORT = "--device cpu --max-steps 3 --epochs 9 --batch-tokens 0 --log-every 1 --no-predict".split()
+
+
+def trained_by(script: str, words: list[str]) -> None:
+    importlib.import_module(script).main(words)
+
+
+def logged(folder: Path, kind: str) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if "loss" in k or k == "nll"} for r in rows if r["kind"] == kind]
+
+
+@pytest.mark.parametrize("way", ["packed conversations", "pooled exemplars from a table, critics"])
+def test_two_processes_train_as_one(way, trained_copy, tmp_path):
+    if way == "packed conversations":
+        script, room = "train_causal_lm", "causal-lm"
+        words = ["--model", save_llama(tmp_path / "llama", make_tokenizer()), "--lora-rank", "2"]
+        words += ["--valid-conversations", "3"]
+    else:
+        script, room = "train_t5", "t5"
+        words = "--model t5-tiny --dropout 0 --add-exemplars t5 --exemplar-model t5-tiny".split()
+        words += "--src-len 40 --tgt-len 12".split()
+    words += ["--workdir", str(trained_copy), *SHORT]
+    by_two_processes(trained_by, script, [*words, "--name", "two", "--batch-size", "2"])
+    trained_by(script, [*words, "--name", "one", "--batch-size", "4"])
+    two, one = (trained_copy / "saved" / room / name for name in ("two", "one"))
+    for kind, steps in (("train", 3), ("valid", 1)):
+        found, expected = logged(two, kind), logged(one, kind)
+        assert len(found) >= steps and len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
