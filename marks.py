@@ -16,8 +16,7 @@ WORDS = {
     "exp": ("tell", "ask", "why"),
     "int": ("quiet", "know", "understand"),
 }
-#: the share of training replies without marks, and of marks that a marked reply lacks: in use, none may be
-#: asked for, or some
+#: the share of training replies without marks: in use, none may be asked for
 LEFT_OUT = 0.1
 
 
@@ -51,12 +50,13 @@ def read(split: str, examples: Sequence[Example], paths: Paths) -> dict[str, lis
 
 
 def of_split(split: str, examples: Sequence[Example], paths: Paths, seed: int) -> list[str]:
-    """The marks before each reply in training, in words. What is left out depends on seed and example."""
+    """The marks before each reply in training, in words: those of some dimensions, each choice as likely,
+    since in use mostly one is asked for. What is left out depends on seed and example."""
     labels, marked = read(split, examples, paths), []
     for n, example in enumerate(examples):
-        draw = random.Random(hash_seed("marks", seed, *example.key)).random
-        whole = draw() >= LEFT_OUT
-        marked.append(in_words({dim: labels[dim][n] for dim in DIMENSIONS if draw() >= LEFT_OUT and whole}))
+        rng = random.Random(hash_seed("marks", seed, *example.key))
+        chosen = 0 if rng.random() < LEFT_OUT else rng.randrange(1, 2 ** len(DIMENSIONS))
+        marked.append(in_words({dim: labels[dim][n] for k, dim in enumerate(DIMENSIONS) if chosen >> k & 1}))
     return marked
 
 

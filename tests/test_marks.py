@@ -96,6 +96,8 @@ def test_a_tenth_of_the_replies_has_no_marks_and_which_depends_on_the_example_al
     many = [marks.of_split("train", examples, paths, seed) for seed in range(40)]
     empty = sum(mark == "" for row in many for mark in row) / (40 * len(examples))
     assert empty == pytest.approx(0.1, abs=0.03)
+    alone = sum(len(mark.split()) == 1 for row in many for mark in row) / (40 * len(examples))
+    assert alone == pytest.approx(0.9 * 3 / 7, abs=0.04)  # as in use, where mostly one dimension is asked for
     assert marks.of_target({"exp": 0.8, "sentiment": 1, "int": 2}, {"exp": 2, "int": 2}) == {
         "exp": 1,
         "int": 1,
