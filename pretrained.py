@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from options import UserError
+from session import fits
 from storage import load_weights, save_weights
 
 
@@ -115,9 +116,10 @@ def offline(flag: str):
 
 
 def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
-    """`load(name)`, a hub name or folder; what is missing becomes a `UserError`."""
+    """`load(name)`, a hub name or folder; what is missing or too large for memory becomes a `UserError`."""
     try:
-        return load(str(name), **kwargs)
+        with fits(f"{name}: this {what}"):
+            return load(str(name), **kwargs)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(

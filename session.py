@@ -194,6 +194,18 @@ def largest_that_fits(most: int, try_out: Callable[[int], int]) -> int:
 
 
 @contextlib.contextmanager
+def fits(what: str):
+    """Where memory ends while `what` is loaded, or moved to its device, the flag that helps is named."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        ended = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not ended:
+            raise
+        raise UserError(f"{what} does not fit into memory; give a smaller --model or --size") from error
+
+
+@contextlib.contextmanager
 def memory_advice(where: str, args):
     """Running out of memory names the flags to change, with their current and suggested values."""
     try:

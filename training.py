@@ -30,6 +30,7 @@ from quick import quicken
 from session import (
     Session,
     Signals,
+    fits,
     largest_that_fits,
     memory_advice,
     own_random_stream,
@@ -149,7 +150,8 @@ class Loop:
         self.options, self.session, self.objective, self.data = options, session, objective, data
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
         self.reload, self.probe, self.same = reload, probe, same
-        self.model = model.to(session.device)
+        with fits("the model"):
+            self.model = model.to(session.device)
         self.state = State(evaluation_due=evaluate_first)
         self._best_before = 0  # best_step when the checkpoint before was written
         self._stored = -1  # the step whose weights, optimizer and random streams stand in its checkpoint

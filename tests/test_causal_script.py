@@ -16,6 +16,7 @@ import evaluate_responses
 import train_causal_lm
 import updates
 from causal_generators import load
+from causal_models import CausalGenerator
 from chats import chat_ids
 from dataloaders import listener_turns, read_predictions
 from options import Paths, UserError
@@ -159,3 +160,16 @@ def test_a_base_is_named_without_its_place_and_found_again_where_it_was_moved(tr
     assert json.loads((inside / "config.json").read_text())["base"] == "data/llama"
     (inside / "sources.json").unlink()  # as from the hub
     assert load(inside, Paths(trained_copy), Session("cpu")).settings.base == "data/llama"
+
+
+@pytest.mark.parametrize("moment", ["load", "move"])
+def test_a_base_too_large_for_memory_names_the_flag_that_helps(flags, moment, monkeypatch):
+    def ends(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    if moment == "load":
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", ends)
+    else:
+        monkeypatch.setattr(CausalGenerator, "to", ends)
+    with pytest.raises(UserError, match="does not fit into memory; give a smaller --model"):
+        train_causal_lm.main(flags)
