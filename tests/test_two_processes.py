@@ -20,16 +20,17 @@ def logged(folder: Path, kind: str) -> list[dict]:
     return [{k: v for k, v in r.items() if "loss" in k or k == "nll"} for r in rows if r["kind"] == kind]
 
 
-@pytest.mark.parametrize("way", ["packed conversations", "pooled exemplars from a table, critics"])
+@pytest.mark.parametrize("way", ["packed conversations", "pooled exemplars from a table, critics cast to bf16"])
 def test_two_processes_train_as_one(way, trained_copy, tmp_path):
+    near = 1e-4
     if way == "packed conversations":
         script, room = "train_causal_lm", "causal-lm"
         words = ["--model", save_llama(tmp_path / "llama", make_tokenizer()), "--lora-rank", "2"]
         words += ["--valid-conversations", "3"]
     else:
-        script, room = "train_t5", "t5"
+        script, room, near = "train_t5", "t5", 5e-3  # bf16 has 8 bits
         words = "--model t5-tiny --dropout 0 --add-exemplars t5 --exemplar-model t5-tiny".split()
-        words += "--src-len 40 --tgt-len 12".split()
+        words += "--src-len 40 --tgt-len 12 --precision bf16".split()
     words += ["--workdir", str(trained_copy), *SHORT]
     by_two_processes(trained_by, script, [*words, "--name", "two", "--batch-size", "2"])
     trained_by(script, [*words, "--name", "one", "--batch-size", "4"])
@@ -38,4 +39,4 @@ def test_two_processes_train_as_one(way, trained_copy, tmp_path):
         found, expected = logged(two, kind), logged(one, kind)
         assert len(found) >= steps and len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
-            assert a == pytest.approx(b, rel=1e-4)
+            assert a == pytest.approx(b, rel=near)
