@@ -117,6 +117,8 @@ def write_run(model, begun: dict, figures: dict, args, paths, device: str) -> No
 
 def perplexity(model, args, paths, session) -> float:
     """Of a word of the validation split's replies."""
+    import torch
+
     from causal_generators import CausalObjective, sequences
     from dataloaders import plan_once
     from generators import validate
@@ -124,7 +126,8 @@ def perplexity(model, args, paths, session) -> float:
     model.to(session.device)
     held = sequences(model, "valid", paths, conversations=args.conversations)
     batches = plan_once(held.data.lengths, len(held.data.lengths), args.batch_tokens)
-    return validate(model, CausalObjective(), held, batches, session)["ppl_word"]  # type: ignore[arg-type]
+    with torch.inference_mode():
+        return validate(model, CausalObjective(), held, batches, session)["ppl_word"]  # type: ignore[arg-type]
 
 
 def main(argv=None):
