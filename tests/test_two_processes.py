@@ -20,7 +20,7 @@ def logged(folder: Path, kind: str) -> list[dict]:
     return [{k: v for k, v in r.items() if "loss" in k or k == "nll"} for r in rows if r["kind"] == kind]
 
 
-@pytest.mark.parametrize("way", ["packed conversations", "pooled exemplars from a table, critics cast to bf16"])
+@pytest.mark.parametrize("way", ["packed conversations", "pooled exemplars, critics cast to bf16"])
 def test_two_processes_train_as_one(way, trained_copy, tmp_path):
     near = 1e-4
     if way == "packed conversations":
