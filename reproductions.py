@@ -350,12 +350,28 @@ def commit_of(row: Row, table: Table, request: Request) -> str:
     ending = table.evaluate.partition("RUNS")[2]
     if not keys and ending:
         keys = [key for key, entry in entries.items() if entry.get("line", "").endswith(ending)]
-    for entry in (entries.get(key, {}) for key in reversed(keys)):
-        if entry.get("commit"):
-            return entry["commit"]
-    run = named_places(row.run)[1][0]
-    place = folder / (run or Path(*row.result[:1]).parent) / "environment.json"
+    noted = [entries[key]["commit"] for key in reversed(keys) if entries.get(key, {}).get("commit")]
+    before = trained_before(row, folder, seconds_of_stages(row, entries, request))
+    place = folder_of(row, folder) / "environment.json"
+    if noted and not before:
+        return noted[0]
     return storage.read_json(place).get("commit", "unknown") if place.exists() else "unknown"
+
+
+def folder_of(row: Row, workdir: Path) -> Path:
+    """Of what the row measures: its run, or where its figures stand."""
+    run = named_places(row.run)[1][0]
+    return workdir / (run or Path(*row.result[:1]).parent)
+
+
+def trained_before(row: Row, workdir: Path, seconds: float) -> float:
+    """The seconds of the row's one training, where its stage took fewer: the run was finished when the stage
+    began, which loaded it and noted its own short time; else 0."""
+    file = folder_of(row, workdir) / "result.json"
+    if len(row.commands) != 1 or not file.exists():
+        return 0.0
+    own = storage.read_json(file).get("seconds", 0.0)
+    return own if own > seconds else 0.0
 
 
 def rounded(figure: Figure, digits: int) -> Figure:
@@ -368,10 +384,15 @@ def rounded(figure: Figure, digits: int) -> Figure:
 
 def seconds_of(row: Row, table: Table, request: Request) -> float:
     """How long the row's own commands took, of the first seed."""
-    folder = Path(where(request, row, table, FIRST_SEED)) / "results" / "tables"
-    entries = stages.Record(folder / "stages.json").entries
+    folder = Path(where(request, row, table, FIRST_SEED))
+    entries = stages.Record(folder / "results" / "tables" / "stages.json").entries
+    took = seconds_of_stages(row, entries, request)
+    return round(max(took, trained_before(row, folder, took)), 1)
+
+
+def seconds_of_stages(row: Row, entries: dict[str, dict], request: Request) -> float:
     keys = [stage_key(command, request.changes) for command in row.commands]
-    return round(sum(entries.get(key, {}).get("seconds", 0.0) for key in keys), 1)
+    return sum(entries.get(key, {}).get("seconds", 0.0) for key in keys)
 
 
 def as_measured(row: Row, runs: Sequence[dict], reason: str) -> Row:

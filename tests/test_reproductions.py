@@ -140,6 +140,18 @@ def test_what_was_measured_is_recorded_with_its_commit_beside_what_stood_there(d
     assert results.read(file).rows["bm25"].commit == "abcdef1"
 
 
+def test_a_run_that_was_finished_before_is_recorded_with_its_own_commit_and_seconds(data, tmp_path):
+    data["rows"].append(row("critic", "python train_t5.py") | {"result": ["saved/c/result.json"]})
+    own, table = results.parse(data).rows["critic"], results.parse(data).tables[data["rows"][-1]["table"]]
+    entry = {"seconds": 15.3, "line": "", "finished": True, "commit": "later"}
+    storage.write_json(tmp_path / "results" / "tables" / "stages.json", {"train_t5.py": entry})
+    storage.write_json(tmp_path / "saved" / "c" / "environment.json", {"commit": "earlier"})
+    asked = (own, table, request_of(tmp_path))
+    for trained, commit, seconds in ((597.7, "earlier", 597.7), (12.0, "later", 15.3)):
+        storage.write_json(tmp_path / "saved" / "c" / "result.json", {"seconds": trained})
+        assert (reproductions.commit_of(*asked), reproductions.seconds_of(*asked)) == (commit, seconds)
+
+
 @pytest.mark.parametrize(
     ("commands", "run", "seeds"),
     [
