@@ -12,12 +12,14 @@ import exemplars
 import storage
 from bundled import HERE
 from cards import bundled_card
-from dataloaders import generator_data, listener_turns, plan_once
+from corpora import listener_turns
+from dataloaders import generator_data, plan_once
 from gathering import half
 from hub import Published
 from metrics import count_words, perplexity
-from models import Generator, load_tokenizer, token_nll
+from models import Generator, token_nll
 from options import Paths
+from pretrained import load_tokenizer
 from session import Session
 
 SAMPLE = HERE / "data" / "sample" / "empathetic_dialogues" / "test.csv"

@@ -17,22 +17,17 @@ import marks
 import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll, token_nll
 from chats import causal_data, pad_id, prompt_data
-from commands import DECODING, CausalCommand, Decoding
-from dataloaders import Data, Example, hash_seed, listener_turns, pad, plan_once, read_exemplars
+from commands import DECODING
+from corpora import Example, listener_turns, read_exemplars
+from dataloaders import Data, SplitData, pad, plan_once
 from exemplars import found_by
-from generators import (
-    Predictor,
-    SplitData,
-    inference,
-    likelihood_key,
-    reward_sources,
-    sampled_replies,
-    validate,
-    write_predictions,
-)
+from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, some, without_tokens
 from options import Paths, UserError
+from predicting import Predictor, inference, likelihood_key, write_predictions
 from session import Session, own_random_stream
+from settings import CausalCommand, Decoding
+from storage import hash_seed
 from training import Loop, begin_from
 from updates import Objective
 

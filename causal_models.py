@@ -26,8 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 import runs
 from chats import SYSTEM, chat_format, pad_id
-from models import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from options import OtherPrecision, Paths, UserError
+from pretrained import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 from vocabulary import logits_nll

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from dataloaders import Data, Example, encode, join, pad
+from corpora import Example
+from dataloaders import Data, encode, join, pad
 
 #: said to the model before every dialogue; without it a template puts a turn of its own there
 SYSTEM = "You are a caring listener. Answer in one or two sentences."

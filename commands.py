@@ -23,31 +23,7 @@ from options import (
     number,
     run_name,
 )
-from settings import (  # noqa: F401 (found here before)
-    DPR_HUB,
-    EXEMPLAR_WAYS,
-    PARAPHRASER,
-    CausalCommand,
-    CriticCommand,
-    CriticOptions,
-    Decoding,
-    GeneratorCommand,
-    GeneratorOptions,
-    RetrieverOptions,
-    SampledOptions,
-    SearchOptions,
-    StageCommand,
-    TeacherOptions,
-    TrainingOptions,
-    causal_command,
-    critic_command,
-    critic_folder,
-    critic_names,
-    device_flags,
-    generator_command,
-    pick,
-    target,
-)
+from settings import EXEMPLAR_WAYS, PARAPHRASER
 
 
 def add_training(

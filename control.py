@@ -16,7 +16,7 @@ Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder o
 """
 
 import options
-from commands import add_base, add_sampling, device_flags, pick
+from commands import add_base, add_sampling
 from options import (
     COUNT,
     NATURAL,
@@ -30,6 +30,7 @@ from options import (
     make_parser,
     run_name,
 )
+from settings import device_flags, pick
 
 
 def parse_args(argv=None):

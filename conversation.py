@@ -19,9 +19,7 @@ import bundled
 import caches
 import distress
 import storage
-from commands import Decoding, target
 from critics import doubts, find_judges
-from dataloaders import hash_seed
 from exemplars import matched_by
 from hub import folder_of
 from options import Paths, UserError, Wrong
@@ -30,6 +28,8 @@ from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in
 from scoring import as_json, described
 from searching import check_emotion, find_retriever, read_pool, training_pool
 from session import Session
+from settings import Decoding, target
+from storage import hash_seed
 
 SHOWN = 3  # exemplars on the terminal
 HELP = """/retry          another reply to the same turn

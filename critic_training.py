@@ -18,34 +18,18 @@ from torch import Tensor, nn
 import judges
 import metrics
 import storage
-from commands import CriticCommand, CriticOptions, TeacherOptions
+from corpora import choose_pairs, listener_turns, read_pairs, read_vader
 from critics import Critic, guess_loss, is_useless
-from dataloaders import (
-    choose_pairs,
-    critic_data,
-    listener_turns,
-    plan_once,
-    read_pairs,
-    read_vader,
-    require_same_words,
-    tokenizer_hash,
-)
+from dataloaders import critic_data, plan_once, require_same_words, tokenizer_hash
 from DPR.biencoder import resolve
 from glove_models import glove_config, load_vectors, set_word_vectors
 from mixtures import Mixtures, loss_of_nothing, mean_target, word_frequencies
 from models import Critic as CriticModel
-from models import (
-    CriticSettings,
-    Mixture,
-    load_encoder,
-    load_tokenizer,
-    new_encoder,
-    offline,
-    positions,
-    require_words,
-)
+from models import CriticSettings, Mixture
 from options import DIMENSIONS, JOINT, SENTIMENT, Paths, UserError, refuse_existing
+from pretrained import load_encoder, load_tokenizer, new_encoder, offline, positions, require_words
 from session import Session
+from settings import CriticCommand, CriticOptions, TeacherOptions
 from storage import require
 from training import Loop, begin_from
 from updates import Objective

@@ -17,16 +17,12 @@ import bundled
 import caches
 import runs
 import storage
-from dataloaders import (
-    Data,
-    critic_data,
-    encode,
-    plan_once,
-)
+from dataloaders import Data, critic_data, encode, plan_once
 from hub import Published, folder_of
 from models import Critic as CriticModel
-from models import CriticSet, load_tokenizer
+from models import CriticSet
 from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, texts_of, with_halves
+from pretrained import load_tokenizer
 from session import Session
 
 # ------------------------------------------------------------------------------------------ loaded and chosen

@@ -1,6 +1,6 @@
 """Validated rows -> token ids -> batches. Knows collation, and no model.
 
-The readers stand in corpora.py, and are found here too.
+The readers of what is on disk stand in corpora.py.
 """
 
 import itertools
@@ -14,36 +14,9 @@ import numpy as np
 import torch
 
 from caches import cached
-from corpora import (  # noqa: F401 (found here before)
-    EMOTIONS,
-    EXEMPLAR_COLUMNS,
-    LABEL_COLUMNS,
-    PAIR_COLUMNS,
-    PREDICTION_COLUMNS,
-    RAW_PAIR_COLUMNS,
-    VADER_COLUMNS,
-    Example,
-    all_turns,
-    check_control_tokens,
-    choose_pairs,
-    listener_turns,
-    not_a_prediction,
-    read_dialogues,
-    read_exemplars,
-    read_labels,
-    read_pairs,
-    read_predictions,
-    read_sentiment,
-    read_vader,
-    refuse_unknown,
-)
+from corpora import Example
 from options import UserError
 from storage import fingerprint, hash_seed
-from tabular import (  # noqa: F401 (found here before)
-    WHOLE_OR_FLOAT,
-    file_content,
-    read_rows,
-)
 
 #: stands before each exemplar in the source; plain words, so that a pretrained tokenizer knows them too
 EXEMPLAR_MARKER = "example:"

@@ -11,8 +11,8 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 """
 
 import options
-from commands import SearchOptions, device_flags, pick
 from options import NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
+from settings import SearchOptions, device_flags, pick
 
 
 def parse_args(argv=None):

@@ -18,7 +18,6 @@ and .html, and learning_curves.png to results/NAME/.
 from pathlib import Path
 
 import options
-from commands import device_flags, pick
 from options import (
     COUNT,
     LAYOUTS,
@@ -32,6 +31,7 @@ from options import (
     number,
     run_name,
 )
+from settings import device_flags, pick
 
 
 def parse_args(argv=None):

@@ -14,30 +14,14 @@ from tqdm import tqdm
 import caches
 import runs
 import storage
-from commands import DPR_HUB, GeneratorOptions
-from dataloaders import (
-    CUTTING,
-    EXEMPLAR_MARKER,
-    NoExemplars,
-    encode,
-    join,
-    listener_turns,
-    pad,
-    plan_once,
-    tokenizer_hash,
-)
+from corpora import listener_turns
+from dataloaders import CUTTING, EXEMPLAR_MARKER, NoExemplars, encode, join, pad, plan_once, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
-from models import (
-    EXEMPLAR_PREFIX,
-    Generator,
-    GeneratorSettings,
-    load_config,
-    load_encoder,
-    load_tokenizer,
-    offline,
-)
+from models import EXEMPLAR_PREFIX, Generator, GeneratorSettings
 from options import Paths, UserError
+from pretrained import load_config, load_encoder, load_tokenizer, offline
 from session import Session, own_random_stream
+from settings import DPR_HUB, GeneratorOptions
 from storage import fingerprint, require
 
 Texts = Sequence[Sequence[str]]  # each example's exemplars, best first

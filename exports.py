@@ -9,7 +9,7 @@ import normalising
 import validation
 from columns import Column
 from comparison import Row, Test
-from dataloaders import Example
+from corpora import Example
 from rendering import Page
 
 

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import caches
 import searching
 import storage
-from dataloaders import Example
+from corpora import Example
 from DPR.index import Index
 from options import Paths
 from session import Session

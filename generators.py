@@ -16,26 +16,17 @@ import advice
 import exemplars
 import marks
 import storage
-from commands import DECODING, PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
+from commands import DECODING
+from corpora import Example, all_turns, listener_turns, read_exemplars, read_labels
 from critics import LossCritics, choose_for_loss, open_critics, say_uninformed
-from dataloaders import (
-    Example,
-    SplitData,
-    all_turns,
-    generator_data,
-    listener_turns,
-    plan_once,
-    read_exemplars,
-    read_labels,
-    require_same_words,
-    tokenizer_hash,
-)
+from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
 from metrics import count_words, perplexity
-from models import (
-    CriticSet,
-    Generator,
-    GeneratorSettings,
+from models import CriticSet, Generator, GeneratorSettings
+from objectives import Draw, GeneratorObjective, Rewards, SampledReplies, draw_replies, gradient_norms
+from options import DIMENSIONS, Paths, UserError
+from predicting import decoding_arguments, inference, likelihood_key, write_predictions
+from pretrained import (
     asks_for_own_head,
     load_config,
     load_pretrained,
@@ -44,20 +35,9 @@ from models import (
     offline,
     require_words,
 )
-from objectives import Draw, GeneratorObjective, Rewards, SampledReplies, draw_replies, gradient_norms
-from options import DIMENSIONS, Paths, UserError
-from predicting import (  # noqa: F401 (found here before)
-    Predictor,
-    decoding_arguments,
-    inference,
-    likelihood_key,
-    prediction_files,
-    reply,
-    with_own_exemplars,
-    write_predictions,
-)
 from quick import quicken
 from session import Session
+from settings import PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
 from storage import require
 from training import Loop, begin_from
 

@@ -28,12 +28,13 @@ import lineage
 import metrics
 import storage
 from answers import Answers, Ask, Turns, Valued
+from corpora import Example, choose_pairs, read_pairs
 from critics import Critic, Judges, critic_scores, open_critics, result_of, wholes
-from dataloaders import Data, Example, choose_pairs, critic_data, read_pairs
+from dataloaders import Data, critic_data
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate
-from models import load_tokenizer
 from options import DIMENSIONS, JOINT, Paths, UserError
+from pretrained import load_tokenizer
 from session import Session
 
 #: the judges of a table where none are named: another backbone than any critic that can serve as a loss, and

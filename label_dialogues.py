@@ -8,8 +8,9 @@ Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of th
 """
 
 import options
-from commands import critic_folder, device_flags, note_void_family
+from commands import note_void_family
 from options import DIMENSIONS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
+from settings import critic_folder, device_flags
 
 
 def parse_args(argv=None):

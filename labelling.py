@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 import storage
+from corpora import LABEL_COLUMNS, listener_turns, read_sentiment
 from critics import critic_scores, load_critics, quality, wholes
-from dataloaders import LABEL_COLUMNS, critic_data, listener_turns, read_sentiment
+from dataloaders import critic_data
 from options import CRITICS, DIMENSIONS, SENTIMENT, Paths
 from session import Session
 from storage import fingerprint

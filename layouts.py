@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dataloaders
+import corpora
 import records
 import storage
+import tabular
 from options import LAYOUTS, UserError
 
 DELIMITERS = {"tsv": "\t", "csv": ",", "tilde": "~"}
@@ -133,7 +134,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    return storage.decode(dataloaders.file_content(Path(path), "save or fetch it again"), path)
+    return storage.decode(tabular.file_content(Path(path), "save or fetch it again"), path)
 
 
 def _with_references(path: Path, output: Output, gold: list[str], references: Path) -> Output:
@@ -191,14 +192,14 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error as error:
         raise UserError(f"{path}, line 1: cannot be read ({error})") from error
-    columns = list(dataloaders.PREDICTION_COLUMNS)  # so that a file of one column is told what it lacks
+    columns = list(corpora.PREDICTION_COLUMNS)  # so that a file of one column is told what it lacks
     roles: dict[str, str] = {}
     systems: dict[str, list[str]] = {}
     if len(header) > 1:
         roles, systems = _roles(path, header)
         columns = [*roles.values(), *(c for group in systems.values() for c in group)]
-    unquoted = dataloaders.not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
-    table = dataloaders.read_rows(path, columns, made_by=None, delimiter=delimiter, unquoted=unquoted)
+    unquoted = corpora.not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
+    table = tabular.read_rows(path, columns, made_by=None, delimiter=delimiter, unquoted=unquoted)
     lines = table.pop("line").tolist()
     return _systems(path, table.to_dict("records"), lines, roles, systems)
 
@@ -256,7 +257,7 @@ def _item(path: Path, line: int, row: dict[str, Any], roles: dict[str, str]) -> 
 
 def _whole(path: Path, line: int, column: str, value: object) -> int:
     text = str(value)
-    if not dataloaders.WHOLE_OR_FLOAT.fullmatch(text) or len(text) > 20:
+    if not tabular.WHOLE_OR_FLOAT.fullmatch(text) or len(text) > 20:
         raise UserError(f"{path}, line {line}: {column} is {text[:40]!r}, expected a whole number")
     return int(text.split(".")[0])
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import advice
 import storage
-from dataloaders import Example, encode, hash_seed, listener_turns, read_labels
+from corpora import Example, listener_turns, read_labels
+from dataloaders import encode
 from options import DIMENSIONS, Paths, UserError
+from storage import hash_seed
 
 #: {dimension: the word of each level}; words that every vocabulary holds
 WORDS = {

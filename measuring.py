@@ -14,7 +14,8 @@ import floors
 import measures
 import metrics
 from comparison import Measured, Numbers, Row
-from dataloaders import Example, plan_once
+from corpora import Example
+from dataloaders import plan_once
 from intervals import Additive, Estimate, item_means, ratio
 from judges import Judge, context_auc, context_predictor
 from normalising import normalise

@@ -17,23 +17,7 @@ from transformers import GenerationConfig, T5EncoderModel, T5ForConditionalGener
 from transformers.modeling_outputs import BaseModelOutput
 
 from options import SENTIMENT, UserError
-from pretrained import (  # noqa: F401 (found here before)
-    SavedModule,
-    Settings,
-    asks_for_own_head,
-    backbone_config,
-    from_hub,
-    load_config,
-    load_encoder,
-    load_pretrained,
-    load_tokenizer,
-    new_encoder,
-    new_t5,
-    offline,
-    positions,
-    require_words,
-    without_word,
-)
+from pretrained import SavedModule, Settings, backbone_config, new_encoder, new_t5
 from quick import cast_frozen, quicken
 from vocabulary import product_kind
 

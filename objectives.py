@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from commands import GeneratorOptions, SampledOptions
 from critics import Judges, scores
 from models import CriticSet, Generator, soft_response, token_nll
+from settings import GeneratorOptions, SampledOptions
 from updates import Objective
 from vocabulary import product_kind, read_replies
 

@@ -193,7 +193,7 @@ def of_rows(records: Records) -> list[Dialogue]:
 
 def emotion_of(row: Mapping[str, Any], place: str) -> str:
     """One of the corpus's 32, or "" for none."""
-    from dataloaders import EMOTIONS  # late: brings torch
+    from corpora import EMOTIONS
 
     emotion = word(pick(row, "emotion"), "emotion", place).lower()
     if emotion and emotion not in EMOTIONS:

@@ -19,7 +19,7 @@ import matplotlib
 import pandas as pd
 
 import storage
-from dataloaders import Example
+from corpora import Example
 from options import CRITICS
 
 matplotlib.use("Agg")  # draws into files, with no screen

@@ -14,9 +14,9 @@ import distress
 import page_widgets as widgets
 import storage
 from conversation import RespondOptions, reply
-from dataloaders import hash_seed
 from options import UserError
 from responder import Answer, Responder
+from storage import hash_seed
 from votes import CHOICES, Shown, Votes
 
 

@@ -13,13 +13,15 @@ import advice
 import caches
 import runs
 import storage
-from commands import Decoding, StageCommand
-from dataloaders import Data, SplitData, hash_seed, listener_turns, plan_once
+from corpora import listener_turns
+from dataloaders import Data, SplitData, plan_once
 from metrics import count_words, perplexity, unknown_words
-from models import Generator, token_nll, without_word
+from models import Generator, token_nll
 from options import Paths, UserError, refuse_existing
+from pretrained import without_word
 from session import Session, own_random_stream
-from storage import fingerprint
+from settings import Decoding, StageCommand
+from storage import fingerprint, hash_seed
 
 
 def prediction_files(folder: Path, split: str) -> tuple[Path, Path]:

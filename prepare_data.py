@@ -13,8 +13,8 @@ Dialogues may be in the official format, or quoted as pandas and Excel write csv
 
 from pathlib import Path
 
-from commands import pick
 from options import COUNT, Paths, add_common, check, make_parser, run
+from settings import pick
 
 
 def parse_args(argv=None):

@@ -17,7 +17,8 @@ import own_dialogues
 import storage
 from advice import after_own_dialogues, train_critic
 from bundled import HERE
-from dataloaders import EXEMPLAR_MARKER, PAIR_COLUMNS, read_dialogues, read_pairs
+from corpora import PAIR_COLUMNS, read_dialogues, read_pairs
+from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
 from glove_models import (
     SPECIALS,
@@ -29,8 +30,8 @@ from glove_models import (
     read_glove,
     save_glove,
 )
-from models import load_tokenizer
 from options import APOSTROPHES, DIMENSIONS, SPLITS, Paths, UserError, refuse_existing
+from pretrained import load_tokenizer
 
 #: where the official files lie in a source
 DIALOGUE_FOLDERS = ("empathetic_dialogues", "empatheticdialogues", ".")

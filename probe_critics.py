@@ -11,8 +11,9 @@ A critic far above the guess is confidently wrong there: a generator that it lea
 from pathlib import Path
 
 import options
-from commands import add_base, add_critic_runs, critic_folder, device_flags
+from commands import add_base, add_critic_runs
 from options import CRITICS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
+from settings import critic_folder, device_flags
 
 
 def parse_args(argv=None):

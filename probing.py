@@ -7,9 +7,11 @@ import exemplars
 import runs
 import storage
 from critics import choose_for_loss, loss_batches, mean_losses, uninformed_losses
-from generators import split_data, with_own_exemplars
-from models import Generator, load_tokenizer, soft_response
+from generators import split_data
+from models import Generator, soft_response
 from options import Paths, refuse_existing
+from predicting import with_own_exemplars
+from pretrained import load_tokenizer
 from session import Session
 
 

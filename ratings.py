@@ -15,10 +15,11 @@ import pandas as pd
 from scipy import stats
 
 import storage
-from dataloaders import Example, read_rows
+from corpora import Example
 from intervals import holm
 from options import UserError, refuse_existing
 from pages import cell, render
+from tabular import read_rows
 from validation import alpha
 
 LIKERT, AB = "likert", "ab"

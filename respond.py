@@ -15,17 +15,9 @@ training dialogues, without knowing the emotion. A line of --file is plain text,
 import sys
 
 import options
-from commands import (
-    add_base,
-    add_critic_runs,
-    add_pool,
-    add_sampling,
-    critic_runs,
-    pick,
-    pool_problems,
-    target,
-)
+from commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
 from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
+from settings import pick, target
 
 
 def parse_args(argv=None):

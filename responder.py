@@ -16,17 +16,19 @@ from torch import Tensor
 
 import distress
 import exemplars
-from commands import Decoding
+from corpora import Example
 from critics import Judges, Score, open_critics, scores
-from dataloaders import Example, encode, generator_data
+from dataloaders import encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
-from generators import decoding_arguments
 from hub import Published, folder_of
 from marks import in_words, of_target
-from models import Generator, load_tokenizer
+from models import Generator
 from options import Paths, UserError, texts_of
+from predicting import decoding_arguments
+from pretrained import load_tokenizer
 from searching import check_emotion
 from session import Session, own_random_stream
+from settings import Decoding
 from storage import read_json
 
 Written = list[tuple[str, float]]  # replies, each with the mean log-probability of its tokens (nats)

@@ -16,8 +16,8 @@ from transformers import DynamicCache
 
 from causal_models import CausalGenerator
 from chats import pad_id
-from commands import Decoding
 from options import UserError
+from settings import Decoding
 
 
 @dataclass(frozen=True)

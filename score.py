@@ -15,9 +15,10 @@ stopped.
 from pathlib import Path
 
 import options
-from commands import add_critic_runs, critic_runs, device_flags
+from commands import add_critic_runs, critic_runs
 from options import NATURAL, Paths, add_common, add_device, check, make_parser
 from records import check_output
+from settings import device_flags
 
 
 def parse_args(argv=None):

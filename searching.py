@@ -7,7 +7,7 @@ from typing import Any
 
 import advice
 import storage
-from dataloaders import EMOTIONS, listener_turns
+from corpora import EMOTIONS, listener_turns
 from DPR.retriever import Hit, Pool, Retriever
 from options import Paths, UserError
 from records import Records, format_of, read_records, refuse_same_names, write_records

@@ -19,8 +19,7 @@ import torch
 import caches
 import judges
 import storage
-from commands import Decoding
-from dataloaders import Example, hash_seed, listener_turns, read_exemplars
+from corpora import Example, listener_turns, read_exemplars
 from judges import Judge
 from measures import bleu
 from metrics import distinct
@@ -28,6 +27,8 @@ from normalising import normalise, words
 from options import DIMENSIONS, Paths, UserError, refuse_existing
 from responder import Weights, Writer, open_writer
 from session import Session, own_random_stream
+from settings import Decoding
+from storage import hash_seed
 
 Target = Mapping[str, int]  # {dimension: level}; empty: none
 #: no target, and each level of each dimension

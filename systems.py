@@ -17,15 +17,15 @@ import pandas as pd
 from safetensors import safe_open
 
 import advice
-import dataloaders
+import corpora
 import runs
 import storage
-from dataloaders import Example
-from generators import prediction_files
+from corpora import Example
 from layouts import Output, Reply, joined_turns, read_outputs
 from metrics import perplexity
 from normalising import words
 from options import Paths, UserError
+from predicting import prediction_files
 
 ITEM_SETS = ("all", "last", "non-last", "shared")
 #: files of a folder that may hold replies, by their endings
@@ -211,7 +211,7 @@ def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
     if not any(reply.text.strip() for reply in replies):
         raise UserError(f"{path}: every reply of {name} is empty; write the file again")
     _check_quotes(path, replies)
-    dataloaders.check_control_tokens(path, [r.text for r in replies], [r.line for r in replies])
+    corpora.check_control_tokens(path, [r.text for r in replies], [r.line for r in replies])
     if replies[0].key is not None:
         found, notes = _by_key(replies, examples, path)
     else:
@@ -261,7 +261,7 @@ Found = dict[int, list[Reply]]  # number of an item -> the replies to it
 
 def _by_key(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
     keys = [r.key for r in replies if r.key is not None]
-    dataloaders.refuse_unknown(path, keys, examples)
+    corpora.refuse_unknown(path, keys, examples)
     number = {e.key: n for n, e in enumerate(examples)}
     found: Found = {}
     taken: set[tuple] = set()

@@ -22,8 +22,8 @@ import validation
 from answers import Valued, announce
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
+from corpora import Example, listener_turns, read_exemplars
 from critics import load_judges as load_critics
-from dataloaders import Example, listener_turns, read_exemplars
 from DPR.retriever import own_conversations
 from exports import as_numbers, items_table, pairs_table, worth
 from lineage import Served

@@ -23,11 +23,11 @@ from commands import (
     add_init_from,
     add_sampled_flags,
     add_training,
-    causal_command,
     check_decoding,
     drop_default_bound,
 )
 from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
+from settings import causal_command
 
 
 def parse_args(argv=None):

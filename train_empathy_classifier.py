@@ -24,16 +24,9 @@ with --split-by seeker minilm-seeker-DIM.
 import argparse
 
 import options
-from commands import (
-    TeacherOptions,
-    add_critic_flags,
-    add_teacher_flags,
-    add_training,
-    check_critic,
-    critic_command,
-    pick,
-)
+from commands import add_critic_flags, add_teacher_flags, add_training, check_critic
 from options import DIMENSIONS, JOINT, add_common, add_device, make_parser
+from settings import TeacherOptions, critic_command, pick
 
 
 def parse_args(argv=None):

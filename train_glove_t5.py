@@ -10,8 +10,9 @@ Losses, exemplars, decoding and outputs are train_t5.py's; here stand the backbo
 """
 
 import options
-from commands import add_generator_flags, add_training, check_generator, drop_default_bound, generator_command
+from commands import add_generator_flags, add_training, check_generator, drop_default_bound
 from options import NATURAL, add_common, add_device, make_parser
+from settings import generator_command
 
 #: what learnt fastest from scratch (LOG.md); a model that underfits for epochs has no use for dropout
 MINI = {

@@ -10,8 +10,9 @@ saying the mean.
 """
 
 import options
-from commands import add_critic_flags, add_training, check_critic, critic_command
+from commands import add_critic_flags, add_training, check_critic
 from options import add_common, add_device, make_parser
+from settings import critic_command
 
 
 def parse_args(argv=None):

@@ -13,8 +13,9 @@ of the test split.
 """
 
 import options
-from commands import add_generator_flags, add_training, check_generator, generator_command
+from commands import add_generator_flags, add_training, check_generator
 from options import add_common, add_device, make_parser
+from settings import generator_command
 
 
 def parse_args(argv=None):

@@ -24,7 +24,6 @@ from tqdm import tqdm
 import cards
 import checkpoints
 import runs
-from commands import TrainingOptions
 from options import Paths, UserError
 from quick import quicken
 from session import (
@@ -37,6 +36,7 @@ from session import (
     random_state,
     set_random_state,
 )
+from settings import TrainingOptions
 from storage import load_weights, read_json, save_weights, share, sync, write_json
 from updates import NotFinite, Objective, Update, count_parameters
 

@@ -17,10 +17,10 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from commands import TrainingOptions
 from options import UserError
 from quick import cast_frozen, compile_stacks, compiled, quicken
 from session import Session
+from settings import TrainingOptions
 
 
 class Objective:

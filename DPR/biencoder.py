@@ -17,8 +17,8 @@ from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEnc
 from advice import makes
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
-from models import load_config, load_pretrained, load_tokenizer, positions, require_words
 from options import UserError
+from pretrained import load_config, load_pretrained, load_tokenizer, positions, require_words
 from runs import require_run
 from storage import fingerprint, sha256
 

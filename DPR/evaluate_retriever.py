@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/evaluate_retriever.py too
 
 import options
-from commands import SearchOptions, device_flags, pick
 from options import COUNT, NATURAL, Paths, add_common, add_device, check, make_parser, run_name
+from settings import SearchOptions, device_flags, pick
 
 
 def parse_args(argv=None):

@@ -12,26 +12,13 @@ from torch import Tensor, nn
 
 import storage
 from advice import makes
-from commands import RetrieverOptions, TrainingOptions
-from dataloaders import (
-    Data,
-    pad,
-    require_same_words,
-    tokenizer_hash,
-)
+from dataloaders import Data, pad, require_same_words, tokenizer_hash
 from DPR import sentence_transformers_format
-from DPR.biencoder import (
-    BiEncoder,
-    dpr_loss,
-    embed,
-    load_side,
-    require_fitting,
-    resolve,
-    tokenize,
-)
-from models import load_tokenizer, offline
+from DPR.biencoder import BiEncoder, dpr_loss, embed, load_side, require_fitting, resolve, tokenize
 from options import Paths, UserError
+from pretrained import load_tokenizer, offline
 from session import Session
+from settings import RetrieverOptions, TrainingOptions
 from training import Loop
 from updates import Objective
 

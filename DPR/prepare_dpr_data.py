@@ -60,7 +60,7 @@ def draw(rng: random.Random, pool: list[tuple[str, str]], own: str, tries: int =
 
 
 def from_dialogues(path: Path, seed: int) -> list[dict]:
-    from dataloaders import listener_turns
+    from corpora import listener_turns
 
     examples = listener_turns(path)
     by_emotion = defaultdict(list)
@@ -77,7 +77,7 @@ def from_dialogues(path: Path, seed: int) -> list[dict]:
 
 
 def from_pairs(path: Path, seed: int) -> list[dict]:
-    from dataloaders import read_pairs
+    from corpora import read_pairs
 
     table = read_pairs(path)
     rows = list(zip(table["seeker_post"], table["response_post"], table["level"], strict=True))

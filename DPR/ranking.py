@@ -16,12 +16,12 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 
 import storage
-from commands import SearchOptions
-from dataloaders import listener_turns
+from corpora import listener_turns
 from DPR.learning import HeldOut, rank_scores, read_entries
 from DPR.retriever import Encoders
 from options import Paths, UserError, refuse_existing
 from session import Session
+from settings import SearchOptions
 
 
 @dataclass(frozen=True)

@@ -12,26 +12,15 @@ import numpy as np
 import pandas as pd
 
 import storage
-from commands import DPR_HUB, SearchOptions
-from dataloaders import (
-    EXEMPLAR_COLUMNS,
-    Example,
-    hash_seed,
-    listener_turns,
-)
-from DPR.biencoder import (
-    embed,
-    load_saved,
-    load_side,
-    require_fitting,
-    resolve,
-)
+from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
+from DPR.biencoder import embed, load_saved, load_side, require_fitting, resolve
 from DPR.index import APPROXIMATE_FROM, Index
 from hub import Published, folder_of
-from models import load_tokenizer, offline
 from options import Paths, UserError, texts_of
+from pretrained import load_tokenizer, offline
 from session import Session
-from storage import fingerprint
+from settings import DPR_HUB, SearchOptions
+from storage import fingerprint, hash_seed
 
 
 class Encoders:

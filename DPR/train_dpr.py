@@ -14,8 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/train_dpr.py too
 
 import options
-from commands import DPR_HUB, RetrieverOptions, TrainingOptions, add_training, device_flags, pick
+from commands import add_training
 from options import COUNT, Paths, add_common, add_device, check, make_parser, number
+from settings import DPR_HUB, RetrieverOptions, TrainingOptions, device_flags, pick
 
 
 def parse_args(argv=None):

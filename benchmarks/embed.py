@@ -37,9 +37,9 @@ def parse_args(argv=None):
 
 def real(args, paths: Paths) -> tuple:
     """The encoder, its tokenizer, and the first training turns."""
-    from dataloaders import listener_turns
+    from corpora import listener_turns
     from DPR.biencoder import load_side, resolve
-    from models import load_tokenizer
+    from pretrained import load_tokenizer
 
     encoder = load_side(args.encoder, "context", args.pooling)
     turns = listener_turns(paths.dialogues("train"))[: (args.texts + 1) // 2]

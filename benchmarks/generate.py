@@ -61,10 +61,11 @@ def load_generator(args, paths: Paths, session):
     """A run, or random weights over the workdir's GloVe words; its tokenizer, and the validation split."""
     import exemplars
     from benchmarks.steps import drawn_examples, words
-    from dataloaders import generator_data, tokenizer_hash
-    from generators import SplitData, load_glove_t5, split_data
+    from dataloaders import SplitData, generator_data, tokenizer_hash
+    from generators import load_glove_t5, split_data
     from glove_models import glove_config
-    from models import Generator, GeneratorSettings, load_tokenizer
+    from models import Generator, GeneratorSettings
+    from pretrained import load_tokenizer
 
     if args.stand_in:
         tokenizer = words(STAND_IN_WORDS)
@@ -96,10 +97,10 @@ def measure_generator(args, session, paths: Paths) -> dict:
     import numpy as np
     import torch
 
-    from commands import Decoding
     from dataloaders import plan_once
-    from generators import Predictor, reply
     from models import token_nll
+    from predicting import Predictor, reply
+    from settings import Decoding
 
     reporting.say("the generator and its dialogues")
     model, tokenizer, found = load_generator(args, paths, session)
@@ -156,11 +157,11 @@ def measure_causal(args, session, paths: Paths) -> dict:
     from benchmarks.steps import drawn_examples, words
     from causal_models import CausalGenerator, CausalSettings
     from chats import prompt_data
-    from commands import Decoding
-    from dataloaders import listener_turns
-    from generators import decoding_arguments
+    from corpora import listener_turns
+    from predicting import decoding_arguments
     from sampling import sample
     from session import own_random_stream
+    from settings import Decoding
 
     class Endless(CausalGenerator):
         """No reply ends before its last token."""

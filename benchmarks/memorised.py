@@ -96,9 +96,9 @@ def main(argv=None):
     args = parse_args(argv)
     import numpy as np
 
-    from commands import device_flags
-    from dataloaders import listener_turns
+    from corpora import listener_turns
     from session import Session
+    from settings import device_flags
 
     session = Session(**device_flags(args))
     paths = Paths(args.workdir)

@@ -30,8 +30,8 @@ def parsed(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 def begin(args: argparse.Namespace, name: str) -> tuple[Any, Paths, Path]:
     """(the session, the places, the file of the benchmark `name`), by its flags; see `target`."""
-    from commands import device_flags
     from session import Session
+    from settings import device_flags
 
     paths = Paths(args.workdir)
     file = target(paths, name, args.overwrite)

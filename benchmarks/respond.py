@@ -46,7 +46,7 @@ def plain(model, batch: dict, count: int, decoding):
     import torch
 
     from causal_models import token_nll
-    from generators import decoding_arguments
+    from predicting import decoding_arguments
 
     arguments = decoding_arguments(decoding, model.tokenizer, model.vocabulary)
     del arguments["suppress_tokens"]  # the model bans its own control tokens

@@ -139,7 +139,7 @@ def corpus_vectors(args, turns, chosen, session, paths: Paths):
 def measure_corpus(args, session, paths: Paths) -> dict:
     import numpy as np
 
-    from dataloaders import listener_turns
+    from corpora import listener_turns
     from DPR.index import Index
 
     turns = listener_turns(paths.dialogues("train"))

@@ -23,14 +23,15 @@ from benchmarks.shapes import LLAMA, T5_BASE, T5_SMALL, T5_WORDS
 from causal_generators import CausalObjective
 from causal_models import CausalGenerator, CausalSettings
 from chats import causal_data
-from commands import TrainingOptions, causal_command, generator_command
-from dataloaders import Data, Example, encode, generator_data, pad
+from corpora import Example
+from dataloaders import Data, encode, generator_data, pad
 from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import glove_config, word_tokenizer
 from models import Critic, CriticSet, CriticSettings, Generator, GeneratorSettings
 from objectives import GeneratorObjective
 from options import CRITICS, DIMENSIONS
 from session import Session
+from settings import TrainingOptions, causal_command, generator_command
 from updates import Update
 
 EXEMPLARS = 10

@@ -46,7 +46,7 @@ def made_up(folder: Path, count: int, paths: Paths, seed: int) -> tuple[list[str
     import pandas as pd
 
     import storage
-    from dataloaders import listener_turns
+    from corpora import listener_turns
 
     items = listener_turns(paths.dialogues("test"))
     known = [e.response for e in listener_turns(paths.dialogues("train"))]

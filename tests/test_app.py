@@ -16,10 +16,10 @@ import bundled
 import distress
 import respond
 import train_glove_t5
-from commands import pick
 from conversation import RespondOptions
 from options import UserError
 from responder import Responder
+from settings import pick
 from votes import Shown, Votes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -18,8 +18,8 @@ import respond
 import score
 from causal_models import CausalGenerator, token_nll
 from chats import causal_data
+from corpora import listener_turns
 from critics import find_judges
-from dataloaders import listener_turns
 from options import CRITICS, Paths
 from session import Session
 

@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import causal_models
 import respond
-from causal_models import CausalGenerator, example_nll, resolve_base, token_nll, weights_hash
+import storage
+from causal_models import CausalGenerator, example_nll, resolve_base, token_nll
 from chats import causal_data, chat_format, chat_ids, conversation_rows, prompt_data
-from dataloaders import Example
+from corpora import Example
 from options import OtherPrecision, UserError
+from storage import weights_hash
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
@@ -447,7 +449,7 @@ def carrier(monkeypatch, folder: Path) -> Path:
     file.write_bytes(b"weights")
     monkeypatch.syspath_prepend(str(folder.parent))
     monkeypatch.setattr(causal_models, "CARRIER", folder.name)
-    monkeypatch.setattr(causal_models, "CARRIED_SHA256", causal_models.sha256(file))
+    monkeypatch.setattr(causal_models, "CARRIED_SHA256", storage.sha256(file))
     return file
 
 

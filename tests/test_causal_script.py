@@ -18,7 +18,7 @@ import updates
 from causal_generators import load
 from causal_models import CausalGenerator
 from chats import chat_ids
-from dataloaders import listener_turns, read_predictions
+from corpora import listener_turns, read_predictions
 from options import Paths, UserError
 from responder import Responder
 from session import Session

@@ -22,7 +22,7 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
-from dataloaders import listener_turns
+from corpora import listener_turns
 from models import Critic, Generator
 from options import DIMENSIONS, Paths
 

@@ -22,7 +22,7 @@ import evaluate_responses
 import glove_models
 import train_glove_t5
 import train_t5
-from dataloaders import Example, listener_turns, read_exemplars
+from corpora import Example, listener_turns, read_exemplars
 from metrics import count_words, distinct
 from models import Critic, Generator
 from normalising import normalise

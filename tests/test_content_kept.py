@@ -16,7 +16,7 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
-from dataloaders import listener_turns, read_pairs, read_vader
+from corpora import listener_turns, read_pairs, read_vader
 from DPR import prepare_dpr_data, train_dpr
 from models import Critic, Generator
 from options import Paths

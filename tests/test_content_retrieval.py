@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 import dpr_exemplar_retriever
-from dataloaders import listener_turns
+from corpora import listener_turns
 from DPR import train_dpr
 from options import SPLITS, Paths
 

@@ -10,7 +10,7 @@ from test_causal_models import make_tokenizer, save_llama
 import control
 import steering
 from causal_models import CausalGenerator
-from dataloaders import listener_turns
+from corpora import listener_turns
 from options import DIMENSIONS, Paths, UserError
 from responder import CausalWriter, Weights
 from steering import Pool, choose, interval

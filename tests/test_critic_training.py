@@ -14,8 +14,9 @@ import train_sentiment_regressor
 from critics import Critic
 from mixtures import Mixtures
 from models import Critic as CriticModel
-from models import CriticSettings, Mixture, load_tokenizer, new_encoder
+from models import CriticSettings, Mixture
 from options import Paths, UserError
+from pretrained import load_tokenizer, new_encoder
 
 SHORT = "--device cpu --model glove-t5 --max-steps 2 --batch-size 8 --log-every 1".split()
 

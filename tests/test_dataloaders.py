@@ -11,9 +11,10 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+import corpora
 import dataloaders
 import storage
-from dataloaders import Example
+from corpora import Example
 from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import word_tokenizer
 from models import close_replies
@@ -65,7 +66,7 @@ def test_a_stray_quote_swallows_no_row(tmp_path):
         turn("c2", 1, "fine"),
         turn("c2", 2, '"'),
     ]
-    table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
+    table = corpora.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
     assert table["utterance"].tolist() == ['"so he said', 'what" now', "fine", '"']
     assert table["line"].tolist() == [2, 3, 4, 5]
 
@@ -73,19 +74,19 @@ def test_a_stray_quote_swallows_no_row(tmp_path):
 @pytest.mark.parametrize("word", ["NA", "null", "None", "nan", "0", "-"])
 def test_words_that_look_missing_are_utterances(tmp_path, word):
     path = write_dialogues(tmp_path / "d.csv", turn("c1", 1, word), turn("c1", 2, word))
-    (found,) = dataloaders.listener_turns(path)
+    (found,) = corpora.listener_turns(path)
     assert (found.history, found.response) == ((word,), word)
 
 
 def test_comma_marks_become_commas_in_utterance_and_prompt(tmp_path):
     row = turn(text="well_comma_ yes_comma_no").replace("my prompt", "once_comma_ I")
-    table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", row))
+    table = corpora.read_dialogues(write_dialogues(tmp_path / "d.csv", row))
     assert table.loc[0, ["utterance", "prompt"]].tolist() == ["well, yes,no", "once, I"]
 
 
 def test_a_ninth_column_and_missing_optional_ones_are_tolerated(tmp_path):
     rows = [turn("c1", 1) + "<HOW_comma_>,hi|so it is", "c1,2,sad,my prompt,0,ok"]
-    table = dataloaders.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
+    table = corpora.read_dialogues(write_dialogues(tmp_path / "d.csv", *rows))
     assert table["utterance"].tolist() == ["hello", "ok"]
 
 
@@ -95,7 +96,7 @@ def test_columns_are_found_by_name_not_by_place(tmp_path):
         "hi,1,0,c1,p,sad",
         header="utterance,utterance_idx,speaker_idx,conv_id,prompt,context",
     )
-    assert dataloaders.read_dialogues(path).loc[0, ["conv_id", "context", "utterance"]].tolist() == [
+    assert corpora.read_dialogues(path).loc[0, ["conv_id", "context", "utterance"]].tolist() == [
         "c1",
         "sad",
         "hi",
@@ -106,14 +107,14 @@ def test_gz_reads_the_same_as_plain(corpus, tmp_path):
     packed = tmp_path / "train.csv.gz"
     packed.write_bytes(gzip.compress((corpus / "train.csv").read_bytes()))
     pd.testing.assert_frame_equal(
-        dataloaders.read_dialogues(packed), dataloaders.read_dialogues(corpus / "train.csv")
+        corpora.read_dialogues(packed), corpora.read_dialogues(corpus / "train.csv")
     )
 
 
 def test_listener_turns_are_the_even_ones_with_all_that_was_said_before(tmp_path):
     texts = {"c2": "p q r s t".split(), "c1": "u v".split(), "c3": ["w"]}
     rows = [turn(conv, n, text) for conv, row in texts.items() for n, text in enumerate(row, start=1)]
-    found = dataloaders.listener_turns(write_dialogues(tmp_path / "d.csv", *rows))
+    found = corpora.listener_turns(write_dialogues(tmp_path / "d.csv", *rows))
     assert [(e.key, e.history, e.response) for e in found] == [
         (("c2", 2), ("p",), "q"),
         (("c2", 4), ("p", "q", "r"), "s"),
@@ -125,7 +126,7 @@ def test_all_turns_are_the_listeners_and_every_answer_of_the_speaker(tmp_path, t
     texts = {"c2": "a b c d e".split(), "c1": "f g".split(), "c3": ["h"]}
     rows = [turn(conv, n, text) for conv, row in texts.items() for n, text in enumerate(row, start=1)]
     path = write_dialogues(tmp_path / "d.csv", *rows)
-    found = dataloaders.all_turns(path)
+    found = corpora.all_turns(path)
     assert [(e.key, e.history, e.response) for e in found] == [
         (("c2", 2), ("a",), "b"),
         (("c2", 3), ("a", "b"), "c"),
@@ -141,7 +142,7 @@ def test_all_turns_are_the_listeners_and_every_answer_of_the_speaker(tmp_path, t
 
 def test_a_file_without_listener_turns_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"d\.csv: no conversation has a listener turn"):
-        dataloaders.listener_turns(write_dialogues(tmp_path / "d.csv", turn()))
+        corpora.listener_turns(write_dialogues(tmp_path / "d.csv", turn()))
 
 
 FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
@@ -182,7 +183,7 @@ def test_a_bad_dialogue_file_is_named_with_its_line(tmp_path, content, line, wha
     path = tmp_path / "dialogues.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
-        dataloaders.read_dialogues(path)
+        corpora.read_dialogues(path)
     message = str(error.value)
     assert message.startswith(f"{path}, line {line}:" if line else f"{path}:")
     assert what.lower() in message.lower()
@@ -196,7 +197,7 @@ def test_a_bad_byte_in_a_large_file_is_named_with_its_line(tmp_path, line):
     path = tmp_path / "dialogues.csv"
     path.write_bytes(b"\n".join(content))
     with pytest.raises(UserError, match=rf"dialogues\.csv, line {line}: "):
-        dataloaders.read_dialogues(path)
+        corpora.read_dialogues(path)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_damaged_gzip_is_named_with_the_command_that_makes_it(tmp_path, damage
     )
     path.write_bytes(damage(packed))
     with pytest.raises(UserError, match=r"train\.csv\.gz, line \d+: cannot be read .*prepare_data\.py"):
-        dataloaders.read_dialogues(path)
+        corpora.read_dialogues(path)
 
 
 # ------------------------------------------------------------------------------------------------------ pairs
@@ -223,18 +224,18 @@ PAIR = ("s1", "r1", "a post", "an answer", "1", "1")
 @pytest.mark.parametrize("column", ["level", "label"])
 def test_a_level_or_label_that_is_not_0_to_2_is_named(tmp_path, level, column):
     bad = list(PAIR)
-    bad[dataloaders.PAIR_COLUMNS.index(column)] = level
-    path = write_table(tmp_path / "pairs.csv", dataloaders.PAIR_COLUMNS, [PAIR, bad])
+    bad[corpora.PAIR_COLUMNS.index(column)] = level
+    path = write_table(tmp_path / "pairs.csv", corpora.PAIR_COLUMNS, [PAIR, bad])
     with pytest.raises(UserError, match=f"pairs.csv, line 3: {column} is '{level}'"):
-        dataloaders.read_pairs(path)
+        corpora.read_pairs(path)
 
 
 def test_pairs_keep_quotes_commas_line_breaks_and_missing_looking_words(tmp_path):
     posts = ['say "hi", twice', "two\nlines", "NA", "null", ""]
     path = write_table(
-        tmp_path / "pairs.csv", dataloaders.RAW_PAIR_COLUMNS, [("s", "r", p, f" {p} ", "2") for p in posts]
+        tmp_path / "pairs.csv", corpora.RAW_PAIR_COLUMNS, [("s", "r", p, f" {p} ", "2") for p in posts]
     )
-    table = dataloaders.read_pairs(path, raw=True)
+    table = corpora.read_pairs(path, raw=True)
     assert table["seeker_post"].tolist() == posts
     assert table["response_post"].tolist() == posts
     assert table["level"].tolist() == [2] * 5
@@ -244,17 +245,17 @@ def test_an_unclosed_quote_in_pairs_is_an_error_not_a_swallowed_tail(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text('sp_id,rp_id,seeker_post,response_post,level,rationales\ns,r,a,b,1,"open\ns,r,a,b,1,\n')
     with pytest.raises(UserError, match=r"pairs\.csv, line \d"):
-        dataloaders.read_pairs(path, raw=True)
+        corpora.read_pairs(path, raw=True)
 
 
 @pytest.mark.parametrize("post", ["a\rb", "a\r\nb", "a\nb", 'say "a\rb"', "x\u2028y\x1cz"])
 def test_what_is_written_is_read_back_whatever_the_line_breaks(tmp_path, post):
-    path = write_table(tmp_path / "raw.csv", dataloaders.RAW_PAIR_COLUMNS, [])
+    path = write_table(tmp_path / "raw.csv", corpora.RAW_PAIR_COLUMNS, [])
     with open(path, "a", encoding="utf-8", newline="") as handle:
         csv.writer(handle, quoting=csv.QUOTE_ALL).writerow(["s", "r", post, "after", 1])
-    before = dataloaders.read_pairs(path, raw=True)
-    storage.write_csv(tmp_path / "made.csv", before.assign(label=1)[list(dataloaders.PAIR_COLUMNS)])
-    after = dataloaders.read_pairs(tmp_path / "made.csv")
+    before = corpora.read_pairs(path, raw=True)
+    storage.write_csv(tmp_path / "made.csv", before.assign(label=1)[list(corpora.PAIR_COLUMNS)])
+    after = corpora.read_pairs(tmp_path / "made.csv")
     assert after["seeker_post"].tolist() == before["seeker_post"].tolist() == [post.strip()]
 
 
@@ -270,29 +271,29 @@ def labels_rows(keys):
 
 READERS = {
     "labels": (
-        dataloaders.read_labels,
-        dataloaders.LABEL_COLUMNS[:-1],
+        corpora.read_labels,
+        corpora.LABEL_COLUMNS[:-1],
         labels_rows,
         ",",
         "label_dialogues.py",
     ),
     "exemplars": (
-        dataloaders.read_exemplars,
+        corpora.read_exemplars,
         ("conv_id", "utterance_idx", "exemplars"),
         lambda keys: [(*k, json.dumps([f"{k}", "é"])) for k in keys],
         ",",
         "dpr_exemplar_retriever.py",
     ),
     "predictions": (
-        dataloaders.read_predictions,
-        dataloaders.PREDICTION_COLUMNS,
+        corpora.read_predictions,
+        corpora.PREDICTION_COLUMNS,
         lambda keys: [(*k, str(k)) for k in keys],
         "\t",
         "--inference",
     ),
     "vader": (
-        dataloaders.read_sentiment,
-        dataloaders.VADER_COLUMNS,
+        corpora.read_sentiment,
+        corpora.VADER_COLUMNS,
         lambda keys: [(*k, "text", -0.5) for k in keys],
         ",",
         "prepare_data.py",
@@ -328,18 +329,18 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path, kind):
 
 def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
     shuffled = [KEYS[2], ("other", 2), KEYS[0], KEYS[1]]
-    labels = dataloaders.read_labels(
-        write_table(tmp_path / "l.csv", dataloaders.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES
+    labels = corpora.read_labels(
+        write_table(tmp_path / "l.csv", corpora.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES
     )
     assert labels == {"emo": [2, 0, 0], "exp": [1] * 3, "int": [2] * 3, "sentiment": [0.2, 0.3, 0.0]}
     answers = [(*k, f"{k[0]} {k[1]}") for k in shuffled if k[0] != "other"]
-    replies = write_table(tmp_path / "p.tsv", dataloaders.PREDICTION_COLUMNS, answers, "\t")
-    assert dataloaders.read_predictions(replies, EXAMPLES) == ["c1 2", "c1 4", "NA 2"]
+    replies = write_table(tmp_path / "p.tsv", corpora.PREDICTION_COLUMNS, answers, "\t")
+    assert corpora.read_predictions(replies, EXAMPLES) == ["c1 2", "c1 4", "NA 2"]
     scores = write_table(
-        tmp_path / "v.csv", dataloaders.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)]
+        tmp_path / "v.csv", corpora.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)]
     )
-    assert dataloaders.read_sentiment(scores, EXAMPLES) == [0.5, 0.75, 0.0]
-    assert dataloaders.read_vader(scores)["sentiment"].tolist() == [0.0, 0.25, 0.5, 0.75]
+    assert corpora.read_sentiment(scores, EXAMPLES) == [0.5, 0.75, 0.0]
+    assert corpora.read_vader(scores)["sentiment"].tolist() == [0.0, 0.25, 0.5, 0.75]
 
 
 @pytest.mark.parametrize(
@@ -347,18 +348,18 @@ def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
     [("emo", "3"), ("exp", "x"), ("int", "1.5"), ("sentiment", "1.01"), ("sentiment", "nan")],
 )
 def test_a_label_out_of_range_is_named_with_its_line(tmp_path, column, value):
-    table = pd.DataFrame(labels_rows(KEYS), columns=dataloaders.LABEL_COLUMNS[:-1]).astype(object)
+    table = pd.DataFrame(labels_rows(KEYS), columns=corpora.LABEL_COLUMNS[:-1]).astype(object)
     table.loc[1, column] = value
     table.to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(UserError, match=rf"labels\.csv, line 3: {column} is '{value}'"):
-        dataloaders.read_labels(tmp_path / "labels.csv", EXAMPLES)
+        corpora.read_labels(tmp_path / "labels.csv", EXAMPLES)
 
 
 def test_exemplars_keep_their_order_up_to_the_top(tmp_path):
     rows = [(*k, json.dumps(["x, y", 'say "z"', "NA"], ensure_ascii=False)) for k in KEYS]
     path = write_table(tmp_path / "e.csv", ("conv_id", "utterance_idx", "exemplars"), rows)
-    assert dataloaders.read_exemplars(path, EXAMPLES)[1] == ["x, y", 'say "z"', "NA"]
-    assert dataloaders.read_exemplars(path, EXAMPLES, top=2)[1] == ["x, y", 'say "z"']
+    assert corpora.read_exemplars(path, EXAMPLES)[1] == ["x, y", 'say "z"', "NA"]
+    assert corpora.read_exemplars(path, EXAMPLES, top=2)[1] == ["x, y", 'say "z"']
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,7 @@ def test_a_cell_that_is_no_json_list_of_texts_is_named_with_its_line(tmp_path, c
     rows = [(*KEYS[0], "[]"), (*KEYS[1], cell), (*KEYS[2], "[]")]
     path = write_table(tmp_path / "exemplars.csv", ("conv_id", "utterance_idx", "exemplars"), rows)
     with pytest.raises(UserError, match=r"exemplars\.csv, line 3: exemplars is not a JSON list of texts"):
-        dataloaders.read_exemplars(path, EXAMPLES)
+        corpora.read_exemplars(path, EXAMPLES)
 
 
 # ----------------------------------------------------------------------------------------------------- tokens

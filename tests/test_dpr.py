@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertModel, DPRContextEncoder, DPRQuestionEncoder, T5Config
 
-from dataloaders import listener_turns, read_pairs
+from corpora import listener_turns, read_pairs
 from DPR import prepare_dpr_data
 from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, vectors
 from DPR.learning import passages_of, rank_report, read_entries, training_data
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
 from DPR.train_dpr import parse_args
-from models import load_tokenizer
 from options import Paths, UserError
+from pretrained import load_tokenizer
 from session import Session
 
 TEXTS = [

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import dataloaders
+import corpora
 import storage
-from dataloaders import Example
+from corpora import Example
 from DPR.learning import read_entries
 from options import UserError
 
@@ -44,7 +44,7 @@ def is_text(value):
 def valid_dialogues(table):
     assert len(table)
     assert all(map(is_text, table["utterance"])) and table["utterance"].str.strip().ne("").all()
-    assert set(table["context"]) <= set(dataloaders.EMOTIONS)
+    assert set(table["context"]) <= set(corpora.EMOTIONS)
     for _, rows in table.groupby("conv_id", sort=False):
         assert rows["utterance_idx"].tolist() == list(range(1, len(rows) + 1))
 
@@ -54,7 +54,7 @@ def valid_turns(examples):
     assert len({e.key for e in examples}) == len(examples)
     for e in examples:
         assert len(e.history) == e.utterance_idx - 1 and e.utterance_idx % 2 == 0
-        assert all(map(is_text, (*e.history, e.response))) and e.emotion in dataloaders.EMOTIONS
+        assert all(map(is_text, (*e.history, e.response))) and e.emotion in corpora.EMOTIONS
 
 
 def valid_pairs(table):
@@ -150,39 +150,39 @@ class Loader:
 
 
 LOADERS = {
-    "dialogues": Loader("train.csv", dialogue_bytes(), dataloaders.read_dialogues, valid_dialogues),
-    "turns": Loader("train.csv", dialogue_bytes(), dataloaders.listener_turns, valid_turns),
+    "dialogues": Loader("train.csv", dialogue_bytes(), corpora.read_dialogues, valid_dialogues),
+    "turns": Loader("train.csv", dialogue_bytes(), corpora.listener_turns, valid_turns),
     "turns gz": Loader(
-        "train.csv.gz", gzip.compress(dialogue_bytes(), mtime=0), dataloaders.listener_turns, valid_turns
+        "train.csv.gz", gzip.compress(dialogue_bytes(), mtime=0), corpora.listener_turns, valid_turns
     ),
     "raw pairs": Loader(
         "reddit.csv",
-        csv_bytes(dataloaders.RAW_PAIR_COLUMNS, PAIRS),
-        lambda p: dataloaders.read_pairs(p, raw=True),
+        csv_bytes(corpora.RAW_PAIR_COLUMNS, PAIRS),
+        lambda p: corpora.read_pairs(p, raw=True),
         valid_pairs,
     ),
     "pairs": Loader(
         "pairs.csv",
-        csv_bytes(dataloaders.PAIR_COLUMNS, [(*p, 1) for p in PAIRS]),
-        dataloaders.read_pairs,
+        csv_bytes(corpora.PAIR_COLUMNS, [(*p, 1) for p in PAIRS]),
+        corpora.read_pairs,
         valid_pairs,
     ),
     "vader": Loader(
         "train_vader.csv",
-        csv_bytes(dataloaders.VADER_COLUMNS, [(*k, "NA", 0.5) for k in KEYS]),
-        dataloaders.read_vader,
+        csv_bytes(corpora.VADER_COLUMNS, [(*k, "NA", 0.5) for k in KEYS]),
+        corpora.read_vader,
         valid_score_table,
     ),
     "vader of turns": Loader(
         "train_vader.csv",
-        csv_bytes(dataloaders.VADER_COLUMNS, [(*k, 'a "b", c', -0.25) for k in KEYS]),
-        lambda p: dataloaders.read_sentiment(p, EXAMPLES),
+        csv_bytes(corpora.VADER_COLUMNS, [(*k, 'a "b", c', -0.25) for k in KEYS]),
+        lambda p: corpora.read_sentiment(p, EXAMPLES),
         valid_scores,
     ),
     "labels": Loader(
         "train_labels.csv",
-        csv_bytes(dataloaders.LABEL_COLUMNS, [(*k, 0, 1, 2, 0.125, 'a "b", c') for k in KEYS]),
-        lambda p: dataloaders.read_labels(p, EXAMPLES),
+        csv_bytes(corpora.LABEL_COLUMNS, [(*k, 0, 1, 2, 0.125, 'a "b", c') for k in KEYS]),
+        lambda p: corpora.read_labels(p, EXAMPLES),
         valid_labels,
     ),
     "exemplars": Loader(
@@ -191,13 +191,13 @@ LOADERS = {
             ("conv_id", "utterance_idx", "exemplars"),
             [(*k, json.dumps(["a, b", 'say "é"', "c"])) for k in KEYS],
         ),
-        lambda p: dataloaders.read_exemplars(p, EXAMPLES, top=2),
+        lambda p: corpora.read_exemplars(p, EXAMPLES, top=2),
         valid_exemplars,
     ),
     "predictions": Loader(
         "predictions.tsv",
-        csv_bytes(dataloaders.PREDICTION_COLUMNS, [(*k, 'so "é", NA') for k in KEYS], "\t"),
-        lambda p: dataloaders.read_predictions(p, EXAMPLES),
+        csv_bytes(corpora.PREDICTION_COLUMNS, [(*k, 'so "é", NA') for k in KEYS], "\t"),
+        lambda p: corpora.read_predictions(p, EXAMPLES),
         valid_replies,
     ),
     "entries": Loader("empd_train.json", json.dumps(ENTRIES).encode(), read_entries, valid_entries),
@@ -405,10 +405,10 @@ def test_no_turn_of_a_sound_dialogue_file_is_lost(folder, conversations, end):
     path = folder / "sound.csv"
     path.write_bytes(end.join([*lines, ""]).encode("utf-8"))
     expected = [(conv, n, text.replace("_comma_", ",").strip()) for conv, n, text in rows]
-    table = dataloaders.read_dialogues(path)
+    table = corpora.read_dialogues(path)
     assert list(zip(table["conv_id"], table["utterance_idx"], table["utterance"], strict=True)) == expected
     assert table["line"].tolist() == list(range(2, len(rows) + 2))
-    turns = {e.key: (e.history, e.response) for e in dataloaders.listener_turns(path)}
+    turns = {e.key: (e.history, e.response) for e in corpora.listener_turns(path)}
     whole = [[text for conv, _, text in expected if conv == f"c{c}"] for c in range(len(conversations))]
     assert turns == {
         (f"c{c}", n): (tuple(t[: n - 1]), t[n - 1])
@@ -427,19 +427,17 @@ def test_no_pair_is_lost_when_read_nor_when_written_and_read_again(folder, pairs
     with open(path, "w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, quoting=csv.QUOTE_ALL, lineterminator=end)
         writer.writerows(
-            [dataloaders.RAW_PAIR_COLUMNS, *((f"s{n}", f"r{n}", *pair) for n, pair in enumerate(pairs))]
+            [corpora.RAW_PAIR_COLUMNS, *((f"s{n}", f"r{n}", *pair) for n, pair in enumerate(pairs))]
         )
     expected = [(post.strip(), reply.strip(), level) for post, reply, level in pairs]
 
     def rows(table):
         return list(zip(table["seeker_post"], table["response_post"], table["level"], strict=True))
 
-    raw = dataloaders.read_pairs(path, raw=True)
+    raw = corpora.read_pairs(path, raw=True)
     assert rows(raw) == expected
-    storage.write_csv(
-        folder / "sound-pairs.csv", raw.assign(label=raw["level"])[list(dataloaders.PAIR_COLUMNS)]
-    )
-    assert rows(dataloaders.read_pairs(folder / "sound-pairs.csv")) == expected
+    storage.write_csv(folder / "sound-pairs.csv", raw.assign(label=raw["level"])[list(corpora.PAIR_COLUMNS)])
+    assert rows(corpora.read_pairs(folder / "sound-pairs.csv")) == expected
 
 
 @SETTINGS
@@ -456,7 +454,7 @@ def test_our_own_files_give_back_what_was_written(folder, texts):
     storage.write_csv(
         folder / "v.csv", keys.assign(utterance=replies, sentiment=[n / 7 for n in range(len(keys))])
     )
-    assert dataloaders.read_predictions(folder / "p.tsv", examples) == replies
-    assert dataloaders.read_exemplars(folder / "e.csv", examples) == exemplars
-    assert dataloaders.read_sentiment(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]
-    assert dataloaders.read_vader(folder / "v.csv")["utterance"].tolist() == replies
+    assert corpora.read_predictions(folder / "p.tsv", examples) == replies
+    assert corpora.read_exemplars(folder / "e.csv", examples) == exemplars
+    assert corpora.read_sentiment(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]
+    assert corpora.read_vader(folder / "v.csv")["utterance"].tolist() == replies

@@ -24,12 +24,12 @@ from transformers import AutoModel, AutoTokenizer
 import cards
 import exemplars
 import hub
-from commands import Decoding
 from critics import Critic
 from DPR.retriever import Retriever
 from options import Paths, UserError
 from responder import Responder
 from session import Session
+from settings import Decoding
 
 COMMIT = "a" * 40
 SAID = ["My dog ran away last night."]

@@ -21,15 +21,16 @@ import objectives
 import storage
 import train_empathy_classifier
 import train_glove_t5
-from commands import generator_command
-from dataloaders import PAIR_COLUMNS, Example, choose_pairs, listener_turns, read_pairs, tokenizer_hash
+from corpora import PAIR_COLUMNS, Example, choose_pairs, listener_turns, read_pairs
+from dataloaders import tokenizer_hash
 from measuring import Standard
 from metrics import calibration_error
-from models import Critic, CriticSet, CriticSettings, load_encoder, load_tokenizer
+from models import Critic, CriticSet, CriticSettings
 from options import DIMENSIONS, Paths, UserError
+from pretrained import load_encoder, load_tokenizer
 from responder import open_writer
 from session import Session
-from settings import TeacherOptions
+from settings import TeacherOptions, generator_command
 
 # --------------------------------------------------------------------------------------- what they learn from
 

@@ -13,12 +13,13 @@ import train_causal_lm
 import train_glove_t5
 from causal_models import CausalGenerator
 from chats import causal_data, prompt_data
-from commands import pick
-from dataloaders import generator_data, listener_turns
+from corpora import listener_turns
+from dataloaders import generator_data
 from models import Generator, GeneratorSettings, token_nll
 from options import Paths, UserError
 from responder import Responder
 from session import Session
+from settings import pick
 
 MARKS = ["warm ask quiet", "", "far", ""]
 

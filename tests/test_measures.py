@@ -16,7 +16,7 @@ from test_causal_models import make_tokenizer, save_llama
 import causal_models
 import floors
 import measures
-from dataloaders import Example
+from corpora import Example
 from measuring import text_nll
 from options import Paths, UserError
 from session import Session

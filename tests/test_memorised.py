@@ -8,7 +8,7 @@ from test_causal_models import make_tokenizer, save_llama, trained
 
 from benchmarks import memorised
 from chats import chat_ids
-from dataloaders import listener_turns
+from corpora import listener_turns
 from options import Paths, UserError
 from session import Session
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
-from commands import critic_names
 from dataloaders import pad, reply_layout
 from glove_models import glove_config, word_tokenizer
-from models import Critic, CriticSet, Generator, load_encoder, soft_response, token_nll
+from models import Critic, CriticSet, Generator, soft_response, token_nll
 from options import UserError
+from pretrained import load_encoder
+from settings import critic_names
 
 VOCAB, EOS = 50, 1
 NONE = np.zeros(0, dtype=np.int64)

@@ -10,6 +10,7 @@ import torch
 from conftest import Killed, assert_same_run
 from test_causal_models import make_tokenizer, save_llama
 
+import corpora
 import dataloaders
 import generators
 import objectives
@@ -18,8 +19,9 @@ import train_causal_lm
 import train_glove_t5
 import updates
 from glove_models import glove_config
-from models import Critic, CriticSet, Generator, load_tokenizer
+from models import Critic, CriticSet, Generator
 from options import Paths, UserError
+from pretrained import load_tokenizer
 
 TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
 
@@ -29,7 +31,7 @@ def glove_batch(folder):
         k: Critic.from_pretrained(folder / "saved" / "empathy" / f"glove-t5-{k}") for k in ("emo", "int")
     }
     tokenizer = load_tokenizer(folder / "saved" / "empathy" / "glove-t5-emo")
-    examples = dataloaders.listener_turns(folder / "data" / "empathetic_dialogues" / "original" / "train.csv")
+    examples = corpora.listener_turns(folder / "data" / "empathetic_dialogues" / "original" / "train.csv")
     labels = {k: [1] * len(examples) for k in critics}
     data = dataloaders.generator_data(
         examples, tokenizer, src_len=40, tgt_len=9, labels=labels, critic_context_len=0
@@ -191,7 +193,7 @@ def test_labels_that_the_rewarding_critic_does_not_know_are_refused(trained_copy
 
 def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is_there(trained_copy, capsys):
     file = Paths(trained_copy).labels("train")
-    examples = dataloaders.listener_turns(Paths(trained_copy).dialogues("train"))
+    examples = corpora.listener_turns(Paths(trained_copy).dialogues("train"))
     note = json.loads(storage.origin_file(file).read_text())
     storage.origin_file(file).write_text(json.dumps(note | {"dialogues": "0" * 64}))
     generators.gold_labels("train", examples, Paths(trained_copy))
@@ -224,7 +226,7 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
     tokenizer = make_tokenizer()
     base = save_llama(tmp_path / "llama", tokenizer)
     model = CausalGenerator.start(base, rank=2, cache=tmp_path, exemplars="none").eval()
-    examples = dataloaders.listener_turns(
+    examples = corpora.listener_turns(
         trained_copy / "data" / "empathetic_dialogues" / "original" / "train.csv"
     )[:5]
     layout = model.settings.layout

@@ -30,27 +30,21 @@ import dpr_exemplar_retriever
 import generators
 import label_dialogues
 import labelling
+import predicting
 import train_empathy_classifier
 import train_sentiment_regressor
-from commands import Decoding
-from dataloaders import critic_data, listener_turns, read_labels, tokenizer_hash
+from corpora import listener_turns, read_labels
+from dataloaders import critic_data, tokenizer_hash
 from DPR import learning, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
 from DPR.index import Index
 from DPR.learning import read_entries, without_rivals
 from DPR.retriever import write_exemplars
-from models import (
-    Critic,
-    CriticSet,
-    Generator,
-    load_encoder,
-    load_tokenizer,
-    positions,
-    soft_response,
-    without_word,
-)
+from models import Critic, CriticSet, Generator, soft_response
 from options import Paths, UserError
+from pretrained import load_encoder, load_tokenizer, positions, without_word
 from session import Session
+from settings import Decoding
 
 WORDS = 60
 #: in the published order of RoBERTa's relatives; MPNet takes id 1 for padding whatever its config says
@@ -411,11 +405,11 @@ def test_no_reply_holds_an_id_beyond_the_tokenizers_words(words, beams):
     batch = {"source_ids": ids, "source_mask": torch.ones_like(ids), "speaker_ids": torch.ones_like(ids)}
     decoding = Decoding(20, 0.9, beams, 10, 8, 1)
     assert without_word(tokenizer, WORDS + 28) == list(range(WORDS, WORDS + 28))
-    free = generators.decoding_arguments(decoding, tokenizer, WORDS)
+    free = predicting.decoding_arguments(decoding, tokenizer, WORDS)
     assert model.generate(batch, **free).max() >= WORDS  # they would come
-    arguments = generators.decoding_arguments(decoding, tokenizer, WORDS + 28)
+    arguments = predicting.decoding_arguments(decoding, tokenizer, WORDS + 28)
     assert model.generate(batch, **arguments).max() < WORDS
-    predictor = generators.Predictor(model, tokenizer, None, decoding, None)
+    predictor = predicting.Predictor(model, tokenizer, None, decoding, None)
     assert predictor.arguments == arguments
 
 

@@ -13,7 +13,7 @@ import label_dialogues
 import own_dialogues
 import prepare_data
 import train_glove_t5
-from dataloaders import listener_turns, read_dialogues
+from corpora import listener_turns, read_dialogues
 from options import SPLITS, Paths, UserError
 
 MAINS = {

@@ -16,7 +16,7 @@ import pytest
 import evaluate_responses
 import pages
 import ratings
-from dataloaders import Example, listener_turns
+from corpora import Example, listener_turns
 from options import Paths, UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 from conftest import SAMPLE
 
+import corpora
 import dataloaders
 import fetching
 import prepare_data
 import preparing
-from commands import pick
 from options import DIMENSIONS, SPLITS, Paths, UserError
+from settings import pick
 
 GLOVE = SAMPLE / "glove.sample.50d.txt"
 VALID_ROWS = list(range(0, 80, 4))
@@ -108,7 +109,7 @@ def test_dialogues_are_the_official_files_byte_for_byte(corpus, prepared):
 
 def test_packed_sources_prepare_the_same_dialogues_and_scores(prepared, three_levels):
     for split in SPLITS:
-        assert dataloaders.listener_turns(Paths(three_levels).dialogues(split)) == dataloaders.listener_turns(
+        assert corpora.listener_turns(Paths(three_levels).dialogues(split)) == corpora.listener_turns(
             Paths(prepared).dialogues(split)
         )
         assert Paths(three_levels).vader(split).read_bytes() == Paths(prepared).vader(split).read_bytes()
@@ -118,8 +119,8 @@ def test_every_utterance_has_its_vader_score(prepared):
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     for split in SPLITS:
-        dialogues = dataloaders.read_dialogues(Paths(prepared).dialogues(split))
-        table = dataloaders.read_vader(Paths(prepared).vader(split))
+        dialogues = corpora.read_dialogues(Paths(prepared).dialogues(split))
+        table = corpora.read_vader(Paths(prepared).vader(split))
         assert (
             table[["conv_id", "utterance_idx"]]
             .astype(str)
@@ -147,13 +148,13 @@ def test_an_apostrophe_of_any_shape_leaves_the_sentiment_as_it_is(tmp_path, sign
     preparing.score_dialogues(
         preparing.copy_dialogues(tmp_path, Paths(tmp_path / "work")), Paths(tmp_path / "work")
     )
-    table = dataloaders.read_vader(Paths(tmp_path / "work").vader("train"))
+    table = corpora.read_vader(Paths(tmp_path / "work").vader("train"))
     assert table["utterance"].tolist() == list(texts.values())
     assert table["sentiment"].tolist() == [-0.4585, -0.3412]
 
 
 def pairs_of(workdir, dim):
-    return {split: dataloaders.read_pairs(Paths(workdir).pairs(dim, split)) for split in ("train", "valid")}
+    return {split: corpora.read_pairs(Paths(workdir).pairs(dim, split)) for split in ("train", "valid")}
 
 
 @pytest.mark.parametrize("dim", DIMENSIONS)
@@ -166,7 +167,7 @@ def test_labels_are_binary_or_the_levels_themselves(prepared, three_levels, dim)
 
 @pytest.mark.parametrize("dim", DIMENSIONS)
 def test_no_pair_is_lost_or_changed(corpus, prepared, dim):
-    columns = list(dataloaders.RAW_PAIR_COLUMNS)
+    columns = list(corpora.RAW_PAIR_COLUMNS)
     with open(corpus / f"{DIMENSIONS[dim][1]}-reddit.csv", encoding="utf-8", newline="") as handle:
         expected = sorted(tuple(row[c].strip() for c in columns) for row in csv.DictReader(handle))
     made = pd.concat(pairs_of(prepared, dim).values())
@@ -196,7 +197,7 @@ def posts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("posts")
     for _, official in DIMENSIONS.values():
         rows = [(f"s{n}", f"r{n}", f"post {n % 7}", f"reply {n}", n % 3) for n in range(10)]
-        pd.DataFrame(rows, columns=dataloaders.RAW_PAIR_COLUMNS).to_csv(
+        pd.DataFrame(rows, columns=corpora.RAW_PAIR_COLUMNS).to_csv(
             folder / f"{official}-reddit.csv", index=False
         )
     return folder
@@ -257,7 +258,7 @@ def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
             - 1
         )
         (line,) = [text for text in said if f"{split}.csv.gz" in text]
-        turns = len(dataloaders.listener_turns(Paths(tmp_path).dialogues(split)))
+        turns = len(corpora.listener_turns(Paths(tmp_path).dialogues(split)))
         assert f"{rows} rows, {rows} kept, 0 refused" in line
         assert f"({20 if split == 'train' else 6} conversations, {turns} listener turns)" in line
     for name, official in DIMENSIONS.values():
@@ -402,7 +403,7 @@ def test_small_models_load_with_auto_tokenizer_and_know_their_corpus(prepared, n
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(Paths(prepared).data / name))
-    text = dataloaders.read_dialogues(Paths(prepared).dialogues("train"))["utterance"][0]
+    text = corpora.read_dialogues(Paths(prepared).dialogues("train"))["utterance"][0]
     found = tokenizer(f"{dataloaders.EXEMPLAR_MARKER} {text}", add_special_tokens=False)["input_ids"]
     assert len(found) >= len(text.split())
     assert found.count(tokenizer.unk_token_id) <= 1

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import corpora
 import dataloaders
 import storage
-from dataloaders import Example
+from corpora import Example
 from DPR.learning import read_entries
 from options import UserError
 
@@ -34,7 +35,7 @@ def lines(path, *rows, header=HEADER):
     return path
 
 
-def refusal(path, read=dataloaders.read_dialogues):
+def refusal(path, read=corpora.read_dialogues):
     with pytest.raises(UserError) as error:
         read(path)
     return str(error.value)
@@ -51,7 +52,7 @@ QUOTINGS = [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]
 def test_a_dialogue_file_of_pandas_or_excel_is_read_whole(tmp_path, quoting, end, encoding):
     path = tmp_path / "train.csv"
     dialogue_table().to_csv(path, index=False, quoting=quoting, lineterminator=end, encoding=encoding)
-    table = dataloaders.read_dialogues(path)
+    table = corpora.read_dialogues(path)
     assert table["utterance"].tolist() == TEXTS
     assert set(table["prompt"]) == {"My cat, sadly."}
 
@@ -60,12 +61,12 @@ def test_a_dialogue_file_of_pandas_or_excel_is_read_whole(tmp_path, quoting, end
 def test_one_quoted_cell_is_enough_to_know_a_quoted_file(tmp_path, texts):
     path = tmp_path / "train.csv"
     dialogue_table(texts, prompt="p").to_csv(path, index=False)
-    assert dataloaders.read_dialogues(path)["utterance"].tolist() == texts
+    assert corpora.read_dialogues(path)["utterance"].tolist() == texts
 
 
 def test_a_column_that_is_quoted_throughout_is_quoted(tmp_path):
     path = lines(tmp_path / "d.csv", *(f'c,{n},sad,p,{n},"text {n}",,' for n in (1, 2, 3)))
-    assert dataloaders.read_dialogues(path)["utterance"].tolist() == ["text 1", "text 2", "text 3"]
+    assert corpora.read_dialogues(path)["utterance"].tolist() == ["text 1", "text 2", "text 3"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,18 +74,18 @@ def test_a_column_that_is_quoted_throughout_is_quoted(tmp_path):
 def test_whatever_pandas_writes_comes_back(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("pandas") / "train.csv"
     dialogue_table([f"x, {t}" for t in texts]).to_csv(path, index=False)
-    assert dataloaders.read_dialogues(path)["utterance"].tolist() == [f"x, {t}".strip() for t in texts]
+    assert corpora.read_dialogues(path)["utterance"].tolist() == [f"x, {t}".strip() for t in texts]
 
 
 def test_quotation_marks_of_the_official_format_stay(tmp_path):
     texts = ['"Oh no" she said', '"quoted"', 'he said "so"', '"so he', 'said"', '""', '"']
     rows = [f"c,{n},sad,p,{n % 2},{t},5|5|5_2|2|5," for n, t in enumerate(texts, start=1)]
-    assert dataloaders.read_dialogues(lines(tmp_path / "d.csv", *rows))["utterance"].tolist() == texts
+    assert corpora.read_dialogues(lines(tmp_path / "d.csv", *rows))["utterance"].tolist() == texts
 
 
 def test_two_stray_marks_that_could_swallow_a_row_do_not(tmp_path):
     path = lines(tmp_path / "d.csv", 'c,1,sad,p,0,"one,,', 'c,2,sad,p,1,two",,')
-    assert dataloaders.read_dialogues(path)["utterance"].tolist() == ['"one', 'two"']
+    assert corpora.read_dialogues(path)["utterance"].tolist() == ['"one', 'two"']
 
 
 GRADES = "5|5|5_2|2|5"
@@ -95,7 +96,7 @@ GRADES = "5|5|5_2|2|5"
 )
 def test_the_ninth_column_of_the_official_valid_and_test_is_no_text(tmp_path, ends):
     rows = [f"c,{n},sad,p,{n},t{n},{end}" for n, end in enumerate(ends, start=1)]
-    assert dataloaders.read_dialogues(lines(tmp_path / "d.csv", *rows))["utterance"].tolist()[0] == "t1"
+    assert corpora.read_dialogues(lines(tmp_path / "d.csv", *rows))["utterance"].tolist()[0] == "t1"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_another_encoding_is_told_with_a_command_that_converts_it(tmp_path, enco
         read = storage.read_json
     else:
         dialogue_table(["café, ok", "b"]).to_csv(path, index=False, encoding=encoding)
-        read = dataloaders.read_dialogues
+        read = corpora.read_dialogues
     message = refusal(path, read)
     assert "not UTF-8" in message
     assert "prepare_data" not in message
@@ -172,7 +173,7 @@ def test_another_separator_is_told_with_a_command_that_converts_it(tmp_path, sep
     assert "prepare_data" not in message
     words = shlex.split(message.split("convert it with: ")[1])
     subprocess.run([sys.executable, *words[1:]], check=True)
-    assert dataloaders.read_dialogues(tmp_path / "own data-converted.csv")["utterance"].tolist() == TEXTS
+    assert corpora.read_dialogues(tmp_path / "own data-converted.csv")["utterance"].tolist() == TEXTS
 
 
 def test_the_line_in_which_excel_says_its_separator_is_understood(tmp_path):
@@ -187,7 +188,7 @@ def test_a_workbook_is_told_from_a_csv(tmp_path):
 
 def test_a_packed_file_is_read_whatever_its_name(tmp_path):
     dialogue_table().to_csv(tmp_path / "d.csv", index=False, compression="gzip")
-    assert dataloaders.read_dialogues(tmp_path / "d.csv")["utterance"].tolist() == TEXTS
+    assert corpora.read_dialogues(tmp_path / "d.csv")["utterance"].tolist() == TEXTS
 
 
 def test_a_byte_order_mark_is_fine_in_json(tmp_path):
@@ -213,7 +214,7 @@ def test_one_speaker_twice_in_a_row_is_no_reply(tmp_path, speakers):
 @pytest.mark.parametrize("speakers", ["0 1 0 1", "612 44 612", "Ann Bob Ann", "1 0 1"])
 def test_any_two_speakers_in_turn_are_a_conversation(tmp_path, speakers):
     rows = [f"c,{n},sad,p,{who},text {n},," for n, who in enumerate(speakers.split(), start=1)]
-    assert len(dataloaders.listener_turns(lines(tmp_path / "d.csv", *rows))) == len(rows) // 2
+    assert len(corpora.listener_turns(lines(tmp_path / "d.csv", *rows))) == len(rows) // 2
 
 
 def test_a_speaker_that_is_not_said_is_refused(tmp_path):
@@ -222,7 +223,7 @@ def test_a_speaker_that_is_not_said_is_refused(tmp_path):
 
 def test_the_numbers_of_pandas_count_as_numbers(tmp_path):
     path = lines(tmp_path / "d.csv", "c,1.0,sad,p,0.0,a,,", "c,2.0,sad,p,1.0,b,,")
-    assert dataloaders.read_dialogues(path)["utterance_idx"].tolist() == [1, 2]
+    assert corpora.read_dialogues(path)["utterance_idx"].tolist() == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------------ predictions
@@ -241,13 +242,13 @@ def predictions(path, replies=REPLIES, **options):
 @pytest.mark.parametrize("quoting", QUOTINGS)
 def test_predictions_of_pandas_are_the_replies(tmp_path, quoting):
     path = predictions(tmp_path / "p.tsv", quoting=quoting)
-    assert dataloaders.read_predictions(path, examples()) == REPLIES
+    assert corpora.read_predictions(path, examples()) == REPLIES
 
 
 def test_predictions_without_quoting_keep_their_marks(tmp_path):
     replies = ['"Oh no" she said', '"quoted"', 'he "so"', '"so he', 'said"', '""']
     path = predictions(tmp_path / "p.tsv", replies, quoting=csv.QUOTE_NONE, quotechar=None)
-    assert dataloaders.read_predictions(path, examples()) == replies
+    assert corpora.read_predictions(path, examples()) == replies
 
 
 @pytest.mark.parametrize("odd", ['"a ""b"" c"', '"quoted"', "a\tb", "a\nb", '"', '""', '"""', 'x "y" z'])
@@ -255,22 +256,22 @@ def test_our_own_predictions_come_back_whatever_they_hold(tmp_path, odd):
     replies = [odd, "plain", odd]
     keys = pd.DataFrame([e.key for e in examples(3)], columns=["conv_id", "utterance_idx"])
     storage.write_csv(tmp_path / "p.tsv", keys.assign(response=replies), sep="\t")
-    assert dataloaders.read_predictions(tmp_path / "p.tsv", examples(3)) == replies
+    assert corpora.read_predictions(tmp_path / "p.tsv", examples(3)) == replies
 
 
 def test_gold_replies_of_the_official_format_come_back_through_pandas(prepared, tmp_path):
     from options import Paths
 
-    gold = dataloaders.listener_turns(Paths(prepared).dialogues("train"))
-    table = pd.DataFrame([(*e.key, e.response) for e in gold], columns=dataloaders.PREDICTION_COLUMNS)
+    gold = corpora.listener_turns(Paths(prepared).dialogues("train"))
+    table = pd.DataFrame([(*e.key, e.response) for e in gold], columns=corpora.PREDICTION_COLUMNS)
     table.loc[0, "response"] = gold[0].response + ' "so"'
     table.to_csv(tmp_path / "gold.tsv", sep="\t", index=False)
-    assert dataloaders.read_predictions(tmp_path / "gold.tsv", gold) == table["response"].tolist()
+    assert corpora.read_predictions(tmp_path / "gold.tsv", gold) == table["response"].tolist()
 
 
 def test_a_bare_tab_in_a_reply_is_refused(tmp_path):
     path = lines(tmp_path / "p.tsv", "own:1\t2\tOh dear,\tso", header="conv_id\tutterance_idx\tresponse")
-    message = refusal(path, lambda p: dataloaders.read_predictions(p, examples(1)))
+    message = refusal(path, lambda p: corpora.read_predictions(p, examples(1)))
     assert "p.tsv, line 2: 4 columns, expected 3" in message
     assert "to_csv" in message
 
@@ -278,13 +279,13 @@ def test_a_bare_tab_in_a_reply_is_refused(tmp_path):
 def test_predictions_with_commas_for_tabs_are_told_so(tmp_path):
     path = predictions(tmp_path / "p.tsv", sep=",")
     assert "separated by commas, expected tabs" in refusal(
-        path, lambda p: dataloaders.read_predictions(p, examples())
+        path, lambda p: corpora.read_predictions(p, examples())
     )
 
 
 def test_the_first_turns_that_are_not_in_the_split_are_named(tmp_path):
     path = predictions(tmp_path / "p.tsv")
-    message = refusal(path, lambda p: dataloaders.read_predictions(p, examples(4)))
+    message = refusal(path, lambda p: corpora.read_predictions(p, examples(4)))
     assert "2 of 6 rows" in message
     assert "own:1 utterance 10, own:1 utterance 12" in message
 
@@ -292,18 +293,18 @@ def test_the_first_turns_that_are_not_in_the_split_are_named(tmp_path):
 @pytest.mark.parametrize("reply", ["</s>", "</s> <pad>", "<pad><pad></s>", "[SEP]", "<unk> <extra_id_0>"])
 def test_a_reply_of_control_tokens_is_refused(tmp_path, reply):
     path = predictions(tmp_path / "p.tsv", ["fine", reply])
-    message = refusal(path, lambda p: dataloaders.read_predictions(p, examples(2)))
+    message = refusal(path, lambda p: corpora.read_predictions(p, examples(2)))
     assert "p.tsv, line 3" in message
     assert "skip_special_tokens" in message
 
 
 def test_a_control_token_inside_a_reply_is_warned_about_and_kept(tmp_path, capsys):
     path = predictions(tmp_path / "p.tsv", ["fine", "I am sorry.</s>"])
-    assert dataloaders.read_predictions(path, examples(2))[1] == "I am sorry.</s>"
+    assert corpora.read_predictions(path, examples(2))[1] == "I am sorry.</s>"
     assert "warning" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("index", ["2.0", "2", " 2 ", "2."])
 def test_an_index_that_pandas_made_a_float_is_the_same_turn(tmp_path, index):
     path = lines(tmp_path / "p.tsv", f"own:1\t{index}\thello", header="conv_id\tutterance_idx\tresponse")
-    assert dataloaders.read_predictions(path, examples(1)) == ["hello"]
+    assert corpora.read_predictions(path, examples(1)) == ["hello"]

@@ -10,8 +10,8 @@ import prepare_data
 import recipes
 import reproduce
 import storage
-from commands import generator_command
 from options import DIMENSIONS, Paths
+from settings import generator_command
 
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
 

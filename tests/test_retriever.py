@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dpr_exemplar_retriever
-from dataloaders import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
+from corpora import EXEMPLAR_COLUMNS, Example, listener_turns, read_exemplars
 from DPR import biencoder
 from DPR.index import Index
 from dpr_exemplar_retriever import parse_args

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dpr_exemplar_retriever
-from dataloaders import Example
+from corpora import Example
 from DPR.index import Index
 from DPR.retriever import own_conversations
 

@@ -7,8 +7,8 @@ from transformers import LogitsProcessorList
 
 from causal_models import CausalGenerator, token_nll
 from chats import prompt_data
-from commands import Decoding
 from sampling import choose, sample
+from settings import Decoding
 
 
 @pytest.fixture(scope="module")

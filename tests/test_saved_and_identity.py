@@ -13,18 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_models import VOCAB, make_batch, t5_config
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 import dpr_exemplar_retriever
 import evaluate_responses
 import exemplars
 import generators
 import label_dialogues
+import predicting
 import recipes
 import reproduce
 import responder
@@ -35,11 +31,12 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
-from commands import Decoding
 from DPR import prepare_dpr_data, train_dpr
-from models import Generator, SavedModule, load_config, load_pretrained, token_nll
+from models import Generator, token_nll
 from options import Paths, UserError
+from pretrained import SavedModule, load_config, load_pretrained
 from session import Session
+from settings import Decoding
 
 EXAMPLES = [([5, 6, 7, 1], [8, 9], []), ([10, 11, 1], [12], [])]
 
@@ -128,7 +125,7 @@ def test_the_base_models_own_decoding_decides_nothing(tmp_path, beams):
         def get_vocab(self):
             return {str(i): i for i in range(VOCAB)}
 
-    arguments = generators.decoding_arguments(decoding, Tokenizer(), VOCAB)
+    arguments = predicting.decoding_arguments(decoding, Tokenizer(), VOCAB)
     models = [around(plain), around(opinionated)]
     models[1].load_state_dict(models[0].state_dict())
     models[1].save_pretrained(tmp_path / "run")

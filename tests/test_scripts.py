@@ -31,7 +31,7 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
-from dataloaders import listener_turns, read_exemplars, read_labels
+from corpora import listener_turns, read_exemplars, read_labels
 from DPR import evaluate_retriever, prepare_dpr_data, train_dpr
 from models import Critic
 from options import CRITICS, Paths, UserError

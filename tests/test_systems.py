@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import storage
-from dataloaders import Example
+from corpora import Example
 from measures import bleu
 from measuring import Standard
 from normalising import normalise, words

@@ -18,7 +18,7 @@ import lineage
 import storage
 import tables
 from columns import COLUMNS, critic_columns, judge_columns
-from dataloaders import Example, listener_turns
+from corpora import Example, listener_turns
 from DPR import biencoder, retriever
 from judges import Judge
 from normalising import normalise

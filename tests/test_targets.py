@@ -8,7 +8,7 @@ from conftest import Killed, assert_same_run
 
 import train_glove_t5
 import updates
-from dataloaders import all_turns, listener_turns
+from corpora import all_turns, listener_turns
 from options import Paths, UserError
 
 PLAIN = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0".split()

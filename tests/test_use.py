@@ -20,15 +20,17 @@ import sampling
 import score
 from causal_models import CausalGenerator, example_nll, token_nll
 from chats import causal_data
-from commands import pick
+from corpora import Example, listener_turns
 from critics import Critic, Score
-from dataloaders import Example, generator_data, listener_turns
+from dataloaders import generator_data
 from DPR.retriever import Retriever
-from models import Generator, load_tokenizer
+from models import Generator
 from models import token_nll as seq2seq_nll
 from options import Paths, UserError
+from pretrained import load_tokenizer
 from responder import CausalWriter, Responder, Weights, mean_log_probability
 from session import Session
+from settings import pick
 
 REPLIES = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
 DIALOGUE = ("My dog ran away last night.", "Oh no!", "We looked for him at the lake.")

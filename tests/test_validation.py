@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from columns import judge_columns
+from exports import worth
 from options import UserError
-from tables import worth
 from validation import read_ratings, validate_metrics
 
 #: made up: 60 texts of a known quality, which three raters see with errors of their own

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import T5Config
 
 import vocabulary
-from commands import GeneratorOptions, TrainingOptions
 from dataloaders import Data
 from models import Critic, CriticSet, CriticSettings, Generator, GeneratorSettings, soft_response, token_nll
 from objectives import GeneratorObjective
 from session import Session
+from settings import GeneratorOptions, TrainingOptions
 from updates import Update
 
 CPU = torch.device("cpu")

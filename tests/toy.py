@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import checkpoints
-from commands import TrainingOptions
 from dataloaders import Data
 from session import Session
+from settings import TrainingOptions
 from training import Loop
 from updates import Objective
 
