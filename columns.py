@@ -70,6 +70,7 @@ COLUMNS: tuple[Column, ...] = (
         "1",
         "paper, section V",
         "lower",
+        per_item=True,
         main=True,
     ),
     Column(
@@ -81,6 +82,7 @@ COLUMNS: tuple[Column, ...] = (
         "%",
         "paper, section V; sacrebleu, tokenize none",
         "higher",
+        per_item=True,
         main=True,
     ),
     Column(
@@ -150,6 +152,7 @@ COLUMNS: tuple[Column, ...] = (
         "1",
         "likelihood.csv of the run",
         "lower",
+        per_item=True,
         main=True,
     ),
     Column(
@@ -160,6 +163,7 @@ COLUMNS: tuple[Column, ...] = (
         "1",
         "likelihood.csv of the run",
         "lower",
+        per_item=True,
     ),
     Column(
         "ppl_word_class",
@@ -171,6 +175,7 @@ COLUMNS: tuple[Column, ...] = (
         "1",
         "likelihood.csv of the run",
         "lower",
+        per_item=True,
     ),
     *(
         Column(

@@ -47,8 +47,12 @@ def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column])
     """Every column's rank correlation with human ratings of the same texts."""
     values = {}
     for c in (c for c in columns if c.key in items):
-        of_a_judge = c.group.startswith("judge ")  # each judge has columns of the same titles
-        values[f"{c.title}, {c.group}" if of_a_judge else c.title] = items[c.key].tolist()
+        title = c.title
+        if c.group.startswith("judge "):  # each judge has columns of the same titles
+            title += f", {c.group}"
+        elif c.key.startswith("ppl_"):  # of what the model expected, not of what it said
+            title += ", of the gold reply"
+        values[title] = items[c.key].tolist()
     found = validation.validate_metrics(ratings, items["reply"].tolist(), values, normalising.normalise)
     return found.table()
 

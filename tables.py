@@ -451,7 +451,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
         storage.write_text(files[VALIDATION], worth(ratings, items, columns))
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     content = {"split": options.split, "items": options.items, "replies": len(numbers), "set": digest}
-    content |= {"normaliser": normalising.VERSION, "judges": options.family, **as_numbers(page)}
+    content |= {"normaliser": normalising.VERSION, "critics": options.family}
+    content |= {"judges": {j.name: dict(j.sha256) for j in against.judges}, **as_numbers(page)}
     storage.write_json(files["metrics.json"], content)
     print(first)
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -60,6 +61,10 @@ def test_a_run_is_complete_and_stands_on_the_table(trained_copy, flags, exemplar
     said = (sums.nll - sums.nll_end) / (sums.words - len(examples))
     assert row["ppl_word_open"] == pytest.approx(math.exp(said), rel=1e-6)
     assert row["ppl_word_class"] == row["ppl_word"]
+    items = pd.read_csv(trained_copy / "results" / "evaluation" / "items.csv")
+    own = items[items["system"] == f"causal-lm/{folder.name}"].reset_index()
+    each = np.exp(likelihood["nll"] / likelihood["words"])
+    assert own["ppl_word"].tolist() == pytest.approx(each.tolist(), rel=1e-5)
 
 
 def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags):

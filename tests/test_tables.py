@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sacrebleu.metrics import BLEU
 
 import evaluate_responses
 import floors
@@ -137,6 +138,13 @@ def test_every_score_of_every_item_is_kept_and_averages_to_the_table(made):
         assert mine[column].astype(float).mean() == pytest.approx(
             content["systems"]["some"][column], abs=1e-4
         )
+    raw = [BLEU(tokenize="none", smooth_method="none", max_ngram_order=1, force=True) for _ in mine.index]
+    alone = [
+        bleu.corpus_score(["What happened then ?"], [[e.response]]).score
+        for bleu, e in zip(raw, examples[2:11], strict=True)
+    ]
+    assert mine["bleu_1"].astype(float).tolist() == pytest.approx(alone, abs=1e-4)
+    assert content["critics"] == "none" and list(content["judges"]["tfidf"]) == list(DIMENSIONS)
 
 
 def test_every_column_says_what_it_is(made):
@@ -310,4 +318,4 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
         worth["words"].startswith("1.00 (")
         and worth["*raters: one against the mean of the others*"] == "1.00"
     )
-    assert set(worth) >= {"relevance stand-in", "BLEU-4", "VADER", "emo level, judge tfidf"}
+    assert set(worth) >= {"relevance stand-in", "BLEU-1 raw", "BLEU-4", "VADER", "emo level, judge tfidf"}
