@@ -95,16 +95,23 @@ def common_words(one: Sequence[str], other: Sequence[str]) -> int:
     return len(one) - left.bit_count()
 
 
-def bertscore(replies: Sequence[str], references: Sequence[str], model: Path, device: str) -> Additive:
-    """Mean BERTScore F1 in percent under the last layer of the model in a folder; an empty side counts 0."""
-    import bert_score
-    from transformers import AutoConfig, AutoTokenizer
+def require_length(model: Path) -> None:
+    """Refuse a model for BERTScore that does not say how long its texts may be: bert-score would overflow."""
+    from transformers import AutoTokenizer
 
-    if AutoTokenizer.from_pretrained(model).model_max_length > 1_000_000:  # bert-score would overflow
+    if AutoTokenizer.from_pretrained(model).model_max_length > 1_000_000:
         raise UserError(
             f"--bertscore-model {model}: its tokenizer_config.json has no model_max_length; write the number "
             'of tokens that the model can read there ("model_max_length": 512)'
         )
+
+
+def bertscore(replies: Sequence[str], references: Sequence[str], model: Path, device: str) -> Additive:
+    """Mean BERTScore F1 in percent under the last layer of the model in a folder; an empty side counts 0."""
+    import bert_score
+    from transformers import AutoConfig
+
+    require_length(model)
     layers = AutoConfig.from_pretrained(model).num_hidden_layers
     values = np.zeros(len(replies))
     pairs = zip(replies, references, strict=True)

@@ -27,7 +27,7 @@ from critics import load_judges as load_critics
 from DPR.retriever import own_conversations
 from exports import as_numbers, items_table, pairs_table, worth
 from lineage import Served
-from measures import signature
+from measures import require_length, signature
 from measuring import Extras, Standard, normalised_sets
 from options import CRITICS, DIMENSIONS, Paths, UserError, named_places, refuse_existing
 from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
@@ -146,6 +146,8 @@ def standard(
 
     shown = paths.exemplars(options.split)
     extras = Extras(bertscore=as_path(options.bertscore_model))
+    if extras.bertscore:
+        require_length(extras.bertscore)
     if options.relevance:
         minilm = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
         extras = dataclasses.replace(extras, relevance=minilm)
@@ -383,15 +385,14 @@ def write_cases(
     rows: Sequence[Row],
     numbers: Numbers,
     files: dict[str, Path],
+    untuned: Sequence[Sequence[str]] | None,
 ) -> None:
-    """The pages that people look at, of the items of the tables."""
+    """The pages that people look at, of the items of the tables. `untuned`: another retriever's exemplars."""
     shown = None
     if against.exemplars is not None:
         shown = [against.exemplars[i] for i in numbers]
     retrievers: dict[str, Sequence[Sequence[str]]] | None = None
-    if shown is not None and options.untuned_exemplars:
-        file = Paths(exemplars=options.untuned_exemplars).exemplars(options.split)
-        untuned = read_exemplars(file, against.examples)
+    if shown is not None and untuned is not None:
         retrievers = {"tuned retriever": shown, "untuned retriever": [untuned[i] for i in numbers]}
     systems = cases(lines, rows, against.examples, numbers)
     keys: dict[str, str] = {}
@@ -413,7 +414,15 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     # read before the measuring: what is wrong with it is said now
     ratings = validation.read_ratings(options.validate_metrics) if options.validate_metrics else None
     examples = listener_turns(paths.dialogues(options.split))
+    untuned = None
+    if options.untuned_exemplars:
+        file = Paths(exemplars=options.untuned_exemplars).exemplars(options.split)
+        untuned = read_exemplars(file, examples)
     lines = read_all(options, examples, paths)
+    if ratings is not None:
+        said = [text for line in lines for system in line.systems for text in system.replies]
+        said += [e.response for e in examples]
+        validation.require_matches(ratings, said, normalising.normalise)
     numbers = settled(options, examples, lines)
     folders = {kind: paths.find_critic(kind, options.family) for kind in CRITICS}
     critics = judges.training_critics(load_critics(folders, session), paths.cache)
@@ -444,7 +453,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     below += footer(options, numbers, digest, [j.name for j in against.judges])
     first = "\n\n".join([page.main(), *below])
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
-    write_cases(options, against, lines, rows, numbers, files)
+    write_cases(options, against, lines, rows, numbers, files, untuned)
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:

@@ -120,23 +120,32 @@ def validate_metrics(
     values (N,) each; a text that stands there several times counts with the mean of its values, nan as none.
     Texts are matched after `normalise`. Raises `UserError` where too few of the rated ones are there.
     """
-    own = pd.Series([normalise(text) for text in texts])
-    values = pd.DataFrame(dict(columns)).groupby(own.to_numpy()).mean()
+    own = [normalise(text) for text in texts]
+    values = pd.DataFrame(dict(columns)).groupby(pd.Series(own).to_numpy()).mean()
     ratings = ratings.assign(text=ratings["text"].map(normalise))
-    rated = ratings["text"].unique()
-    matched = [text for text in rated if text in values.index]
-    if len(matched) < FEWEST:
-        raise UserError(
-            f"only {len(matched)} of the {len(rated)} rated texts stand among the {len(texts)} replies, and "
-            f"a correlation needs {FEWEST}; give the systems whose replies were rated"
-        )
+    matched, rated = require_matches(ratings, own, str)
     raters, correlations = {}, {}
     for scale, of_scale in ratings.groupby("scale", sort=False):
         table = of_scale.pivot_table(index="rater", columns="text", values="value")  # (raters, texts)
         raters[str(scale)] = agreement(table)
         mean = table.mean()
         correlations[str(scale)] = {name: correlate(mean, values[name]) for name in values}
-    return Validation(raters, correlations, len(matched), len(rated))
+    return Validation(raters, correlations, matched, rated)
+
+
+def require_matches(
+    ratings: pd.DataFrame, texts: Sequence[str], normalise: Callable[[str], str] = plain
+) -> tuple[int, int]:
+    """(how many of the rated texts stand among `texts`, how many there are); raises `UserError` where those
+    are too few for a correlation."""
+    rated, known = {normalise(text) for text in ratings["text"]}, {normalise(text) for text in texts}
+    matched = len(rated & known)
+    if matched < FEWEST:
+        raise UserError(
+            f"only {matched} of the {len(rated)} rated texts stand among the {len(texts)} replies, and "
+            f"a correlation needs {FEWEST}; give the systems whose replies were rated"
+        )
+    return matched, len(rated)
 
 
 def agreement(table: pd.DataFrame) -> Raters:

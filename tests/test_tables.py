@@ -301,9 +301,19 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
     words = ["--workdir", str(tmp_path), *files, "--family", "none", "--cases", "1", "--device", "cpu"]
     words += ["--relevance", "--nearest", "minilm", "--validate-metrics", str(ratings)]
     rated.assign(rater_2="good").to_csv(ratings, index=False)
-    with pytest.raises(UserError, match="line 2: the rating 'good' is no number"):
-        evaluate_responses.main(words)
-    assert not (tmp_path / "results" / "evaluation").exists()  # before anything is measured
+    with monkeypatch.context() as nothing_is_judged:
+        nothing_is_judged.setattr(Judge, "levels", lambda *args: pytest.fail("judged before it is refused"))
+        with pytest.raises(UserError, match="line 2: the rating 'good' is no number"):
+            evaluate_responses.main(words)
+        rated[:5].to_csv(ratings, index=False)
+        with pytest.raises(UserError, match="only 5 of the 5 rated texts stand among"):
+            evaluate_responses.main(words)
+        with pytest.raises(UserError, match="has no model_max_length"):
+            evaluate_responses.main([*words[:-2], "--bertscore-model", str(tmp_path / "data" / "bert-tiny")])
+        (tmp_path / "untuned").mkdir()
+        (tmp_path / "untuned" / "test_dpr.csv").write_text("conv_id,utterance_idx,exemplars\nc,2,[\n")
+        with pytest.raises(UserError, match="test_dpr.csv"):
+            evaluate_responses.main([*words[:-2], "--untuned-exemplars", str(tmp_path / "untuned")])
     rated.assign(rater_2=rated["rater_1"] + 1).to_csv(ratings, index=False)
     content = evaluate_responses.main(words)
 
