@@ -11,8 +11,8 @@ Each table is of one set of items (--items), names it, and has a gold row and fl
 another item's gold reply, the nearest training reply, the best exemplar as it is. What each column is stands
 under its table. Matching the gold row, not topping it, is the aim wherever a column says "nearer to gold".
 Figures have 95 % bootstrap intervals; every two systems are tested pairwise on the items that both have.
-Writes metrics.json, table.md, items.csv (every score of every item), pairs.csv (every test), case_studies.md
-and .html, and learning_curves.png to results/NAME/.
+Writes metrics.json, table.md, items.csv (every score of every item), pairs.csv (every test), unmatched.csv
+(replies that answer no item), case_studies.md and .html, and learning_curves.png to results/NAME/.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A comparison as data: every score of every item, every test, every figure; what the columns are worth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from columns import Column
 from comparison import Row, Test
 from corpora import Example
 from rendering import Page
+from systems import System
 
 
 def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequence[Example]) -> pd.DataFrame:
@@ -32,6 +33,14 @@ def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequen
             }
             parts.append(pd.concat([part, pd.DataFrame(values)], axis=1))
     return pd.concat(parts, ignore_index=True)
+
+
+def unmatched_table(systems: Iterable[tuple[str, System]]) -> pd.DataFrame:
+    """One row for each reply of a system's file that answers no item, and what the file says of it."""
+    rows = []
+    for name, system in systems:
+        rows += [(name, r.line, r.history or "", r.reference or "", r.text) for r in system.left_out]
+    return pd.DataFrame(rows, columns=["system", "line", "history", "reference", "reply"])
 
 
 def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:

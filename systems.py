@@ -54,6 +54,7 @@ class System:
     #: number of a listener turn -> its gold reply's LIKELIHOOD; nan what the file does not have
     likelihoods: dict[int, tuple[float, ...]] = field(default_factory=dict)
     origin: dict = field(default_factory=dict)  # the note beside its file
+    left_out: list[Reply] = field(default_factory=list)  # replies of its file that answer no item
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -216,6 +217,7 @@ def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
         found, notes = _by_key(replies, examples, path)
     else:
         found, notes = _by_text(replies, examples, path)
+    answering = {id(reply) for several in found.values() for reply in several}
     numbers = sorted(found)
     several = [len(found[n]) for n in numbers]
     texts = [[r.text.strip() for r in sorted(found[n], key=lambda r: r.sample)] for n in numbers]
@@ -233,6 +235,7 @@ def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
         numbers,
         samples=texts if max(several) > 1 else None,
         notes=notes,
+        left_out=[reply for reply in replies if id(reply) not in answering],
     )
 
 

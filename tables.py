@@ -25,7 +25,7 @@ from comparison import Comparison, Numbers, Row
 from corpora import Example, listener_turns, read_exemplars
 from critics import load_judges as load_critics
 from DPR.retriever import own_conversations
-from exports import as_numbers, items_table, pairs_table, worth
+from exports import as_numbers, items_table, pairs_table, unmatched_table, worth
 from lineage import Served
 from measures import require_length, signature
 from measuring import Extras, Standard, normalised_sets
@@ -39,6 +39,7 @@ FILES = ("metrics.json", "table.md", "items.csv", "pairs.csv")
 PAGES = {"case_studies.md": markdown_cases, "case_studies.html": html_cases}
 CURVES = "learning_curves.png"
 VALIDATION = "validation.md"
+UNMATCHED = "unmatched.csv"
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,8 @@ def notes(
             if system.decoding:
                 out.append(f"Replies of {name}: {system.decoding}.")
             if system.notes:
-                out.append(f"File of {name}: {cell('; '.join(system.notes))}.")
+                listed = f" Every reply left out: {UNMATCHED}." * bool(system.left_out)
+                out.append(f"File of {name}: {cell('; '.join(system.notes))}.{listed}")
             pleased = [(critic.kind, critic.sha256) for critic in served_by(system, paths)]
             own = [kind for kind in critics if (kind, critics[kind]) in pleased]
             for judge in among:
@@ -409,7 +411,7 @@ def write_cases(
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     """Write FILES to results/NAME/."""
     folder = paths.results / options.name
-    files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION)}
+    files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION, UNMATCHED)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     # read before the measuring: what is wrong with it is said now
     ratings = validation.read_ratings(options.validate_metrics) if options.validate_metrics else None
@@ -459,6 +461,10 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     if ratings is not None:
         storage.write_text(files[VALIDATION], worth(ratings, items, columns))
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
+    unmatched = unmatched_table((line.name, system) for line in lines for system in line.systems)
+    files[UNMATCHED].unlink(missing_ok=True)  # of a table that is overwritten
+    if len(unmatched):
+        storage.write_csv(files[UNMATCHED], unmatched)
     content = {"split": options.split, "items": options.items, "replies": len(numbers), "set": digest}
     content |= {"normaliser": normalising.VERSION, "critics": options.family}
     content |= {"judges": {j.name: dict(j.sha256) for j in against.judges}, **as_numbers(page)}

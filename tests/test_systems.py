@@ -335,6 +335,7 @@ def test_without_keys_history_and_reference_find_the_item_in_any_order(tmp_path,
     assert "the history alone, their references being written otherwise: 1" in matched
     assert "1 of 5" in lost
     assert "first: line 24" in lost and lost in capsys.readouterr().out
+    assert [(reply.line, reply.text) for reply in system.left_out] == [(24, "lost")]
 
 
 def test_a_file_of_another_split_is_not_read_by_the_references_that_every_split_has(tmp_path):

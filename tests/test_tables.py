@@ -275,6 +275,26 @@ def test_copies_are_not_looked_for_in_exemplars_that_another_search_has_put_ther
     assert "other exemplars than its replies were written with; what mine copies" in capsys.readouterr().out
 
 
+def test_every_reply_that_answers_no_item_is_listed_beside_the_table(prepared, tmp_path):
+    (tmp_path / "data").symlink_to(prepared / "data")
+    gold = [e.response for e in listener_turns(Paths(prepared).dialogues("test"))]
+    lines = [f"Ref: {text}\nPred: I see.\n" for text in gold]
+    lines += [f"Ref: nobody said {n} here\nPred: lost {n}\n" for n in range(4)]
+    (tmp_path / "mine.txt").write_text("".join(lines), encoding="utf-8")
+    words = ["--workdir", str(tmp_path), "--device", "cpu", "--family", "none", "--judges", "none"]
+    words += ["--nearest", "none", "--cases", "1", str(tmp_path / "mine.txt")]
+    evaluate_responses.main(words)
+    folder = tmp_path / "results" / "evaluation"
+    listed = pd.read_csv(folder / "unmatched.csv")
+    assert listed["reply"].tolist() == [f"lost {n}" for n in range(4)]
+    assert listed["line"].tolist() == [2 * len(gold) + 2 * (n + 1) for n in range(4)]
+    page = (folder / "table.md").read_text()
+    assert f"4 of {len(gold) + 4}" in page and "Every reply left out: unmatched.csv." in page
+    (tmp_path / "mine.txt").write_text("".join(lines[:-4]), encoding="utf-8")
+    evaluate_responses.main([*words, "--overwrite"])
+    assert not (folder / "unmatched.csv").exists()
+
+
 def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
     gold = [e.response for e in listener_turns(Paths(prepared).dialogues("test"))]
     lines = [f"Ref: {text}\nGreedy: Oh.\nBeam: I see.\n" for text in gold]
