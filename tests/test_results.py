@@ -1,6 +1,7 @@
 """results/results.yaml: the README says what stands there, and what stands there can be run."""
 
 import copy
+import itertools
 import shlex
 from pathlib import Path
 
@@ -56,6 +57,27 @@ def test_every_command_of_a_row_parses(data, tmp_path, monkeypatch):
             ALL[script](words)
         except SystemExit:
             pytest.fail(f"does not parse: {command}")
+
+
+def test_the_tables_have_a_row_for_everything_that_is_compared_run_or_not(data):
+    rows = results.parse(data).rows
+    for dim, model in itertools.product(DIMENSIONS, ("majority", "tfidf", "glove-t5", "t5", "minilm")):
+        for ending in ("", "-seeker", "-3", "-seeker-3"):
+            assert f"{dim}-{model}{ending}" in rows
+    tuned = ("minilm-empd", "minilm-reddit", "minilm-empd-reddit")
+    for retriever in ("bm25", "minilm-cosine", *tuned):
+        assert {retriever, f"{retriever}-same-emotion"} <= set(rows)
+    flags: dict[str, set[str]] = {}
+    alone = set()
+    for row in (row for row in rows.values() if row.table in ("ablations", "losses")):
+        for command in row.commands:
+            words = shlex.split(command)
+            for flag, value in itertools.pairwise(words):
+                flags.setdefault(flag, set()).add(value)
+            off = {loss for loss in ("empathy", "sentiment") if f"--{loss}-loss-w 0 " in f"{command} "}
+            alone |= off if len(off) == 1 else set()
+    assert flags["--top-exemplars"] >= {"1", "3", "5", "10"} and flags["--strategy"] >= {"1", "2"}
+    assert flags["--add-exemplars"] >= {"none", "glove-t5"} and alone == {"empathy", "sentiment"}
 
 
 def test_every_column_of_a_scored_table_is_still_written_or_says_that_it_is_not(data):
