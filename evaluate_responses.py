@@ -171,9 +171,9 @@ def main(argv=None):
     if args.ratings:
         return print(ratings.report(args.ratings, kit, args.overwrite))
     if args.rating_kit:
-        examples, systems = tables.replies(pick(tables.TableOptions, args), paths)
+        examples, systems, about = tables.replies(pick(tables.TableOptions, args), paths)
         return ratings.kit_of(
-            kit, examples, systems, args.rating_kit, args.rating_mode, args.seed, args.overwrite
+            kit, examples, systems, args.rating_kit, args.rating_mode, args.seed, args.overwrite, about
         )
     return tables.evaluate(pick(tables.TableOptions, args), paths, tables.Session(**device_flags(args)))
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+import runs
 import storage
 from corpora import Example
 from intervals import holm
@@ -89,12 +90,14 @@ def write_kit(
     mode: str = LIKERT,
     seed: int = 42,
     overwrite: bool = False,
+    about: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """rating.html, for the raters, and key.csv, which unblinds it; returns both paths.
 
     `examples`: dicts with conv_id, utterance_idx and history (texts, oldest first, the speaker begins), one
     for each of a system's replies. `count` of them are drawn with `seed`. The page knows no system, only ids
-    that are drawn too; replies that several systems share are shown once and count for all of them.
+    that are drawn too; replies that several systems share are shown once and count for all of them. `about`:
+    lines on items and systems, noted beside the key for the summary's foot.
     """
     page, key = Path(folder) / "rating.html", Path(folder) / "key.csv"
     refuse_existing([page, key], overwrite, "another --name")
@@ -131,7 +134,11 @@ def write_kit(
             dict(zip(("key", "name", "question"), (k, *v[:2]), strict=True)) for k, v in SCALES.items()
         ],
     }
-    storage.write_csv(key, pd.DataFrame([(kit, *row) for row in rows], columns=list(KEY_COLUMNS)))
+    storage.write_csv(
+        key,
+        pd.DataFrame([(kit, *row) for row in rows], columns=list(KEY_COLUMNS)),
+        origin={"about": [*about, f"Kit drawn with seed {seed}. {runs.made_by()}"]},
+    )
     storage.write_text(
         page, render("rating.html", content=content, scales=SCALES, points=POINTS, example=EXAMPLE)
     )
@@ -146,6 +153,7 @@ def kit_of(
     mode: str,
     seed: int,
     overwrite: bool,
+    about: Sequence[str] = (),
 ) -> None:
     """`write_kit` of a table's systems (dicts with name and replies), and say what to do with it.
 
@@ -155,7 +163,7 @@ def kit_of(
     if mode == AB and len(replies) > 2:
         replies.pop("gold", None)
     plain = [{k: getattr(e, k) for k in ("conv_id", "utterance_idx", "history")} for e in examples]
-    page, key = write_kit(folder, plain, replies, count, mode, seed, overwrite)
+    page, key = write_kit(folder, plain, replies, count, mode, seed, overwrite, about)
     each = read_key(key).groupby("item")["reply"].nunique()
     asked = each.sum() * len(SCALES) if mode == LIKERT else (each * (each - 1) // 2).sum()
     print(f"{page}: for the raters, who open it in a browser and send back the csv that it saves")
@@ -390,7 +398,8 @@ def report(files: Iterable[str | Path], folder: Path, overwrite: bool) -> str:
     """`summarise` the ratings of the kit in `folder`, into ratings.md; `unblinded`, into ratings.csv."""
     key, text, table = (folder / name for name in ("key.csv", "ratings.md", "ratings.csv"))
     refuse_existing([text, table], overwrite, "")
-    found = summarise(files, key)
+    foot = [*storage.read_origin(key).get("about", []), runs.made_by()]
+    found = "\n\n".join([summarise(files, key).rstrip(), *foot]) + "\n"
     if read_key(key)["mode"].iloc[0] == LIKERT:
         storage.write_csv(table, unblinded(files, key))
     storage.write_text(text, found)

@@ -90,6 +90,12 @@ def environment(device: str) -> dict:
     }
 
 
+def made_by() -> str:
+    """The last line of a table's foot."""
+    made = environment("")
+    return f"Commit {made['commit']}; `{made['command']}`."
+
+
 class Run:
     """One folder, complete in itself: weights, config, tokenizer, args.json, metrics.jsonl, checkpoints/.
 

@@ -107,15 +107,17 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
     return found
 
 
-def replies(options: TableOptions, paths: Paths) -> tuple[list[Example], list[dict]]:
-    """The items of the tables, and all systems with their replies to them, gold first: for raters."""
+def replies(options: TableOptions, paths: Paths) -> tuple[list[Example], list[dict], list[str]]:
+    """The items of the tables, all systems with their replies to them, gold first, and the lines that say
+    what both are: for raters."""
     examples = listener_turns(paths.dialogues(options.split))
     lines = read_all(options, examples, paths)
     numbers = settled(options, examples, lines)
     found: list[dict] = [{"name": "gold", "replies": [examples[i].response for i in numbers]}]
     for line in lines:
         found.append({"name": line.name, "replies": restrict(line.systems[0], numbers).replies})
-    return [examples[i] for i in numbers], found
+    about = [f"{of_items(options, numbers, set_hash(examples, numbers))}; the kit's are drawn of these."]
+    return [examples[i] for i in numbers], found, about + notes(lines, {}, [], paths)
 
 
 def settled(options: TableOptions, examples: Sequence[Example], lines: Sequence[Named]) -> Numbers:
@@ -299,8 +301,7 @@ def notes(
             if system.decoding:
                 out.append(f"Replies of {name}: {system.decoding}.")
             if system.notes:
-                listed = f" Every reply left out: {UNMATCHED}." * bool(system.left_out)
-                out.append(f"File of {name}: {cell('; '.join(system.notes))}.{listed}")
+                out.append(f"File of {name}: {cell('; '.join(system.notes))}.")
             pleased = [(critic.kind, critic.sha256) for critic in served_by(system, paths)]
             own = [kind for kind in critics if (kind, critics[kind]) in pleased]
             for judge in among:
@@ -332,15 +333,17 @@ def flattered(
     return found
 
 
+def of_items(options: TableOptions, numbers: Numbers, digest: str) -> str:
+    return f"Split {options.split}, items {options.items}, n = {len(numbers):,}, set {digest}"
+
+
 def footer(options: TableOptions, numbers: Numbers, digest: str, named: Sequence[str]) -> list[str]:
     """Of what and by what the tables are."""
-    made = runs.environment("")
     return [
-        f"Split {options.split}, items {options.items}, n = {len(numbers):,}, set {digest}; "
-        f"{options.resamples:,} resamples, seed {options.seed}.",
+        f"{of_items(options, numbers, digest)}; {options.resamples:,} resamples, seed {options.seed}.",
         f"{normalising.DESCRIPTION}. BLEU-1..4: {signature()}.",
         f"Judges: {', '.join(named) or 'none'}; training critics, which stand apart: {options.family}.",
-        f"Commit {made['commit']}; `{made['command']}`.",
+        runs.made_by(),
     ]
 
 
@@ -452,16 +455,21 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     if against.judges:
         chosen = [examples[i] for i in numbers]
         below += judges.report(against.judges, [e.response for e in chosen], [e.history for e in chosen])
-    below += footer(options, numbers, digest, [j.name for j in against.judges])
+    unmatched = unmatched_table((line.name, system) for line in lines for system in line.systems)
+    below += [f"Every reply left out: {UNMATCHED}."] * (len(unmatched) > 0)
+    foot = footer(options, numbers, digest, [j.name for j in against.judges])
+    below += foot
     first = "\n\n".join([page.main(), *below])
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
     write_cases(options, against, lines, rows, numbers, files, untuned)
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:
-        storage.write_text(files[VALIDATION], worth(ratings, items, columns))
+        about = [f"{options.validate_metrics}, with every system on all its items."]
+        about += [*notes(lines, {}, [], paths), *foot]
+        validated = worth(ratings, items, columns)
+        storage.write_text(files[VALIDATION], "\n\n".join([validated, *about]) + "\n")
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
-    unmatched = unmatched_table((line.name, system) for line in lines for system in line.systems)
     files[UNMATCHED].unlink(missing_ok=True)  # of a table that is overwritten
     if len(unmatched):
         storage.write_csv(files[UNMATCHED], unmatched)

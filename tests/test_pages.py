@@ -214,7 +214,10 @@ def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_s
     monkeypatch.setattr(ratings, "MIN_ITEMS", 10)
     file = save(tmp_path / "a.csv", "likert", likert_rows(key, "Anna", lambda s, n: 2 + (s == "gold")))
     evaluate_responses.main([*common, "--ratings", str(file)])
-    assert "| gold | 3.00 (3.00 to 3.00) |" in (folder / "ratings.md").read_text()
+    summary = (folder / "ratings.md").read_text()
+    assert "| gold | 3.00 (3.00 to 3.00) |" in summary
+    assert re.search(rf"Split test, items all, n = {len(examples)}, set [0-9a-f]{{12}}", summary)
+    assert len(re.findall(r"Commit \w+.*; `python ", summary)) == 2, "of the kit and of its summary"
     table = pd.read_csv(folder / "ratings.csv")
     assert table.groupby("system")["value"].mean().to_dict() == {"gold": 3, "theirs": 2}
     assert set(table["response"]) == set(key["response"]) and len(table) == 20 * 6

@@ -343,6 +343,7 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
     assert rows[floors.NEAREST]["verbatim_training"] == 100
     assert not [file for file in Paths(tmp_path).cache.iterdir() if file.is_dir()]  # no parts are left
     lines = (tmp_path / "results" / "evaluation" / "validation.md").read_text().splitlines()
+    assert any(content["set"] in line for line in lines) and lines[-1].startswith("Commit ")
     worth = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if line.startswith("|")}
     assert (
         worth["words"].startswith("1.00 (")
