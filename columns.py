@@ -137,7 +137,8 @@ COLUMNS: tuple[Column, ...] = (
         "bertscore",
         "BERTScore F1",
         "overlap",
-        "mean over items of BERTScore's F1, no rescaling, no idf; an empty reply counts 0",
+        "mean over items of BERTScore's F1, no rescaling, no idf; an empty reply counts 0; small models "
+        "hardly tell replies apart: read it beside another item's gold",
         "%",
         "Zhang et al. 2020; bert-score with --bertscore-model",
         "higher",

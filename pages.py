@@ -159,9 +159,15 @@ def keys_of(shown: list[Section], keys: dict[str, str] | None = None) -> dict[st
 
 
 def markdown_cases(
-    shown: list[Section], examples: list[Example], count: int, seed: int, keys: dict[str, str] | None = None
+    shown: list[Section],
+    examples: list[Example],
+    count: int,
+    seed: int,
+    keys: dict[str, str] | None = None,
+    foot: Sequence[str] = (),
 ) -> str:
-    """All sections as one markdown page; `keys` explains judges that COLUMN_KEYS does not know."""
+    """All sections as one markdown page; `keys` explains judges that COLUMN_KEYS does not know, `foot`: of
+    which items, by whom and by which command."""
     lines = ["# Case studies", ""]
     if small_models(shown):
         lines += [SMALL_MODEL, ""]
@@ -171,6 +177,8 @@ def markdown_cases(
         lines += [f"# {section.title}: {', '.join(cell(s['name']) for s in section.systems)}", ""]
         for n, i in enumerate(choose(len(examples), count, seed), start=1):
             lines += one_case(n, i, section, examples[i])
+    for line in foot:
+        lines += [line, ""]
     return "\n".join(lines) + "\n"
 
 
@@ -206,7 +214,12 @@ def one_case(n: int, i: int, section: Section, example: Example) -> list[str]:
 
 
 def html_cases(
-    shown: list[Section], examples: list[Example], count: int, seed: int, keys: dict[str, str] | None = None
+    shown: list[Section],
+    examples: list[Example],
+    count: int,
+    seed: int,
+    keys: dict[str, str] | None = None,
+    foot: Sequence[str] = (),
 ) -> str:
     """The same as one self-contained page whose cases sort by any column; texts are escaped."""
     chosen = choose(len(examples), count, seed)
@@ -229,6 +242,7 @@ def html_cases(
         tables=tables,
         rule=rule(len(examples), count, seed),
         keys=keys_of(shown, keys),
+        foot=[html.unescape(line) for line in foot],  # lines of a markdown table's foot
         warning=SMALL_MODEL.replace("`", "") if small_models(shown) else "",
     )
 

@@ -391,6 +391,7 @@ def write_cases(
     numbers: Numbers,
     files: dict[str, Path],
     untuned: Sequence[Sequence[str]] | None,
+    foot: Sequence[str],
 ) -> None:
     """The pages that people look at, of the items of the tables. `untuned`: another retriever's exemplars."""
     shown = None
@@ -406,7 +407,7 @@ def write_cases(
     chosen = [against.examples[i] for i in numbers]
     for name, page in PAGES.items():
         sides = sections(systems, shown, retrievers)
-        storage.write_text(files[name], page(sides, chosen, options.cases, options.seed, keys))
+        storage.write_text(files[name], page(sides, chosen, options.cases, options.seed, keys, foot))
     files[CURVES].unlink(missing_ok=True)  # of a table that is overwritten, and had runs
     plot_learning(systems, files[CURVES])
 
@@ -459,16 +460,16 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     below += [f"Every reply left out: {UNMATCHED}."] * (len(unmatched) > 0)
     foot = footer(options, numbers, digest, [j.name for j in against.judges])
     below += foot
+    about = [*notes(lines, {}, [], paths), *foot]
     first = "\n\n".join([page.main(), *below])
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
-    write_cases(options, against, lines, rows, numbers, files, untuned)
+    write_cases(options, against, lines, rows, numbers, files, untuned, about)
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:
-        about = [f"{options.validate_metrics}, with every system on all its items."]
-        about += [*notes(lines, {}, [], paths), *foot]
-        validated = worth(ratings, items, columns)
-        storage.write_text(files[VALIDATION], "\n\n".join([validated, *about]) + "\n")
+        scope = f"{options.validate_metrics}, with every system on all its items."
+        validated = [worth(ratings, items, columns), scope, *about]
+        storage.write_text(files[VALIDATION], "\n\n".join(validated) + "\n")
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     files[UNMATCHED].unlink(missing_ok=True)  # of a table that is overwritten
     if len(unmatched):

@@ -260,7 +260,9 @@ def test_the_four_kinds_of_case_studies_stand_where_the_systems_allow_them(four_
 
 @pytest.mark.parametrize("page", [pages.markdown_cases, pages.html_cases])
 def test_case_studies_print_their_rule_explain_each_column_and_show_every_text_as_text(four_kinds, page):
-    text = page(four_kinds, EXAMPLES, 5, seed=7, keys={"MiniLM <emo>": "another judge"})
+    foot = ["Replies of &lt;b&gt;: beam search.", "Commit abc."]
+    text = page(four_kinds, EXAMPLES, 5, 7, {"MiniLM <emo>": "another judge"}, foot)
+    assert foot[0] in text and text.rindex("Commit abc.") > text.rindex("as it was")
     assert "5 of the 40 items, drawn at random with seed 7" in text
     explained = ["another judge", *(v for k, v in pages.COLUMN_KEYS.items() if k not in ("exp", "int"))]
     assert all(key in html.unescape(text) for key in explained[:-1])

@@ -70,7 +70,9 @@ def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made)
     assert content["floors"][floors.CONSTANT]["most_frequent"] == 100
     assert content["floors"][floors.NEAREST]["verbatim_training"] == 100
     assert "No paired test below 200 items: two and mixed: 14 items in common" in page
-    assert re.search(r"Commit \w+.*`python .*`\.", page) and "normaliser version 1" in page
+    for text in (page, *((folder / f"case_studies.{kind}").read_text() for kind in ("md", "html"))):
+        assert re.search(r"Commit \w+.*`python .*`\.", text) and "normaliser version 1" in text
+        assert content["set"] in text
 
 
 def test_gold_written_otherwise_scores_100_and_two_seeds_have_a_mean_and_a_spread(made):
