@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import random
 import shutil
 
@@ -17,7 +18,7 @@ import causal_models
 import floors
 import measures
 from corpora import Example
-from measuring import text_nll
+from measuring import Standard, text_nll
 from options import Paths, UserError
 from session import Session
 
@@ -98,6 +99,27 @@ def test_diff_epitome_of_the_floors_is_what_algebra_says():
     assert measures.diff_epitome(gold, zero).point == pytest.approx(5 / 4 + 4 / 4 + 2 / 4)
     assert measures.diff_epitome(gold, mean).point == pytest.approx(sum(g.var() for g in gold))
     assert measures.diff_epitome(gold, majority).point == pytest.approx(5 / 4 + 4 / 4 + 2 / 4)
+
+
+@pytest.mark.parametrize("name", REPLIES)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_every_column_of_odd_replies_is_what_counting_gives(name):
+    replies = REPLIES[name]
+    items = [Example(str(n), 2, "sad", ("hello",), text) for n, text in enumerate(GOLD)]
+    known = [Example("t", 2, "sad", ("hello",), text) for text in ("Oh no!", "Yes", "\u597d")]
+    standard = Standard(items, known, [[text] for text in GOLD], [], lambda *_: {}, Session("cpu"))
+    run = standard.measure(name, replies, tuple(range(5)), shown=standard.shown)
+    found = {key: figure.point for key, figure in run.figures.items()}
+    assert found["length"] == sum(len(reply.split()) for reply in replies) / 5
+    said = [reply in ("oh no !", "yes", "\u597d") for reply in replies]
+    assert found["verbatim_training"] == 20 * sum(said)
+    assert found["verbatim_exemplar"] == 20 * sum(map(operator.eq, replies, GOLD))
+    every = [word for reply in replies for word in reply.split()]
+    distinct = run.of_the_set(np.arange(5))["distinct_1"].point
+    assert distinct == pytest.approx(100 * len(set(every)) / max(len(every), 1))
+    assert -1 <= found["vader"] <= 1 and 0 <= found["norm_bleu_4"] <= found["norm_bleu_1"] <= 100 + 1e-9
+    undefined = {key for key, value in found.items() if not math.isfinite(value)}
+    assert undefined == ({"words_exemplar"} if name == "empty" else set())
 
 
 def test_most_frequent_vader_and_cosine():
