@@ -467,8 +467,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     items = items_table(rows, columns, examples)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:
-        scope = f"{options.validate_metrics}, with every system on all its items."
-        validated = [worth(ratings, items, columns), scope, *about]
+        rated = f"{options.validate_metrics}, with every system on all its items."
+        validated = [worth(ratings, items, columns), rated, *about]
         storage.write_text(files[VALIDATION], "\n\n".join(validated) + "\n")
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     files[UNMATCHED].unlink(missing_ok=True)  # of a table that is overwritten
