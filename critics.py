@@ -298,6 +298,10 @@ class Critic(Published):
             return np.zeros((0, self.critic.settings.outputs))
         replies = texts_of(replies)
         before = [[]] * len(replies) if contexts is None else [texts_of(turns) for turns in contexts]
+        if len(before) != len(replies):
+            raise UserError(
+                f"{len(replies)} replies, {len(before)} contexts; give the turns before each reply"
+            )
         data = critic_data(before, replies, None, self.tokenizer, self.critic.settings)
         return critic_scores(self.critic, data, self.session, self.kind, batch_size, keep)
 

@@ -76,8 +76,10 @@ class SavedModule(nn.Module):
             settings = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{config}: not readable as JSON ({error})") from error
-        if not isinstance(settings, dict) or settings.pop("model", None) != cls.__name__:
-            raise UserError(f"{folder}: holds no {name} (config.json says otherwise)")
+        held = settings.pop("model", None) if isinstance(settings, dict) else None
+        if held != cls.__name__:
+            what = f"but a {held}" if isinstance(held, str) else "by its config.json"
+            raise UserError(f"{folder}: holds no {name} {what}; give the folder of a trained {name}")
         try:
             model = cls(settings)
             load_weights(model, weights)

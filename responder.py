@@ -23,7 +23,7 @@ from DPR.retriever import Hit, Pool, Retriever
 from hub import Published, folder_of
 from marks import in_words, of_target
 from models import Generator
-from options import Paths, UserError, texts_of
+from options import CRITICS, Paths, UserError, texts_of
 from predicting import decoding_arguments
 from pretrained import load_tokenizer
 from searching import check_emotion
@@ -316,6 +316,8 @@ class Responder(Published):
                 known.append((critic.limits, "this critic knows values", f" ({critic.folder})"))
             if kind in self.writer.marks:
                 known.append(((0, self.writer.marks[kind] - 1), "this generator's marks have levels", ""))
+            if not known and kind not in CRITICS:
+                raise UserError(f"--target {kind}: no such dimension; there are {', '.join(CRITICS)}")
             if not known:
                 there = ", ".join(self.critics) or "none"
                 raise UserError(
@@ -343,13 +345,15 @@ class Responder(Published):
         """
         turns = [" ".join(t.split()) for t in texts_of(turns)]
         check_turns(turns)
+        if n_candidates < 1:
+            raise UserError(f"{n_candidates} candidates: the best is chosen among one at least")
         target = dict(target or {})
         self.check_target(target)
         seed = secrets.randbelow(2**31) if seed is None else seed
+        check_emotion(emotion, self.pool)
         hits: list[Hit] = []
         if self.has_exemplars:
             assert self.retriever is not None and self.pool is not None
-            check_emotion(emotion, self.pool)
             wanted = None if emotion is None else [emotion]
             asked = [" ".join(turns)]
             (hits,) = self.retriever.search(asked, self.pool, self.writer.top_exemplars, emotions=wanted)

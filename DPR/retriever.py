@@ -316,6 +316,8 @@ class Retriever(Published):
         """Texts made ready to be searched. `file`: where their vectors are kept, and taken from where they
         are of the same texts and encoders. `answering`: the dialogues that they answer, where these are to be
         compared in place of the texts."""
+        if not texts:
+            raise UserError("a pool needs replies to be searched; this one is empty")
         compared = list(texts if answering is None else answering)
         side = "context" if answering is None else "question"
         origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(compared)}

@@ -61,6 +61,29 @@ def test_a_text_by_itself_is_no_sequence_of_letters(responder):
     assert responder.reply("Hello", 1, seed=1) == responder.reply(["Hello"], 1, seed=1)
 
 
+def test_what_an_object_cannot_do_is_one_line_with_the_remedy(responder, home):
+    emo, retriever = responder.critics["emo"], responder.retriever
+    bare = Responder(responder.writer, {}, None, None, responder.session)
+    wrong = {
+        r"--target joy: no such dimension; there are emo, exp, int, sentiment": lambda: responder.reply(
+            ["Hi"], target={"joy": 1}
+        ),
+        r"--emotion happy: not known; the known ones are afraid, ": lambda: bare.reply(
+            ["Hi"], emotion="happy"
+        ),
+        r"0 candidates: the best is chosen among one": lambda: responder.reply(["Hi"], 0),
+        r"2 replies, 1 contexts; give the turns before each": lambda: emo.score(["Hi", "Oh"], [["I fell"]]),
+        r"a pool needs replies": lambda: retriever.search(["Hi"], []),
+        r"holds no critic but a Generator; give the folder of a trained critic": lambda: (
+            Critic.from_pretrained(Paths(home).saved / "glove-t5" / "exemplars")
+        ),
+    }
+    for named, ask in wrong.items():
+        with pytest.raises(UserError, match=named) as error:
+            ask()
+        assert "\n" not in str(error.value)
+
+
 def run(script, home: Path, *words: str):
     return script.main(["--workdir", str(home), "--device", "cpu", *words])
 
