@@ -20,6 +20,7 @@ import page_widgets as widgets
 import storage
 from conversation import Conversation, RespondOptions, newest_generator, open_responder
 from critics import doubts
+from hub import folder_given
 from options import SENTIMENT, Paths, UserError
 from pair_tab import PairTab, System
 from responder import Answer
@@ -59,9 +60,10 @@ def open_system(options: PageOptions, run: Path, paths: Paths, session: Session)
 
 def serve(options: PageOptions, paths: Paths, port: int) -> None:
     """Open the page, until Ctrl-C. Raises `UserError` where a run cannot be opened, or the port is taken."""
-    runs = [Path(options.respond.run) if options.respond.run else newest_generator(paths)]
+    asked = options.respond.run
+    runs = [folder_given("--model", asked) if asked else newest_generator(paths)]
     if options.other:
-        runs.append(Path(options.other))
+        runs.append(folder_given("--other", options.other))
         if runs[0].resolve() == runs[1].resolve():
             raise UserError(f"--other {options.other}: the same run as --model; name another one")
     session = Session(options.device, options.precision)

@@ -233,7 +233,7 @@ def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
         metavar="NAME",
         help="of --pool: the reply's column (default: reply, response, text, utterance)",
     )
-    add("--path", metavar="RUN", help="folder of a train_dpr run (default: saved/dpr/empd)")
+    add("--path", metavar="RUN", help="a train_dpr run: its folder or hub name (default: saved/dpr/empd)")
     add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
     add(
         "--pooling",

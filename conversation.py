@@ -21,7 +21,7 @@ import distress
 import storage
 from critics import doubts, find_judges
 from exemplars import matched_by
-from hub import folder_of
+from hub import folder_given
 from options import Paths, UserError, Wrong
 from records import is_utf8, json_value, lines_of, open_text
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
@@ -106,7 +106,7 @@ def open_responder(
 def _open_responder(
     options: RespondOptions, given: Mapping[str, Path], paths: Paths, session: Session, family: str | None
 ) -> Responder:
-    folder = folder_of(options.run) if options.run else newest_generator(paths)
+    folder = folder_given("--run", options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths, options.base)
     families = [family] if family else list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
     own = family is not None

@@ -18,7 +18,7 @@ import caches
 import runs
 import storage
 from dataloaders import Data, critic_data, encode, plan_once
-from hub import Published, folder_of
+from hub import Published, folder_given, folder_of
 from models import Critic as CriticModel
 from models import CriticSet
 from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, texts_of, with_halves
@@ -415,15 +415,16 @@ def find_judges(
     needed: bool = False,
     bundled_too: bool = False,
 ) -> Judges:
-    """The critics that were `given` {kind: folder}, and of each other kind the one of the first of `families`
-    that has it, learnt from all pairs or else from those of one half of the seeker posts.
+    """The critics that were `given` {kind: folder or hub name}, and of each other kind the one of the first
+    of `families` that has it, learnt from all pairs or else from those of one half of the seeker posts.
 
     `bundled_too`: else the one that comes with the repository, which is said. `needed`: an error where there
     is none at all.
     """
+    chosen = {kind: folder_given(f"--{kind}", folder) for kind, folder in given.items()}
     names = [name for family in families for name in with_halves(family)]
     places = [{kind: paths.find_critic(kind, name) for kind in CRITICS} for name in names]
-    own = {k: f for p in reversed(places) for k, f in p.items() if (f / "result.json").exists()} | dict(given)
+    own = {k: f for p in reversed(places) for k, f in p.items() if (f / "result.json").exists()} | chosen
     came = {k: f for k, f in bundled.critics().items() if bundled_too and k not in own}
     if came:
         which = f"no {', '.join(came)} critic" if own else "no critics"

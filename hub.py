@@ -77,6 +77,14 @@ def folder_of(run: str | Path, **download: Any) -> Path:
         raise UserError(f"{run}: no such folder here, and not to be had from the hub ({reason})") from error
 
 
+def folder_given(flag: str, run: str | Path) -> Path:
+    """`folder_of` what was given by a flag, which an error names."""
+    try:
+        return folder_of(str(run))
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from error
+
+
 class Published:
     """Base of what is loaded from a run's folder: it can be saved elsewhere, or pushed, as it was trained."""
 

@@ -8,8 +8,8 @@ sentiment.
   python score.py --input - --emo saved/empathy/roberta-emo        a reply a line, from standard input
 
 All columns of the input are kept; each critic adds its level with what it means, the probability of each
-level and the expected level; sentiment is one number from -1 to 1. An interrupted call goes on where it
-stopped.
+level and the expected level; sentiment is one number from -1 to 1. A critic is the folder of a run, or its
+name on the hub (--emo user/name). An interrupted call goes on where it stopped.
 """
 
 from pathlib import Path

@@ -9,6 +9,7 @@ import advice
 import storage
 from corpora import EMOTIONS, listener_turns
 from DPR.retriever import Hit, Pool, Retriever
+from hub import folder_given
 from options import Paths, UserError
 from records import Records, format_of, read_records, refuse_same_names, write_records
 from session import Session
@@ -23,7 +24,7 @@ def find_retriever(
     none."""
     if encoder:
         return Retriever.from_pretrained(None, session, encoder=encoder, pooling=pooling)
-    folder = Path(run) if run else paths.saved / "dpr" / "empd"
+    folder = folder_given("--path", run) if run else paths.saved / "dpr" / "empd"
     if not run and not (folder / "result.json").exists():
         raise UserError(
             f"{folder}: no trained retriever; make it with: {advice.train_retriever(paths.root)}; or name "

@@ -24,6 +24,8 @@ from transformers import AutoModel, AutoTokenizer
 import cards
 import exemplars
 import hub
+import score
+import searching
 from critics import Critic
 from DPR.retriever import Retriever
 from options import Paths, UserError
@@ -250,6 +252,13 @@ def test_what_is_pushed_comes_back_by_its_name_and_answers_the_same(home, fake_h
         for run in ("me/generator", str(runs["Generator"]))
     ]
     assert both[0].reply(SAID, seed=1) == both[1].reply(SAID, seed=1)
+
+    # the scripts take the same names
+    words = ["--workdir", str(home), "--device", "cpu", "--family", "glove-t5"]
+    (said,) = score.main([*words, "--emo", "me/critic", REPLIES[0]])
+    assert said["critic_emo_expected"] == pytest.approx(critic.score(REPLIES[:1])[0].value, abs=1e-4)
+    by_name = searching.find_retriever(Paths(home), "me/retriever", session)
+    assert by_name.search(SAID, REPLIES, 2) == found.search(SAID, REPLIES, 2)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     before = len(fake_hub.asked)
