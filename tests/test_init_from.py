@@ -10,6 +10,8 @@ from test_causal_models import make_tokenizer, save_llama
 import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
+import train_sentiment_regressor
+import train_t5
 from options import UserError
 
 #: one update that moves nothing that can be seen
@@ -37,6 +39,16 @@ def test_a_generator_goes_on_from_another_ones_weights(trained_copy):
     assert json.loads((folder / "sources.json").read_text())["init"]["path"] == "saved/glove-t5/plain"
 
 
+def test_a_t5_goes_on_from_another_ones_weights(trained_copy):
+    common = ["--workdir", str(trained_copy), "--model", "t5-tiny", *PLAIN[2:], "--device", "cpu"]
+    first = train_t5.main([*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2"])
+    run = str(trained_copy / "saved" / "t5" / "plain")
+    again = train_t5.main([*common, *STILL[2:], "--name", "again", "--init-from", run])
+    assert again["valid"]["nll"] == pytest.approx(first["valid"]["nll"], abs=1e-4)
+    with pytest.raises(UserError, match="--init-from: not given then"):
+        train_t5.main([*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2", "--init-from", run])
+
+
 def test_another_start_is_another_run(trained_copy):
     common = ["--workdir", str(trained_copy), *PLAIN, *STILL]
     train_glove_t5.main([*common, "--name", "a"])
@@ -60,6 +72,14 @@ def test_a_critic_begins_from_another_dimension_with_a_new_head(trained_copy):
     old, new = (load_file(place / "model.safetensors") for place in places)
     like = {name for name in old if torch.allclose(old[name], new[name], atol=1e-6)}
     assert old.keys() - like == {"head.weight", "head.bias"}
+    folder = trained_copy / "saved" / "empathy" / "other"
+    assert json.loads((folder / "sources.json").read_text())["init"]["path"] == "saved/empathy/glove-t5-emo"
+    exp = str(trained_copy / "saved" / "empathy" / "glove-t5-exp")
+    with pytest.raises(UserError, match="init: its content has changed"):
+        train_empathy_classifier.main([*short, "--dim", "exp", "--name", "other", "--init-from", exp])
+    train_sentiment_regressor.main([*short, "--name", "mood", "--init-from", emo])
+    mood = load_file(trained_copy / "saved" / "sentiment" / "mood" / "model.safetensors")
+    assert all(torch.allclose(old[name], mood[name], atol=1e-6) for name in like)
     with pytest.raises(UserError, match="--init-from.*args.json"):
         wider = ["--layers", "2", "--name", "wider", "--init-from", emo]
         train_empathy_classifier.main([*short, "--dim", "emo", *wider])
