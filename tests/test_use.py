@@ -135,6 +135,16 @@ def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path
         run(score, home, "--input", str(output), "--column", "response", "--family", "glove-t5")
 
 
+def test_standard_input_is_scored_a_reply_a_line(home, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"I am so sorry.\n\nWhat happened?\n")))
+    rows = run(score, home, "--family", "glove-t5", "--input", "-", "--context", "My dog died.")
+    assert [row["text"] for row in rows] == ["I am so sorry.", "What happened?"]
+    scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
+    (expected,) = scorer.score(["What happened?"], [("My dog died.",)])
+    assert rows[1]["critic_emo_expected"] == pytest.approx(expected.value, abs=1e-4)
+    assert "What happened?\n  emo " in capsys.readouterr().out
+
+
 def test_an_interrupted_scoring_goes_on_where_it_stopped(home, tmp_path, monkeypatch):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"n": n, "reply": f"{REPLIES[n % 3]} {n}"} for n in range(40)]
@@ -351,6 +361,15 @@ def test_what_a_dialogue_loses_is_counted(responder):
     assert writer.unread(["a " * 50]) == 1
     assert writer.unread(["a " * 10, "b " * 18, "c " * 19]) == 1  # 19 + 1 and 18 + 1 fit, no whole turn more
     assert writer.unread(["a", "b " * 18, "c " * 25]) == 2
+
+
+def test_what_a_long_dialogue_loses_is_said(responder, capsys):
+    said, turns = talk(responder, "Hello", "and " * 50)
+    assert said[-1] == "note: the dialogue is long; its oldest 3 turns were left out or cut"
+    assert len(turns) == 4
+    options = pick(conversation.RespondOptions, respond.parse_args([]))
+    conversation.once(responder, ["Hello", "Hi", "and " * 38 + "so"], options)
+    assert "its oldest 2 turns were left out or cut" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("turns", [(), ("a", "b"), ("a", " ", "c")])
