@@ -18,7 +18,7 @@ import respond
 import train_glove_t5
 from conversation import RespondOptions
 from options import UserError
-from responder import Responder
+from responder import Answer, Responder
 from settings import pick
 from votes import Shown, Votes
 
@@ -108,6 +108,33 @@ def test_without_gradio_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+class Says:
+    """A responder that always says the same."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def reply(self, turns, *_, **__) -> Answer:
+        return Answer(self.text, [], [], 0, None, 1)
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="not installed: gradio (requirements-app.txt)")
+def test_which_run_stands_first_is_drawn_anew_and_named_nowhere(tmp_path):
+    from pair_tab import PairTab, System
+
+    systems = []
+    for name in ("saved/one", "saved/two"):
+        (tmp_path / name).mkdir(parents=True)
+        systems.append(System(name, tmp_path / name, Says(f"as {name[-3:]} says")))
+    options = pick(RespondOptions, app.parse_args(["--seed", "1"]))
+    tab, first = PairTab(systems, options, Votes(tmp_path / "votes.sqlite")), set()
+    for _ in range(40):
+        *_, (pair, *seen) = tab.ask(None, "Hi")
+        assert f"A</strong>{pair.shown[0][1].reply}" in seen[3] and "saved/" not in str(seen)
+        first.add(pair.shown[0][0].name)
+    assert first == {"saved/one", "saved/two"}
+
+
 # --------------------------------------------------------------------------------------------- in the browser
 
 
@@ -187,6 +214,13 @@ class Visitor:
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
+    def fits_a_phone(self) -> bool:
+        """Whether nothing has to be moved sideways on a phone's width."""
+        self.page.set_viewport_size({"width": 390, "height": 844})
+        fits = self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        self.page.set_viewport_size({"width": 1200, "height": 900})
+        return fits
+
     def saved(self, name: str) -> str:
         with self.page.expect_download() as found:
             self.press(name)
@@ -235,6 +269,10 @@ def test_a_message_gets_a_reply_with_its_exemplars_and_a_bar_for_each_level(some
 
 @in_browser
 def test_a_conversation_is_tried_again_taken_back_and_begun_anew(somebody):
+    example = "I finally passed my driving test on the fourth try!"
+    somebody.page.get_by_text(example).click()
+    filled = "text => document.querySelector('#talk-message textarea').value == text"
+    somebody.page.wait_for_function(filled, arg=example)
     somebody.press("Retry")
     somebody.wait_for("#note", "write something first")
     somebody.send(LOST)
@@ -287,9 +325,7 @@ def test_empty_long_and_dangerous_messages(somebody):
     somebody.send("sorry " * 833 + "no")
     assert len(somebody.wait_for_turns(4)[2]) == 5000
     somebody.wait_for("#note", "left out or cut")
-    somebody.page.set_viewport_size({"width": 390, "height": 844})
-    assert somebody.page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # on a phone
-    somebody.page.set_viewport_size({"width": 1200, "height": 900})
+    assert somebody.fits_a_phone()
 
 
 @in_browser
@@ -314,6 +350,7 @@ def test_a_vote_on_two_replies_is_kept_with_what_was_shown(somebody, home):
     somebody.page.get_by_role("tab", name="Side by side").click()
     somebody.send(HTML, "pair")
     somebody.wait_for("#reply-b", "B")
+    assert somebody.fits_a_phone()
     shown = [somebody.page.inner_text(f"#reply-{side} .reply").split("\n", 1)[1] for side in "ab"]
     somebody.send("more", "pair")
     somebody.wait_for("#pair-note", "vote on these two replies first")
