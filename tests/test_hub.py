@@ -21,6 +21,7 @@ import yaml
 from conftest import ROOT
 from transformers import AutoModel, AutoTokenizer
 
+import bundled
 import cards
 import exemplars
 import hub
@@ -97,6 +98,17 @@ def test_a_critics_card_says_what_its_labels_mean_and_whose_terms_hold(home):
     sentiment = (Paths(home).critic("sentiment", "t5") / "README.md").read_text(encoding="utf-8")
     assert "from -1 (negative) to 1 (positive)" in sentiment
     assert front_matter(sentiment)["license"] == "cc-by-nc-4.0"
+
+
+def test_a_card_names_the_model_on_the_hub_that_a_run_began_from(tmp_path):
+    adapter = (bundled.ADAPTER / "README.md").read_text(encoding="utf-8")
+    assert front_matter(adapter)["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for given, base in (
+        ({"encoder": "minilm"}, "sentence-transformers/all-MiniLM-L6-v2"),
+        ({"model": "x"}, None),
+    ):
+        head = cards.front_matter("Retriever", "mit", cards.base_model(tmp_path, given))
+        assert front_matter(head + "\n").get("base_model") == base
 
 
 def test_no_config_of_a_run_holds_a_place_on_this_machine(home):
