@@ -183,7 +183,9 @@ class CausalSettings:
             )
         stored = read_json(file)
         if stored.pop("model", None) != "CausalGenerator":
-            raise UserError(f"{folder}: holds no causal generator (config.json says otherwise)")
+            raise UserError(
+                f"{folder}: holds no causal generator by its config.json; give a run of train_causal_lm.py"
+            )
         names = {f.name for f in dataclasses.fields(cls)}
         try:
             return cls(**{k: v for k, v in stored.items() if k in names})

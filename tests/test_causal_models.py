@@ -413,7 +413,7 @@ def test_with_rank_0_the_base_is_not_needed_again(base, tmp_path):
 def test_a_folder_that_holds_something_else_is_refused_by_name(base, tmp_path):
     with pytest.raises(UserError, match="no trained causal generator"):
         CausalGenerator.from_pretrained(tmp_path, cache=tmp_path)
-    with pytest.raises(UserError, match="holds no causal generator"):
+    with pytest.raises(UserError, match="holds no causal generator .*; give a run of train_causal_lm.py"):
         CausalGenerator.from_pretrained(base, cache=tmp_path)
     trained(base, tmp_path).save_pretrained(tmp_path / "run")
     file = tmp_path / "run" / "adapter_model.safetensors"
