@@ -11,6 +11,7 @@ from typing import Any
 from options import (
     COUNT,
     CRITICS,
+    DIMENSIONS,
     JOINT,
     NATURAL,
     POSITIVE,
@@ -294,6 +295,13 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
         help="weight of the three empathy critics; 0 loads none of them",
     )
     add(
+        "--empathy-losses",
+        nargs="+",
+        choices=DIMENSIONS,
+        metavar="DIM",
+        help="those of emo, exp and int that count (default: all), to see what each does alone",
+    )
+    add(
         "--sentiment-loss-w",
         type=WEIGHT,
         default=1.0,
@@ -426,6 +434,8 @@ def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namesp
                 + ", ".join(needed)
                 + " (a run that goes on from it by --init-from can have them)"
             )
+    if args.empathy_losses and not args.empathy_loss_w:
+        problems.append("--empathy-losses: of the critics' losses that --empathy-loss-w 0 takes away")
     if args.balance and not args.main_loss_w:
         problems.append("--balance: a share of the nll's gradient, which --main-loss-w 0 takes away")
     return check_decoding(parser, args, problems)

@@ -97,11 +97,18 @@ class GeneratorOptions:
     balance: float = 0.0
     log_gradients: bool = False
     targets: str | None = None
+    empathy_losses: list[str] | None = None  # None: all three
+
+    @property
+    def dimensions(self) -> list[str]:
+        """Those of empathy whose critics' losses count: none where their weight is 0."""
+        chosen = self.empathy_losses or DIMENSIONS
+        return [dim for dim in DIMENSIONS if dim in chosen and self.empathy_loss_w > 0]
 
     @property
     def critics(self) -> list[str]:
         """The critics that the loss needs: none where both weights are 0."""
-        return critic_names(self.empathy_loss_w > 0, self.sentiment_loss_w > 0)
+        return self.dimensions + [SENTIMENT] * (self.sentiment_loss_w > 0)
 
     def weight(self, term: str) -> float:
         """The weight of a loss term (paper, eq. 14)."""
@@ -119,9 +126,11 @@ class GeneratorOptions:
         name = {"none": "plain", "prepend": "exemplars", "t5": "pool-t5", "glove-t5": "pool-glove"}[
             self.add_exemplars
         ]
-        if self.empathy_loss_w > 0 and self.sentiment_loss_w > 0:
+        if self.critics == list(CRITICS):
             return {"exemplars": "lempex"}.get(name, f"{name}-critics")
-        empathy = "-empathy" if self.empathy_loss_w > 0 else ""
+        empathy = "".join(f"-{dim}" for dim in self.dimensions)
+        if self.dimensions == list(DIMENSIONS):
+            empathy = "-empathy"
         sentiment = "-sentiment" if self.sentiment_loss_w > 0 else ""
         return name + empathy + sentiment
 
@@ -341,11 +350,6 @@ def pick(kind: Callable[..., Settings], args: argparse.Namespace) -> Settings:
     """A settings dataclass out of the flags of the same names: here `args` ends."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: getattr(args, name) for name in names})
-
-
-def critic_names(empathy: bool, sentiment: bool) -> list[str]:
-    """The critics of the three dimensions, of sentiment, of both or of neither."""
-    return [*(DIMENSIONS if empathy else ()), *((SENTIMENT,) if sentiment else ())]
 
 
 def target(text: str) -> Any:

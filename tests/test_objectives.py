@@ -20,7 +20,7 @@ import train_glove_t5
 import updates
 from glove_models import glove_config
 from models import Critic, CriticSet, Generator
-from options import Paths, UserError
+from options import CRITICS, Paths, UserError
 from pretrained import load_tokenizer
 
 TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
@@ -134,6 +134,18 @@ def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(trai
     each = scores.gather(2, out.sequences[:, 1:, None])[..., 0]
     expected = -(each.masked_fill(drawn.batch["labels"] == -100, 0)).sum(1)
     torch.testing.assert_close(found, expected)
+
+
+def test_one_loss_alone_needs_its_own_critic_only(trained_copy, capsys):
+    shutil.rmtree(trained_copy / "saved" / "empathy" / "glove-t5-int")
+    words = ["--workdir", str(trained_copy), *TINY, "--max-steps", "1", "--empathy-losses", "exp"]
+    train_glove_t5.main([*words, "--sentiment-loss-w", "0"])
+    rows = (trained_copy / "saved" / "glove-t5" / "plain-exp" / "metrics.jsonl").read_text().splitlines()
+    terms = [set(json.loads(row)) & {"nll", *CRITICS} for row in rows]
+    assert terms and all(found == {"nll", "exp"} for found in terms)
+    with pytest.raises(SystemExit):
+        train_glove_t5.main([*words, "--empathy-loss-w", "0"])
+    assert "--empathy-losses: of the critics' losses that --empathy-loss-w 0" in capsys.readouterr().err
 
 
 def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, the_end_is_kept):
