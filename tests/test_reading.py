@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpora
-import dataloaders
 import storage
 from corpora import Example
 from DPR.learning import read_entries
@@ -139,7 +138,7 @@ def test_a_surplus_cell_in_a_quoted_file_is_refused(tmp_path, reader):
     (tmp_path / "f.csv").write_text(f"{header}\n{row}\n")
     more = {"pairs": [True], "vader": [], "labels": [[]]}[reader]
     with pytest.raises(UserError, match=r"f\.csv, line 2: \d columns, expected \d"):
-        getattr(dataloaders, read)(tmp_path / "f.csv", *more)
+        getattr(corpora, read)(tmp_path / "f.csv", *more)
 
 
 # -------------------------------------------------------------------------------- other encodings, separators
