@@ -39,8 +39,8 @@ class Pair:
 
 
 class PairTab:
-    """Which reply is whose stands nowhere on the page, before the vote or after it; the count of the votes, which
-    is asked for, can tell."""
+    """Which reply is whose stands nowhere on the page, before the vote or after it; the count of
+    the votes, which is asked for, can tell."""
 
     def __init__(self, systems: list[System], options: RespondOptions, votes: Votes):
         self.systems, self.options, self.votes = systems, options, votes
