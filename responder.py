@@ -22,7 +22,7 @@ from dataloaders import encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
 from hub import Published, folder_of
 from marks import in_words, of_target
-from models import Generator
+from models import Generator, token_nll
 from options import CRITICS, Paths, UserError, texts_of
 from predicting import decoding_arguments
 from pretrained import load_tokenizer
@@ -59,6 +59,16 @@ class Writer(ABC):
     def generate(self, batch: dict, count: int, decoding: Decoding) -> Written:
         """`count` replies, drawn from torch's current random stream."""
 
+    @abstractmethod
+    def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
+        """The mean over the tokens of a given reply, its end included, in nats, by the model that is told no
+        marks."""
+
+
+def dialogue(turns: Sequence[str], reply: str = "") -> Example:
+    """One's own words as the readers of corpora give a listener's turn."""
+    return Example("dialogue", len(turns) + 1, "", tuple(turns), reply)
+
 
 def mean_log_probability(each: Tensor, ended: Tensor) -> list[float]:
     """(N, T) of each token, and whether it is an end -> the mean up to the first end, itself included."""
@@ -81,12 +91,15 @@ class Seq2SeqWriter(Writer):
         self.top_exemplars, self.marks = self.settings.top_exemplars, self.settings.marks
 
     def encode(
-        self, turns: Sequence[str], texts: Sequence[str], marks: Mapping[str, int] | None = None
+        self,
+        turns: Sequence[str],
+        texts: Sequence[str],
+        marks: Mapping[str, int] | None = None,
+        reply: str = "",
     ) -> dict:
-        example = Example("dialogue", len(turns) + 1, "", tuple(turns), "")
         entering = self.way.live([texts])
         data = generator_data(
-            [example],
+            [dialogue(turns, reply)],
             self.tokenizer,
             src_len=self.settings.src_len,
             tgt_len=None,
@@ -120,6 +133,11 @@ class Seq2SeqWriter(Writer):
         ended = said == self.tokenizer.eos_token_id
         return list(zip([" ".join(t.split()) for t in texts], mean_log_probability(each, ended), strict=True))
 
+    def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
+        batch = self.encode(turns, texts, reply=reply)
+        nll = token_nll(self.model(batch), batch["labels"])  # (1, T)
+        return -float(nll.sum() / batch["reply_mask"].sum())
+
 
 class CausalWriter(Writer):
     """causal_models.CausalGenerator: a chat with a language model."""
@@ -138,9 +156,8 @@ class CausalWriter(Writer):
     def prompt(self, turns: Sequence[str], texts: Sequence[str] = (), **changes: Any) -> dict:
         from chats import prompt_data
 
-        example = Example("dialogue", len(turns) + 1, "", tuple(turns), "")
         layout: dict[str, Any] = self.settings.layout | changes
-        return prompt_data([example], self.tokenizer, exemplars=[texts], **layout).collate([0])
+        return prompt_data([dialogue(turns)], self.tokenizer, exemplars=[texts], **layout).collate([0])
 
     def encode(
         self, turns: Sequence[str], texts: Sequence[str], marks: Mapping[str, int] | None = None
@@ -160,6 +177,15 @@ class CausalWriter(Writer):
         draws = torch.rand(1, count, decoding.max_new_tokens)
         found = sample(self.model, batch, draws, decoding)
         return list(zip(self.model.replies(found.ids), found.log_probability.tolist(), strict=True))
+
+    def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
+        from causal_models import token_nll
+        from chats import causal_data
+
+        layout: dict[str, Any] = self.settings.layout | {"packed": False, "exemplars": [texts]}
+        data = causal_data([dialogue(turns, reply)], self.tokenizer, **layout)
+        batch = self.session.move(data.collate([0]))
+        return -float(token_nll(self.model(batch), batch["target_ids"]).mean())  # (N, V), (N,) -> ()
 
 
 WRITERS: dict[str, type[Writer]] = {"Generator": Seq2SeqWriter, "CausalGenerator": CausalWriter}

@@ -8,7 +8,7 @@ Letters in shapes: C contexts, N candidates of each.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,30 @@ class Sampler:
         with own_random_stream(seed), torch.inference_mode(), self.session.autocast():
             return self.writer.generate(batch, count, self.options.decoding)
 
+    def told_nothing(self, found: Sequence["Choice"]) -> list["Choice"]:
+        """What replies that were written under marks cost the model that is told none."""
+        marked = [c for c in found if c.way != "ranking" and c.target]
+        said = sorted({(n, text) for c in marked for n, text in enumerate(c.replies) if text})
+
+        def work(places: list[int]) -> dict[str, np.ndarray]:
+            values = []
+            for n, text in (said[place] for place in places):
+                history = self.examples[n].history
+                values.append(self.writer.log_probability(history, self.exemplars[n], text))
+            return {"numbers": np.array(places), "values": np.array(values)}
+
+        def make() -> dict[str, np.ndarray]:
+            with torch.inference_mode(), self.session.autocast():
+                return caches.in_chunks([*range(len(said))], work, file.with_suffix(""), "costs", size=64)
+
+        file = self.file("told nothing", said)
+        values = dict(zip(said, caches.cached(file, make)["values"].tolist(), strict=True)) if said else {}
+        storage.remove(file.with_suffix(""))
+        costs = {id(c): [values[pair] for pair in enumerate(c.replies) if pair in values] for c in marked}
+        return [
+            replace(c, log_probability=float(np.mean(costs[id(c)]))) if id(c) in costs else c for c in found
+        ]
+
     def file(self, *further: object) -> Path:
         run = Path(self.options.run)
         made_of = [storage.sha256(storage.weights_file(run)), storage.sha256(run / "config.json")]
@@ -202,7 +226,7 @@ class Choice:
     count: int  # N
     target: Target
     replies: list[str]
-    log_probability: float
+    log_probability: float  # the mean of the replies', each of its tokens, by the model that is told no marks
 
 
 def choices(
@@ -351,8 +375,7 @@ def page(options: ControlOptions, contexts: int, table: pd.DataFrame, notes: Seq
             weight = 0.0 if way == "marks" else options.empathy_w[0]
             parts += [f"## Levels as {judge} sees them, {way}, weight {weight:g}\n"]
             parts += [details(table, judge, way, weight)]
-    if set(options.ways) != {"ranking"}:
-        parts += ["The log-probability of a reply under marks is by the model that is told them.\n"]
+    parts += ["Log-probabilities are by the model that is told no marks, whatever it was told.\n"]
     parts += ["In brackets: 95 % intervals by a bootstrap over the contexts.\n", *(f"{n}\n" for n in notes)]
     return "\n".join(parts)
 
@@ -368,7 +391,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     examples = sampler.examples
     pools = {in_words(target): sampler.pool(target) for target in [{}, *marked]}
     seconds = sampler.seconds()
-    found = choices(options, pools, ranker, examples)
+    found = sampler.told_nothing(choices(options, pools, ranker, examples))
     table = measured(found, panel, examples, seconds, options.seed)
     notes = judges.report(panel, [e.response for e in examples], [e.history for e in examples])
     storage.write_csv(files["control.csv"], table)

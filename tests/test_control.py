@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_causal_models import make_tokenizer, save_llama
 
 import control
@@ -12,7 +13,8 @@ import steering
 from causal_models import CausalGenerator
 from corpora import listener_turns
 from options import DIMENSIONS, Paths, UserError
-from responder import CausalWriter, Weights
+from responder import CausalWriter, Weights, open_writer
+from session import Session
 from steering import Pool, choose, interval
 
 
@@ -124,6 +126,19 @@ def test_marks_are_a_way_of_control_where_the_generator_reads_them(trained_copy,
     assert likely["marks", 6, "none"] == likely["both", 6, "none"] == likely["ranking", 6, "none"]
     assert likely["marks", 1, "exp=1"] == likely["both", 1, "exp=1"] != likely["ranking", 1, "exp=1"]
     candidates = pd.read_csv(trained_copy / "results" / "control" / "candidates.csv", keep_default_na=False)
+    first = candidates[(candidates["marks"] == "exp=1") & (candidates["candidate"] == 0)]
+    # what a reply under marks costs the model that is told none
+    paths = Paths(trained_copy)
+    writer = open_writer(tmp_path / "run", Session("cpu"), paths)
+    examples = {e.key: e for e in listener_turns(paths.dialogues("valid"))}
+    with torch.inference_mode():
+        costs = [
+            writer.log_probability(examples[row.conv_id, row.utterance_idx].history, [], row.response)
+            for row in first.itertuples()
+            if row.response
+        ]
+    assert likely["marks", 1, "exp=1"] == pytest.approx(np.mean(costs), abs=1e-4)
+    assert likely["marks", 1, "exp=1"] != pytest.approx(first["log_probability"].mean(), abs=1e-3)
     assert candidates["marks"].value_counts().to_dict() == dict.fromkeys(candidates["marks"].unique(), 30)
     assert candidates["marks"].nunique() == 7
 

@@ -289,7 +289,7 @@ def test_a_candidates_log_probability_is_the_models_own_of_that_reply(home, monk
     )
     answer = responder.reply(DIALOGUE, n_candidates=6, seed=0)
     tokenizer, model = load_tokenizer(folder), Generator.from_pretrained(folder)
-    expected = {}
+    expected, end_id = {}, tokenizer.eos_token_id
     for row in drawn[0].sequences[:, 1:].tolist():
         end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
         example = Example("a", 4, "", DIALOGUE, "")
@@ -300,6 +300,11 @@ def test_a_candidates_log_probability_is_the_models_own_of_that_reply(home, monk
         text = " ".join(tokenizer.decode(row[:end], skip_special_tokens=True).split())
         expected[text] = -float(nll.mean())
     assert {c.text: c.log_probability for c in answer.candidates} == pytest.approx(expected, abs=1e-4)
+    batch["labels"] = torch.tensor([[*tokenizer("i see .", add_special_tokens=False)["input_ids"], end_id]])
+    with torch.no_grad():
+        nll = seq2seq_nll(model(batch), batch["labels"])
+        given = responder.writer.log_probability(DIALOGUE, [], "i see .")
+    assert given == pytest.approx(-float(nll.mean()), abs=1e-4)
 
 
 def test_what_stands_after_the_end_of_a_reply_does_not_count():
