@@ -8,6 +8,7 @@ import torch
 import toy
 from conftest import by_two_processes
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config
 
 import vocabulary
@@ -105,6 +106,36 @@ def test_losses_and_gradients_are_those_of_whole_logits(monkeypatch, precision, 
     for a, b in zip(own, theirs, strict=True):
         apart = (a - b).norm() / b.norm().clamp(min=1e-6)
         assert float(apart) < (1e-5 if precision == "fp32" else 0.05)
+
+
+class Made(TorchDispatchMode):
+    """Counts the tensors of at least `size` numbers that are made within it; views of others are none."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.numel() >= self.size:
+            given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+            self.count += all(a.data_ptr() != found.data_ptr() for a in given)
+        return found
+
+
+@pytest.mark.parametrize("with_critics", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_else_is_ever_made_that_is_as_large_as_the_logits(monkeypatch, precision, with_critics):
+    monkeypatch.setattr(f"{__name__}.WORDS", 2000)  # so that nothing else of the model is as large
+    monkeypatch.setitem(vocabulary.PIECE, "cpu", 8 * WORDS)
+    model = Generator(GeneratorSettings(backbone=config(16).to_dict(), exemplars="none"))
+    judges, batch = critics() if with_critics else CriticSet({}, CPU), batch_of([40, 38, 30])
+    objective, count = GeneratorObjective(judges, options()), []
+    for way in (lambda: plain(model, judges, batch), lambda: objective.losses(model, batch, 0)):
+        with Made(100 * WORDS) as made, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            sum(way().values()).backward()
+        count.append(made.count)
+    assert count[0] > 4 and count[1] == 1
 
 
 def test_each_terms_gradient_can_be_asked_of_one_forward_pass():
