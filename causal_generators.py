@@ -16,7 +16,7 @@ import advice
 import marks
 import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll, token_nll
-from chats import causal_data, pad_id, prompt_data
+from chats import causal_data, pad_id, prompt_data, target_places
 from commands import DECODING
 from corpora import Example, listener_turns, read_exemplars
 from dataloaders import Data, SplitData, pad, plan_once
@@ -95,6 +95,7 @@ def draw_replies(prompts: Data, most_tokens: int, device: torch.device) -> Draw:
             "attention_mask": attention_mask,
             "target_mask": target_mask,
             "target_ids": input_ids[target_mask],
+            "target_places": target_places(target_mask),
             "example_of": target_mask.nonzero()[:, 0],
             "examples": torch.tensor(numbers),
             "suppressed": torch.tensor(model.banned, dtype=torch.long),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import runs
-from chats import SYSTEM, chat_format, pad_id
+from chats import SYSTEM, chat_format, pad_id, target_places
 from options import OtherPrecision, Paths, UserError
 from pretrained import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from session import own_random_stream
@@ -266,9 +266,14 @@ class CausalGenerator(nn.Module):
         return head.register_forward_pre_hook(lambda _, inputs: (chosen(inputs[0]),))
 
     def forward(self, batch: dict) -> Tensor:
-        """Teacher forcing: (N, V) logits of `batch["target_ids"]`, in order, and of no other position."""
-        asked = batch["target_mask"][:, 1:]  # the position before a target predicts it
-        with self.head_reads(lambda hidden: hidden[:, :-1][asked][None]):  # (B, L, D) -> (1, N, D)
+        """Teacher forcing: (N, V) logits of `batch["target_ids"]`, in order, and of no other position.
+
+        Where the batch does not hold their `target_places`, a GPU has to be waited for.
+        """
+        if (places := batch.get("target_places")) is None:
+            places = target_places(batch["target_mask"])
+        # (B, L, D) -> (1, N, D)
+        with self.head_reads(lambda hidden: hidden.flatten(0, 1).index_select(0, places)[None]):
             found = self.lm(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
             )

@@ -257,6 +257,12 @@ def pad_id(tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def target_places(target_mask: torch.Tensor) -> torch.Tensor:
+    """(B, L) -> (N,): in the flattened batch, the positions that predict the targets, each the one before
+    it."""
+    return torch.nn.functional.pad(target_mask[:, 1:], (0, 1)).flatten().nonzero()[:, 0]
+
+
 def _name(examples: Sequence[Example], row: Row) -> str:
     own = np.unique(row.owner[row.owner >= 0])
     return f"{examples[own[0]].conv_id} utterance " + ", ".join(str(examples[n].utterance_idx) for n in own)
@@ -265,8 +271,9 @@ def _name(examples: Sequence[Example], row: Row) -> str:
 def causal_data(examples: Sequence[Example], tokenizer, **layout) -> Data:
     """Sequences for training and likelihood, padded on the right; `layout` is `conversation_rows`'.
 
-    A batch: names; input_ids, attention_mask, target_mask (B, L); target_ids (N,); example_of (N,), the place
-    in `examples` of each target token's example; examples (E,), their numbers in `examples` of this call.
+    A batch: names; input_ids, attention_mask, target_mask (B, L); target_ids (N,); target_places (N,), see
+    `target_places`; example_of (N,), the place in `examples` of each target token's example; examples (E,),
+    their numbers in `examples` of this call.
     """
     rows = conversation_rows(examples, tokenizer, **layout)
     names = [_name(examples, r) for r in rows]
@@ -282,6 +289,7 @@ def causal_data(examples: Sequence[Example], tokenizer, **layout) -> Data:
             "attention_mask": mask,
             "target_mask": target_mask,
             "target_ids": input_ids[target_mask],
+            "target_places": target_places(target_mask),
             "example_of": example_of,
             "examples": present,
         }
