@@ -72,8 +72,14 @@ def attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def unseen_mask(*args, **kwargs) -> Tensor | None:
+    """transformers' own for `attention`, made whether or not anything is padded: to know that, a GPU would
+    have to be waited for, before each encoder and each critic."""
+    return eager_mask(*args, **kwargs | {"allow_is_bidirectional_skip": False})
+
+
 AttentionInterface.register(FEW_PASSES, attention)
-AttentionMaskInterface.register(FEW_PASSES, eager_mask)
+AttentionMaskInterface.register(FEW_PASSES, unseen_mask)
 
 
 class _Norm(torch.autograd.Function):

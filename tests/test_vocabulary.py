@@ -178,9 +178,13 @@ def test_a_likelihood_of_logits_needs_no_copy_of_them(monkeypatch, kind):
     )
 
 
-def two_updates() -> list[dict[str, float]]:
-    """The figures of two updates of six examples, by all processes together."""
-    session = Session("cpu", "fp32", 3)
+def training_options() -> TrainingOptions:
+    flags = toy.DEFAULTS | {"weight_decay": 0.0, "lr": 1e-3}
+    return TrainingOptions(**{f.name: flags[f.name] for f in dataclasses.fields(TrainingOptions)})
+
+
+def updates_of_six(session: Session) -> Update:
+    """Updates of a generator with critics from six examples."""
     torch.manual_seed(0)
     model = Generator(GeneratorSettings(backbone=config(16).to_dict(), exemplars="none"))
     objective, whole = GeneratorObjective(critics(), options()), batch_of([3, 8, 5, 2, 6, 4])
@@ -189,13 +193,15 @@ def two_updates() -> list[dict[str, float]]:
     def collate(numbers: list[int]) -> dict:
         found = {k: v[numbers] for k, v in whole.items() if isinstance(v, torch.Tensor)}
         found["critic_targets"] = {kind: values[numbers] for kind, values in targets.items()}
+        found["reply_places"] = found["reply_mask"].flatten().nonzero()[:, 0]
         return found
 
-    flags = toy.DEFAULTS | {"weight_decay": 0.0, "lr": 1e-3}
-    fields = dataclasses.fields(TrainingOptions)
-    data = Data([10] * 6, collate)
-    training = TrainingOptions(**{f.name: flags[f.name] for f in fields})
-    update = Update(model, objective, data, training, session, 10)
+    return Update(model, objective, Data([10] * 6, collate), training_options(), session, 10)
+
+
+def two_updates() -> list[dict[str, float]]:
+    """The figures of two updates, by all processes together."""
+    update = updates_of_six(Session("cpu", "fp32", 3))
     return [update(list(range(6))) for _ in range(2)]
 
 
