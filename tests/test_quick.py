@@ -1,12 +1,14 @@
 """What makes a training cheaper on a CPU changes what it computes by rounding alone, and its random draws."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
+from test_vocabulary import training_options, updates_of_six
 from torch import nn
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -15,6 +17,8 @@ import quick
 import train_glove_t5
 from causal_models import CausalGenerator
 from options import UserError
+from session import Session
+from updates import Objective, Update
 
 CPU = torch.device("cpu")
 
@@ -125,6 +129,31 @@ def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert all(kind == torch.float32 for name, kind in kinds.items() if "lora" in name or "embed" in name)
     assert [k for n, k in kinds.items() if n.endswith("q_proj.base_layer.weight")][0] == torch.bfloat16
+
+
+def test_the_fused_optimizer_makes_the_updates_of_the_plain_one(monkeypatch):
+    optimizer, fused, found = torch.optim.AdamW, [], []
+    for changes in ({}, {"fused": False}):
+
+        def made(*args, changes=changes, **named):
+            fused.append((named | changes)["fused"])
+            return optimizer(*args, **named | changes)
+
+        monkeypatch.setattr(torch.optim, "AdamW", made)
+        update = updates_of_six(Session("cpu", "fp32", 3))
+        losses = [update(list(range(6)))["loss"] for _ in range(4)]
+        found.append([torch.tensor(losses), *(p.detach() for p in update.model.parameters())])
+    assert fused == [True, False] and found[0][0][0] > found[0][0][3]
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_compiling_is_refused_to_several_processes(monkeypatch):
+    session = Session("cpu", "fp32", 3)
+    session.world = 2
+    asked = dataclasses.replace(training_options(), compile=True)
+    with pytest.raises(UserError, match="--compile: tried with one process alone.*torchrun"):
+        Update(nn.Linear(2, 2), Objective(), None, asked, session, 10)
 
 
 @pytest.mark.slow  # for what torch imports

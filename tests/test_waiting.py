@@ -69,3 +69,15 @@ def test_no_value_is_asked_of_a_device_before_an_update_is_over(family, tmp_path
     found = update(numbers)
     assert found == pytest.approx(expected)
     assert not Away.asked and Away.calls > 100
+
+
+def test_the_next_updates_batch_is_made_before_this_ones_figures_are_waited_for(monkeypatch):
+    update, made, known = updates_of_six(Session("cpu", "fp32", 3)), [], []
+    collate, check = update.data.collate, update.assert_finite
+    monkeypatch.setattr(update.data, "collate", lambda numbers: made.append(numbers) or collate(numbers))
+    monkeypatch.setattr(update, "assert_finite", lambda *found: known.append([*made]) or check(*found))
+    update.following = [3, 4, 5]
+    update([0, 1, 2])
+    update.following = []
+    update([3, 4, 5])
+    assert known == 2 * [[[0, 1, 2], [3, 4, 5]]]
