@@ -2,16 +2,20 @@
 
 import importlib
 import json
+from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import by_two_processes
 from test_causal_models import make_tokenizer, save_llama
 
+from options import Paths
+
 SHORT = "--device cpu --max-steps 3 --epochs 9 --batch-tokens 0 --log-every 1 --no-predict".split()
 
 
-def trained_by(script: str, words: list[str]) -> None:
+def run_script(script: str, words: list[str]) -> None:
     importlib.import_module(script).main(words)
 
 
@@ -32,11 +36,26 @@ def test_two_processes_train_as_one(way, trained_copy, tmp_path):
         words = "--model t5-tiny --dropout 0 --add-exemplars t5 --exemplar-model t5-tiny".split()
         words += "--src-len 40 --tgt-len 12 --precision bf16".split()
     words += ["--workdir", str(trained_copy), *SHORT]
-    by_two_processes(trained_by, script, [*words, "--name", "two", "--batch-size", "2"])
-    trained_by(script, [*words, "--name", "one", "--batch-size", "4"])
+    by_two_processes(run_script, script, [*words, "--name", "two", "--batch-size", "2"])
+    run_script(script, [*words, "--name", "one", "--batch-size", "4"])
     two, one = (trained_copy / "saved" / room / name for name in ("two", "one"))
     for kind, steps in (("train", 3), ("valid", 1)):
         found, expected = logged(two, kind), logged(one, kind)
         assert len(found) >= steps and len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
             assert a == pytest.approx(b, rel=near)
+
+
+@pytest.mark.slow
+def test_two_processes_embed_and_find_what_one_does(trained_copy):
+    files = [Paths(trained_copy).exemplars(split) for split in ("train", "valid", "test")]
+    alone = [file.read_text() for file in files]
+    for file in files:
+        file.unlink()
+    words = ["--workdir", str(trained_copy), "--path", str(trained_copy / "saved" / "dpr" / "empd")]
+    words += "--top-k 3 --batch-size 2 --device cpu".split()
+    by_two_processes(run_script, "dpr_exemplar_retriever", words)
+    for file, expected in zip(files, alone, strict=True):
+        assert (
+            pd.read_csv(file)["exemplars"].tolist() == pd.read_csv(StringIO(expected))["exemplars"].tolist()
+        )
