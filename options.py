@@ -16,7 +16,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -163,6 +163,9 @@ class Parser(argparse.ArgumentParser):
     """A strict parser: one line of error that names the nearest flag, and help that shows every real
     default."""
 
+    #: {flag of other scripts: why it is none here}
+    elsewhere: Mapping[str, str] = {}
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n(all flags: {self.prog} --help)\n")
 
@@ -178,6 +181,8 @@ class Parser(argparse.ArgumentParser):
 
     def no_such_flag(self, word: str) -> str:
         flag = word.split("=")[0]
+        if why := self.elsewhere.get(flag):
+            return f"{flag}: {why}"
         known = sorted(set(re.findall(r"--[a-z][a-z0-9-]*", self.format_help())))
         ours = OTHER_NAMES.get(flag.replace("_", "-"))
         if ours is None:

@@ -29,9 +29,23 @@ from commands import (
 from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
 from settings import causal_command
 
+SOFT_LOSSES = (
+    "--empathy-loss-w",
+    "--sentiment-loss-w",
+    "--strategy",
+    "--critic-targets",
+    "--critic-ramp",
+    "--balance",
+)
+NO_SOFT_LOSS = (
+    "a critic as a loss reads soft replies of its own vocabulary, which is not this model's; critics of any "
+    "vocabulary reward replies that it samples (--sampled-loss-w) or choose among them (respond.py --target)"
+)
+
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
+    parser.elsewhere = dict.fromkeys(SOFT_LOSSES, NO_SOFT_LOSS)
     add_common(parser)
     add = parser.add_argument_group("model").add_argument
     add("--model", default="smollm2", help="smollm2, or the hub name or folder of any causal language model")
