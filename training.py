@@ -365,7 +365,8 @@ class Loop:
         trainable, frozen = count_parameters(self.model)
         session.say(
             f"run: {self.run.folder} | device: {session.device} x{session.world}, {session.precision} | "
-            f"parameters: {trainable:,} trainable, {frozen:,} frozen\ndata: {len(self.data):,} examples | "
+            f"parameters: {trainable:,} trained / {trainable + frozen:,} total\n"
+            f"data: {len(self.data):,} examples | "
             f"{options.batch_size} x {options.accumulate} micro-batches x {session.world} processes a step "
             f"| {self.total_steps:,} steps in at most {options.epochs} epochs"
         )

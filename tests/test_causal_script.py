@@ -78,7 +78,7 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
     pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
 
 
-def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags):
+def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags, capsys):
     train_causal_lm.main([*flags, "--epochs", "0", "--name", "zero-shot"])
     folder = trained_copy / "saved" / "causal-lm" / "zero-shot"
     model = load(folder, Paths(trained_copy), Session("cpu"))
@@ -88,6 +88,16 @@ def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags):
         assert torch.allclose(model.lm(ids).logits, base(ids).logits, atol=1e-5)
     result = json.loads((folder / "result.json").read_text())
     assert result["steps"] == 0 and result["test"]["ppl_word"] > 1
+    trains, total = model.parameter_counts()
+    assert f"parameters: {trains:,} trained / {total:,} total" in capsys.readouterr().out
+
+
+def test_a_critics_soft_loss_is_refused_with_what_serves_instead(capsys):
+    with pytest.raises(SystemExit):
+        train_causal_lm.parse_args(["--empathy-loss-w", "1"])
+    said = capsys.readouterr().err
+    assert "--empathy-loss-w: a critic as a loss reads soft replies of its own vocabulary" in said
+    assert "--sampled-loss-w" in said and "respond.py --target" in said
 
 
 def test_exemplars_really_enter(trained_copy, flags):
