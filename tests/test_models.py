@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
+import train_t5
 from dataloaders import pad, reply_layout
 from glove_models import glove_config, word_tokenizer
 from models import Critic, CriticSet, Generator, soft_response, token_nll
 from options import UserError
 from pretrained import load_encoder
-from settings import critic_names
+from settings import GeneratorOptions, pick
 
 VOCAB, EOS = 50, 1
 NONE = np.zeros(0, dtype=np.int64)
@@ -400,7 +401,8 @@ def test_critics_of_another_tokenizer_or_encoder_are_refused():
     ],
 )
 def test_a_weight_of_zero_asks_for_no_critic(empathy, sentiment, names):
-    assert critic_names(empathy, sentiment) == names
+    words = f"--empathy-loss-w {int(empathy)} --sentiment-loss-w {int(sentiment)}"
+    assert pick(GeneratorOptions, train_t5.parse_args(words.split())).critics == names
 
 
 # -------------------------------------------------------------------------------------------- saving, loading
