@@ -200,6 +200,8 @@ class CausalGenerator(nn.Module):
         super().__init__()
         self.settings, self.tokenizer, self.chat = settings, tokenizer, chat_format(tokenizer)
         self.lm: Any = base
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= self.vocabulary:
+            tokenizer.pad_token = None  # added without a row of the table: the end token serves
         base.generation_config = GenerationConfig()  # how replies are written is decided here alone
         if settings.rank:
             # what peft notes as the base: not the cache's path on this machine
@@ -214,7 +216,13 @@ class CausalGenerator(nn.Module):
             )
             with warnings.catch_warnings():  # peft asks transformers for a name that will go
                 warnings.simplefilter("ignore", FutureWarning)
-                self.lm = get_peft_model(base, lora)
+                try:
+                    self.lm = get_peft_model(base, lora)
+                except ValueError as error:
+                    raise UserError(
+                        f"--lora-rank {settings.rank}: peft has no LoRA for all linear layers of a "
+                        f"{base.config.model_type} ({str(error)[:200]}); --lora-rank 0 trains all weights"
+                    ) from error
 
     @classmethod
     def start(
@@ -283,7 +291,8 @@ class CausalGenerator(nn.Module):
     def banned(self) -> list[int]:
         """The tokens that no reply holds."""
         control = set(self.tokenizer.convert_tokens_to_ids(list(self.chat.special))) - {self.chat.end_id}
-        return sorted(control | set(without_word(self.tokenizer, self.vocabulary)))
+        known = {t for t in control if t < self.vocabulary}  # a tokenizer can know tokens without a row
+        return sorted(known | set(without_word(self.tokenizer, self.vocabulary)))
 
     def for_use(self) -> "CausalGenerator":
         """The same function in eval mode, for good and faster: the adapter inside its base's weights, SDPA,

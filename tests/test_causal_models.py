@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, T5Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, PreTrainedTokenizerFast, T5Config
 
 import causal_models
 import respond
@@ -306,10 +306,15 @@ def test_with_rank_only_the_adapter_trains_and_with_rank_0_everything(base, tmp_
                 assert any(layer in n and "lora" in n for n in moved)
 
 
-@pytest.mark.parametrize("pad", [True, False], ids=["pad token", "no pad token"])
+@pytest.mark.parametrize("pad", ["pad token", "no pad token", "one that the model does not know"])
 def test_padding_on_the_left_changes_no_reply(tmp_path, pad):
-    base = save_llama(tmp_path / "llama", make_tokenizer(pad=pad))
+    tokenizer = make_tokenizer(pad=pad == "pad token")
+    base = save_llama(tmp_path / "llama", tokenizer)
+    if pad == "one that the model does not know":
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        tokenizer.save_pretrained(base)
     model = trained(base, tmp_path)
+    assert max(model.banned) < model.vocabulary
     data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
     assert len(set(data.lengths)) > 2
     decoding = {"max_new_tokens": 12, "do_sample": False}
@@ -426,6 +431,14 @@ def test_a_folder_that_holds_something_else_is_refused_by_name(base, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"rank": 2}))
     with pytest.raises(UserError, match="does not fit its config.json"):
         CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path)
+
+
+def test_a_base_that_takes_no_adapter_is_refused_with_the_flag_that_helps(tmp_path):
+    config = MambaConfig(vocab_size=len(make_tokenizer()), hidden_size=8, state_size=4, num_hidden_layers=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--lora-rank 2: peft has no LoRA .* mamba .*--lora-rank 0"):
+        CausalGenerator.start(str(tmp_path), rank=2, cache=tmp_path)
 
 
 def test_an_encoder_decoder_and_a_tokenizer_without_end_are_refused(tmp_path):
