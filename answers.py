@@ -97,11 +97,10 @@ def announce(
         if len(new) < 10 * PROBE:
             continue
         some = new[:: len(new) // PROBE]
-        answers([replies[n] for n in some[:8]], [contexts[n] for n in some[:8]])  # the first call warms up
-        some = some[8:]
-        began = time.monotonic()
-        answers([replies[n] for n in some], [contexts[n] for n in some])
-        seconds += (time.monotonic() - began) / len(some) * (len(new) - len(some) - 8)
+        for part in (some[:8], some[8:]):  # the first call is slow
+            began = time.monotonic()
+            answers([replies[n] for n in part], [contexts[n] for n in part])
+        seconds += (time.monotonic() - began) / len(some[8:]) * (len(new) - len(some))
         count = max(count, (len(new), len(replies)))
     if seconds >= 60:
         say(
