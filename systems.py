@@ -305,7 +305,11 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
     theirs = [(_letters_or_none(r.history), _letters_or_none(r.reference)) for r in replies]
     ours = [(_letters(joined_turns(e.history)), _letters(e.response)) for e in examples]
     if all(pair == (None, None) for pair in theirs):
-        return _in_order(replies, examples, path)
+        raise UserError(
+            f"{path}: nothing in it says which of the {len(examples):,} listener turns of this split its "
+            f"{len(replies):,} replies answer; give the gold replies in their order, one a line: "
+            "--references FILE"
+        )
     if all(history is None for history, _ in theirs):
         for which in ("all", "last", "non-last"):
             numbers = item_set(examples, which)
@@ -396,18 +400,6 @@ def _between(
         else:
             rest.append(row)
     return rest
-
-
-def _in_order(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
-    """Replies without keys, histories and references: one for each listener turn, which nothing confirms."""
-    if len(replies) != len(examples):
-        raise UserError(
-            f"{path}: {len(replies):,} replies for the {len(examples):,} listener turns of this split, and "
-            "nothing says which they answer; give the gold replies in their order, one a line: --references "
-            "FILE"
-        )
-    note = "matched by their order alone; the gold replies in that order would confirm it: --references FILE"
-    return {n: [reply] for n, reply in enumerate(replies)}, [note]
 
 
 # ------------------------------------------------------------------------------------------------- item sets

@@ -3,6 +3,7 @@ written for these tests."""
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -37,6 +38,14 @@ GOLD = [e.response for e in EXAMPLES]
 
 def read(path, **options):
     return read_system(path, EXAMPLES, "test", Paths(path.parent), **options)
+
+
+def in_order(folder: Path, layout: str = "lines") -> dict:
+    """What lines of mere replies need: the gold replies in their order."""
+    if layout != "lines":
+        return {}
+    (folder / "gold.txt").write_text("".join(text + "\n" for text in GOLD), encoding="utf-8")
+    return {"references": folder / "gold.txt"}
 
 
 def refusal(path, **options):
@@ -162,7 +171,8 @@ def gold_file(folder, layout):
 @pytest.mark.parametrize("layout", ["ref-pred", "blocks", "ref-lines", "tilde", "json", "lines"])
 @pytest.mark.parametrize("named", [True, False])
 def test_gold_in_each_published_layout_answers_every_item_and_scores_100(tmp_path, layout, named):
-    [system] = read(gold_file(tmp_path, layout), layout=layout if named else "auto")
+    way = {"layout": layout if named else "auto"} | in_order(tmp_path, layout)
+    [system] = read(gold_file(tmp_path, layout), **way)
     assert system.numbers == [0, 1, 2, 3, 4]
     found, expected = [[normalise(t) for t in texts] for texts in (system.replies, GOLD)]
     assert found == expected
@@ -232,7 +242,7 @@ def written(folder, layout, replies):
 @given(layout=st.sampled_from(LAYOUTS), replies=st.lists(ONE_LINE, min_size=4, max_size=4))
 def test_whatever_a_reply_holds_it_comes_back_from_every_layout(tmp_path, layout, replies):
     replies = ["plain", *replies]
-    [system] = read(written(tmp_path, layout, replies), layout=layout)
+    [system] = read(written(tmp_path, layout, replies), layout=layout, **in_order(tmp_path, layout))
     assert system.replies == [reply.strip() for reply in replies]
 
 
@@ -386,7 +396,7 @@ FAULTS = {
     "control token": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,</s>\n", "control tokens"),
     "no replies": ("p.csv", "conv_id,utterance_idx,answer\nc:1,2,a\n", "no column of replies"),
     "a tab in a line": ("p.txt", "a\nb\tc\n", "line 2: a tab"),
-    "too few lines": ("p.txt", "a\nb\n", "2 replies for the 5 listener turns.*--references"),
+    "too few lines": ("p.txt", "a\nb\n", "which of the 5 listener turns of this split its 2.*--references"),
     "quoted lines": ("p.txt", '"a"\n"b"\n', "line 1: every reply stands in quotation marks"),
     "missing line": (
         "p.txt",
@@ -412,10 +422,9 @@ def test_a_file_that_cannot_be_read_whole_is_refused_with_its_place(tmp_path, fa
     assert name in refusal(tmp_path / name)
 
 
-def test_replies_whose_order_nothing_confirms_are_noted(tmp_path):
+def test_replies_whose_order_nothing_confirms_are_refused(tmp_path):
     (tmp_path / "hyp.txt").write_text("a\nb\nc\nd\ne\n")
-    [system] = read(tmp_path / "hyp.txt")
-    assert system.numbers == [0, 1, 2, 3, 4] and "by their order alone" in system.notes[0]
+    assert "nothing in it says which of the 5 listener turns" in refusal(tmp_path / "hyp.txt")
 
 
 def test_references_are_for_the_file_that_lacks_them(tmp_path):
@@ -449,7 +458,7 @@ def test_references_of_another_length_are_refused(tmp_path):
 @pytest.mark.parametrize("reply", ["so.</s>", 'she said \\"no\\"'])
 def test_control_tokens_and_escaped_quotes_inside_a_reply_are_warned_about_and_kept(tmp_path, capsys, reply):
     (tmp_path / "p.txt").write_text("\n".join([reply, "b", "c", "d", "e"]))
-    assert read(tmp_path / "p.txt")[0].replies[0] == reply
+    assert read(tmp_path / "p.txt", **in_order(tmp_path))[0].replies[0] == reply
     assert "warning" in capsys.readouterr().out
 
 
