@@ -31,6 +31,7 @@ from settings import causal_command
 
 SOFT_LOSSES = (
     "--empathy-loss-w",
+    "--empathy-losses",
     "--sentiment-loss-w",
     "--strategy",
     "--critic-targets",
