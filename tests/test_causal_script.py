@@ -92,11 +92,23 @@ def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags, capsys):
     assert f"parameters: {trains:,} trained / {total:,} total" in capsys.readouterr().out
 
 
-def test_a_critics_soft_loss_is_refused_with_what_serves_instead(capsys):
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--empathy-loss-w", "1"),
+        ("--empathy-losses", "emo"),
+        ("--sentiment-loss-w", "1"),
+        ("--strategy", "2"),
+        ("--critic-targets", "soft"),
+        ("--critic-ramp", "100"),
+        ("--balance", "0.1"),
+    ],
+)
+def test_what_shapes_a_critics_soft_loss_is_refused_with_what_serves_instead(flag, value, capsys):
     with pytest.raises(SystemExit):
-        train_causal_lm.parse_args(["--empathy-loss-w", "1"])
+        train_causal_lm.parse_args([flag, value])
     said = capsys.readouterr().err
-    assert "--empathy-loss-w: a critic as a loss reads soft replies of its own vocabulary" in said
+    assert f"{flag}: a critic as a loss reads soft replies of its own vocabulary" in said
     assert "--sampled-loss-w" in said and "respond.py --target" in said
 
 
