@@ -332,6 +332,23 @@ def report(
     return lines
 
 
+def told_apart(judge: Judge, paths: Paths) -> dict[str, float]:
+    """{dim: mean level of the held-out replies that people labelled 1 or above, less that of the others}.
+
+    What a judge makes of a difference that people see, and so the scale on which its control is read. A
+    dimension in which all were labelled alike is left out.
+    """
+    found = {}
+    for dim in DIMENSIONS:
+        pairs = read_pairs(paths.pairs(dim, "valid"))
+        shown = pairs["level"] >= 1
+        if shown.nunique() == 2:
+            posts = [(post,) for post in pairs["seeker_post"]]
+            levels = judge.levels(pairs["response_post"].tolist(), posts)[dim]
+            found[dim] = float(levels[shown].mean() - levels[~shown].mean())
+    return found
+
+
 def learnt_from(judge: Judge) -> str:
     """In words."""
     said = {lineage.ALL: "all seeker posts", lineage.UNKNOWN: "seeker posts that nothing here tells"}

@@ -394,6 +394,12 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     found = sampler.told_nothing(choices(options, pools, ranker, examples))
     table = measured(found, panel, examples, seconds, options.seed)
     notes = judges.report(panel, [e.response for e in examples], [e.history for e in examples])
+    scales = {judge.name: judges.told_apart(judge, paths) for judge in panel}
+    notes += [
+        f"Scale: held-out replies that people labelled 1 differ from those labelled 0, as {name} sees "
+        f"them, by {judges.listed(scale, '+.2f')}."
+        for name, scale in scales.items()
+    ]
     storage.write_csv(files["control.csv"], table)
     storage.write_csv(files["candidates.csv"], listed(pools, examples))
     text = page(options, len(examples), table, notes)
@@ -402,6 +408,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
         "run": options.run,
         "ranker": {"name": ranker.name, "sha256": dict(ranker.sha256)},
         "judges": {judge.name: dict(judge.sha256) for judge in panel},
+        "scale": scales,
         "decoding": vars(options.decoding),
         "contexts": len(examples),
         "seconds": seconds,

@@ -62,6 +62,9 @@ def test_levels_under_every_target_stand_beside_their_difference_and_cost(traine
     table = pd.read_csv(folder / "control.csv")
     assert json.loads((folder / "metrics.json").read_text())["contexts"] == content["contexts"] == 5
     assert (folder / "table.md").read_text() in shown
+    for judge in ("tfidf", "t5"):
+        assert set(content["scale"][judge]) == set(DIMENSIONS)
+        assert f"as {judge} sees them, by emo {content['scale'][judge]['emo']:+.2f}, exp" in shown
     names = ["none", *(f"{d}{end}" for d in DIMENSIONS for end in ("=0", "=1", ": 1 - 0"))]
     assert sorted(table["target"].unique()) == sorted([*names, "gold"])
     assert len(table) == 2 + 2 * 2 * 2 * len(names)  # judges x weights x candidates

@@ -362,6 +362,17 @@ def test_a_judge_that_nonsense_pleases_and_two_that_disagree_are_named_under_the
     assert '"ok ." emo 1.00, exp 1.00, int 1.00 (fooled: emo, exp, int)' in lines[4]
 
 
+def test_a_judge_is_told_how_far_it_sees_the_difference_that_people_see(trained_copy):
+    paths = Paths(trained_copy)
+    for dim in DIMENSIONS:
+        rows = read_pairs(paths.pairs(dim, "valid"))
+        shows = set(rows["response_post"][rows["level"] >= 1]) - set(rows["response_post"][rows["level"] < 1])
+        half = judge_of("half", lambda texts, _, shows=shows: np.array([0.5 * (t in shows) for t in texts]))
+        labelled = rows["level"] >= 1
+        caught = rows["response_post"][labelled].isin(shows).mean()
+        assert caught > 0.2 and judges.told_apart(half, paths)[dim] == pytest.approx(caught / 2)
+
+
 # ----------------------------------------------------------------------------------- what a context foretells
 
 
