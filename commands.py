@@ -553,6 +553,13 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
         "turns of the training dialogues are learnt beside the pairs",
     )
     add("--turns", type=COUNT, default=0, help="of --teacher: so many turns, drawn by chance; 0: all")
+    add(
+        "--pieces",
+        type=COUNT,
+        default=0,
+        help="of --teacher: learn pieces of the training replies, too: each one's sentences, so many runs of "
+        "its words, and as many splices of two replies' sentences; 0: none",
+    )
     add("--teacher-w", type=POSITIVE, default=1.0, help="of --teacher: weight of a turn where a pair has 1")
 
 
@@ -561,7 +568,7 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    for flag in ("turns", "teacher_w") if "teacher" in args and not args.teacher else ():
+    for flag in ("turns", "pieces", "teacher_w") if "teacher" in args and not args.teacher else ():
         if getattr(args, flag) != parser.get_default(flag):
             problems.append(f"--{flag.replace('_', '-')}: only with --teacher")
     if getattr(args, "dim", "") == JOINT:

@@ -3,7 +3,6 @@
 What a critic computes stands in models.Critic, critics in use in critics.py.
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,11 @@ import torch.nn.functional as F
 from scipy.special import softmax
 from torch import Tensor, nn
 
-import judges
 import metrics
 import storage
-from corpora import choose_pairs, listener_turns, read_pairs, read_vader
-from critics import Critic, guess_loss, is_useless
+import teaching
+from corpora import choose_pairs, read_pairs, read_vader
+from critics import guess_loss, is_useless
 from dataloaders import critic_data, plan_once, require_same_words, tokenizer_hash
 from DPR.biencoder import resolve
 from glove_models import glove_config, load_vectors, set_word_vectors
@@ -246,33 +245,15 @@ def sentiment_task(paths: Paths) -> CriticTask:
     )
 
 
-def with_taught_turns(
-    task: CriticTask, options: TeacherOptions, paths: Paths, session: Session
-) -> CriticTask:
-    """The task with listener turns of the training dialogues beside its pairs, as a teacher sees them.
-
-    Targets become rows: 1 at a pair's label, a teacher's probabilities times --teacher-w. What the teacher
-    says is kept in the cache. Raises `UserError` where it is no critic of these labels.
-    """
-    if session.world > 1:
-        raise UserError("--teacher: it labels in one process; run it without torchrun")
-    teacher = Critic.from_pretrained(options.teacher, session, task.kind)
-    known = teacher.critic.settings
-    if (known.kind, known.outputs) != (task.kind, task.outputs):
-        raise UserError(
-            f"--teacher {options.teacher}: a critic of {known.kind} with {known.outputs} labels; what is "
-            f"learnt is {task.kind} with {task.outputs}"
-        )
-    file = paths.dialogues("train")
-    turns = listener_turns(file)
-    if 0 < options.turns < len(turns):
-        turns = [turns[i] for i in sorted(random.Random(0).sample(range(len(turns)), options.turns))]
-    contexts, replies = [e.history for e in turns], [e.response for e in turns]
-    teaches = judges.answers_of(teacher.whole, f"{task.kind}, the teacher", paths.cache)
-    rows = teacher.own(teaches(replies, contexts))  # (N, labels)
+def with_teacher(task: CriticTask, options: TeacherOptions, paths: Paths, session: Session) -> CriticTask:
+    """The task with texts beside its pairs, as a teacher sees them: targets become rows, 1 at a pair's label,
+    a teacher's probabilities times --teacher-w."""
+    contexts, replies, rows = teaching.taught(
+        options, task.kind, task.outputs, task.train[:2], paths, session
+    )
     labels = [*np.eye(task.outputs)[task.train[2]].tolist(), *(options.teacher_w * rows).tolist()]
     train = ([*task.train[0], *contexts], [*task.train[1], *replies], labels)
-    return replace(task, train=train, inputs={**task.inputs, "dialogues train": file})
+    return replace(task, train=train, inputs={**task.inputs, "dialogues train": paths.dialogues("train")})
 
 
 def load_backbone(options: CriticOptions, paths: Paths) -> tuple:
@@ -308,12 +289,12 @@ def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) 
         )
 
 
-def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | None = None) -> dict:
+def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None = None) -> dict:
     """Train the critic of one task: the one function behind all of them."""
     options, paths = command.options, command.paths
     session = Session(**command.device)
-    if teaching:
-        task = with_taught_turns(task, teaching, paths, session)
+    if teacher:
+        task = with_teacher(task, teacher, paths, session)
     tokenizer, encoder, begin = load_backbone(options, paths)
     settings = CriticSettings(
         kind=task.kind,
@@ -371,7 +352,7 @@ def run(command: CriticCommand, task: CriticTask, teaching: TeacherOptions | Non
 
     sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
     sources["model"] = storage.source(begin, paths, storage.identity(begin))
-    began = {"init": options.init_from, "teacher": teaching.teacher if teaching else None}
+    began = {"init": options.init_from, "teacher": teacher.teacher if teacher else None}
     sources |= storage.sources_of(began, paths)
     place = paths.critic(task.kind, options.family + task.variant)
     loop = Loop(

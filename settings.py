@@ -262,10 +262,11 @@ def causal_command(args: argparse.Namespace) -> CausalCommand:
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """A critic that labels listener turns for another one (`add_teacher_flags` says what each flag means)."""
+    """A critic that labels texts for another one (`add_teacher_flags` says what each flag means)."""
 
     teacher: str
     turns: int
+    pieces: int
     teacher_w: float
 
 

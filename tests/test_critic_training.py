@@ -11,12 +11,14 @@ import probe_critics
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
+from corpora import read_pairs
 from critics import Critic
 from mixtures import Mixtures
 from models import Critic as CriticModel
 from models import CriticSettings, Mixture
 from options import Paths, UserError
 from pretrained import load_tokenizer, new_encoder
+from teaching import SENTENCE_END, pieces
 
 SHORT = "--device cpu --model glove-t5 --max-steps 2 --batch-size 8 --log-every 1".split()
 
@@ -89,11 +91,45 @@ def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pai
         train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
 
 
+def test_pieces_are_a_replys_sentences_runs_of_its_words_and_splices_of_two():
+    contexts = [("a cold day",), ("a long way",), ("an end",)]
+    replies = ["I am so sorry. What did you do? Tell me.", "oh no", "Things will surely get better soon."]
+    found = pieces(contexts, replies, 2)
+    assert found == pieces(contexts, replies, 2) != pieces(contexts, replies, 2, seed=1)
+    befores, texts = found
+    assert len(set(texts)) == len(texts) and not {"", *replies} & set(texts)
+    of = dict(zip(texts, befores, strict=True))
+    assert all(of[part] == contexts[0] for part in ("I am so sorry.", "What did you do?", "Tell me."))
+    assert set(pieces(contexts, replies, 0)[1]) == {"I am so sorry.", "What did you do?", "Tell me."}
+    known = [part for reply in replies for part in SENTENCE_END.split(reply)]
+    runs = [text for text in texts if any(text in reply for reply in replies) and text not in known]
+    assert runs and all(3 <= len(text.split()) <= 40 for text in runs)
+    for text in set(texts) - set(runs) - set(known):  # whole sentences, some of two replies
+        rest = text
+        for part in sorted(known, key=len, reverse=True):
+            rest = rest.replace(part, "")
+        assert not rest.strip()
+        first = next(reply for reply, context in zip(replies, contexts, strict=True) if context == of[text])
+        assert any(text.startswith(part) for part in SENTENCE_END.split(first))
+
+
+def test_pieces_are_learnt_beside_turns_and_pairs(workdir, capsys):
+    common = ["--workdir", str(workdir), *SHORT, "--dim", "emo", "--size", "small", "--turns", "7"]
+    train_empathy_classifier.main([*common[:-2], "--name", "teacher"])
+    teacher = ["--teacher", str(workdir / "saved" / "empathy" / "teacher")]
+    pairs = read_pairs(Paths(workdir).pairs("emo", "train"))
+    own = pieces([(post,) for post in pairs["seeker_post"]], pairs["response_post"].tolist(), 2)[1]
+    capsys.readouterr()
+    train_empathy_classifier.main([*common, *teacher, "--pieces", "2", "--name", "taught"])
+    assert f"data: {len(pairs) + 7 + len(own)} examples" in capsys.readouterr().out
+
+
 def test_flags_of_a_teacher_without_one_are_refused(capsys):
+    words = ["--dim", "emo", "--turns", "5", "--pieces", "2", "--teacher-w", "0.5"]
     with pytest.raises(SystemExit):
-        train_empathy_classifier.parse_args(["--dim", "emo", "--turns", "5", "--teacher-w", "0.5"])
+        train_empathy_classifier.parse_args(words)
     said = capsys.readouterr().err
-    assert "--turns: only with --teacher" in said and "--teacher-w: only with --teacher" in said
+    assert all(f"--{flag}: only with --teacher" in said for flag in ("turns", "pieces", "teacher-w"))
 
 
 def test_sentiment_is_learnt_from_mixtures_too(workdir):
