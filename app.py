@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import options
-from commands import add_base, add_critic_runs, add_pool, critic_runs, pool_problems
 from options import NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
 from settings import pick
+from use_commands import add_base, add_critic_runs, add_pool, critic_runs, pool_problems
 
 #: what respond.py can be asked for and the page cannot
 FIXED: dict[str, Any] = {

@@ -1,23 +1,19 @@
-"""The flags of the commands, and their checks; the settings that they become stand in settings.py.
+"""The flags of trainings and generators, and their checks; the settings they become stand in settings.py.
 
 As light as options.py, so that `--help` answers at once.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 from options import (
     COUNT,
     CRITICS,
     DIMENSIONS,
-    JOINT,
     NATURAL,
     POSITIVE,
     SHARE,
     WEIGHT,
-    OtherPrecision,
     Parser,
     batch_count,
     check,
@@ -25,6 +21,7 @@ from options import (
     run_name,
 )
 from settings import EXEMPLAR_WAYS, PARAPHRASER
+from use_commands import add_critic_runs, add_sampling
 
 
 def add_training(
@@ -149,7 +146,6 @@ def add_init_from(parser: argparse.ArgumentParser) -> None:
     )
 
 
-TOP_P = number(float, above=0, most=1)
 #: flags that change what is written after training, not the training
 DECODING = {
     "top_k",
@@ -185,79 +181,6 @@ def drop_default_bound(parser: argparse.ArgumentParser, args: argparse.Namespace
     """With --batch-size auto, what fits takes the place of a stage's own --batch-tokens."""
     if args.batch_size == "auto" and args.batch_tokens == parser.get_default("batch_tokens"):
         args.batch_tokens = 0
-
-
-def add_base(parser: argparse.ArgumentParser, adapters: bool = True) -> None:
-    """Of what uses a trained run; `adapters`: it can be one."""
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--base",
-        metavar="FOLDER",
-        help="of an adapter, or of a run with pooled exemplars: where the model lies that it was trained on, "
-        "if that was moved",
-    )
-    if adapters:
-        either.add_argument(
-            "--base-in-other-precision",
-            dest="base",
-            type=OtherPrecision,
-            metavar="MODEL",
-            help="of an adapter, in place of --base: a folder or hub name with other weights of the same "
-            "shapes, as the same model in another precision; its replies are not those that were measured",
-        )
-
-
-def add_critic_runs(parser: argparse.ArgumentParser, default: str = "") -> None:
-    """A flag for each critic in use; `default`: which serves where none is given."""
-    for kind in CRITICS:
-        ending = f" (default: {default})" if default else ""
-        parser.add_argument(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic{ending}")
-
-
-def critic_runs(args: argparse.Namespace) -> dict[str, Path]:
-    """{kind: folder} of those that were given."""
-    return {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
-
-
-def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
-    """Replies to search, and what searches them; `default`: what serves where no pool is given."""
-    add = parser.add_argument_group("exemplars").add_argument
-    ending = f" (default: {default})" if default else ""
-    add(
-        "--pool",
-        required=not default,
-        metavar="FILE",
-        help=f"replies: csv, tsv, jsonl, or a text file with one a line{ending}",
-    )
-    add(
-        "--column",
-        metavar="NAME",
-        help="of --pool: the reply's column (default: reply, response, text, utterance)",
-    )
-    add("--path", metavar="RUN", help="a train_dpr run: its folder or hub name (default: saved/dpr/empd)")
-    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
-    add(
-        "--pooling",
-        choices=["cls", "mean"],
-        default="cls",
-        help="with --encoder: the vector; mean for minilm",
-    )
-
-
-def pool_problems(args: argparse.Namespace) -> list[str]:
-    if args.path and args.encoder:
-        return ["--path: a trained retriever brings its own encoders; leave --encoder out"]
-    return []
-
-
-def add_sampling(parser: argparse.ArgumentParser, most: int) -> Callable[..., Any]:
-    """How tokens are drawn, up to `most` of them; returns what adds to this group."""
-    add = parser.add_argument_group("decoding").add_argument
-    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
-    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
-    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
-    add("--max-new-tokens", type=NATURAL, default=most, help="a reply that has not ended by then is cut")
-    return add
 
 
 def add_generator_flags(parser: argparse.ArgumentParser) -> None:
@@ -470,114 +393,3 @@ def note_void_family(parser: Parser, args: argparse.Namespace, kinds: Iterable[s
     """Say that --family chooses nothing, where critics of all `kinds` are named."""
     if args.family != parser.get_default("family") and all(getattr(args, kind) for kind in kinds):
         print(f"note: --family {args.family}: ignored, since each critic is named by itself")
-
-
-#: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
-GLOVE_CRITIC = {
-    "pooling": "reply",
-    "layers": 1,
-    "context_len": 0,
-    "word_dropout": 0.1,
-    "head_dropout": 0.4,
-    "lr": 5e-4,
-}
-T5_CRITIC = {"pooling": "first", "context_len": 100, "word_dropout": 0.0, "head_dropout": 0.1}
-#: MiniLM was trained as a mean over positions; it is done with these pairs in two epochs. It reads the reply
-#: alone: where it was tried (emo) no worse for that, and cheaper. A judge of context AUC must not see the
-#: context: what it sees there, even a constant reply would be credited with
-MINILM_CRITIC = {
-    "pooling": "reply",
-    "context_len": 0,
-    "word_dropout": 0.0,
-    "head_dropout": 0.1,
-    "lr": 6e-5,
-    "epochs": 2,
-    "schedule": "linear",
-}
-
-
-def add_critic_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that all four critics share."""
-    add = parser.add_argument_group("critic").add_argument
-    add(
-        "--model",
-        default="t5",
-        help="t5, glove-t5, minilm (labels and judges, serves as no loss), or a hub name or folder of "
-        "any encoder (T5, BERT, RoBERTa ...)",
-    )
-    add(
-        "--size",
-        choices=["tiny", "small", "base", "large"],
-        default="base",
-        help="of --model t5: t5-base and so on, tiny is random weights made by prepare_data.py; "
-        "of glove-t5: tiny, small (width 64, 0.9M weights), else width 300",
-    )
-    add(
-        "--pooling",
-        choices=["first", "reply"],
-        help="first position (the paper's; default but for glove-t5 and minilm), or mean and max over the "
-        "reply",
-    )
-    add("--layers", type=NATURAL, help="depth of a glove-t5 encoder (default 1; the paper's 6)")
-    add(
-        "--context-len",
-        type=COUNT,
-        help="latest tokens of the context that are read (default 100; glove-t5 and minilm 0: the reply "
-        "alone)",
-    )
-    add("--reply-len", type=NATURAL, default=64, help="first tokens of the reply that are read")
-    add("--dropout", type=SHARE, default=0.1, help="inside the encoder")
-    add(
-        "--word-dropout",
-        type=SHARE,
-        help="share of word embeddings set to 0 in training (default 0, glove-t5 0.1)",
-    )
-    add("--head-dropout", type=SHARE, help="before the linear head (default 0.1, glove-t5 0.4)")
-    add(
-        "--mixture-share",
-        type=number(float, least=0, most=1),
-        default=0.0,
-        help="share of the training replies whose words are mixed with others and with the mean of all, as "
-        "in the soft replies of a generator; their targets are drawn to the mean",
-    )
-    add_init_from(parser)
-
-
-def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
-    """Distillation: a better critic labels what has no labels."""
-    add = parser.add_argument_group("teacher").add_argument
-    add(
-        "--teacher",
-        metavar="RUN",
-        help="a finished critic of the same dimension, of any encoder: its probabilities for the listener "
-        "turns of the training dialogues are learnt beside the pairs",
-    )
-    add("--turns", type=COUNT, default=0, help="of --teacher: so many turns, drawn by chance; 0: all")
-    add(
-        "--pieces",
-        type=COUNT,
-        default=0,
-        help="of --teacher: learn pieces of the training replies, too: each one's sentences, so many runs of "
-        "its words, and as many splices of two replies' sentences; 0: none",
-    )
-    add("--teacher-w", type=POSITIVE, default=1.0, help="of --teacher: weight of a turn where a pair has 1")
-
-
-def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) -> argparse.Namespace:
-    """Fill in what depends on the model, then check."""
-    problems = []
-    if args.layers is not None and args.model != "glove-t5":
-        problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    for flag in ("turns", "pieces", "teacher_w") if "teacher" in args and not args.teacher else ():
-        if getattr(args, flag) != parser.get_default(flag):
-            problems.append(f"--{flag.replace('_', '-')}: only with --teacher")
-    if getattr(args, "dim", "") == JOINT:
-        for flag in ("teacher", "class_weights", "mixture_share", "baselines"):
-            if getattr(args, flag):
-                problems.append(f"--dim {JOINT}: --{flag.replace('_', '-')} is of one dimension")
-    own = {"glove-t5": GLOVE_CRITIC, "minilm": MINILM_CRITIC}.get(args.model, T5_CRITIC | {"lr": t5_lr})
-    for name, value in ({"epochs": 12, "schedule": "constant"} | own).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    check(parser, args, problems)
-    return args

@@ -16,7 +16,6 @@ Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder o
 """
 
 import options
-from commands import add_base, add_sampling
 from options import (
     COUNT,
     NATURAL,
@@ -31,6 +30,7 @@ from options import (
     run_name,
 )
 from settings import device_flags, pick
+from use_commands import add_base, add_sampling
 
 
 def parse_args(argv=None):

@@ -11,9 +11,9 @@ A critic far above the guess is confidently wrong there: a generator that it lea
 from pathlib import Path
 
 import options
-from commands import add_base, add_critic_runs
 from options import CRITICS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
 from settings import critic_folder, device_flags
+from use_commands import add_base, add_critic_runs
 
 
 def parse_args(argv=None):

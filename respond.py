@@ -16,9 +16,9 @@ and retriever are folders of runs, or names on the hub (user/name). English only
 import sys
 
 import options
-from commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
 from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
 from settings import pick, target
+from use_commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
 
 
 def parse_args(argv=None):

@@ -11,10 +11,10 @@ Dense retrieval, exact inner product, equal scores in the pool's order. The pool
 from pathlib import Path
 
 import options
-from commands import add_pool, pool_problems
 from options import NATURAL, Paths, add_common, add_device, check, make_parser
 from records import check_output
 from settings import device_flags
+from use_commands import add_pool, pool_problems
 
 
 def parse_args(argv=None):

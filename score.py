@@ -15,10 +15,10 @@ name on the hub (--emo user/name). An interrupted call goes on where it stopped.
 from pathlib import Path
 
 import options
-from commands import add_critic_runs, critic_runs
 from options import NATURAL, Paths, add_common, add_device, check, make_parser
 from records import check_output
 from settings import device_flags
+from use_commands import add_critic_runs, critic_runs
 
 
 def parse_args(argv=None):

@@ -17,7 +17,6 @@ the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.c
 
 import options
 from commands import (
-    add_base,
     add_control,
     add_decoding_flags,
     add_init_from,
@@ -28,6 +27,7 @@ from commands import (
 )
 from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, number
 from settings import causal_command
+from use_commands import add_base
 
 SOFT_LOSSES = (
     "--empathy-loss-w",

@@ -24,7 +24,8 @@ with --split-by seeker minilm-seeker-DIM.
 import argparse
 
 import options
-from commands import add_critic_flags, add_teacher_flags, add_training, check_critic
+from commands import add_training
+from critic_commands import add_critic_flags, add_teacher_flags, check_critic
 from options import DIMENSIONS, JOINT, add_common, add_device, make_parser
 from settings import TeacherOptions, critic_command, pick
 

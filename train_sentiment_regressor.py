@@ -10,7 +10,8 @@ saying the mean.
 """
 
 import options
-from commands import add_critic_flags, add_training, check_critic
+from commands import add_training
+from critic_commands import add_critic_flags, check_critic
 from options import add_common, add_device, make_parser
 from settings import critic_command
 

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import reporting  # noqa: E402
-from commands import add_base  # noqa: E402
 from options import NATURAL, Paths, run  # noqa: E402
+from use_commands import add_base  # noqa: E402
 
 STAND_IN_WORDS = 12_000
 

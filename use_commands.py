@@ -1,0 +1,86 @@
+"""The flags of what uses trained runs: which critics and base, a pool of replies, how tokens are drawn.
+
+As light as options.py, so that `--help` answers at once.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from options import CRITICS, NATURAL, POSITIVE, OtherPrecision, number
+
+TOP_P = number(float, above=0, most=1)
+
+
+def add_base(parser: argparse.ArgumentParser, adapters: bool = True) -> None:
+    """Of what uses a trained run; `adapters`: it can be one."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--base",
+        metavar="FOLDER",
+        help="of an adapter, or of a run with pooled exemplars: where the model lies that it was trained on, "
+        "if that was moved",
+    )
+    if adapters:
+        either.add_argument(
+            "--base-in-other-precision",
+            dest="base",
+            type=OtherPrecision,
+            metavar="MODEL",
+            help="of an adapter, in place of --base: a folder or hub name with other weights of the same "
+            "shapes, as the same model in another precision; its replies are not those that were measured",
+        )
+
+
+def add_critic_runs(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """A flag for each critic in use; `default`: which serves where none is given."""
+    for kind in CRITICS:
+        ending = f" (default: {default})" if default else ""
+        parser.add_argument(f"--{kind}", metavar="RUN", help=f"run folder of the {kind} critic{ending}")
+
+
+def critic_runs(args: argparse.Namespace) -> dict[str, Path]:
+    """{kind: folder} of those that were given."""
+    return {kind: Path(getattr(args, kind)) for kind in CRITICS if getattr(args, kind)}
+
+
+def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Replies to search, and what searches them; `default`: what serves where no pool is given."""
+    add = parser.add_argument_group("exemplars").add_argument
+    ending = f" (default: {default})" if default else ""
+    add(
+        "--pool",
+        required=not default,
+        metavar="FILE",
+        help=f"replies: csv, tsv, jsonl, or a text file with one a line{ending}",
+    )
+    add(
+        "--column",
+        metavar="NAME",
+        help="of --pool: the reply's column (default: reply, response, text, utterance)",
+    )
+    add("--path", metavar="RUN", help="a train_dpr run: its folder or hub name (default: saved/dpr/empd)")
+    add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
+    add(
+        "--pooling",
+        choices=["cls", "mean"],
+        default="cls",
+        help="with --encoder: the vector; mean for minilm",
+    )
+
+
+def pool_problems(args: argparse.Namespace) -> list[str]:
+    if args.path and args.encoder:
+        return ["--path: a trained retriever brings its own encoders; leave --encoder out"]
+    return []
+
+
+def add_sampling(parser: argparse.ArgumentParser, most: int) -> Callable[..., Any]:
+    """How tokens are drawn, up to `most` of them; returns what adds to this group."""
+    add = parser.add_argument_group("decoding").add_argument
+    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
+    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
+    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add("--max-new-tokens", type=NATURAL, default=most, help="a reply that has not ended by then is cut")
+    return add
