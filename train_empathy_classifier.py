@@ -4,8 +4,8 @@
   python train_empathy_classifier.py --model glove-t5 --dim int                   (the recipe that learns)
   python train_empathy_classifier.py --model minilm --dim all --seed 13            (a judge; from no hub)
   python train_empathy_classifier.py --model t5 --size tiny --dim emo --epochs 2   (offline, seconds)
-  python train_empathy_classifier.py --model glove-t5 --dim emo --mixture-share 0.5 --teacher TEACHER
-      (fit to be a loss; TEACHER: a better critic of the same dimension, such as saved/empathy/minilm-a-emo)
+  python train_empathy_classifier.py --model glove-t5 --dim emo --mixture-share 0.5 --teacher RUN --pieces 4
+      (fit to be a loss; RUN: a better critic of the same dimension, such as saved/empathy/minilm-a-emo)
   python train_empathy_classifier.py --dim emo --baselines            (no network: what a critic has to beat)
 
 The paper's GloVe critic, which stays at chance here: --model glove-t5 --epochs 15 --lr 2e-5 --pooling first
