@@ -106,7 +106,11 @@ def build_ways(args, session: Session) -> dict[str, Step]:
         return causal_ways(args, session)
     shape, tokenizer = shape_of(args.shape)
     examples, texts = drawn_examples(args.batch_size, len(tokenizer), args.seed)
-    targets = targets_of(len(examples), args.critics)
+    targets = targets_of(len(examples), args.critics != "none")
+    own_shape = shape
+    if args.critics == "small":
+        small = glove_config(tokenizer, "small", num_layers=1)
+        own_shape = replace(shape, critic=small, pooling="reply", context_len=0)
     found: dict[str, Step] = {}
     frozen = None
     for way in args.ways:
@@ -114,8 +118,8 @@ def build_ways(args, session: Session) -> dict[str, Step]:
         if way == "published":
             found[way] = published_step(shape, tokenizer, examples, texts, targets, args.padding, session)
         else:
-            frozen = frozen or frozen_critics(shape, targets, session)
-            found[way] = own_step(shape, tokenizer, examples, texts, targets, way, frozen, args, session)
+            frozen = frozen or frozen_critics(own_shape, targets, session)
+            found[way] = own_step(own_shape, tokenizer, examples, texts, targets, way, frozen, args, session)
     return found
 
 

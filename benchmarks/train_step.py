@@ -59,13 +59,24 @@ def parse_args(argv=None):
         help="of the published way: to the longest of the batch, or to 200 and 50 tokens",
     )
     boolean = argparse.BooleanOptionalAction
-    add("--critics", action=boolean, default=True, help="four critics in the loss")
+    add(
+        "--critics",
+        choices=["recipe", "small", "none"],
+        default="recipe",
+        help="in the loss: four as large as the recipes'; small: ours, of GloVe, have 0.9M weights "
+        "(train_empathy_classifier.py --size small --pieces 4: they judge better than the recipes')",
+    )
     add("--compile", action="store_true", help="ours with compiled layers, as the scripts' --compile")
     add("--memory", action=boolean, default=True, help="measure memory, in processes of its own")
     args = parser.parse_args(argv)
     known = WAYS[args.shape]
     unknown = [w for w in args.ways or () if w not in known]
-    check(parser, args, [f"--ways {w}: --shape {args.shape} has {', '.join(known)}" for w in unknown])
+    problems = [f"--ways {w}: --shape {args.shape} has {', '.join(known)}" for w in unknown]
+    if args.critics == "small" and not args.shape.startswith("glove"):
+        problems.append(
+            f"--critics small: those of --shape {args.shape} have one size; glove, glove-mini have it"
+        )
+    check(parser, args, problems)
     args.ways = args.ways or list(known)
     args.batch_size = args.batch_size or BATCH[args.shape]
     return args
@@ -85,9 +96,9 @@ def peak_gib(device) -> float:
 def memory_alone(args, way: str) -> float:
     """`peak_gib` of one way in a process of its own."""
     words = [sys.executable, str(Path(__file__).resolve()), "--shape", args.shape, "--ways", way]
-    for flag in ("batch_size", "threads", "padding", "device", "precision", "seed", "workdir"):
+    for flag in ("batch_size", "threads", "padding", "critics", "device", "precision", "seed", "workdir"):
         words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
-    words += ([] if args.critics else ["--no-critics"]) + (["--compile"] if args.compile else [])
+    words += ["--compile"] if args.compile else []
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-2])
 
@@ -99,9 +110,10 @@ def measure(args, session, memory: dict[str, float]) -> dict:
     from benchmarks.steps import Floor, build_ways
 
     steps = build_ways(args, session)
-    critics = "four critics" if args.critics and "causal" not in args.shape else "no critics"
+    critics = {"recipe": "four critics", "small": "four critics, ours small", "none": "no critics"}
+    said = critics["none" if "causal" in args.shape else args.critics]
     where = f"{torch.get_num_threads()} threads, {session.device}, {session.precision}"
-    print(f"{args.shape}, batch {args.batch_size}, {critics}, {where}{', compiled' * args.compile}")
+    print(f"{args.shape}, batch {args.batch_size}, {said}, {where}{', compiled' * args.compile}")
     taken: dict[str, list[float]] = {way: [] for way in args.ways}
     for repeat in range(args.repeats + 1):
         for way, step in steps.items():

@@ -43,7 +43,22 @@ def test_each_way_of_the_language_model_has_its_own_attention(tmp_path, monkeypa
     assert [model.lm.config._attn_implementation for model in built] == ["eager", "sdpa"]
 
 
+def test_ours_can_be_measured_with_the_small_critics_beside_the_published_way_with_the_recipes(
+    tmp_path, monkeypatch
+):
+    built = {}
+    monkeypatch.setattr(steps, "own_step", lambda *rest: built.setdefault("ours", rest[6]))
+    monkeypatch.setattr(steps, "published_step", lambda shape, *rest: built.setdefault("published", shape))
+    words = ["--shape", "glove-mini", "--batch-size", "2", "--workdir", str(tmp_path), "--device", "cpu"]
+    steps.build_ways(train_step.parse_args([*words, "--critics", "small"]), Session("cpu", "fp32", 1))
+    widths = {critic.embeddings.shape[1] for critic in built["ours"].critics.values()}
+    assert widths == {64} and built["published"].critic.d_model == 256
+
+
 def test_a_way_that_a_shape_has_not_is_named(capsys):
     with pytest.raises(SystemExit):
         train_step.parse_args(["--shape", "causal", "--ways", "pool"])
     assert "--shape causal has plain, ours-eager, ours-sdpa" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_step.parse_args(["--shape", "t5", "--critics", "small"])
+    assert "--critics small: those of --shape t5 have one size" in capsys.readouterr().err
