@@ -25,7 +25,7 @@ def pieces(
 
     Of every reply: its sentences, where it has several; `count` runs of its words; and `count` times half of
     its sentences before half of another reply's. What a level hangs on is in some of them and not in others,
-    which whole replies of some hundred posts do not show.
+    which a few thousand whole replies do not show.
     """
     rng = random.Random(seed)
     parts = [[part for part in SENTENCE_END.split(reply) if part.strip()] for reply in replies]
