@@ -104,7 +104,9 @@ def test_pieces_are_a_replys_sentences_runs_of_its_words_and_splices_of_two():
     known = [part for reply in replies for part in SENTENCE_END.split(reply)]
     runs = [text for text in texts if any(text in reply for reply in replies) and text not in known]
     assert runs and all(3 <= len(text.split()) <= 40 for text in runs)
-    for text in set(texts) - set(runs) - set(known):  # whole sentences, some of two replies
+    splices = set(texts) - set(runs) - set(known)
+    assert any(replies[2] in text and ("oh no" in text or "What did" in text) for text in splices)
+    for text in splices:  # whole sentences, some of two replies
         rest = text
         for part in sorted(known, key=len, reverse=True):
             rest = rest.replace(part, "")
