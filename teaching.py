@@ -24,8 +24,8 @@ def pieces(
     """Distinct texts made of `replies`, none of which is one of them, each with a reply's context.
 
     Of every reply: its sentences, where it has several; `count` runs of its words; and `count` times half of
-    its sentences before half of another reply's. What a level hangs on is in some of them and not in others,
-    which a few thousand whole replies do not show.
+    its sentences before half of those of a reply drawn by chance. What a level hangs on is in some of them
+    and not in others, which a few thousand whole replies do not show.
     """
     rng = random.Random(seed)
     parts = [[part for part in SENTENCE_END.split(reply) if part.strip()] for reply in replies]

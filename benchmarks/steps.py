@@ -109,7 +109,7 @@ def build_ways(args, session: Session) -> dict[str, Step]:
     targets = targets_of(len(examples), args.critics != "none")
     own_shape = shape
     if args.critics == "small":
-        small = glove_config(tokenizer, "small", num_layers=1)
+        small = glove_config(tokenizer, "small")
         own_shape = replace(shape, critic=small, pooling="reply", context_len=0)
     found: dict[str, Step] = {}
     frozen = None
