@@ -22,11 +22,11 @@ from corpora import Example, listener_turns, read_exemplars
 from dataloaders import Data, SplitData, pad, plan_once
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, validate
-from objectives import Draw, Drawn, SampledReplies, some, without_tokens
+from objectives import Draw, Drawn, SampledReplies, as_drawn, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, write_predictions
 from session import Session, own_random_stream
-from settings import CausalCommand, Decoding
+from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
 from training import Loop, begin_from
 from updates import Objective
@@ -59,7 +59,8 @@ class CausalObjective(Objective):
     def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         terms = self.losses(model, batch, strategy=0)
         if self.sampled and "sampled" in batch:
-            terms |= self.sampled.terms(sampled_nll(model, batch["sampled"]), batch)
+            nll = sampled_nll(model, batch["sampled"], self.sampled.options)
+            terms |= self.sampled.terms(nll, batch)
         return terms
 
     def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
@@ -67,20 +68,21 @@ class CausalObjective(Objective):
         return {"nll": token_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
 
 
-def sampled_nll(model: nn.Module, drawn: dict) -> Tensor:
+def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tensor:
     """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
-    logits = without_tokens(model(drawn), drawn["suppressed"])  # (N, V)
+    logits = as_drawn(model(drawn), drawn["target_ids"], drawn["suppressed"], options)  # (N, V)
     return example_nll(token_nll(logits, drawn["target_ids"]), drawn)
 
 
-def draw_replies(prompts: Data, most_tokens: int, device: torch.device) -> Draw:
+def draw_replies(prompts: Data, most_tokens: int, options: SampledOptions, device: torch.device) -> Draw:
     """A causal language model's `Draw`. `prompts`: what stands before the reply of each training example."""
+    how = {"do_sample": True, "top_k": options.sampled_top_k, "temperature": options.sampled_temperature}
 
     def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
         assert isinstance(model, CausalGenerator)
         numbers = batch["examples"][some(len(batch["examples"]), most, samples)].tolist()
         asked = {k: v.to(device) for k, v in prompts.collate(numbers).items() if k != "names"}
-        out = model.generate(asked, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=most_tokens)
+        out = model.generate(asked, max_new_tokens=most_tokens, **how)
         end = out == model.chat.end_id
         mask = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
         before = asked["attention_mask"].bool()
@@ -268,7 +270,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         prompts = prompt_data(
             examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **model.settings.layout
         )
-        draw = draw_replies(prompts, options.tgt_len, session.device)
+        draw = draw_replies(prompts, options.tgt_len, command.sampled, session.device)
         sampled = sampled_replies(command.sampled, command.rewards, examples, draw, paths, session)
     objective = CausalObjective(sampled)
 
@@ -277,7 +279,9 @@ def train(command: CausalCommand, session: Session) -> dict:
         return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
 
     sources = {"base": storage.source(options.model, paths, model.settings.base_sha256)}
-    sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(command.rewards, paths)
+    sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(
+        command.rewards, command.sampled, paths
+    )
     for name in ("train", "valid"):
         sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
         if options.add_exemplars != "none":

@@ -127,6 +127,14 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         help="weight of a policy gradient on replies that the model samples: critics' levels like the gold "
         "reply's are the reward; 0: nothing is sampled",
     )
+    add(
+        "--sampled-reward",
+        choices=["distance", "energy"],
+        default="distance",
+        help="distance: how near each reply is to the gold reply's labels, so that every context gets its "
+        "commonest level; energy: the energy score, a proper scoring rule, so that the replies to a context "
+        "show each level as often as people's",
+    )
     add("--samples", type=number(int, least=2), default=4, help="replies sampled to each context")
     add(
         "--sampled-examples",
@@ -134,6 +142,13 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="contexts of a batch that are replied to, drawn by chance; 0: all",
     )
+    add(
+        "--sampled-top-k",
+        type=COUNT,
+        default=0,
+        help="they are drawn among the K likeliest tokens (0: all); as --top-k, to learn what use will write",
+    )
+    add("--sampled-temperature", type=POSITIVE, default=1.0, help="and at this temperature")
     add_critic_runs(parser, "this family's")
     add("--labels", metavar="DIR", help="folder of {split}_labels.csv (default: data/empathetic_dialogues)")
 
@@ -372,6 +387,10 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
         problems.append("--replies: of sampling; beam search gives one reply to a context (--beams 1)")
     if args.replies > 1 and not args.predict:
         problems.append("--replies: --no-predict writes none; leave one of them out")
+    if args.sampled_reward == "energy" and args.samples < 3:
+        problems.append(
+            "--sampled-reward energy: two samples are compared beside a third; --samples 3 or more"
+        )
     check(parser, args, problems)
     if args.inference:
         ignored = [k for k, v in vars(args).items() if v != parser.get_default(k) and k not in OF_INFERENCE]

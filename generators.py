@@ -23,7 +23,15 @@ from dataloaders import SplitData, generator_data, plan_once, require_same_words
 from glove_models import glove_config, load_vectors, set_word_vectors
 from metrics import count_words, perplexity
 from models import CriticSet, Generator, GeneratorSettings
-from objectives import Draw, GeneratorObjective, Rewards, SampledReplies, draw_replies, gradient_norms
+from objectives import (
+    Distance,
+    Draw,
+    EnergyScore,
+    GeneratorObjective,
+    SampledReplies,
+    draw_replies,
+    gradient_norms,
+)
 from options import DIMENSIONS, Paths, UserError
 from predicting import decoding_arguments, inference, likelihood_key, write_predictions
 from pretrained import (
@@ -272,7 +280,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     # read before the training: what would be missing after it is missed now
     split = command.predict_split
     predicted = split_data(settings, split, tokenizer, way, paths) if split else None
-    drawn = draw_replies(tokenizer, sampling_arguments(tokenizer, model.vocabulary, settings), session.device)
+    arguments = sampling_arguments(tokenizer, model.vocabulary, settings, command.sampled)
+    drawn = draw_replies(tokenizer, arguments, session.device)
     sampled = sampled_replies(command.sampled, command.rewards, train.examples, drawn, paths, session)
     objective = GeneratorObjective(critics, options, sampled)
 
@@ -295,7 +304,9 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
 
     folder = paths.saved / family / (command.name or options.default_name)
     sources = run_sources(backbone, way, chosen, settings, paths)
-    sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(command.rewards, paths)
+    sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(
+        command.rewards, command.sampled, paths
+    )
     loop = Loop(
         command.training,
         session,
@@ -327,12 +338,19 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     return result
 
 
-def sampling_arguments(tokenizer, vocabulary: int, settings: GeneratorSettings) -> dict[str, Any]:
-    """Of `generate`, for a loss on sampled replies: drawn from the model's own distribution, unbent."""
-    plain = Decoding(
-        top_k=0, temperature=1.0, beams=1, max_new_tokens=settings.tgt_len, predict_batch_size=1, seed=0
+def sampling_arguments(
+    tokenizer, vocabulary: int, settings: GeneratorSettings, options: SampledOptions
+) -> dict[str, Any]:
+    """Of `generate`, for a loss on sampled replies."""
+    decoding = Decoding(
+        top_k=options.sampled_top_k,
+        temperature=options.sampled_temperature,
+        beams=1,
+        max_new_tokens=settings.tgt_len,
+        predict_batch_size=1,
+        seed=0,
     )
-    return decoding_arguments(plain, tokenizer, vocabulary)
+    return decoding_arguments(decoding, tokenizer, vocabulary)
 
 
 def sampled_replies(
@@ -348,23 +366,27 @@ def sampled_replies(
         return None
     if session.world > 1:
         raise UserError("--sampled-loss-w: replies are sampled by one process; run it without torchrun")
+    scorers, contexts = open_critics(critics, session, flags=critics), [e.history for e in examples]
+    if options.sampled_reward == "energy":
+        return SampledReplies(EnergyScore(scorers, contexts, [e.response for e in examples]), draw, options)
     file = paths.labels("train")
     labels = gold_labels("train", examples, paths)
-    scorers = open_critics(critics, session, flags=critics)
     for kind, scorer in scorers.items():
         if max(labels[kind]) > scorer.limits[1]:  # no reply could come near it
             raise UserError(
                 f"{file}: {kind} label {max(labels[kind]):g}, but the critic that rewards knows values up to "
                 f"{scorer.limits[1]}; label with critics of the same --levels, or give another --{kind}"
             )
-    rewards = Rewards(scorers, [e.history for e in examples], {kind: labels[kind] for kind in scorers})
+    rewards = Distance(scorers, contexts, {kind: labels[kind] for kind in scorers})
     return SampledReplies(rewards, draw, options)
 
 
-def reward_sources(critics: dict[str, Path], paths: Paths) -> dict[str, dict[str, str]]:
+def reward_sources(
+    critics: dict[str, Path], options: SampledOptions, paths: Paths
+) -> dict[str, dict[str, str]]:
     """Entries of a run's sources: what sampled replies are rewarded by."""
     found = storage.sources_of({f"reward {kind}": folder for kind, folder in critics.items()}, paths)
-    if critics:
+    if critics and options.sampled_reward == "distance":
         found["labels train"] = storage.source(paths.labels("train"), paths)
     return found
 

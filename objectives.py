@@ -76,26 +76,83 @@ def advantages(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean(1, keepdim=True)) * samples / (samples - 1)
 
 
+def energy_advantages(levels: Tensor, gold: Tensor) -> Tensor:
+    """(..., S) levels of a context's samples, (...) of its gold reply -> (..., S) what the energy score's
+    policy gradient multiplies each sample's log-probability by; S >= 3.
+
+        worth of i = mean |level_i - level_j| over the others j - |level_i - gold|
+
+    less the mean worth of the others among themselves, which i has no part in: the gradient is unbiased.
+    """
+    samples = levels.shape[-1]
+    away = (levels - gold[..., None]).abs()  # (..., S)
+    apart = (levels[..., None] - levels[..., None, :]).abs().sum(-1)  # (..., S, S) -> (..., S)
+    own = apart / (samples - 1) - away
+    others = (apart.sum(-1, keepdim=True) - 2 * apart) / ((samples - 1) * (samples - 2))
+    others = others - (away.sum(-1, keepdim=True) - away) / (samples - 1)
+    return own - others
+
+
 @dataclass(frozen=True)
 class Rewards:
-    """How close the critics' view of a written reply is to the labels of the gold one.
-
-    Critics read plain text here, as in use: no mixture of words, and no gold reply before each word.
-    """
+    """What written replies are worth: critics read plain text here, as in use, no mixture of words, and no
+    gold reply before each word."""
 
     scorers: Judges
     contexts: Sequence[Sequence[str]]  # of each example, oldest turn first
-    targets: Mapping[str, Sequence[float]]  # {critic: the label of each example's gold reply}
 
-    def of(self, numbers: Sequence[int], replies: Sequence[str]) -> Tensor:
-        """(M,) between -1 and 0: minus the distance, averaged over the critics, each as a share of the
-        critic's range. `numbers` (M,): the examples that are replied to."""
-        total = np.zeros(len(replies))
+    def levels(self, numbers: Sequence[int], replies: Sequence[str]) -> Tensor:
+        """(C, M): where in its range, from 0 to 1, each critic sees each reply. `numbers` (M,): the examples
+        that are replied to."""
+        rows = []
         for kind, said in scores(self.scorers, replies, [self.contexts[n] for n in numbers]).items():
             low, high = self.scorers[kind].limits
-            wanted = np.array([self.targets[kind][n] for n in numbers])
-            total -= np.abs(np.array([s.value for s in said]) - wanted) / (high - low)
-        return torch.from_numpy(total / len(self.scorers)).float()
+            rows.append((np.array([s.value for s in said]) - low) / (high - low))
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def of(self, numbers: Sequence[int], replies: Sequence[str], samples: int) -> tuple[Tensor, Tensor]:
+        """(M,) what each reply is worth, (M,) its advantage; `samples` replies to each context, in a row."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Distance(Rewards):
+    """Minus the distance to the labels of the gold reply, between -1 and 0, the mean over the critics.
+
+    Worth most is, in every context, the level in the middle of those that people show there: what fewer
+    than half of them show is unlearnt.
+    """
+
+    targets: Mapping[str, Sequence[float]]  # {critic: the label of each example's gold reply}
+
+    def of(self, numbers: Sequence[int], replies: Sequence[str], samples: int) -> tuple[Tensor, Tensor]:
+        wanted = []
+        for kind, scorer in self.scorers.items():
+            low, high = scorer.limits
+            wanted.append([(self.targets[kind][n] - low) / (high - low) for n in numbers])
+        reward = -(self.levels(numbers, replies) - torch.tensor(wanted)).abs().mean(0)  # (C, M) -> (M,)
+        return reward, advantages(reward.view(-1, samples)).flatten()
+
+
+@dataclass(frozen=True)
+class EnergyScore(Rewards):
+    """Minus the energy score, E|X - y| - E|X - X'| / 2, of the levels X of a context's samples against the
+    critics' view y of the gold reply, the mean over the critics.
+
+    A strictly proper scoring rule (Gneiting & Raftery 2007, section 4.3): it is least where the model's
+    replies show each level as often as people's do in such a context.
+    """
+
+    golds: Sequence[str]  # the gold reply of each example
+
+    def of(self, numbers: Sequence[int], replies: Sequence[str], samples: int) -> tuple[Tensor, Tensor]:
+        asked = list(numbers[::samples])
+        found = self.levels([*numbers, *asked], [*replies, *(self.golds[n] for n in asked)])
+        gold = found[:, len(replies) :]  # (C, M / S)
+        levels = found[:, : len(replies)].view(len(found), -1, samples)  # (C, M / S, S)
+        spread = (levels[..., None] - levels[..., None, :]).abs().sum(-1) / (samples - 1)
+        reward = spread / 2 - (levels - gold[..., None]).abs()
+        return reward.mean(0).flatten(), energy_advantages(levels, gold).mean(0).flatten()
 
 
 @dataclass(frozen=True)
@@ -113,9 +170,11 @@ Draw = Callable[[nn.Module, dict, int, int], Drawn]
 
 
 class SampledReplies:
-    """A loss on sampled replies: policy gradient with the mean of a context's other samples as baseline.
+    """A loss on sampled replies: policy gradient with a context's other samples as baseline.
 
-        loss = sum over replies of (reward - mean reward of the others) * nll of the reply's tokens / replies
+        loss = sum over replies of advantage * nll of the reply's tokens / replies
+
+    The advantage of a reply is its reward less the mean of the others' (`EnergyScore` says what it is there).
 
     (REINFORCE with a leave-one-out baseline; Kool et al. 2019. EmpRL and EmPO train with PPO and DPO towards
     the same end.) Two terms: `sampled`, the loss above, and `reward`, which has weight 0 and is there for the
@@ -133,8 +192,7 @@ class SampledReplies:
         training = model.training
         drawn = self.draw(model.eval(), batch, options.sampled_examples, options.samples)
         model.train(training)
-        reward = self.rewards.of(drawn.examples, drawn.texts)  # (M,)
-        worth = advantages(reward.view(-1, options.samples)).flatten()  # (M / S, S) -> (M,)
+        reward, worth = self.rewards.of(drawn.examples, drawn.texts, options.samples)  # (M,), (M,)
         return batch | {"sampled": drawn.batch, "reward": reward, "advantage": worth}
 
     def units(self, batch: dict) -> dict[str, float]:
@@ -175,14 +233,23 @@ def draw_replies(tokenizer, arguments: dict, device: torch.device) -> Draw:
     return draw
 
 
-def without_tokens(logits: Tensor, ids: Tensor) -> Tensor:
-    """Logits (..., V) of the distribution in which the tokens `ids` (K,) cannot be drawn."""
-    return logits.index_fill(-1, ids, -torch.inf)
+def as_drawn(logits: Tensor, drawn: Tensor, suppressed: Tensor, options: SampledOptions) -> Tensor:
+    """Logits (..., V) of the distribution that replies are drawn from: without the tokens `suppressed` (K,),
+    at the draw's temperature, among its `top_k` likeliest tokens (0: all).
+
+    A token that was `drawn` (...) is in it, though rounding or dropout moved it below the last of these.
+    """
+    logits = logits.index_fill(-1, suppressed, -torch.inf) / options.sampled_temperature
+    if not 0 < options.sampled_top_k < logits.shape[-1]:
+        return logits
+    least = logits.detach().topk(options.sampled_top_k).values[..., -1:]
+    kept = (logits >= least).scatter(-1, drawn.clamp(min=0)[..., None], True)
+    return logits.masked_fill(~kept, -torch.inf)
 
 
-def sampled_nll(model: nn.Module, drawn: dict) -> Tensor:
+def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tensor:
     """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
-    logits = without_tokens(model(drawn), drawn["suppressed"])  # (M, T, V)
+    logits = as_drawn(model(drawn), drawn["labels"], drawn["suppressed"], options)  # (M, T, V)
     return token_nll(logits, drawn["labels"]).sum(1)
 
 
@@ -230,7 +297,8 @@ class GeneratorObjective(Objective):
     def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         terms = self.losses(model, batch, self.options.strategy, self.options.balance)
         if self.sampled and "sampled" in batch:
-            terms |= self.sampled.terms(sampled_nll(model, batch["sampled"]), batch)
+            nll = sampled_nll(model, batch["sampled"], self.sampled.options)
+            terms |= self.sampled.terms(nll, batch)
         return terms
 
     def losses(self, model: nn.Module, batch: dict, strategy: int, balance: float = 0.0) -> dict[str, Tensor]:

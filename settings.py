@@ -69,8 +69,11 @@ class SampledOptions:
     """A loss on replies that the model samples (`add_sampled_flags` says what each flag means)."""
 
     sampled_loss_w: float
+    sampled_reward: str
     samples: int
     sampled_examples: int
+    sampled_top_k: int
+    sampled_temperature: float
 
 
 @dataclass(frozen=True)

@@ -243,8 +243,8 @@ def test_three_heads_label_teach_and_reward_in_one_pass_as_each_would_alone(join
         )
         asked, values = counted(lambda: [training[dim](replies, before) for dim in DIMENSIONS])
         zero = dict.fromkeys(DIMENSIONS, [0.0] * len(replies))
-        rewards = objectives.Rewards(heads, before, zero)
-        rewarded, reward = counted(lambda: rewards.of(range(len(replies)), replies))
+        rewards = objectives.Distance(heads, before, zero)
+        rewarded, (reward, _) = counted(lambda: rewards.of(range(len(replies)), replies, len(replies)))
         first, later = counted(lambda: taught("exp")), counted(lambda: taught("int"))
     finally:
         hook.remove()

@@ -1,5 +1,6 @@
 """The variants of the generators' objective, and the loss on replies that a model samples."""
 
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from conftest import Killed, assert_same_run
 from test_causal_models import make_tokenizer, save_llama
 
 import corpora
+import critics
 import dataloaders
 import generators
 import objectives
@@ -26,29 +28,33 @@ from pretrained import load_tokenizer
 TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
 
 
+#: how replies are drawn for a loss: from the whole distribution, or from what use would draw from
+DRAWS = [SimpleNamespace(sampled_top_k=k, sampled_temperature=t) for k, t in ((0, 1.0), (4, 0.7))]
+
+
 def glove_batch(folder):
-    critics = {
+    found = {
         k: Critic.from_pretrained(folder / "saved" / "empathy" / f"glove-t5-{k}") for k in ("emo", "int")
     }
     tokenizer = load_tokenizer(folder / "saved" / "empathy" / "glove-t5-emo")
     examples = corpora.listener_turns(folder / "data" / "empathetic_dialogues" / "original" / "train.csv")
-    labels = {k: [1] * len(examples) for k in critics}
+    labels = {k: [1] * len(examples) for k in found}
     data = dataloaders.generator_data(
         examples, tokenizer, src_len=40, tgt_len=9, labels=labels, critic_context_len=0
     )
-    return CriticSet(critics, torch.device("cpu")), data.collate([0, 5, 9]), len(tokenizer)
+    return CriticSet(found, torch.device("cpu")), data.collate([0, 5, 9]), len(tokenizer)
 
 
 def test_a_soft_target_is_reached_by_the_gold_reply_itself(trained):
-    critics, batch, vocabulary = glove_batch(trained)
+    frozen, batch, vocabulary = glove_batch(trained)
     gold = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), vocabulary).float()
-    views = critics.views(batch)
-    exact = critics.losses(gold, batch["reply_mask"], batch, views)
+    views = frozen.views(batch)
+    exact = frozen.losses(gold, batch["reply_mask"], batch, views)
     assert all(float(v) == pytest.approx(0, abs=1e-5) for v in exact.values())
     flat = torch.full_like(gold, 1 / vocabulary)
-    assert all(float(v) > 1e-4 for v in critics.losses(flat, batch["reply_mask"], batch, views).values())
+    assert all(float(v) > 1e-4 for v in frozen.losses(flat, batch["reply_mask"], batch, views).values())
     # the same reply does not reach labels that the critic does not see in it
-    assert all(float(v) > 1e-2 for v in critics.losses(gold, batch["reply_mask"], batch).values())
+    assert all(float(v) > 1e-2 for v in frozen.losses(gold, batch["reply_mask"], batch).values())
 
 
 def test_no_critic_pulls_harder_than_its_share():
@@ -95,9 +101,10 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
         tokenizer, {"do_sample": True, "top_k": 0, "max_new_tokens": 6}, torch.device("cpu")
     )
 
-    def rewards(numbers, texts):
+    def rewards(numbers, texts, samples):
         words = [t.split() or ["-"] for t in texts]
-        return torch.tensor([sum(w[0] in "st" for w in row) / len(row) for row in words])
+        found = torch.tensor([sum(w[0] in "st" for w in row) / len(row) for row in words])
+        return found, objectives.advantages(found.view(-1, samples)).flatten()
 
     options = SimpleNamespace(sampled_loss_w=1.0, samples=8, sampled_examples=0)
     sampled = objectives.SampledReplies(SimpleNamespace(of=rewards), draw, options)
@@ -113,7 +120,8 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
     assert sum(seen[-5:]) > sum(seen[:5]) + 1.5
 
 
-def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(trained):
+@pytest.mark.parametrize("options", DRAWS)
+def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(options, trained):
     """Tokens that no reply may hold are likely here; the sampler never draws them."""
     _, batch, vocabulary = glove_batch(trained)
     tokenizer = load_tokenizer(trained / "saved" / "empathy" / "glove-t5-emo")
@@ -121,11 +129,12 @@ def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(trai
     model = Generator({"backbone": config.to_dict(), "exemplars": "none"}).eval()
     banned = list(range(2, vocabulary - 40)) + [tokenizer.pad_token_id, tokenizer.unk_token_id]
     banned.remove(tokenizer.eos_token_id)
-    arguments = {"do_sample": True, "top_k": 0, "max_new_tokens": 6, "suppress_tokens": banned}
+    arguments = {"do_sample": True, "max_new_tokens": 6, "suppress_tokens": banned}
+    arguments |= {"top_k": options.sampled_top_k, "temperature": options.sampled_temperature}
     torch.manual_seed(1)
     drawn = objectives.draw_replies(tokenizer, arguments, torch.device("cpu"))(model, batch, 0, 2)
     with torch.no_grad():
-        found = objectives.sampled_nll(model, drawn.batch)
+        found = objectives.sampled_nll(model, drawn.batch, options)
     torch.manual_seed(1)
     objectives.some(3, 0, 2)  # it draws, too
     given = {k: drawn.batch[k] for k in ("source_ids", "source_mask", "speaker_ids")}
@@ -221,15 +230,22 @@ def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, t
     base = save_llama(tmp_path / "llama", make_tokenizer())
     words = ["--workdir", str(trained_copy), "--model", base, "--family", "glove-t5", "--device", "cpu"]
     words += "--max-steps 2 --batch-size 2 --lora-rank 2 --no-predict --log-every 1".split()
-    train_causal_lm.main(
-        [*words, "--sampled-loss-w", "1", "--samples", "2", "--tgt-len", "6", "--valid-conversations", "2"]
-    )
-    file = trained_copy / "saved" / "causal-lm" / "plain" / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert all(-1 <= r["reward"] < 0 and r["sampled"] != 0 for r in rows if r["kind"] == "train")
+    words += "--sampled-loss-w 1 --tgt-len 6 --valid-conversations 2".split()
+    energy = "--sampled-reward energy --samples 3 --sampled-top-k 9 --sampled-temperature 0.9".split()
+    for name, more in (("distance", ["--samples", "2"]), ("energy", energy)):
+        train_causal_lm.main([*words, *more, "--name", name])
+        folder = trained_copy / "saved" / "causal-lm" / name
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert all(-1 <= r["reward"] < 0 and r["sampled"] != 0 for r in rows if r["kind"] == "train")
+        # an energy score reads the gold replies themselves, no label of theirs
+        sources = json.loads((folder / "sources.json").read_text())
+        assert ("labels train" in sources) == (name == "distance")
+    with pytest.raises(SystemExit):
+        train_causal_lm.main([*words, *energy, "--samples", "2"])
 
 
-def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
+@pytest.mark.parametrize("options", DRAWS)
+def test_sampled_tokens_are_scored_as_they_were_drawn(options, trained_copy, tmp_path):
     """What the policy gradient takes for a reply's likelihood is that of the prompt with that reply alone."""
     from causal_generators import draw_replies, sampled_nll
     from causal_models import CausalGenerator
@@ -244,15 +260,18 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(trained_copy, tmp_path):
     layout = model.settings.layout
     prompts = prompt_data(examples, model.tokenizer, **layout)
     batch = causal_data(examples, model.tokenizer, packed=True, **layout).collate([0, 1])
-    drawn = draw_replies(prompts, 7, torch.device("cpu"))(model, batch, 0, 2)
+    drawn = draw_replies(prompts, 7, options, torch.device("cpu"))(model, batch, 0, 2)
     with torch.no_grad():
-        together = sampled_nll(model, drawn.batch)
+        together = sampled_nll(model, drawn.batch, options)
         for row in range(len(together)):
             ids = drawn.batch["input_ids"][row][drawn.batch["attention_mask"][row].bool()]
             prompt = prompts.collate([drawn.examples[row]])["input_ids"][0]
             assert ids[: len(prompt)].tolist() == prompt.tolist()
             logits = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1]
             logits[:, model.banned] = -torch.inf  # none of them could be drawn
+            if options.sampled_top_k:
+                logits[logits < logits.topk(options.sampled_top_k).values[:, -1:]] = -torch.inf
+            logits /= options.sampled_temperature
             logp = logits.log_softmax(-1)
             alone = -logp.gather(1, ids[len(prompt) :, None]).sum()
             assert float(together[row]) == pytest.approx(float(alone), rel=1e-3)
@@ -280,3 +299,67 @@ def test_a_share_of_no_gradient_is_refused(capsys):
     with pytest.raises(SystemExit):
         train_glove_t5.parse_args(["--main-loss-w", "0", "--balance", "0.5"])
     assert "which --main-loss-w 0 takes away" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- what an energy score teaches
+
+VALUES = torch.tensor([0.1, 0.5, 0.9])  # the level that a critic sees in each of three replies
+
+
+def worth_of_draws(name, drawn, gold):
+    levels = VALUES[drawn]  # (B, S)
+    if name == "energy":
+        return objectives.energy_advantages(levels, gold)
+    return objectives.advantages(-(levels - gold[:, None]).abs())
+
+
+def test_the_energy_score_s_gradient_is_its_own_on_average():
+    """All draws of four replies out of three, each as often as it is likely, beside the exact gradient."""
+    logits, gold = torch.tensor([0.3, -0.5, 0.1], dtype=torch.double, requires_grad=True), torch.tensor(0.2)
+    p = logits.softmax(0)
+    apart = (VALUES[:, None] - VALUES).abs()
+    score = p @ (VALUES - gold).abs().double() - p @ apart.double() @ p / 2
+    (exact,) = torch.autograd.grad(score, logits)
+    found = torch.zeros(3, dtype=torch.double)
+    for drawn in itertools.product(range(3), repeat=4):
+        logp = logits.log_softmax(0)[list(drawn)]
+        worth = worth_of_draws("energy", torch.tensor([drawn]), gold[None])[0]
+        loss = -(worth.double() * logp).mean()  # advantage * nll, the mean over replies
+        found += logp.sum().exp().detach() * torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(found, exact, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, learnt", [("energy", [0.3, 0.1, 0.6]), ("distance", [0.0, 0.0, 1.0])])
+def test_an_energy_score_teaches_how_often_and_a_distance_what_is_commonest(name, learnt):
+    """People show the three levels in 30, 10 and 60 % of their replies to one context."""
+    torch.manual_seed(1)
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.03)
+    for _ in range(500):
+        gold = VALUES[torch.multinomial(torch.tensor([0.3, 0.1, 0.6]), 256, replacement=True)]
+        drawn = torch.multinomial(logits.detach().softmax(0).expand(256, 3), 4, replacement=True)
+        loss = -(worth_of_draws(name, drawn, gold) * logits.log_softmax(0)[drawn]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(logits.softmax(0).detach(), torch.tensor(learnt), atol=0.06, rtol=0)
+
+
+def test_critics_see_the_gold_replies_beside_the_sampled_ones(trained):
+    """Worth of the energy score: what a critic says of plain texts, by its definition."""
+    scorer = critics.Critic.from_pretrained(trained / "saved" / "empathy" / "glove-t5-emo")
+    contexts = [["my dog died ."], ["i won a prize !"]]
+    golds = ["i am so sorry .", "how nice ! what is it ?"]
+    replies = ["sorry", "oh no , that is sad", "why ?", "great", "good for you !", "i had a dog"]
+    numbers = [1, 1, 1, 0, 0, 0]
+    rewards = objectives.EnergyScore({"emo": scorer}, contexts, golds)
+    reward, worth = rewards.of(numbers, replies, 3)
+    value = [s.value for s in scorer.score(replies, [contexts[n] for n in numbers])]
+    gold = [s.value for s in scorer.score(golds, contexts)]
+    for row in (0, 1):
+        x, y = value[3 * row : 3 * row + 3], gold[numbers[3 * row]]
+        energy = sum(abs(v - y) for v in x) / 3 - sum(abs(v - w) for v in x for w in x) / 6 / 2
+        assert -float(reward[3 * row : 3 * row + 3].mean()) == pytest.approx(energy, abs=1e-5)
+    found = torch.tensor(value).view(2, 3)
+    expected = objectives.energy_advantages(found, torch.tensor([gold[1], gold[0]])).flatten()
+    torch.testing.assert_close(worth, expected, atol=1e-5, rtol=0)
