@@ -4,6 +4,8 @@ What the model computes stands in causal_models.py, how a dialogue becomes token
 predictions and the figures are those of generators.py.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import advice
 import marks
@@ -25,6 +28,7 @@ from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, as_drawn, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, write_predictions
+from sampling import sample
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
@@ -69,42 +73,76 @@ class CausalObjective(Objective):
 
 
 def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tensor:
-    """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
-    logits = as_drawn(model(drawn), drawn["target_ids"], drawn["suppressed"], options)  # (N, V)
-    return example_nll(token_nll(logits, drawn["target_ids"]), drawn)
+    """(M,) of sampled replies, with gradient, under the distribution that they were drawn from.
+
+    Of several parts nothing is kept for the backward pass, which reads each of them again: no more is held
+    than one part needs.
+    """
+
+    def read(part: dict) -> Tensor:
+        logits = as_drawn(model(part), part["target_ids"], part["suppressed"], options)  # (N, V)
+        return example_nll(token_nll(logits, part["target_ids"]), part)
+
+    parts = drawn["parts"]
+    if len(parts) == 1:
+        return read(parts[0])
+    return torch.cat([checkpoint(read, part, use_reentrant=False) for part in parts])
 
 
-def draw_replies(prompts: Data, most_tokens: int, options: SampledOptions, device: torch.device) -> Draw:
-    """A causal language model's `Draw`. `prompts`: what stands before the reply of each training example."""
-    how = {"do_sample": True, "top_k": options.sampled_top_k, "temperature": options.sampled_temperature}
+def draw_replies(
+    prompts: Data, most_tokens: int, options: SampledOptions, device: torch.device, part_tokens: int = 0
+) -> Draw:
+    """A causal language model's `Draw`; a context's prompt is read once for all of its samples. `prompts`:
+    what stands before the reply of each training example; `part_tokens`: padded tokens that are read at once
+    where the replies are scored (0: all)."""
+    decoding = Decoding(
+        top_k=options.sampled_top_k or sys.maxsize,
+        temperature=options.sampled_temperature,
+        beams=1,
+        max_new_tokens=most_tokens,
+        predict_batch_size=1,
+        seed=0,
+    )
 
     def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
         assert isinstance(model, CausalGenerator)
-        numbers = batch["examples"][some(len(batch["examples"]), most, samples)].tolist()
+        numbers = batch["examples"][some(len(batch["examples"]), most, 1)].tolist()
         asked = {k: v.to(device) for k, v in prompts.collate(numbers).items() if k != "names"}
-        out = model.generate(asked, max_new_tokens=most_tokens, **how)
+        out = sample(model, asked, torch.rand(len(numbers), samples, most_tokens), decoding).ids
+        read = asked["attention_mask"].bool()
+        before = [ids[mask] for ids, mask in zip(asked["input_ids"], read, strict=True)]
+        numbers = [n for n in numbers for _ in range(samples)]
         end = out == model.chat.end_id
-        mask = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
-        before = asked["attention_mask"].bool()
-        # padded on the right again, as in training
-        both = zip(asked["input_ids"], before, out, mask, strict=True)
-        whole = [torch.cat([prompt[p], reply[r]]).cpu().numpy() for prompt, p, reply, r in both]
-        input_ids, attention_mask = pad(whole, pad_id(model.tokenizer))
-        place = torch.arange(input_ids.shape[1])
-        target_mask = (place >= before.sum(1).cpu()[:, None]) & attention_mask.bool()  # (M, L)
-        drawn = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "target_mask": target_mask,
-            "target_ids": input_ids[target_mask],
-            "target_places": target_places(target_mask),
-            "example_of": target_mask.nonzero()[:, 0],
-            "examples": torch.tensor(numbers),
-            "suppressed": torch.tensor(model.banned, dtype=torch.long),
-        }
-        return Drawn(drawn, numbers, model.replies(out))
+        written = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
+        replies = [ids[mask] for ids, mask in zip(out, written, strict=True)]
+        rows = [(before[n // samples], reply) for n, reply in enumerate(replies)]
+        longest = max(len(prompt) + len(reply) for prompt, reply in rows)
+        together = max(1, part_tokens // longest) if part_tokens else len(rows)
+        parts = [
+            scored_rows(rows[first : first + together], model) for first in range(0, len(rows), together)
+        ]
+        return Drawn({"parts": parts}, numbers, model.replies(out))
 
     return draw
+
+
+def scored_rows(rows: Sequence[tuple[Tensor, Tensor]], model: CausalGenerator) -> dict:
+    """A batch of sampled replies as targets, each (L,) after its prompt's (P,) tokens."""
+    # padded on the right again, as in training
+    whole = [torch.cat(row).cpu().numpy() for row in rows]
+    input_ids, attention_mask = pad(whole, pad_id(model.tokenizer))
+    start = torch.tensor([len(prompt) for prompt, _ in rows])[:, None]
+    target_mask = (torch.arange(input_ids.shape[1]) >= start) & attention_mask.bool()  # (R, L)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "target_mask": target_mask,
+        "target_ids": input_ids[target_mask],
+        "target_places": target_places(target_mask),
+        "example_of": target_mask.nonzero()[:, 0],
+        "examples": torch.arange(len(rows)),
+        "suppressed": torch.tensor(model.banned, dtype=torch.long),
+    }
 
 
 def first_conversations(examples: list[Example], most: int) -> list[Example]:
@@ -270,7 +308,9 @@ def train(command: CausalCommand, session: Session) -> dict:
         prompts = prompt_data(
             examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **model.settings.layout
         )
-        draw = draw_replies(prompts, options.tgt_len, command.sampled, session.device)
+        draw = draw_replies(
+            prompts, options.tgt_len, command.sampled, session.device, command.training.batch_tokens
+        )
         sampled = sampled_replies(command.sampled, command.rewards, examples, draw, paths, session)
     objective = CausalObjective(sampled)
 

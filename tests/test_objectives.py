@@ -260,21 +260,31 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(options, trained_copy, tmp
     layout = model.settings.layout
     prompts = prompt_data(examples, model.tokenizer, **layout)
     batch = causal_data(examples, model.tokenizer, packed=True, **layout).collate([0, 1])
-    drawn = draw_replies(prompts, 7, options, torch.device("cpu"))(model, batch, 0, 2)
-    with torch.no_grad():
-        together = sampled_nll(model, drawn.batch, options)
-        for row in range(len(together)):
-            ids = drawn.batch["input_ids"][row][drawn.batch["attention_mask"][row].bool()]
-            prompt = prompts.collate([drawn.examples[row]])["input_ids"][0]
-            assert ids[: len(prompt)].tolist() == prompt.tolist()
+    found = []
+    for part_tokens in (0, 1):  # at once, and row by row
+        torch.manual_seed(5)
+        drawn = draw_replies(prompts, 7, options, torch.device("cpu"), part_tokens)(model, batch, 0, 2)
+        parts = drawn.batch["parts"]
+        assert len(parts) == (len(drawn.texts) if part_tokens else 1)
+        model.zero_grad()
+        nll = sampled_nll(model, drawn.batch, options)
+        (nll * torch.arange(len(nll))).sum().backward()
+        found.append((nll.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    rows = [
+        ids[mask.bool()] for p in parts for ids, mask in zip(p["input_ids"], p["attention_mask"], strict=True)
+    ]
+    for row, (ids, together) in enumerate(zip(rows, found[0][0], strict=True)):
+        prompt = prompts.collate([drawn.examples[row]])["input_ids"][0]
+        assert ids[: len(prompt)].tolist() == prompt.tolist()
+        with torch.no_grad():
             logits = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1]
-            logits[:, model.banned] = -torch.inf  # none of them could be drawn
-            if options.sampled_top_k:
-                logits[logits < logits.topk(options.sampled_top_k).values[:, -1:]] = -torch.inf
-            logits /= options.sampled_temperature
-            logp = logits.log_softmax(-1)
-            alone = -logp.gather(1, ids[len(prompt) :, None]).sum()
-            assert float(together[row]) == pytest.approx(float(alone), rel=1e-3)
+        logits[:, model.banned] = -torch.inf  # none of them could be drawn
+        if options.sampled_top_k:
+            logits[logits < logits.topk(options.sampled_top_k).values[:, -1:]] = -torch.inf
+        logits /= options.sampled_temperature
+        alone = -logits.log_softmax(-1).gather(1, ids[len(prompt) :, None]).sum()
+        assert float(together) == pytest.approx(float(alone), rel=1e-3)
 
 
 def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
