@@ -19,7 +19,7 @@ import advice
 import marks
 import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll, token_nll
-from chats import causal_data, pad_id, prompt_data, target_places
+from chats import causal_data, pad_id, prompt_data
 from commands import DECODING
 from corpora import Example, listener_turns, read_exemplars
 from dataloaders import Data, SplitData, pad, plan_once
@@ -28,7 +28,7 @@ from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, as_drawn, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, write_predictions
-from sampling import sample
+from sampling import sample, takes
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
@@ -92,9 +92,12 @@ def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tenso
 def draw_replies(
     prompts: Data, most_tokens: int, options: SampledOptions, device: torch.device, part_tokens: int = 0
 ) -> Draw:
-    """A causal language model's `Draw`; a context's prompt is read once for all of its samples. `prompts`:
-    what stands before the reply of each training example; `part_tokens`: padded tokens that are read at once
-    where the replies are scored (0: all)."""
+    """A causal language model's `Draw`. A prompt is read once for all of its samples, where they are drawn
+    and, by a model that can be told positions, where they are scored.
+
+    prompts: what stands before the reply of each training example; part_tokens: padded tokens that are read
+    at once where replies are scored (0: all).
+    """
     decoding = Decoding(
         top_k=options.sampled_top_k or sys.maxsize,
         temperature=options.sampled_temperature,
@@ -115,32 +118,51 @@ def draw_replies(
         end = out == model.chat.end_id
         written = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
         replies = [ids[mask] for ids, mask in zip(out, written, strict=True)]
-        rows = [(before[n // samples], reply) for n, reply in enumerate(replies)]
-        longest = max(len(prompt) + len(reply) for prompt, reply in rows)
-        together = max(1, part_tokens // longest) if part_tokens else len(rows)
-        parts = [
-            scored_rows(rows[first : first + together], model) for first in range(0, len(rows), together)
-        ]
+        together = samples if takes(model.lm, "position_ids") else 1  # of a prompt's replies in one sequence
+        rows = [(before[n // samples], replies[n : n + together]) for n in range(0, len(replies), together)]
+        longest = max(len(prompt) + sum(map(len, after)) for prompt, after in rows)
+        size = max(1, part_tokens // longest) if part_tokens else len(rows)
+        parts = [scored_rows(rows[n : n + size], model) for n in range(0, len(rows), size)]
         return Drawn({"parts": parts}, numbers, model.replies(out))
 
     return draw
 
 
-def scored_rows(rows: Sequence[tuple[Tensor, Tensor]], model: CausalGenerator) -> dict:
-    """A batch of sampled replies as targets, each (L,) after its prompt's (P,) tokens."""
+def scored_rows(rows: Sequence[tuple[Tensor, Sequence[Tensor]]], model: CausalGenerator) -> dict:
+    """A batch of prompts (P,), each with its sampled replies as targets, side by side: none sees another, and
+    each stands at the positions right after the prompt."""
     # padded on the right again, as in training
-    whole = [torch.cat(row).cpu().numpy() for row in rows]
-    input_ids, attention_mask = pad(whole, pad_id(model.tokenizer))
-    start = torch.tensor([len(prompt) for prompt, _ in rows])[:, None]
-    target_mask = (torch.arange(input_ids.shape[1]) >= start) & attention_mask.bool()  # (R, L)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "target_mask": target_mask,
-        "target_ids": input_ids[target_mask],
-        "target_places": target_places(target_mask),
-        "example_of": target_mask.nonzero()[:, 0],
-        "examples": torch.arange(len(rows)),
+    input_ids, mask = pad(
+        [torch.cat([prompt, *after]).cpu().numpy() for prompt, after in rows], pad_id(model.tokenizer)
+    )
+    whose, positions = torch.zeros_like(input_ids), torch.arange(input_ids.shape[1]).repeat(len(rows), 1)
+    places: list[Tensor] = []
+    targets: list[Tensor] = []
+    example_of: list[Tensor] = []
+    for row, (prompt, after) in enumerate(rows):
+        start = len(prompt)
+        for number, reply in enumerate(after, 1):
+            here = torch.arange(start, start + len(reply))
+            whose[row, here], positions[row, here] = number, torch.arange(len(reply)) + len(prompt)
+            # its first token follows the prompt's last one
+            before = torch.cat([torch.tensor([len(prompt) - 1]), here[:-1]])
+            places.append(before + row * input_ids.shape[1])
+            targets.append(input_ids[row, here])
+            example_of.append(torch.full((len(reply),), len(example_of)))
+            start += len(reply)
+    batch = {"input_ids": input_ids, "attention_mask": mask}
+    if max(len(after) for _, after in rows) > 1:
+        # what a token sees: up to itself, of the prompt and of its own reply
+        own = (whose[:, None] == 0) | (whose[:, None] == whose[:, :, None])  # (R, L, L)
+        seen = (own & mask[:, None].bool()).tril()
+        hidden = torch.finfo(torch.float32).min
+        batch["attention_mask"] = torch.zeros(seen.shape).masked_fill(~seen, hidden)[:, None]
+        batch["position_ids"] = positions
+    return batch | {
+        "target_ids": torch.cat(targets),
+        "target_places": torch.cat(places),
+        "example_of": torch.cat(example_of),
+        "examples": torch.arange(len(example_of)),
         "suppressed": torch.tensor(model.banned, dtype=torch.long),
     }
 

@@ -280,11 +280,10 @@ class CausalGenerator(nn.Module):
         """
         if (places := batch.get("target_places")) is None:
             places = target_places(batch["target_mask"])
+        read = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
         # (B, L, D) -> (1, N, D)
         with self.head_reads(lambda hidden: hidden.flatten(0, 1).index_select(0, places)[None]):
-            found = self.lm(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            )
+            found = self.lm(**read, use_cache=False)
         return found.logits[0]
 
     @functools.cached_property

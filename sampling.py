@@ -94,8 +94,12 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
 
 def cache_name(lm) -> str:
     """What the model's forward calls its cache: `cache`, or `past_key_values` (transformers before 5.24)."""
-    known = inspect.signature(getattr(lm, "get_base_model", lambda: lm)().forward).parameters
     for name in ("cache", "past_key_values"):
-        if name in known:
+        if takes(lm, name):
             return name
     raise UserError(f"{type(lm).__name__}: this model keeps no keys and values, so it cannot be sampled here")
+
+
+def takes(lm, name: str) -> bool:
+    """Whether the model's forward knows an argument."""
+    return name in inspect.signature(getattr(lm, "get_base_model", lambda: lm)().forward).parameters

@@ -245,8 +245,9 @@ def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, t
 
 
 @pytest.mark.parametrize("options", DRAWS)
-def test_sampled_tokens_are_scored_as_they_were_drawn(options, trained_copy, tmp_path):
+def test_sampled_tokens_are_scored_as_they_were_drawn(options, trained_copy, tmp_path, monkeypatch):
     """What the policy gradient takes for a reply's likelihood is that of the prompt with that reply alone."""
+    import causal_generators
     from causal_generators import draw_replies, sampled_nll
     from causal_models import CausalGenerator
     from chats import causal_data, prompt_data
@@ -260,30 +261,30 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(options, trained_copy, tmp
     layout = model.settings.layout
     prompts = prompt_data(examples, model.tokenizer, **layout)
     batch = causal_data(examples, model.tokenizer, packed=True, **layout).collate([0, 1])
-    found = []
-    for part_tokens in (0, 1):  # at once, and row by row
+    found, ways = [], [(0, True), (1, True), (0, False), (1, False)]
+    for part_tokens, positions in ways:  # all at once or not; a prompt once for its replies, or once for each
+        monkeypatch.setattr(causal_generators, "takes", lambda lm, name, known=positions: known)
         torch.manual_seed(5)
-        drawn = draw_replies(prompts, 7, options, torch.device("cpu"), part_tokens)(model, batch, 0, 2)
+        drawn = draw_replies(prompts, 7, options, torch.device("cpu"), part_tokens)(model, batch, 0, 3)
         parts = drawn.batch["parts"]
-        assert len(parts) == (len(drawn.texts) if part_tokens else 1)
+        assert len(parts) == (1 if not part_tokens else len(drawn.texts) // (3 if positions else 1))
+        assert ("position_ids" in parts[0]) == positions
         model.zero_grad()
         nll = sampled_nll(model, drawn.batch, options)
         (nll * torch.arange(len(nll))).sum().backward()
         found.append((nll.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
-    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
-    rows = [
-        ids[mask.bool()] for p in parts for ids, mask in zip(p["input_ids"], p["attention_mask"], strict=True)
-    ]
-    for row, (ids, together) in enumerate(zip(rows, found[0][0], strict=True)):
-        prompt = prompts.collate([drawn.examples[row]])["input_ids"][0]
-        assert ids[: len(prompt)].tolist() == prompt.tolist()
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, atol=1e-4, rtol=1e-4)
+    replies = [p["target_ids"] for p in parts]  # of the last way, each by itself
+    for number, reply, together in zip(drawn.examples, replies, found[0][0], strict=True):
+        prompt = prompts.collate([number])["input_ids"][0]
         with torch.no_grad():
-            logits = model.lm(ids[None]).logits[0, len(prompt) - 1 : -1]
+            logits = model.lm(torch.cat([prompt, reply])[None]).logits[0, len(prompt) - 1 : -1]
         logits[:, model.banned] = -torch.inf  # none of them could be drawn
         if options.sampled_top_k:
             logits[logits < logits.topk(options.sampled_top_k).values[:, -1:]] = -torch.inf
         logits /= options.sampled_temperature
-        alone = -logits.log_softmax(-1).gather(1, ids[len(prompt) :, None]).sum()
+        alone = -logits.log_softmax(-1).gather(1, reply[:, None]).sum()
         assert float(together) == pytest.approx(float(alone), rel=1e-3)
 
 
