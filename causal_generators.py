@@ -4,7 +4,6 @@ What the model computes stands in causal_models.py, how a dialogue becomes token
 predictions and the figures are those of generators.py.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, as_drawn, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, write_predictions
-from sampling import sample, takes
+from sampling import cache_name, sample, takes
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
@@ -99,7 +98,7 @@ def draw_replies(
     at once where replies are scored (0: all).
     """
     decoding = Decoding(
-        top_k=options.sampled_top_k or sys.maxsize,
+        top_k=options.sampled_top_k,
         temperature=options.sampled_temperature,
         beams=1,
         max_new_tokens=most_tokens,
@@ -234,7 +233,7 @@ class CausalPredictor(Predictor):
             nll = example_nll(each, gold)  # (E,)
             if self.prompts:
                 prompts = session.move(self.prompts.collate(numbers))
-                replies = np.array(model.replies(model.generate(prompts, **self.arguments)))
+                replies = np.array(model.replies(self.write(prompts)))
                 written = dict(zip(numbers, replies.reshape(len(numbers), -1), strict=True))
                 texts["response"] = np.stack([written[n] for n in gold["examples"].tolist()])
         tokens = torch.bincount(gold["example_of"], minlength=len(nll))
@@ -252,6 +251,15 @@ class CausalPredictor(Predictor):
             "unknown": np.array(unknown.tolist()),
             **texts,
         }
+
+    def write(self, prompts: dict) -> Tensor:
+        """(B * replies, T) new tokens, the replies to one prompt side by side."""
+        model, decoding = self.causal, self.decoding
+        plain = decoding.beams == 1 and not decoding.no_repeat_ngram and cache_name(model.lm)
+        if not plain:
+            return model.generate(prompts, **self.arguments)
+        draws = torch.rand(len(prompts["input_ids"]), decoding.replies, decoding.max_new_tokens)
+        return sample(model, prompts, draws, decoding).ids
 
 
 def predictor_of(

@@ -30,11 +30,12 @@ class Sampled:
 
 
 def choose(logits: Tensor, draws: Tensor, decoding: Decoding) -> Tensor:
-    """(R, V), (R,) uniform in [0, 1) -> the words drawn, (R,), out of the `top_k` likeliest.
+    """(R, V), (R,) uniform in [0, 1) -> the words drawn, (R,), out of the `top_k` likeliest (0: all).
 
     top_p, within these: the fewest whose probabilities together reach it.
     """
-    best = logits.topk(min(decoding.top_k, logits.shape[1]))  # (R, K), likeliest first
+    words = logits.shape[1]
+    best = logits.topk(min(decoding.top_k or words, words))  # (R, K), likeliest first
     chance = (best.values / decoding.temperature).softmax(-1)
     if decoding.top_p < 1:
         before = chance.cumsum(-1) - chance
@@ -58,7 +59,12 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
     draws = draws.flatten(0, 1).to(device)  # (B * N, T)
     banned = torch.tensor(model.banned, device=device)
     cache = DynamicCache(config=lm.config)
-    cached = {cache_name(lm): cache}
+    name = cache_name(lm)
+    if name is None:
+        raise UserError(
+            f"{type(lm).__name__}: this model keeps no keys and values, so it cannot be sampled here"
+        )
+    cached = {name: cache}
 
     def read(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """(R, L) more tokens -> (R, V) logits of what follows the last of them."""
@@ -92,12 +98,13 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
     return Sampled(ids[:, : int(tokens.max())], total / tokens, tokens)
 
 
-def cache_name(lm) -> str:
-    """What the model's forward calls its cache: `cache`, or `past_key_values` (transformers before 5.24)."""
+def cache_name(lm) -> str | None:
+    """What the model's forward calls its cache: `cache`, or `past_key_values` (transformers before 5.24);
+    None where it keeps none."""
     for name in ("cache", "past_key_values"):
         if takes(lm, name):
             return name
-    raise UserError(f"{type(lm).__name__}: this model keeps no keys and values, so it cannot be sampled here")
+    return None
 
 
 def takes(lm, name: str) -> bool:

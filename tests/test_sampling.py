@@ -5,9 +5,11 @@ import torch
 from test_causal_models import TALKS, make_tokenizer, save_llama, trained
 from transformers import LogitsProcessorList
 
+import causal_generators
 from causal_models import CausalGenerator, token_nll
 from chats import prompt_data
 from sampling import choose, sample
+from session import Session
 from settings import Decoding
 
 
@@ -138,3 +140,24 @@ def test_for_use_the_adapter_goes_into_the_weights_and_the_function_stays(model,
     after = sample(merged, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
     assert after.ids.tolist() == before.ids.tolist()
     assert after.log_probability.tolist() == pytest.approx(before.log_probability.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["keys and values kept", "none kept"])
+@pytest.mark.parametrize("ngram", [0, 1], ids=["", "words said once"])
+def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngram, monkeypatch):
+    """Greedy, so that nothing is left to chance; three replies to each context, side by side."""
+    if not keeps:
+        monkeypatch.setattr(causal_generators, "cache_name", lambda lm: None)
+    decoding = Decoding(1, 1.0, 1, 6, 2, 0, no_repeat_ngram=ngram, replies=3)
+    data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
+    predictor = causal_generators.CausalPredictor(model, data, data, decoding, Session(device="cpu"))
+    found = model.replies(predictor.write(prompts(model, [2, 3])))
+    plain = dict(top_k=1, do_sample=True, max_new_tokens=6, no_repeat_ngram_size=ngram)
+    expected = [model.replies(model.generate(prompts(model, [n]), **plain))[0] for n in (2, 3)]
+    assert found == [text for text in expected for _ in range(3)]
+
+
+def test_among_all_words_is_among_as_many_as_there_are():
+    logits, draws = torch.randn(40, 7), torch.rand(40)
+    every = [choose(logits, draws, Decoding(k, 1.0, 1, 6, 1, 0)) for k in (0, 7)]
+    assert torch.equal(*every) and len(set(every[0].tolist())) > 3
