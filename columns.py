@@ -301,8 +301,8 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{judge}_{dim}_level",
                 f"{dim} level",
                 group,
-                f"mean probability that a reply reaches level 1 of {name}; beside it the signed gap to the "
-                "gold replies'",
+                f"mean probability that a reply reaches level 1 of {name}, over all samples of a context "
+                "where there are several; beside it the signed gap to the gold replies'",
                 "0 to 1",
                 "Sharma et al. 2020, the judge's view",
                 "gold",

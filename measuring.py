@@ -13,6 +13,7 @@ from tqdm import tqdm
 import floors
 import measures
 import metrics
+from answers import Turns
 from comparison import Measured, Numbers, Row
 from corpora import Example
 from dataloaders import plan_once
@@ -25,6 +26,19 @@ from session import Session
 def perplexity(sums: np.ndarray) -> np.ndarray:
     """exp(NLL / units) of sums (..., 2)."""
     return np.exp(np.minimum(ratio(sums), 700))
+
+
+def sample_means(
+    judge: Judge, samples: Sequence[Sequence[str]], contexts: Sequence[Turns] | None = None
+) -> dict[str, np.ndarray]:
+    """{dim: (N,) the mean judged level of a context's samples}, given the turns before them, or by
+    themselves."""
+    texts = [text for row in samples for text in row]
+    owners = np.repeat(np.arange(len(samples)), [len(row) for row in samples])
+    counts = np.maximum(np.bincount(owners, minlength=len(samples)), 1)
+    before = None if contexts is None else [contexts[n] for n in owners.tolist()]
+    levels = judge.levels(texts, before)
+    return {dim: np.bincount(owners, found, len(samples)) / counts for dim, found in levels.items()}
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,9 @@ class Standard:
         for judge in self.judges:
             histories = [self.examples[i].history for i in numbers]
             found |= self.judged(judge.name, judge.levels(replies, histories), numbers)
+            if samples is not None:  # how often a level is shown: of all of them, not of the first
+                for dim, means in sample_means(judge, samples, histories).items():
+                    found[f"{judge.name}_{dim}_level"] = item_means(means)
         for kind, values in self.critics(numbers, replies).items():
             found[f"critic_{kind}"] = item_means(values)
         constants = {} if parameters is None else {"parameters": float(parameters)}
@@ -146,12 +163,8 @@ class Standard:
 
         The samples are judged by themselves: a judge that reads the context foretells without any reply.
         """
-        texts = [text for row in samples for text in row]
-        owners = np.repeat(np.arange(len(samples)), [len(row) for row in samples])
-        counts = np.maximum(np.bincount(owners, minlength=len(samples)), 1)
         found: dict[str, Estimate] = {}
-        for dim, levels in judge.levels(texts).items():
-            means = np.bincount(owners, levels, len(samples)) / counts
+        for dim, means in sample_means(judge, samples).items():
             found |= self.foretold(judge.name, dim, means, numbers)
         return found
 

@@ -19,7 +19,7 @@ import runs
 import searching
 import storage
 import validation
-from answers import Valued, announce
+from answers import Turns, Valued, announce
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
 from corpora import Example, listener_turns, read_exemplars
@@ -188,18 +188,21 @@ def announce_judging(
     training: Sequence[Example],
     session: Session,
 ) -> None:
-    """About how long all replies take to be judged, before any is. As `Standard.measure` asks: of several
-    samples the first in its context, all by themselves and by the judges alone; beside them the training
+    """About how long all replies take to be judged, before any is. As `Standard.measure` asks: several
+    samples by the judges alone, all in their context and all by themselves; beside them the training
     replies, from which the ceiling is learnt."""
     replies, contexts = [e.response for e in examples], [e.history for e in examples]
     alone: list[str] = []
+    several: list[Turns] = []
     for system in (system for line in lines for system in line.systems):
         replies += system.replies
         contexts += [examples[number].history for number in system.numbers]
-        alone += [text for row in system.samples or () for text in row]
+        for row, number in zip(system.samples or (), system.numbers, strict=False):
+            alone += row
+            several += [examples[number].history] * len(row)
     learnt = training if alone else []
-    judged = [text.strip() for text in [*replies, *alone, *(e.response for e in learnt)]]
-    before = [*contexts, *[()] * len(alone), *(e.history for e in learnt)]
+    judged = [text.strip() for text in [*replies, *alone, *alone, *(e.response for e in learnt)]]
+    before = [*contexts, *several, *[()] * len(alone), *(e.history for e in learnt)]
     by_judges = [ask for judge in among for ask in judge.ask.values() if isinstance(ask, Valued)]
     # heads of one encoder share their answers
     asked = [(answers, judged, before) for answers in dict.fromkeys(ask.answers for ask in by_judges)]

@@ -24,6 +24,7 @@ from DPR import biencoder, retriever
 from judges import Judge
 from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
+from session import Session
 from systems import System
 
 
@@ -55,6 +56,15 @@ def made(prepared, tmp_path_factory):
         warnings.simplefilter("error", RuntimeWarning)  # of numpy, where a figure cannot be had
         content = evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some, "--items", "shared"])
     return folder / "results" / "evaluation", content, examples
+
+
+def test_a_level_is_the_mean_over_all_samples_of_a_context(made):
+    folder, content, examples = made
+    (judge,) = [j for j in judges.load(Paths(folder.parents[1]), Session(device="cpu"), ["tfidf"])]
+    first = [f"{e.response.split()[0]} what ?" for e in examples[2:11]]
+    each = [judge.levels(texts)["exp"].mean() for texts in (first, [f"{t} and so on" for t in first])]
+    assert each[0] != pytest.approx(each[1], abs=1e-4)
+    assert content["systems"]["mixed"]["tfidf_exp_level"] == pytest.approx(sum(each) / 2)
 
 
 def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made):
