@@ -129,11 +129,11 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--sampled-reward",
-        choices=["distance", "energy"],
-        default="distance",
-        help="distance: how near each reply is to the gold reply's labels, so that every context gets its "
-        "commonest level; energy: the energy score, a proper scoring rule, so that the replies to a context "
-        "show each level as often as people's",
+        choices=["energy", "distance"],
+        default="energy",
+        help="energy: the energy score, a proper scoring rule, so that the replies to a context show each "
+        "level as often as people's; distance: how near each reply is to the gold reply's labels, so that "
+        "every context gets its commonest level",
     )
     add("--samples", type=number(int, least=2), default=4, help="replies sampled to each context")
     add(
@@ -389,7 +389,8 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
         problems.append("--replies: --no-predict writes none; leave one of them out")
     if args.sampled_reward == "energy" and args.samples < 3:
         problems.append(
-            "--sampled-reward energy: two samples are compared beside a third; --samples 3 or more"
+            "--samples: the energy score compares two of them beside a third; give 3 or more, or "
+            "--sampled-reward distance"
         )
     check(parser, args, problems)
     if args.inference:

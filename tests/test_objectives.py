@@ -174,6 +174,8 @@ def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, 
         "0",
         "--sampled-loss-w",
         "1",
+        "--sampled-reward",
+        "distance",
         "--samples",
         "2",
         "--sampled-examples",
@@ -209,7 +211,7 @@ def test_labels_that_the_rewarding_critic_does_not_know_are_refused(trained_copy
     table.to_csv(file, index=False)
     words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
     with pytest.raises(UserError, match="int label 2.* up to 1; .*--levels.*--int"):
-        train_glove_t5.main([*words, "--sampled-loss-w", "1"])
+        train_glove_t5.main([*words, *"--sampled-loss-w 1 --sampled-reward distance".split()])
 
 
 def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is_there(trained_copy, capsys):
@@ -223,7 +225,7 @@ def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is
     shutil.rmtree(trained_copy / "saved" / "empathy" / "t5-emo")
     words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
     with pytest.raises(UserError, match="label_dialogues.py.*--family glove-t5"):
-        train_glove_t5.main([*words, "--sampled-loss-w", "1"])
+        train_glove_t5.main([*words, *"--sampled-loss-w 1 --sampled-reward distance".split()])
 
 
 def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, tmp_path):
@@ -231,8 +233,8 @@ def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, t
     words = ["--workdir", str(trained_copy), "--model", base, "--family", "glove-t5", "--device", "cpu"]
     words += "--max-steps 2 --batch-size 2 --lora-rank 2 --no-predict --log-every 1".split()
     words += "--sampled-loss-w 1 --tgt-len 6 --valid-conversations 2".split()
-    energy = "--sampled-reward energy --samples 3 --sampled-top-k 9 --sampled-temperature 0.9".split()
-    for name, more in (("distance", ["--samples", "2"]), ("energy", energy)):
+    energy = "--samples 3 --sampled-top-k 9 --sampled-temperature 0.9".split()
+    for name, more in (("distance", "--sampled-reward distance --samples 2".split()), ("energy", energy)):
         train_causal_lm.main([*words, *more, "--name", name])
         folder = trained_copy / "saved" / "causal-lm" / name
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -300,7 +302,7 @@ def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
         "--precision",
         "bf16",
     ]
-    train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "2", "--sampled-examples", "1"])
+    train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "3", "--sampled-examples", "1"])
     file = trained_copy / "saved" / "glove-t5" / "plain-critics" / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
