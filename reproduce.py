@@ -41,7 +41,8 @@ from options import (
 from recipes import PREPARED, RECIPES, Changes, lines_of, plan, script_of, split_override
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("classifiers", "retrieval", "main", "ablations", "losses", "causal")  # of results/results.yaml
+#: of results/results.yaml
+TABLES = ("classifiers", "retrieval", "main", "ablations", "losses", "energy", "causal")
 
 
 def parse_args(argv=None):
