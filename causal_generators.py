@@ -255,8 +255,7 @@ class CausalPredictor(Predictor):
     def write(self, prompts: dict) -> Tensor:
         """(B * replies, T) new tokens, the replies to one prompt side by side."""
         model, decoding = self.causal, self.decoding
-        plain = decoding.beams == 1 and not decoding.no_repeat_ngram and cache_name(model.lm)
-        if not plain:
+        if decoding.beams > 1 or decoding.no_repeat_ngram or not cache_name(model.lm):
             return model.generate(prompts, **self.arguments)
         draws = torch.rand(len(prompts["input_ids"]), decoding.replies, decoding.max_new_tokens)
         return sample(model, prompts, draws, decoding).ids
