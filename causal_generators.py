@@ -97,14 +97,7 @@ def draw_replies(
     prompts: what stands before the reply of each training example; part_tokens: padded tokens that are read
     at once where replies are scored (0: all).
     """
-    decoding = Decoding(
-        top_k=options.sampled_top_k,
-        temperature=options.sampled_temperature,
-        beams=1,
-        max_new_tokens=most_tokens,
-        predict_batch_size=1,
-        seed=0,
-    )
+    decoding = options.decoding(most_tokens)
 
     def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
         assert isinstance(model, CausalGenerator)

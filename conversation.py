@@ -136,7 +136,7 @@ def _open_responder(
         retriever, pool = find_exemplars(options, folder, paths, session)
     check_emotion(options.emotion, pool)
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
-    decoding = Decoding(options.top_k, options.temperature, 1, options.max_new_tokens, 1, 0, options.top_p)
+    decoding = Decoding(options.top_k, options.temperature, options.max_new_tokens, top_p=options.top_p)
     responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
     responder.folder = folder
     responder.check_target(options.target)

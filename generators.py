@@ -45,7 +45,7 @@ from pretrained import (
 )
 from quick import quicken
 from session import Session
-from settings import PARAPHRASER, Decoding, GeneratorCommand, GeneratorOptions, SampledOptions
+from settings import PARAPHRASER, GeneratorCommand, GeneratorOptions, SampledOptions
 from storage import require
 from training import Loop, begin_from
 
@@ -342,15 +342,7 @@ def sampling_arguments(
     tokenizer, vocabulary: int, settings: GeneratorSettings, options: SampledOptions
 ) -> dict[str, Any]:
     """Of `generate`, for a loss on sampled replies."""
-    decoding = Decoding(
-        top_k=options.sampled_top_k,
-        temperature=options.sampled_temperature,
-        beams=1,
-        max_new_tokens=settings.tgt_len,
-        predict_batch_size=1,
-        seed=0,
-    )
-    return decoding_arguments(decoding, tokenizer, vocabulary)
+    return decoding_arguments(options.decoding(settings.tgt_len), tokenizer, vocabulary)
 
 
 def sampled_replies(

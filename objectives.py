@@ -76,21 +76,23 @@ def advantages(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean(1, keepdim=True)) * samples / (samples - 1)
 
 
-def energy_advantages(levels: Tensor, gold: Tensor) -> Tensor:
-    """(..., S) levels of a context's samples, (...) of its gold reply -> (..., S) what the energy score's
-    policy gradient multiplies each sample's log-probability by; S >= 3.
+def energy_scores(levels: Tensor, gold: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., S) levels of a context's samples and (...) of its gold reply -> (..., S) the samples' shares in
+    minus the energy score, (..., S) what its policy gradient multiplies their log-probabilities by; S >= 3.
 
-        worth of i = mean |level_i - level_j| over the others j - |level_i - gold|
+        share of i = mean |level_i - level_j| over the others j / 2 - |level_i - gold|
+        worth of i = mean |level_i - level_j| over the others j     - |level_i - gold|
 
-    less the mean worth of the others among themselves, which i has no part in: the gradient is unbiased.
+    The second is less the mean worth of the others among themselves, which i has no part in: the gradient is
+    unbiased.
     """
     samples = levels.shape[-1]
     away = (levels - gold[..., None]).abs()  # (..., S)
     apart = (levels[..., None] - levels[..., None, :]).abs().sum(-1)  # (..., S, S) -> (..., S)
-    own = apart / (samples - 1) - away
+    spread = apart / (samples - 1)
     others = (apart.sum(-1, keepdim=True) - 2 * apart) / ((samples - 1) * (samples - 2))
     others = others - (away.sum(-1, keepdim=True) - away) / (samples - 1)
-    return own - others
+    return spread / 2 - away, spread - away - others
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,8 @@ class EnergyScore(Rewards):
         found = self.levels([*numbers, *asked], [*replies, *(self.golds[n] for n in asked)])
         gold = found[:, len(replies) :]  # (C, M / S)
         levels = found[:, : len(replies)].view(len(found), -1, samples)  # (C, M / S, S)
-        spread = (levels[..., None] - levels[..., None, :]).abs().sum(-1) / (samples - 1)
-        reward = spread / 2 - (levels - gold[..., None]).abs()
-        return reward.mean(0).flatten(), energy_advantages(levels, gold).mean(0).flatten()
+        reward, worth = energy_scores(levels, gold)  # (C, M / S, S)
+        return reward.mean(0).flatten(), worth.mean(0).flatten()
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,7 @@ class Responder(Published):
         self.writer, self.critics, self.session = writer, critics, session
         self.retriever, self.pool = retriever, pool
         self.weights = weights or Weights()
-        self.decoding = decoding or Decoding(20, 0.9, 1, 60, 1, 0)
+        self.decoding = decoding or Decoding(20, 0.9, 60)
 
     @classmethod
     def from_pretrained(

@@ -54,12 +54,12 @@ class Decoding:
 
     top_k: int
     temperature: float
-    beams: int
     max_new_tokens: int
-    predict_batch_size: int
-    seed: int
     top_p: float = 1.0
+    beams: int = 1
     no_repeat_ngram: int = 0
+    predict_batch_size: int = 1
+    seed: int = 0
     predict: bool = True  # False: no replies, only the gold replies' likelihood
     replies: int = 1  # to each context
 
@@ -74,6 +74,10 @@ class SampledOptions:
     sampled_examples: int
     sampled_top_k: int
     sampled_temperature: float
+
+    def decoding(self, max_new_tokens: int) -> Decoding:
+        """How these replies are drawn."""
+        return Decoding(self.sampled_top_k, self.sampled_temperature, max_new_tokens)
 
 
 @dataclass(frozen=True)

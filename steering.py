@@ -67,7 +67,7 @@ class ControlOptions:
 
     @property
     def decoding(self) -> Decoding:
-        return Decoding(self.top_k, self.temperature, 1, self.max_new_tokens, 1, self.seed, self.top_p)
+        return Decoding(self.top_k, self.temperature, self.max_new_tokens, seed=self.seed, top_p=self.top_p)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def measure_generator(args, session, paths: Paths) -> dict:
     tokens = args.new_tokens
     rows, result = [], {}
     for beams in args.beams:
-        decoding = Decoding(20, 0.9, beams, tokens, args.batch_size, args.seed)
+        decoding = Decoding(20, 0.9, tokens, beams=beams, predict_batch_size=args.batch_size, seed=args.seed)
         predictor = Predictor(model, tokenizer, data, decoding, session)
         predictor.arguments["min_new_tokens"] = tokens
 
@@ -184,7 +184,7 @@ def measure_causal(args, session, paths: Paths) -> dict:
     prompts = prompt_data([turns[n] for n in chosen], model.tokenizer, **model.settings.layout)
     batch = session.move(prompts.collate(list(range(len(chosen)))))
     count, tokens = args.candidates, args.new_tokens
-    decoding = Decoding(20, 0.9, 1, tokens, 1, args.seed)
+    decoding = Decoding(20, 0.9, tokens, seed=args.seed)
     arguments = decoding_arguments(decoding, model.tokenizer, model.vocabulary)
     del arguments["suppress_tokens"]  # the model bans its own
 

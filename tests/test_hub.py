@@ -124,7 +124,7 @@ def test_no_config_of_a_run_holds_a_place_on_this_machine(home):
 
 def test_two_threads_get_the_replies_that_one_gets(home):
     runs = runs_of(home)
-    short = Decoding(20, 0.9, 1, 8, 1, 0)
+    short = Decoding(20, 0.9, 8)
     responder = Responder.from_pretrained(
         runs["Generator"],
         {"emo": runs["Critic"]},

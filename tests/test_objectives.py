@@ -24,12 +24,13 @@ from glove_models import glove_config
 from models import Critic, CriticSet, Generator
 from options import CRITICS, Paths, UserError
 from pretrained import load_tokenizer
+from settings import SampledOptions
 
 TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
 
 
 #: how replies are drawn for a loss: from the whole distribution, or from what use would draw from
-DRAWS = [SimpleNamespace(sampled_top_k=k, sampled_temperature=t) for k, t in ((0, 1.0), (4, 0.7))]
+DRAWS = [SampledOptions(1.0, "energy", 3, 0, k, t) for k, t in ((0, 1.0), (4, 0.7))]
 
 
 def glove_batch(folder):
@@ -106,7 +107,7 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
         found = torch.tensor([sum(w[0] in "st" for w in row) / len(row) for row in words])
         return found, objectives.advantages(found.view(-1, samples)).flatten()
 
-    options = SimpleNamespace(sampled_loss_w=1.0, samples=8, sampled_examples=0)
+    options = SampledOptions(1.0, "distance", 8, 0, 0, 1.0)
     sampled = objectives.SampledReplies(SimpleNamespace(of=rewards), draw, options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     seen = []
@@ -322,7 +323,7 @@ VALUES = torch.tensor([0.1, 0.5, 0.9])  # the level that a critic sees in each o
 def worth_of_draws(name, drawn, gold):
     levels = VALUES[drawn]  # (B, S)
     if name == "energy":
-        return objectives.energy_advantages(levels, gold)
+        return objectives.energy_scores(levels, gold)[1]
     return objectives.advantages(-(levels - gold[:, None]).abs())
 
 
@@ -374,5 +375,5 @@ def test_critics_see_the_gold_replies_beside_the_sampled_ones(trained):
         energy = sum(abs(v - y) for v in x) / 3 - sum(abs(v - w) for v in x for w in x) / 6 / 2
         assert -float(reward[3 * row : 3 * row + 3].mean()) == pytest.approx(energy, abs=1e-5)
     found = torch.tensor(value).view(2, 3)
-    expected = objectives.energy_advantages(found, torch.tensor([gold[1], gold[0]])).flatten()
+    expected = objectives.energy_scores(found, torch.tensor([gold[1], gold[0]]))[1].flatten()
     torch.testing.assert_close(worth, expected, atol=1e-5, rtol=0)

@@ -403,7 +403,7 @@ def test_no_reply_holds_an_id_beyond_the_tokenizers_words(words, beams):
     model = Generator(settings, t5).eval()
     ids = torch.tensor([[5, 6, 7, 2]] * 8)
     batch = {"source_ids": ids, "source_mask": torch.ones_like(ids), "speaker_ids": torch.ones_like(ids)}
-    decoding = Decoding(20, 0.9, beams, 10, 8, 1)
+    decoding = Decoding(20, 0.9, 10, beams=beams, predict_batch_size=8, seed=1)
     assert without_word(tokenizer, WORDS + 28) == list(range(WORDS, WORDS + 28))
     free = predicting.decoding_arguments(decoding, tokenizer, WORDS)
     assert model.generate(batch, **free).max() >= WORDS  # they would come

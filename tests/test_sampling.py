@@ -58,9 +58,9 @@ def by_generate(model: CausalGenerator, batch: dict, draws: torch.Tensor, decodi
 @pytest.mark.parametrize(
     "decoding",
     [
-        Decoding(1, 1.0, 1, 6, 1, 0),  # greedy
-        Decoding(400, 2.0, 1, 20, 1, 0),
-        Decoding(50, 1.5, 1, 6, 1, 0, top_p=0.9),
+        Decoding(1, 1.0, 6),  # greedy
+        Decoding(400, 2.0, 20),
+        Decoding(50, 1.5, 6, top_p=0.9),
     ],
     ids=["greedy", "all words", "top-p"],
 )
@@ -84,14 +84,14 @@ def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
 
     batch = prompts(model, [0, 3])
     with model.lm.get_base_model().register_forward_pre_hook(note, with_kwargs=True):
-        found = sample(model, batch, torch.rand(2, 16, 40), Decoding(400, 1.0, 1, 40, 1, 0))
+        found = sample(model, batch, torch.rand(2, 16, 40), Decoding(400, 1.0, 40))
     assert read[0] == tuple(batch["input_ids"].shape)
     lengths = found.tokens.tolist()
     assert read[1:] == [(sum(n > step for n in lengths), 1) for step in range(1, max(lengths))]
 
 
 def test_a_reply_does_not_depend_on_how_many_are_drawn_beside_it(model):
-    decoding = Decoding(400, 1.0, 1, 30, 1, 0)
+    decoding = Decoding(400, 1.0, 30)
     draws = torch.rand(2, 6, 30)
     together = sample(model, prompts(model, [0, 3]), draws, decoding)
     alone = sample(model, prompts(model, [3]), draws[1:, :2], decoding)
@@ -104,10 +104,9 @@ def test_words_are_drawn_as_often_as_they_are_likely_within_top_k_and_top_p():
     draws = (torch.arange(1000) + 0.5) / 1000
 
     def shares(**changes) -> list[float]:
-        decoding = Decoding(**{"top_k": 5, "temperature": 1.0, "top_p": 1.0} | changes, **rest)
+        decoding = Decoding(**{"top_k": 5, "temperature": 1.0, "max_new_tokens": 1} | changes)
         return (choose(logits.expand(1000, -1), draws, decoding).bincount(minlength=5) / 1000).tolist()
 
-    rest = {"beams": 1, "max_new_tokens": 1, "predict_batch_size": 1, "seed": 0}
     assert shares() == pytest.approx([0.4, 0.05, 0.3, 0.2, 0.05], abs=2e-3)
     assert shares(top_k=2) == pytest.approx([4 / 7, 0, 3 / 7, 0, 0], abs=2e-3)
     assert shares(top_p=0.65) == pytest.approx([4 / 7, 0, 3 / 7, 0, 0], abs=2e-3)
@@ -118,7 +117,7 @@ def test_words_are_drawn_as_often_as_they_are_likely_within_top_k_and_top_p():
 
 
 def test_no_reply_holds_a_control_token(model):
-    found = sample(model, prompts(model, [0]), torch.rand(1, 64, 40), Decoding(400, 3.0, 1, 40, 1, 0))
+    found = sample(model, prompts(model, [0]), torch.rand(1, 64, 40), Decoding(400, 3.0, 40))
     control = set(model.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<pad>"]))
     for row, n in zip(found.ids.tolist(), found.tokens.tolist(), strict=True):
         assert not control & set(row[:n])
@@ -128,7 +127,7 @@ def test_for_use_the_adapter_goes_into_the_weights_and_the_function_stays(model,
     """Also with attention and matrices laid out otherwise, and prompts of unlike lengths."""
     batch = prompts(model, [0, 1, 3])
     draws = torch.rand(3, 2, 12)
-    before = sample(model, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
+    before = sample(model, batch, draws, Decoding(1, 1.0, 12))
     model.save_pretrained(tmp_path / "run", half=False)
     merged = CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path).for_use()
     assert not any("lora" in name for name, _ in merged.named_parameters())
@@ -137,7 +136,7 @@ def test_for_use_the_adapter_goes_into_the_weights_and_the_function_stays(model,
     given = merged.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     plain = model.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     torch.testing.assert_close(given[:, -1], plain[:, -1], atol=1e-4, rtol=1e-4)
-    after = sample(merged, batch, draws, Decoding(1, 1.0, 1, 12, 1, 0))
+    after = sample(merged, batch, draws, Decoding(1, 1.0, 12))
     assert after.ids.tolist() == before.ids.tolist()
     assert after.log_probability.tolist() == pytest.approx(before.log_probability.tolist(), abs=1e-4)
 
@@ -148,7 +147,7 @@ def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngra
     """Greedy, so that nothing is left to chance; three replies to each context, side by side."""
     if not keeps:
         monkeypatch.setattr(causal_generators, "cache_name", lambda lm: None)
-    decoding = Decoding(1, 1.0, 1, 6, 2, 0, no_repeat_ngram=ngram, replies=3)
+    decoding = Decoding(1, 1.0, 6, predict_batch_size=2, no_repeat_ngram=ngram, replies=3)
     data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
     predictor = causal_generators.CausalPredictor(model, data, data, decoding, Session(device="cpu"))
     found = model.replies(predictor.write(prompts(model, [2, 3])))
@@ -159,5 +158,5 @@ def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngra
 
 def test_among_all_words_is_among_as_many_as_there_are():
     logits, draws = torch.randn(40, 7), torch.rand(40)
-    every = [choose(logits, draws, Decoding(k, 1.0, 1, 6, 1, 0)) for k in (0, 7)]
+    every = [choose(logits, draws, Decoding(k, 1.0, 6)) for k in (0, 7)]
     assert torch.equal(*every) and len(set(every[0].tolist())) > 3

@@ -117,7 +117,7 @@ def test_the_base_models_own_decoding_decides_nothing(tmp_path, beams):
     plain = publish(tmp_path / "plain", t5_config(), own_head=False)
     opinionated = publish(tmp_path / "opinionated", t5_config(), own_head=False)
     (opinionated / "generation_config.json").write_text(json.dumps(OTHERS_WISHES))
-    decoding = Decoding(5, 0.9, beams, 12, 64, 42)
+    decoding = Decoding(5, 0.9, 12, beams=beams, predict_batch_size=64, seed=42)
 
     class Tokenizer:
         pad_token_id, bos_token_id, unk_token_id = 0, None, 2
