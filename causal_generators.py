@@ -24,7 +24,7 @@ from corpora import Example, listener_turns, read_exemplars
 from dataloaders import Data, SplitData, pad, plan_once
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, validate
-from objectives import Draw, Drawn, SampledReplies, as_drawn, some
+from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, write_predictions
 from sampling import cache_name, sample, takes
@@ -79,8 +79,8 @@ def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tenso
     """
 
     def read(part: dict) -> Tensor:
-        logits = as_drawn(model(part), part["target_ids"], part["suppressed"], options)  # (N, V)
-        return example_nll(token_nll(logits, part["target_ids"]), part)
+        nll = drawn_nll(model(part), part["target_ids"], part["suppressed"], options)  # (N, V) -> (N,)
+        return example_nll(nll, part)
 
     parts = drawn["parts"]
     if len(parts) == 1:
@@ -101,7 +101,7 @@ def draw_replies(
 
     def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
         assert isinstance(model, CausalGenerator)
-        numbers = batch["examples"][some(len(batch["examples"]), most, 1)].tolist()
+        numbers = batch["examples"][some(len(batch["examples"]), most)].tolist()
         asked = {k: v.to(device) for k, v in prompts.collate(numbers).items() if k != "names"}
         out = sample(model, asked, torch.rand(len(numbers), samples, most_tokens), decoding).ids
         read = asked["attention_mask"].bool()

@@ -469,8 +469,11 @@ class Generator(SavedModule):
 
     def decode(self, batch: dict) -> Tensor:
         """Teacher forcing: what the output layer reads, (B, T, D). Marks are read before a reply, and nothing
-        here is of them."""
-        hidden = self.encode(batch)
+        here is of them. Where there are more replies than sources, as many follow each source in turn, which
+        is encoded once."""
+        hidden, source_mask = self.encode(batch), batch["source_mask"]
+        if (replies := len(batch["labels"]) // len(hidden)) > 1:  # (B / R, S, D) -> (B, S, D)
+            hidden, source_mask = (x.repeat_interleave(replies, dim=0) for x in (hidden, source_mask))
         ids = self.t5.prepare_decoder_input_ids_from_labels(batch["labels"])  # (B, T)
         given, marks = None, 0
         if "prefix_ids" in batch:  # (B, P), padded on the left, the start token before the marks
@@ -484,7 +487,7 @@ class Generator(SavedModule):
             input_ids=ids,
             attention_mask=given,
             encoder_hidden_states=hidden,
-            encoder_attention_mask=batch["source_mask"],
+            encoder_attention_mask=source_mask,
             use_cache=False,
         ).last_hidden_state[:, marks:]
         config = self.t5.config

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from critics import Judges, scores
 from models import CriticSet, Generator, soft_response, token_nll
 from settings import GeneratorOptions, SampledOptions
 from updates import Objective
-from vocabulary import product_kind, read_replies
+from vocabulary import logits_nll, product_kind, read_replies
 
 # ---------------------------------------------------------------------------------------- gradients, balanced
 
@@ -158,8 +159,8 @@ class EnergyScore(Rewards):
 
 @dataclass(frozen=True)
 class Drawn:
-    """Sampled replies: `batch` is the model's input with them as targets, M rows, and `suppressed` (K,): the
-    ids that none of them could hold."""
+    """Sampled replies: `batch` is the model's input with them as M targets, and `suppressed` (K,): the ids
+    that none of them could hold."""
 
     batch: dict
     examples: list[int]  # (M,) the example that each replies to, S of one example in a row
@@ -204,10 +205,9 @@ class SampledReplies:
         return {"sampled": (batch["advantage"] * nll).sum(), "reward": batch["reward"].sum()}
 
 
-def some(examples: int, most: int, samples: int) -> Tensor:
-    """Rows of a batch, `samples` times each: at most `most` of them by chance (0: all)."""
-    rows = torch.randperm(examples)[: most or None].sort().values
-    return rows.repeat_interleave(samples)
+def some(examples: int, most: int) -> Tensor:
+    """Rows of a batch: at most `most` of them by chance (0: all)."""
+    return torch.randperm(examples)[: most or None].sort().values
 
 
 #: what of a batch a generator reads: once an example, and once a batch
@@ -220,38 +220,49 @@ def draw_replies(tokenizer, arguments: dict, device: torch.device) -> Draw:
 
     def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
         assert isinstance(model, Generator)
-        rows = some(len(batch["labels"]), most, samples)
+        rows = some(len(batch["labels"]), most)
         part = {k: batch[k][rows].to(device) for k in OF_AN_EXAMPLE & batch.keys()}
         part |= {k: batch[k].to(device) for k in OF_A_BATCH & batch.keys()}
-        out = model.generate(part, **arguments)[:, 1:]  # (M, T), after the decoder's start
+        # (M, T), after the decoder's start
+        out = model.generate(part, num_return_sequences=samples, **arguments)[:, 1:]
         end = out == tokenizer.eos_token_id
         mask = end.cumsum(1) - end.long() == 0  # up to the first end
         part |= {"labels": out.masked_fill(~mask, -100), "reply_mask": mask.long()}
         part["suppressed"] = torch.tensor(arguments.get("suppress_tokens", []), dtype=torch.long)
         texts = [" ".join(t.split()) for t in tokenizer.batch_decode(out, skip_special_tokens=True)]
-        return Drawn(part, [batch["numbers"][r] for r in rows.tolist()], texts)
+        return Drawn(part, [batch["numbers"][r] for r in rows.tolist() for _ in range(samples)], texts)
 
     return draw
 
 
-def as_drawn(logits: Tensor, drawn: Tensor, suppressed: Tensor, options: SampledOptions) -> Tensor:
-    """Logits (..., V) of the distribution that replies are drawn from: without the tokens `suppressed` (K,),
-    at the draw's temperature, among its `top_k` likeliest tokens (0: all).
+def drawn_nll(logits: Tensor, drawn: Tensor, suppressed: Tensor, options: SampledOptions) -> Tensor:
+    """(N, V), (N,) -> the negative log-likelihood of each token `drawn`, (N,), under what it was drawn from:
+    without the tokens `suppressed` (K,), at the draw's temperature, among its `top_k` likeliest (0: all).
 
-    A token that was `drawn` (...) is in it, though rounding or dropout moved it below the last of these.
+    A drawn token is one of these, though rounding or dropout moved it below the last of them.
     """
-    logits = logits.index_fill(-1, suppressed, -torch.inf) / options.sampled_temperature
-    if not 0 < options.sampled_top_k < logits.shape[-1]:
-        return logits
-    least = logits.detach().topk(options.sampled_top_k).values[..., -1:]
-    kept = (logits >= least).scatter(-1, drawn.clamp(min=0)[..., None], True)
-    return logits.masked_fill(~kept, -torch.inf)
+    top_k = options.sampled_top_k
+    if not 0 < top_k < logits.shape[-1]:
+        return logits_nll(logits.index_fill(-1, suppressed, -torch.inf) / options.sampled_temperature, drawn)
+    best = logits.detach().index_fill(-1, suppressed, -torch.inf).topk(top_k)  # (N, top_k)
+    others = logits.gather(1, best.indices).masked_fill(
+        (best.indices == drawn[:, None]) | best.values.isneginf(), -torch.inf
+    )
+    choice = torch.cat([logits.gather(1, drawn[:, None]), others], dim=1).float()  # (N, 1 + top_k)
+    return -(choice / options.sampled_temperature).log_softmax(-1)[:, 0]
 
 
-def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tensor:
+def sampled_nll(model: nn.Module, sampled: dict, options: SampledOptions) -> Tensor:
     """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
-    logits = as_drawn(model(drawn), drawn["labels"], drawn["suppressed"], options)  # (M, T, V)
-    return token_nll(logits, drawn["labels"]).sum(1)
+    written = sampled["labels"] != -100  # (M, T)
+    drawn = sampled["labels"][written]  # (N,): no words are compared where none was written
+
+    def read(hidden: Tensor, head: Tensor) -> Tensor:
+        # (M, T, D) -> (N, D); (N, D) @ (D, V) -> (N, V)
+        return drawn_nll(F.linear(hidden[written], head), drawn, sampled["suppressed"], options)
+
+    nll = model(sampled, read)  # (N,)
+    return nll.new_zeros(written.shape).masked_scatter(written, nll).sum(1)
 
 
 # ------------------------------------------------------------------------------------------------- objectives

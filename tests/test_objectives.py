@@ -113,7 +113,7 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
     seen = []
     for _ in range(30):
         drawn = sampled.prepare(model, batch)
-        nll = objectives.token_nll(model(drawn["sampled"]), drawn["sampled"]["labels"]).sum(1)
+        nll = objectives.sampled_nll(model, drawn["sampled"], options)
         sampled.terms(nll, drawn)["sampled"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -134,16 +134,32 @@ def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(opti
     arguments |= {"top_k": options.sampled_top_k, "temperature": options.sampled_temperature}
     torch.manual_seed(1)
     drawn = objectives.draw_replies(tokenizer, arguments, torch.device("cpu"))(model, batch, 0, 2)
-    with torch.no_grad():
-        found = objectives.sampled_nll(model, drawn.batch, options)
+    found = objectives.sampled_nll(model, drawn.batch, options)
     torch.manual_seed(1)
-    objectives.some(3, 0, 2)  # it draws, too
-    given = {k: drawn.batch[k] for k in ("source_ids", "source_mask", "speaker_ids")}
+    objectives.some(3, 0)  # it draws, too
+    read = ("source_ids", "source_mask", "speaker_ids")
+    given = {k: drawn.batch[k].repeat_interleave(2, 0) for k in read}
     out = model.generate(given, **arguments, return_dict_in_generate=True, output_scores=True)
     scores = torch.stack(out.scores, 1).log_softmax(-1)  # (M, T, V), what was drawn from
     each = scores.gather(2, out.sequences[:, 1:, None])[..., 0]
     expected = -(each.masked_fill(drawn.batch["labels"] == -100, 0)).sum(1)
     torch.testing.assert_close(found, expected)
+
+    # the plain way: each reply behind a source of its own, all words of all positions
+    worth = torch.tensor([1.0, -2.0, 0.5, 1.0, -1.0, 3.0])
+    (worth * found).sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    logits = model(given | {"labels": drawn.batch["labels"]}).index_fill(-1, torch.tensor(banned), -torch.inf)
+    if options.sampled_top_k > 0:
+        least = logits.topk(options.sampled_top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    nll = objectives.token_nll(logits / options.sampled_temperature, drawn.batch["labels"]).sum(1)
+    (worth * nll).sum().backward()
+    plain = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert ours.keys() == plain.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], plain[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_one_loss_alone_needs_its_own_critic_only(trained_copy, capsys):
