@@ -13,7 +13,7 @@ import evaluate_responses
 import options
 import train_empathy_classifier
 import train_glove_t5
-from benchmarks import cost, decoding, embed, generate, reporting, retrieval, start, table
+from benchmarks import cost, decoding, embed, generate, reporting, retrieval, sampled_step, start, table
 from DPR import biencoder
 from options import UserError
 
@@ -78,6 +78,17 @@ def test_generation_writes_as_many_tokens_both_ways(workdir, tmp_path):
     found = figures(workdir, "generate")
     assert found["generator"]["beam 2"]["same_replies"] == 1
     assert found["causal"]["replies"] == 6
+
+
+def test_sampled_replies_are_scored_alike_both_ways(workdir, tmp_path, capsys):
+    model = trained(save_llama(tmp_path / "llama", make_tokenizer()), tmp_path)
+    model.save_pretrained(tmp_path / "run")
+    flags = "--contexts 2 --samples 3 --new-tokens 6 --repeats 1"
+    common = ["--workdir", str(workdir), "--device", "cpu", "--causal", str(tmp_path / "run")]
+    found = sampled_step.main([*common, *flags.split()])  # it compares the likelihoods itself
+    assert [found[part]["replies"] for part in ("t5", "causal")] == [6, 6]
+    assert all(len(found[part]["seconds"][name]) == 2 for part in found for name in ("draw", "score"))
+    assert "causal: 2 contexts, 6 replies, fp32" in capsys.readouterr().out
 
 
 def test_each_decoding_writes_to_a_folder_of_its_own_and_one_table_scores_them(home):
