@@ -206,7 +206,8 @@ class Loop:
             # the second time beside gradients, as in accumulation
             for order in longest * 2:
                 with session.autocast():
-                    terms = self.objective.terms(self.model, session.move(self.data.collate(order[:size])))
+                    batch = self.objective.prepare(self.model, self.data.collate(order[:size]))
+                    terms = self.objective.terms(self.model, session.move(batch))
                 torch.stack([t.float() for t in terms.values()]).sum().backward()
             del states
             return size
@@ -539,7 +540,8 @@ class Loop:
         with own_random_stream(self.options.seed), torch.no_grad(), self.session.autocast():
             try:
                 loaded = self.reload(folder).to(self.session.device).eval()
-                quicken(loaded, self.session.device)  # as the trained one was: same products, same rounding
+                # as the trained one was: same products, same rounding
+                quicken(loaded, self.session.device, self.options.compile)
             except UserError as error:
                 raise UserError(
                     f"{folder}: what was saved cannot be loaded again ({error}); {remedy}"

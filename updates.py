@@ -192,8 +192,9 @@ class Update:
         for i, micro in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             # gradients travel between processes once an update, with the last micro-batch
-            with contextlib.nullcontext() if last else session.accelerator.no_sync(self.wrapped):
-                with session.autocast(), compiled(self.options.compile):
+            travel = contextlib.nullcontext() if last else session.accelerator.no_sync(self.wrapped)
+            with travel, compiled(self.options.compile):  # backward, too: a checkpoint reads again there
+                with session.autocast():
                     terms = self.objective.terms(self.wrapped, session.move(micro.batch))
                 # DDP averages over processes, the formula sums: hence the factor `world`
                 loss = sum(

@@ -10,12 +10,15 @@ from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from test_vocabulary import training_options, updates_of_six
 from torch import nn
-from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import glove_models
 import quick
 import train_glove_t5
 from causal_models import CausalGenerator
+from dataloaders import Data
 from options import UserError
 from session import Session
 from updates import Objective, Update
@@ -171,6 +174,43 @@ def test_where_nothing_can_be_compiled_the_flag_is_named(monkeypatch, tmp_path):
         model(ids)
     model(ids)  # elsewhere it runs as written
     torch.compiler.set_stance("default")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_in_bf16_is_found_as_it_was_trained(workdir, monkeypatch):
+    """Where a factor of T5 is no power of two, norms of another kind round another way."""
+    monkeypatch.setattr(quick, "BACKEND", "eager")
+    monkeypatch.setitem(glove_models.SIZES, "tiny", glove_models.SIZES["tiny"] | {"d_model": 300})
+    words = ["--workdir", str(workdir), "--device", "cpu", "--precision", "bf16", "--size", "tiny"]
+    words += "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --max-steps 1 --compile".split()
+    train_glove_t5.main([*words, "--no-predict", "--batch-size", "4"])  # which loads what it wrote
+    assert (workdir / "saved" / "glove-t5" / "plain" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_what_is_read_again_for_its_gradient_is_compiled_there_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(quick, "BACKEND", "aot_eager")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    class Twice(Objective):
+        weights = {"sum": 1.0}
+
+        def units(self, batch):
+            return {"sum": 1.0}
+
+        def terms(self, model, batch):
+            ids = batch["ids"]
+            return {"sum": checkpoint(lambda: model(ids).logits, use_reentrant=False).square().mean()}
+
+    base = save_llama(tmp_path / "llama", make_tokenizer())
+    data = Data([5, 5], lambda numbers: {"ids": torch.tensor([[1, 2, 3, 4, 5]] * len(numbers))})
+    losses = []
+    for asked in (False, True):
+        options = dataclasses.replace(training_options(), compile=asked)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        update = Update(model, Twice(), data, options, Session("cpu", "fp32", 3), 10, tmp_path)
+        losses.append([update([0, 1])["loss"] for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.slow
