@@ -27,7 +27,7 @@ from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, write_predictions
-from sampling import cache_name, sample, takes
+from sampling import cache_name, sample, side_by_side
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
@@ -110,7 +110,7 @@ def draw_replies(
         end = out == model.chat.end_id
         written = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
         replies = [ids[mask] for ids, mask in zip(out, written, strict=True)]
-        together = samples if takes(model.lm, "position_ids") else 1  # of a prompt's replies in one sequence
+        together = samples if side_by_side(model.lm) else 1  # of a prompt's replies in one sequence
         rows = [(before[n // samples], replies[n : n + together]) for n in range(0, len(replies), together)]
         longest = max(len(prompt) + sum(map(len, after)) for prompt, after in rows)
         size = max(1, part_tokens // longest) if part_tokens else len(rows)

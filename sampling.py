@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from causal_models import CausalGenerator
 from chats import pad_id
@@ -38,12 +39,19 @@ def choose(logits: Tensor, draws: Tensor, decoding: Decoding) -> Tensor:
     best = logits.topk(min(decoding.top_k or words, words))  # (R, K), likeliest first
     chance = (best.values / decoding.temperature).softmax(-1)
     if decoding.top_p < 1:
-        before = chance.cumsum(-1) - chance
+        before = running_sum(chance) - chance
         chance = chance.masked_fill(before >= decoding.top_p, 0)
-    reached = chance.cumsum(-1)
+    reached = running_sum(chance)
     place = (reached <= draws[:, None] * reached[:, -1:]).sum(-1)  # (R,)
     place = place.minimum((chance > 0).sum(-1) - 1)  # a sum can be rounded
     return best.indices.gather(1, place[:, None])[:, 0]
+
+
+def running_sum(chance: Tensor) -> Tensor:
+    """Over the last dimension; on a GPU torch has no deterministic one."""
+    if chance.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return chance.cpu().cumsum(-1).to(chance.device)
+    return chance.cumsum(-1)
 
 
 @torch.no_grad()
@@ -52,7 +60,8 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
 
     draws: (B, N, T) uniform in [0, 1): a reply is a function of its prompt and its own draws. The control
     tokens that `CausalGenerator.generate` bans are never drawn, though they have their share of the
-    probability. Raises `UserError` for a model that keeps no cache of keys and values.
+    probability. A model whose cache cannot be split (recurrent or convolutional layers) reads the prompt once
+    a reply. Raises `UserError` for a model that keeps no cache of keys and values.
     """
     lm, device = model.lm, batch["input_ids"].device
     count, most = draws.shape[1:]
@@ -72,26 +81,33 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
             found = lm(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **cached)
         return found.logits[:, -1].float()
 
-    mask = batch["attention_mask"]  # (B, L)
-    logits = read(batch["input_ids"], mask, (mask.cumsum(1) - 1).clamp(min=0))
-    cache.batch_repeat_interleave(count)
-    logits, mask = logits.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
+    splits = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
+    prompts, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
+    if not splits:
+        prompts, mask = prompts.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
+    logits = read(prompts, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    if splits:
+        cache.batch_repeat_interleave(count)
+        logits, mask = logits.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
     position = mask.sum(1)  # (R,)
     going = torch.arange(len(draws), device=device)  # (R,) who they are
+    writing = torch.ones_like(going)  # (R,) 0: it has ended, and could not leave
     ids = torch.full(draws.shape, pad_id(model.tokenizer), device=device)
     total, tokens = torch.zeros(len(draws), device=device), torch.zeros_like(going)
     for step in range(most):
         norm = logits.logsumexp(-1)
         chosen = choose(logits.index_fill_(1, banned, -torch.inf), draws[going, step], decoding)
-        ids[going, step] = chosen
-        total[going] += logits.gather(1, chosen[:, None])[:, 0] - norm
-        tokens[going] += 1
-        kept = (chosen != model.chat.end_id).nonzero()[:, 0]
+        ids[going, step] = torch.where(writing > 0, chosen, ids[going, step])
+        total[going] += writing * (logits.gather(1, chosen[:, None])[:, 0] - norm)
+        tokens[going] += writing
+        writing = writing * (chosen != model.chat.end_id)
+        kept = writing.nonzero()[:, 0]
         if step + 1 == most or not len(kept):
             break
-        if len(kept) < len(going):
+        if splits and len(kept) < len(going):
             cache.batch_select_indices(kept)
             going, chosen, mask, position = going[kept], chosen[kept], mask[kept], position[kept]
+            writing = writing[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logits = read(chosen[:, None], mask, position[:, None])
         position = position + 1
@@ -105,6 +121,13 @@ def cache_name(lm) -> str | None:
         if takes(lm, name):
             return name
     return None
+
+
+def side_by_side(lm) -> bool:
+    """Whether replies can be read behind one prompt in one sequence, each at its own positions and blind to
+    the others: not where layers look back a fixed way, or remember, or add a bias by distance."""
+    full = all(type(layer) is DynamicLayer for layer in DynamicCache(config=lm.config).layers)
+    return full and takes(lm, "position_ids") and not getattr(lm.config, "alibi", False)
 
 
 def takes(lm, name: str) -> bool:

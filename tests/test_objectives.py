@@ -282,7 +282,7 @@ def test_sampled_tokens_are_scored_as_they_were_drawn(options, trained_copy, tmp
     batch = causal_data(examples, model.tokenizer, packed=True, **layout).collate([0, 1])
     found, ways = [], [(0, True), (1, True), (0, False), (1, False)]
     for part_tokens, positions in ways:  # all at once or not; a prompt once for its replies, or once for each
-        monkeypatch.setattr(causal_generators, "takes", lambda lm, name, known=positions: known)
+        monkeypatch.setattr(causal_generators, "side_by_side", lambda lm, able=positions: able)
         torch.manual_seed(5)
         drawn = draw_replies(prompts, 7, options, torch.device("cpu"), part_tokens)(model, batch, 0, 3)
         parts = drawn.batch["parts"]

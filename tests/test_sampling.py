@@ -1,16 +1,25 @@
 """sampling.py: the fast way of many replies to one prompt gives what the plain way gives."""
 
+from functools import partial
+
 import pytest
 import torch
 from test_causal_models import TALKS, make_tokenizer, save_llama, trained
-from transformers import LogitsProcessorList
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Lfm2Config,
+    LogitsProcessorList,
+    MistralConfig,
+    Qwen2Config,
+)
 
 import causal_generators
 from causal_models import CausalGenerator, token_nll
 from chats import prompt_data
-from sampling import choose, sample
+from sampling import choose, sample, side_by_side
 from session import Session
-from settings import Decoding
+from settings import Decoding, SampledOptions
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +83,50 @@ def test_words_and_log_probabilities_are_those_of_generate_and_a_second_pass(mod
     assert found.log_probability.tolist() == pytest.approx([p for _, p in expected], abs=1e-5)
     if decoding.top_k == 400:  # some ended, and left
         assert len(set(found.tokens.tolist())) > 1
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "config, able",
+    [
+        (partial(Lfm2Config, num_key_value_heads=2, layer_types=["conv", "full_attention"]), False),
+        (partial(MistralConfig, num_key_value_heads=2, sliding_window=5), False),
+        (partial(FalconConfig, alibi=True), False),
+        (partial(Qwen2Config, num_key_value_heads=2), True),
+    ],
+    ids=["convolutions", "windows", "biases", "plain"],
+)
+def test_other_kinds_of_layers_sample_and_score_as_they_do_alone(config, able, tmp_path):
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    given = config(vocab_size=len(tokenizer), initializer_range=0.2, **SMALL)
+    AutoModelForCausalLM.from_config(given).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = trained(str(tmp_path / "base"), tmp_path)
+    batch, draws, decoding = prompts(model, [2, 3]), torch.rand(2, 16, 40), Decoding(400, 3.0, 40)
+    found = sample(model, batch, draws, decoding)
+    expected = by_generate(model, batch, draws, decoding)
+    rows = [row[:n] for row, n in zip(found.ids.tolist(), found.tokens.tolist(), strict=True)]
+    assert rows == [ids for ids, _ in expected] and len(set(map(len, rows))) > 1
+    assert found.log_probability.tolist() == pytest.approx([p for _, p in expected], abs=1e-4)
+
+    assert side_by_side(model.lm) == able
+    options = SampledOptions(1.0, "energy", 3, 0, 0, 1.0)
+    data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
+    draw = causal_generators.draw_replies(data, 9, options, torch.device("cpu"))
+    drawn = draw(model, {"examples": torch.tensor([2, 3])}, 0, 3).batch
+    [part] = drawn["parts"]
+    scored = causal_generators.sampled_nll(model, drawn, options).tolist()
+    for number, nll in enumerate(scored):
+        prompt = data.collate([[2, 3][number // 3]])["input_ids"][0]
+        reply = part["target_ids"][part["example_of"] == number]
+        with torch.no_grad():
+            logits = model.lm(torch.cat([prompt, reply])[None]).logits[0, len(prompt) - 1 : -1]
+        logits[:, model.banned] = -torch.inf
+        alone = -logits.log_softmax(-1).gather(1, reply[:, None]).sum()
+        assert nll == pytest.approx(float(alone), rel=1e-3)
 
 
 def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
