@@ -365,6 +365,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         sources=sources,
         free=DECODING,
         metric="nll",
+        micro_batches_matter=bool(command.sampled.sampled_loss_w),
         mode="min",
         reload=lambda place: load(place, paths, session, options.model),
         probe=lambda trained: trained(session.move(held.data.collate([0]))),

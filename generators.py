@@ -321,6 +321,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         sources=sources,
         free=DECODING | {"log_gradients"},
         metric="nll",
+        micro_batches_matter=bool(options.balance or command.sampled.sampled_loss_w),
         mode="min",
         reload=reload,
         probe=lambda model: model(session.move(held.data.collate([0]))),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -323,6 +324,25 @@ def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
     file = trained_copy / "saved" / "glove-t5" / "plain-critics" / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
+
+
+def test_what_fits_and_what_goes_on_count_the_sampled_replies(trained_copy, monkeypatch, capsys):
+    """Each micro-batch samples: their number is not free, and neither is their memory."""
+    plain = objectives.sampled_nll
+
+    def short(model, sampled, options):
+        if len(sampled["labels"]) > 2 * 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(model, sampled, options)
+
+    monkeypatch.setattr(objectives, "sampled_nll", short)
+    words = ["--workdir", str(trained_copy), "--name", "run", "--sampled-loss-w", "1", "--samples", "3"]
+    words += "--device cpu --size tiny --add-exemplars none --no-predict --max-steps 1".split()
+    words += "--empathy-loss-w 0 --sentiment-loss-w 0 --sampled-examples 0".split()
+    train_glove_t5.main([*words, "--batch-size", "auto"])
+    pieces = int(re.search(r"--batch-size auto: 2 x (\d+) micro-batches fit", capsys.readouterr().out)[1])
+    with pytest.raises(UserError, match="--batch-size"):
+        train_glove_t5.main([*words, "--batch-size", "1", "--accumulate", str(2 * pieces)])
 
 
 def test_a_share_of_no_gradient_is_refused(capsys):
