@@ -72,24 +72,36 @@ class Test:
 
 
 @lru_cache(maxsize=2)
-def shared_resamples(items: int, count: int, seed: int) -> np.ndarray:
-    return intervals.resamples(items, count, seed)
-
-
-@lru_cache(maxsize=2)
 def shared_orders(items: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.stack([rng.permutation(items) for _ in range(DRAWS)])
 
 
 class Comparison:
-    """Estimates are made once for each row and set of items. `count`: bootstrap resamples."""
+    """Estimates are made once for each row and set of items.
 
-    def __init__(self, rows: Sequence[Row], columns: Sequence[Column], count: int, seed: int):
+    count: bootstrap resamples. groups: of each listener turn of the split, what is drawn with all of its
+    items (default: each turn by itself).
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        columns: Sequence[Column],
+        count: int,
+        seed: int,
+        groups: Sequence[str] | None = None,
+    ):
         self.rows, self.columns = list(rows), {c.key: c for c in columns}
         self.count, self.seed = count, seed
+        self.groups = groups
+        self.resamples = lru_cache(maxsize=2)(self.drawn)  # of the tables' items, and of a pair's
         self.known: dict[tuple, dict[str, Estimate]] = {}
         self.made: dict[str, dict[str, Estimate]] = {}
+
+    def drawn(self, numbers: Numbers) -> np.ndarray:
+        groups = [self.groups[n] for n in numbers] if self.groups else numbers
+        return intervals.resamples(groups, self.count, self.seed)
 
     @property
     def systems(self) -> list[Row]:
@@ -143,7 +155,7 @@ class Comparison:
                 for n in (1, 2):
                     drawn = intervals.distinct_of_draws(split, n, orders, size, kind == "tokens")
                     found[f"distinct_{n}_{kind}"] = drawn
-        return found | intervals.bootstrap(figures, shared_resamples(len(numbers), self.count, self.seed))
+        return found | intervals.bootstrap(figures, self.resamples(numbers))
 
     def tests(self, scope: Iterable[int]) -> tuple[list[Test], list[str]]:
         """Every two systems in every column, on the items of `scope` that both have; and who was refused."""
@@ -166,7 +178,7 @@ class Comparison:
             ranked = column.better != "none" and key in left and key in right
             if ranked and (column.better != "gold" or key in gold):
                 target = gold[key] if column.better == "gold" else None
-                p[key] = intervals.paired_p(left[key], right[key], column.badness, target)
+                p[key] = intervals.paired_p(left[key], right[key], target)
                 wanted = target.point if target else 0.0
                 behind = column.badness(left[key].point, wanted) > column.badness(right[key].point, wanted)
                 better[key] = other.name if behind else one.name

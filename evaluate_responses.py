@@ -10,7 +10,8 @@
 Each table is of one set of items (--items), names it, and has a gold row and floors: one constant reply,
 another item's gold reply, the nearest training reply, the best exemplar as it is. What each column is stands
 under its table. Matching the gold row, not topping it, is the aim wherever a column says "nearer to gold".
-Figures have 95 % bootstrap intervals; every two systems are tested pairwise on the items that both have.
+Figures have 95 % bootstrap intervals over conversations; every two systems are tested pairwise on the items
+that both have.
 Writes metrics.json, table.md, items.csv (every score of every item), pairs.csv (every test), unmatched.csv
 (replies that answer no item), case_studies.md and .html, and learning_curves.png to results/NAME/.
 """
@@ -78,7 +79,12 @@ def parse_args(argv=None):
         help="folder of the untuned retriever's {split}_dpr.csv (dpr_exemplar_retriever.py, no --path): its "
         "top exemplar stands beside the one of --exemplars in the case studies",
     )
-    add("--resamples", type=number(int, least=100), default=2000, help="bootstrap resamples of the intervals")
+    add(
+        "--resamples",
+        type=number(int, least=100),
+        default=2000,
+        help="bootstrap resamples of the conversations",
+    )
     add(
         "--judges",
         metavar="NAME,NAME",

@@ -1,9 +1,9 @@
-"""Uncertainty of the tables' figures: bootstrap over items, subsamples where a bootstrap would be biased,
-paired tests, Holm's correction.
+"""Uncertainty of the tables' figures: bootstrap over conversations, subsamples where a bootstrap would be
+biased, paired tests, Holm's correction.
 
 A figure is a function of sums over items, so a resample is a vector of counts, and all resamples of all
-columns are one matrix product. Two systems on the same items share their resamples: their difference is
-paired.
+columns are one matrix product. Turns of one conversation are alike, and are drawn together. Two systems on
+the same items share their resamples: their difference is paired.
 """
 
 import math
@@ -73,12 +73,15 @@ def ratio(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
 
-def resamples(items: int, count: int, seed: int) -> np.ndarray:
-    """(count, items) how often each item stands in each bootstrap resample."""
+def resamples(groups: Sequence | np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(count, N) how often each item stands in each bootstrap resample. `groups` (N,): what is drawn, each
+    with all of its items (a cluster bootstrap; Davison and Hinkley 1997, 3.8)."""
     rng = np.random.default_rng(seed)
-    out = np.empty((count, items), dtype=np.float32)
-    for row in out:  # counts of drawn places: faster than a multinomial over all items
-        row[:] = np.bincount(rng.integers(items, size=items), minlength=items)
+    group_of = np.unique(np.asarray(groups), return_inverse=True)[1]  # (N,)
+    drawn = int(group_of.max(initial=-1)) + 1
+    out = np.empty((count, len(group_of)), dtype=np.float32)
+    for row in out:  # counts of drawn places: faster than a multinomial over all groups
+        row[:] = np.bincount(rng.integers(drawn, size=drawn), minlength=drawn)[group_of] if drawn else 0
     return out
 
 
@@ -127,33 +130,32 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
 # ------------------------------------------------------------------------------------------------------ tests
 
 
-def paired_p(one: Estimate, other: Estimate, badness: Callable, gold: Estimate | None) -> float:
+def paired_p(one: Estimate, other: Estimate, gold: Estimate | None = None) -> float:
     """Two-sided p of "equally good" for two systems on the same resamples; nan where it cannot be had.
 
-    `badness(value, gold's value)` is smaller for the better one. The resampled differences, moved to have
-    mean zero, are what chance does (Efron and Tibshirani 1993, 16.4); few resamples: their spread, and the
-    normal's tail.
+    `gold`: the gold replies' figure, where nearer to it is better. Two figures are equally near where they
+    are equal, and where gold stands midway between them: it is the larger p of the two (an intersection-union
+    test; Berger 1982). A difference of distances folds at gold, and its resamples are no picture of chance.
     """
-    if one.replicates is None or other.replicates is None:
-        return math.nan
+    p = two_sided(difference(one, other))
     if gold is None:
-        difference = badness(one.point, 0.0) - badness(other.point, 0.0)
-        chance = badness(one.replicates, 0.0) - badness(other.replicates, 0.0)
-    else:
-        moving = gold.point if gold.replicates is None else gold.replicates
-        difference = badness(one.point, gold.point) - badness(other.point, gold.point)
-        chance = badness(one.replicates, moving) - badness(other.replicates, moving)
-    if not math.isfinite(difference):
+        return p
+    moving = gold if gold.replicates is not None else Estimate(gold.point, np.zeros(1) + gold.point)
+    return float(np.maximum(p, two_sided(difference(difference(one, moving), difference(moving, other)))))
+
+
+def two_sided(found: Estimate) -> float:
+    """p of 0. The resamples, moved to have mean zero, are what chance does (Efron and Tibshirani 1993, 16.4);
+    few resamples: their spread, and the normal's tail."""
+    if found.replicates is None or not math.isfinite(found.point):
         return math.nan
-    if one.rough or other.rough:
-        spread = float(chance.std())
-        if spread == 0:
-            return float(difference == 0)
-        return float(2 * norm.sf(abs(difference) / spread))
-    chance = chance[~np.isnan(chance)]  # a kappa can be undefined in a resample
+    if found.rough:
+        spread = float(found.replicates.std())
+        return float(2 * norm.sf(abs(found.point) / spread)) if spread else float(found.point == 0)
+    chance = found.replicates[~np.isnan(found.replicates)]  # a kappa can be undefined in a resample
     if not len(chance):
         return math.nan
-    as_far = np.abs(chance - chance.mean()) >= abs(difference) - 1e-12
+    as_far = np.abs(chance - chance.mean()) >= abs(found.point) - 1e-12
     return float((1 + as_far.sum()) / (1 + len(chance)))
 
 

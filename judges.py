@@ -32,7 +32,7 @@ from corpora import Example, choose_pairs, read_pairs
 from critics import Critic, Judges, critic_scores, open_critics, result_of, wholes
 from dataloaders import Data, critic_data
 from DPR.biencoder import embed, load_side, resolve
-from intervals import Estimate
+from intervals import Estimate, resamples
 from options import DIMENSIONS, JOINT, Paths, UserError
 from pretrained import load_tokenizer
 from session import Session
@@ -365,9 +365,11 @@ def listed(values: Mapping[str, float], shape: str) -> str:
 # ----------------------------------------------------------------------------------- what a context foretells
 
 
-def context_auc(levels: np.ndarray, gold: np.ndarray, draws: int = 1000, seed: int = 42) -> Estimate:
+def context_auc(
+    levels: np.ndarray, gold: np.ndarray, groups: Sequence | None = None, draws: int = 1000, seed: int = 42
+) -> Estimate:
     """How well a level of each context (N,) foretells which gold replies reach level 1: the ROC AUC, with a
-    bootstrap over the contexts.
+    bootstrap over `groups` (N,), the contexts' conversations (default: over the contexts).
 
     `levels`: the mean judged level of several replies that a system sampled for one context, or what a
     predictor says; `gold`: the judged level of the gold reply. Nan where every gold reply is on one side. By
@@ -376,18 +378,18 @@ def context_auc(levels: np.ndarray, gold: np.ndarray, draws: int = 1000, seed: i
     reached = np.asarray(gold) >= 0.5
     if reached.all() or not reached.any():
         return Estimate(math.nan)
-    groups = np.unique(levels, return_inverse=True)[1]  # equal levels count half
+    steps = np.unique(levels, return_inverse=True)[1]  # equal levels count half
 
     def auc(counts: np.ndarray) -> float:
         """`counts` (N,): how often each context was drawn."""
-        above = np.bincount(groups, weights=counts * reached)
-        below = np.bincount(groups, weights=counts * ~reached)
+        above = np.bincount(steps, weights=counts * reached)
+        below = np.bincount(steps, weights=counts * ~reached)
         pairs = above.sum() * below.sum()
         return float(above @ (below.cumsum() - below / 2) / pairs) if pairs else math.nan
 
-    rng, count = np.random.default_rng(seed), len(reached)
-    drawn = [auc(np.bincount(rng.integers(count, size=count), minlength=count)) for _ in range(draws)]
-    return Estimate(auc(np.ones(count)), np.array(drawn))
+    count = len(reached)
+    drawn = resamples(np.arange(count) if groups is None else groups, draws, seed)
+    return Estimate(auc(np.ones(count)), np.array([auc(counts) for counts in drawn]))
 
 
 def context_predictor(

@@ -170,7 +170,8 @@ class Standard:
 
     def foretold(self, judge: str, dim: str, levels: np.ndarray, numbers: Numbers) -> dict[str, Estimate]:
         gold = self.gold_levels[judge][dim][list(numbers)]
-        return {f"{judge}_{dim}_context_auc": context_auc(levels, gold)}
+        conversations = [self.examples[n].conv_id for n in numbers]
+        return {f"{judge}_{dim}_context_auc": context_auc(levels, gold, conversations)}
 
     def context_only(self, numbers: Numbers, encoder: str | None, cache: Path) -> list[Row]:
         """What each judge's gold level can be foretold without a reply: a ceiling for context AUC."""

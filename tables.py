@@ -343,7 +343,8 @@ def of_items(options: TableOptions, numbers: Numbers, digest: str) -> str:
 def footer(options: TableOptions, numbers: Numbers, digest: str, named: Sequence[str]) -> list[str]:
     """Of what and by what the tables are."""
     return [
-        f"{of_items(options, numbers, digest)}; {options.resamples:,} resamples, seed {options.seed}.",
+        f"{of_items(options, numbers, digest)}; {options.resamples:,} resamples of its conversations, seed "
+        f"{options.seed}.",
         f"{normalising.DESCRIPTION}. BLEU-1..4: {signature()}.",
         f"Judges: {', '.join(named) or 'none'}; training critics, which stand apart: {options.family}.",
         runs.made_by(),
@@ -446,7 +447,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     for j in against.judges:
         columns += judge_columns(j.name, list(DIMENSIONS))
     columns += critic_columns(list(critics))
-    comparison = Comparison(rows, columns, options.resamples, options.seed)
+    conversations = [e.conv_id for e in examples]
+    comparison = Comparison(rows, columns, options.resamples, options.seed, conversations)
     comparison.settle(numbers)
     scope = item_set(examples, "all" if options.items == "shared" else options.items, [])
     tests, refused = comparison.tests(scope)

@@ -15,7 +15,7 @@ from rendering import Page
 def test_intervals_of_a_mean_and_of_a_ratio_cover_it_at_their_rate():
     rng = np.random.default_rng(0)
     held = {"mean": 0, "ratio": 0}
-    counts = resamples(120, 400, seed=1)
+    counts = resamples(range(120), 400, seed=1)
     for _ in range(300):
         weights = rng.integers(1, 9, size=120)
         values = rng.exponential(2.0, size=120)
@@ -26,6 +26,40 @@ def test_intervals_of_a_mean_and_of_a_ratio_cover_it_at_their_rate():
             held[key] += low <= 2.0 <= high
     # of 300 at 95 %: 285, give or take 4 standard deviations of 3.8 and the skew of the exponential
     assert all(268 <= hits <= 299 for hits in held.values()), held
+
+
+def test_turns_of_a_conversation_are_drawn_together():
+    """Two turns of one conversation that say the same are one: the interval of their mean is that of 60."""
+    rng = np.random.default_rng(0)
+    conversations = np.repeat(np.arange(60), 2)
+    together = resamples(conversations, 500, seed=1)
+    assert (together[:, ::2] == together[:, 1::2]).all() and (together.sum(1) == 120).all()
+    alone = resamples(range(120), 500, seed=1)
+    held = {"together": 0, "alone": 0}
+    for _ in range(200):
+        values = item_means(np.repeat(rng.normal(size=60), 2))
+        for name, counts in (("together", together), ("alone", alone)):
+            low, high = bootstrap({"mean": values}, counts)["mean"].interval()
+            held[name] += low <= 0 <= high
+    assert held["alone"] < 180 < 183 <= held["together"]  # of 200 at 95 %: 190, three deviations of 3.1
+
+
+def test_two_that_are_equally_far_from_gold_are_not_told_apart_more_often_than_the_rate():
+    """On its two sides, or on one; and one that is nearer is found."""
+    rng, counts = np.random.default_rng(0), resamples(range(330), 400, seed=1)
+
+    def found(rates: tuple[float, float], trials: int) -> float:
+        told = 0
+        for _ in range(trials):
+            drawn = {key: rng.random(330) < rate for key, rate in zip("abg", (*rates, 0.5), strict=True)}
+            each = bootstrap({key: item_means(values) for key, values in drawn.items()}, counts)
+            told += paired_p(each["a"], each["b"], each["g"]) < 0.05
+        return told / trials
+
+    # three standard deviations above the rate; a test of the distances themselves has .10 here
+    assert found((0.46, 0.54), 600) < 0.077
+    assert found((0.6, 0.6), 100) < 0.12
+    assert found((0.75, 0.5), 100) > 0.85
 
 
 def simulated(rng, items: int, lift: float = 0.0, kind: str = "system", name: str = "a") -> Row:
@@ -119,7 +153,7 @@ def test_resamples_that_can_make_nothing_significant_are_said_to_be_too_few(coun
 
 
 def test_several_seeds_are_one_figure_with_each_of_them_kept():
-    counts = resamples(50, 100, seed=0)
+    counts = resamples(range(50), 100, seed=0)
     each = [bootstrap({"x": item_means(np.full(50, value))}, counts)["x"] for value in (1.0, 3.0)]
     found = intervals.joined(each, np.random.default_rng(0))
     assert (found.point, found.runs) == (2.0, (1.0, 3.0))
@@ -131,7 +165,7 @@ def test_a_system_that_is_better_by_the_luck_of_its_seeds_alone_is_not_significa
     """Two systems of four seeds: seeds differ by 1, items by 1; a test over items alone takes that for
     certain."""
     rng = np.random.default_rng(1)
-    counts, found, alone = resamples(50, 200, seed=0), [], []
+    counts, found, alone = resamples(range(50), 200, seed=0), [], []
     for _ in range(100):
         sides = []
         for _ in range(2):
@@ -144,7 +178,7 @@ def test_a_system_that_is_better_by_the_luck_of_its_seeds_alone_is_not_significa
                     Estimate(e.point, np.mean([run.replicates for run in side], axis=0))
                     for e, side in zip((one, other), sides, strict=True)
                 )
-            out.append(paired_p(one, other, lambda value, gold: -value, None) < 0.05)
+            out.append(paired_p(one, other) < 0.05)
     assert np.mean(found) < 0.15 < 0.5 < np.mean(alone)
 
 
@@ -159,7 +193,7 @@ def test_holm_by_hand_and_as_statsmodels_has_it():
 
 
 def test_what_has_no_interval_is_not_tested():
-    assert math.isnan(paired_p(Estimate(1.0), Estimate(2.0), lambda value, gold: value, None))
+    assert math.isnan(paired_p(Estimate(1.0), Estimate(2.0)))
     assert Estimate(1.0).interval() is None
 
 
