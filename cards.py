@@ -169,8 +169,11 @@ def write_card(folder: Path, result: dict) -> None:
         run = Paths(workdir).note(folder)
         which = ', kind="emo"' if config.get("heads") else ""
         snippet = SNIPPETS[kind].format(run=run, which=which)
+        what = TASKS[kind][1]
+        if config and not config["context_len"]:
+            what = "A critic: what a reply is like, read by itself; no context changes what it says."
         parts.append(
-            f"{TASKS[kind][1]}\n\n```python\n{snippet}\n```\n\nRun it in the project's folder, with the "
+            f"{what}\n\n```python\n{snippet}\n```\n\nRun it in the project's folder, with the "
             "run's place as seen from there, or with its name on the hub."
         )
     if config:

@@ -23,7 +23,7 @@ from critics import doubts, find_judges
 from exemplars import matched_by
 from hub import folder_given
 from options import Paths, UserError, Wrong
-from records import is_utf8, json_value, lines_of, open_text
+from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
 from scoring import as_json, described
 from searching import check_emotion, find_retriever, read_pool, training_pool
@@ -291,6 +291,9 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
     if output and Path(output).exists() and not options.overwrite:
         raise UserError(f"{output}: already there; add --overwrite to replace it, or choose another --output")
     place = "standard input" if source == "-" else source
+    refuse_other_formats(source)
+    if format_of(source) in ("csv", "tsv"):
+        raise UserError(f"{source}: a dialogue a line is read here, as text or as JSON (.jsonl), no table")
     bad = []
 
     def answered(number: int, text: str) -> str:
@@ -344,6 +347,8 @@ class Conversation:
                 self.take(line)
             except UserError as error:
                 self.write(str(error))
+            except KeyboardInterrupt:
+                self.write("\nstopped; /retry asks again, /quit leaves")
 
     def take(self, line: str) -> None:
         """One line of the user's."""

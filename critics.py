@@ -4,6 +4,7 @@ What a critic computes stands in models.Critic, how it is trained in critic_trai
 """
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -391,7 +392,8 @@ def open_critics(folders: Mapping[str, Path], session: Session, flags: Collectio
 def load_critics(folders: Mapping[str, Path], family: str, session: Session) -> Judges:
     """The finished critic of each kind; an error names the flag, or the command that makes it."""
     for kind, folder in folders.items():
-        runs.require_run(folder, advice.for_critic(folder, kind, family))
+        if not (folder / "result.json").exists():  # a published one has no more of its training
+            runs.require_run(folder, advice.for_critic(folder, kind, family))
     return open_critics(folders, session, folders)
 
 
@@ -428,7 +430,7 @@ def find_judges(
     came = {k: f for k, f in bundled.critics().items() if bundled_too and k not in own}
     if came:
         which = f"no {', '.join(came)} critic" if own else "no critics"
-        print(f"note: {which} of your own; the bundled ones serve ({bundled.MINI})")
+        print(f"note: {which} of your own; the bundled ones serve ({bundled.MINI})", file=sys.stderr)
     found = came | own
     if not found:
         if needed:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import advice
 import storage
 from corpora import LABEL_COLUMNS, listener_turns, read_sentiment
 from critics import critic_scores, load_critics, quality, wholes
@@ -36,6 +37,8 @@ def label(
         critic_origins[dim] = {"critic": paths.note(folder), "sha256": weights}
     for split in splits:
         target, dialogues, vader = paths.labels(split), paths.dialogues(split), paths.vader(split)
+        for file in (dialogues, vader):
+            storage.require_file(file, advice.prepare(paths.root))
         origin = {**critic_origins, "dialogues": storage.sha256(dialogues), "vader": storage.sha256(vader)}
         if storage.ready(target, origin, overwrite):
             continue

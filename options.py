@@ -377,8 +377,11 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"\n{name}: interrupted; what it keeps on the way, the same command finds", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has enough; nothing more is said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         refused = str(error)
     except ModuleNotFoundError as error:
@@ -386,9 +389,9 @@ def run(main: Callable[[], object]) -> None:
             raise  # a module of this project
         refused = missing_package(error)
     except OSError as error:
-        if error.filename is None or error.errno not in PLACE_ERRORS:
+        if error.errno not in PLACE_ERRORS:
             raise
-        refused = f"{error.filename}: {error.strerror}"
+        refused = f"{error.filename or 'the output'}: {error.strerror}"
     else:
         return
     finally:

@@ -242,20 +242,28 @@ def cast(dialogue: Dialogue, listener: str | None) -> Cast:
     return Cast(texts, joined, opening)
 
 
-def draw_splits(count: int, seed: int) -> list[str]:
-    """A split for each of `count` dialogues: a tenth is valid, a tenth test, at least one each."""
+def draw_splits(said: Sequence[tuple[str, ...]], seed: int) -> list[str]:
+    """A split for each dialogue: a tenth is valid, a tenth test, at least one each. Equal dialogues share it,
+    where there are enough others."""
+    if len(set(said)) < len(SPLITS):
+        said = [(str(n), *texts) for n, texts in enumerate(said)]
+    different = list(dict.fromkeys(said))
+    count = len(different)
     held = max(1, round(SHARE_HELD_OUT * count))
     order = random.Random(seed).sample(range(count), count)
-    splits = ["train"] * count
+    splits = dict.fromkeys(different, "train")
     for place in order[:held]:
-        splits[place] = "valid"
+        splits[different[place]] = "valid"
     for place in order[held : 2 * held]:
-        splits[place] = "test"
-    return splits
+        splits[different[place]] = "test"
+    return [splits[texts] for texts in said]
 
 
-def splits_of(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[str], str]:
-    """(the split of each dialogue, how it came about): as given, or drawn where no dialogue has one."""
+def splits_of(
+    dialogues: Sequence[Dialogue], said: Sequence[tuple[str, ...]], seed: int
+) -> tuple[list[str], str]:
+    """(the split of each dialogue, how it came about): as given, or drawn where no dialogue has one. `said`:
+    the turns of each."""
     if len(dialogues) < len(SPLITS):
         raise UserError(
             f"{dialogues[0].place}: {len(dialogues)} dialogues with a reply; training, validation and test "
@@ -263,7 +271,7 @@ def splits_of(dialogues: Sequence[Dialogue], seed: int) -> tuple[list[str], str]
         )
     without = [d for d in dialogues if not d.split]
     if len(without) == len(dialogues):
-        return draw_splits(len(dialogues), seed), f"drawn by dialogue, seed {seed}"
+        return draw_splits(said, seed), f"drawn by dialogue, seed {seed}"
     if without:
         raise UserError(f"{without[0].place}: no split, but others have one; give it to all or none")
     for split in SPLITS:
@@ -302,7 +310,8 @@ def convert(files: Sequence[Path], folder: Path, listener: str | None, seed: int
     answered = [d for d in dialogues if len(casts[d.name].texts) > 1]
     if not answered:
         raise UserError(f"{files[0]}: no dialogue has a reply: a second speaker after the first")
-    splits, how = splits_of(answered, seed)
+    said = [tuple(casts[d.name].texts) for d in answered]
+    splits, how = splits_of(answered, said, seed)
     emotions = all(d.emotion for d in answered)
 
     def count(chosen: Sequence[Dialogue], what: str) -> None:
@@ -318,6 +327,11 @@ def convert(files: Sequence[Path], folder: Path, listener: str | None, seed: int
     )
     count([d for d in dialogues if casts[d.name].opening], "where the listener begins: that turn left out")
     count([d for d in dialogues if len(casts[d.name].texts) < 2], "without a reply: left out")
+    first = {texts: n for n, texts in reversed([*enumerate(said)])}
+    again = [n for n, texts in enumerate(said) if first[texts] != n]
+    across = [n for n in again if splits[n] != splits[first[said[n]]]]
+    count([answered[n] for n in again], "stand there before, word for word")
+    count([answered[n] for n in across], "of these in another split: what is tested was learnt")
     if not emotions and (some := [d for d in answered if d.emotion]):
         count(some, f"of {len(answered):,} have an emotion: none is used; give it to all, or to none")
     sizes = {split: splits.count(split) for split in SPLITS}

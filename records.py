@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,8 @@ from options import UserError
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: columns that are taken for the reply where none is named, the first that is there
 REPLY_COLUMNS = ("reply", "response", "text", "utterance", "response_post")
+#: endings of files that hold no text, or no text a line
+NOT_LINES = {".json", ".xlsx", ".xls", ".ods", ".docx", ".pdf", ".parquet", ".zip", ".gz", ".bz2", ".xz"}
 TEXT = "text"  # the one column of a plain text file
 
 
@@ -97,12 +99,22 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def require_utf8(texts: Iterable[str]) -> None:
+    """Raises `UserError` for a text with a byte that a terminal or a file gave in another encoding."""
+    for text in texts:
+        if not is_utf8(text):
+            shown = text.encode("utf-8", "replace").decode()[:80]
+            raise UserError(f"{shown!r}: not UTF-8; set the terminal to UTF-8, or give the text in a file")
+
+
 def read_records(path: Path | str, kind: str | None = None) -> Records:
     """All rows of a file or of standard input ("-", plain text unless `kind` says otherwise).
 
     Raises `UserError` naming the line that cannot be read, or a file without rows.
     """
     place = "standard input" if str(path) == "-" else str(path)
+    if kind is None:
+        refuse_other_formats(path)
     kind = kind or format_of(path)
     with open_text(path) as handle:
         if kind in ("csv", "tsv"):
@@ -114,11 +126,26 @@ def read_records(path: Path | str, kind: str | None = None) -> Records:
     return found
 
 
+def refuse_other_formats(path: Path | str) -> None:
+    """Raises `UserError` for a name that says that the file is no text, or no line of it a text."""
+    if (ending := Path(path).suffix.lower()) in NOT_LINES:
+        raise UserError(
+            f"{path}: {ending} is not read here; save it as .csv, .tsv or .jsonl (a JSON object a line)"
+        )
+
+
 def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
     reader = csv.reader(handle, delimiter=delimiter, strict=True)
     rows, lines = [], []
     try:
         columns = next(reader, [])
+        if not is_utf8("".join(columns)):
+            raise UserError(f"{place}, line 1: not UTF-8; save the file as UTF-8")
+        if len(columns) == 1 and (other := next((s for s in "\t;|" if s in columns[0]), None)):
+            raise UserError(
+                f"{place}, line 1: one column, {columns[0][:80]!r}: its separator seems to be {other!r}; "
+                "save it with commas, or as .tsv with tabs"
+            )
         for row in reader:
             if not row:
                 continue
@@ -140,7 +167,11 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
 
 def _lines(handle: TextIO, place: str, as_json: bool) -> Records:
     rows, lines, columns = [], [], {} if as_json else {TEXT: None}
-    for number, text in lines_of(handle):
+    empty: list[int] = []
+    for number, line in enumerate(handle, 1):
+        if not (text := line.strip()):
+            empty.append(number)
+            continue
         if not is_utf8(text):
             raise UserError(f"{place}, line {number}: not UTF-8; save the file as UTF-8")
         row = json_value(text, f"{place}, line {number}") if as_json else {TEXT: text}
@@ -149,6 +180,9 @@ def _lines(handle: TextIO, place: str, as_json: bool) -> Records:
         rows.append(row)
         lines.append(number)
         columns |= dict.fromkeys(row)
+    if empty:
+        said = f"{len(empty)} lines are empty and left out (the first: {empty[0]})"
+        print(f"note: {place}: {said}", file=sys.stderr)
     return Records(place, list(columns), rows, lines, plain=not as_json)
 
 
@@ -201,8 +235,17 @@ def flat(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | tuple) else value
 
 
-def check_output(path: str | None, flag: str = "--output") -> list[str]:
-    """What is wrong with the name of an output."""
-    if path is None or format_of(path) != "text":
+def check_output(
+    path: str | None, inputs: Sequence[str | None] = (), endings: Sequence[str] = tuple(FORMATS)
+) -> list[str]:
+    """What is wrong with the name of an output: its ending, a folder, one of the files that are read."""
+    if path is None:
         return []
-    return [f"{flag} {path}: the name must end in {', '.join(FORMATS)}"]
+    if Path(path).suffix.lower() not in endings:
+        return [f"--output {path}: the name must end in {', '.join(endings)}"]
+    if Path(path).is_dir():
+        return [f"--output {path}: a folder; give the name of a file"]
+    there = [Path(file) for file in inputs if file and file != "-" and Path(file).exists()]
+    if Path(path).exists() and any(file.samefile(path) for file in there):
+        return [f"--output {path}: that is the input; choose another name"]
+    return []

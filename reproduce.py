@@ -112,6 +112,8 @@ def problems_of(args) -> list[str]:
     """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
     places = [place for text in args.systems for place in named_places(text)[1] or [text]]
     problems = [f"--systems {place}: no such file" for place in places if not Path(place).exists()]
+    if args.render and args.dry_run:
+        problems.append("--dry-run: --render runs no command, it writes README.md and docs/results.md")
     for flag in ("systems", "record", "rows"):
         if getattr(args, flag) and not args.table:
             problems.append(f"--{flag}: goes with --table")
@@ -132,7 +134,11 @@ def override_problems(args) -> list[str]:
     known = {script_of(shlex.split(line.removeprefix("python "))) for line in lines_for(args)}
     problems = []
     for text in args.override:
-        script, words = split_override(text)
+        try:
+            script, words = split_override(text)
+        except ValueError as error:
+            problems.append(f"--override {text!r}: {error}")
+            continue
         if script not in known:
             name = "recipe" if args.recipe else "table"
             problems.append(f'--override "{text}": the {name} runs {", ".join(sorted(known))}')

@@ -17,6 +17,7 @@ import sys
 
 import options
 from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
+from records import check_output
 from settings import pick, target
 from use_commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
 
@@ -66,6 +67,7 @@ def parse_args(argv=None):
     problems = pool_problems(args)
     if args.turns and args.file:
         problems.append("give either a dialogue as arguments or dialogues with --file")
+    problems += check_output(args.output, [args.file, args.pool], (".jsonl", ".ndjson"))
     if args.output and args.turns:
         problems.append("--output: only for --file or standard input")
     check(parser, args, problems)

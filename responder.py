@@ -26,6 +26,7 @@ from models import Generator, token_nll
 from options import CRITICS, Paths, UserError, texts_of
 from predicting import decoding_arguments
 from pretrained import load_tokenizer
+from records import require_utf8
 from searching import check_emotion
 from session import Session, own_random_stream
 from settings import Decoding
@@ -413,6 +414,7 @@ def check_turns(turns: Sequence[str]) -> None:
     """Raises `UserError` where a reply cannot be written to these turns."""
     if not turns or not all(turns):
         raise UserError("a dialogue needs turns, each with a text; leave empty ones out")
+    require_utf8(turns)
     if len(turns) % 2 == 0:
         raise UserError(
             f"{len(turns)} turns: the last must be the speaker's, and the speaker begins, so their number "

@@ -42,7 +42,7 @@ def parse_args(argv=None):
     )
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = [*check_output(args.output), *pool_problems(args)]
+    problems = [*check_output(args.output, [args.input, args.pool]), *pool_problems(args)]
     if bool(args.texts) == bool(args.input):
         problems.append("give either texts as arguments or a file with --input (- is standard input)")
     check(parser, args, problems)

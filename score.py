@@ -52,7 +52,7 @@ def parse_args(argv=None):
     add("--batch-size", type=NATURAL, default=64, help="replies in one forward pass")
     add_device(parser)
     args = parser.parse_args(argv)
-    problems = check_output(args.output)
+    problems = check_output(args.output, [args.input])
     if bool(args.texts) == bool(args.input):
         problems.append("give either replies as arguments or a file with --input (- is standard input)")
     check(parser, args, problems)

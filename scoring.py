@@ -2,6 +2,7 @@
 table."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import storage
 from critics import Judges, Score, doubts, find_judges, scores, wholes
 from options import UserError
-from records import Records, read_records, refuse_same_names, write_records
+from records import Records, read_records, refuse_same_names, require_utf8, write_records
 from session import Session
 
 __all__ = ["Asked", "Session", "find_judges", "read", "score"]
@@ -36,6 +37,7 @@ def read(
     if source:
         records = read_records(source, kind)
     else:
+        require_utf8([*texts, context or ""])
         rows = [{"text": text} for text in texts]
         records = Records("the arguments", ["text"], rows, list(range(1, len(rows) + 1)), plain=True)
     replies = records.texts(records.column(column, "--column"))
@@ -89,12 +91,16 @@ def score(
         line = asked.records.lines[next(n for n, reply in enumerate(asked.replies) if not reply)]
         print(
             f"note: {len(asked.replies) - len(said)} replies are empty (the first in line {line}); "
-            "their scores are left out"
+            "their scores are left out",
+            file=sys.stderr,
         )
     replies, contexts = [asked.replies[n] for n in said], [asked.contexts[n] for n in said]
     rows = [dict(row) | {c: None for names in added.values() for c in names} for row in asked.records.rows]
     for doubt in doubts(judges, replies):
-        print(f"warning: {doubt}")
+        print(f"warning: {doubt}", file=sys.stderr)
+    blind = [kind for kind, judge in judges.items() if not judge.critic.settings.context_len]
+    if blind and any(contexts):
+        print(f"note: {', '.join(blind)}: read replies alone; no context changes them", file=sys.stderr)
     keep = {}
     if output:
         for judge in wholes(judges):

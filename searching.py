@@ -11,7 +11,7 @@ from corpora import EMOTIONS, listener_turns
 from DPR.retriever import Hit, Pool, Retriever
 from hub import folder_given
 from options import Paths, UserError
-from records import Records, format_of, read_records, refuse_same_names, write_records
+from records import Records, format_of, read_records, refuse_same_names, require_utf8, write_records
 from session import Session
 
 __all__ = ["Session", "find_retriever", "read_questions", "search"]
@@ -83,6 +83,7 @@ def read_questions(texts: Sequence[str], source: str | None, column: str | None)
     if source:
         records = read_records(source)
     else:
+        require_utf8(texts)
         rows = [{"text": text} for text in texts]
         records = Records("the arguments", ["text"], rows, list(range(1, len(rows) + 1)), plain=True)
     questions = records.texts(records.column(column, "--question-column"))

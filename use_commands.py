@@ -71,9 +71,12 @@ def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
 
 
 def pool_problems(args: argparse.Namespace) -> list[str]:
+    problems = []
     if args.path and args.encoder:
-        return ["--path: a trained retriever brings its own encoders; leave --encoder out"]
-    return []
+        problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
+    if args.pool == "-":
+        problems.append("--pool: a file, beside which its vectors are kept; standard input has no place")
+    return problems
 
 
 def add_sampling(parser: argparse.ArgumentParser, most: int) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import advice
 import storage
 from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
 from DPR.biencoder import embed, load_saved, load_side, require_fitting, resolve
@@ -148,6 +149,8 @@ class Drawn:
 
 def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool) -> None:
     """{split}_dpr.csv: the exemplars of every listener turn, out of the training split's replies."""
+    for split in dict.fromkeys(("train", *options.splits)):
+        storage.require_file(paths.dialogues(split), advice.prepare(paths.root))
     matching = Drawn(options) if options.match == "random" else Matching(options, session, paths)
     shared: dict[str, Any] = matching.origin | {"candidates": options.candidates, "top_k": options.top_k}
     shared |= {"corpus": storage.sha256(paths.dialogues("train"))}

@@ -130,7 +130,7 @@ def test_without_the_language_model_the_bundled_generator_and_critics_serve(
     assert f"no critics of your own; the bundled ones serve ({without_language_model})" in said
     assert "critics: emo, exp, int, sentiment" in said and "exp " in shown and "sentiment " in shown
     score.main([*words, "I am so sorry."])
-    assert "the bundled ones serve" in capsys.readouterr().out
+    assert "the bundled ones serve" in capsys.readouterr().err
 
 
 def test_ones_own_runs_come_before_the_bundled_ones(without_language_model, home, tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, hom
     shutil.copytree(Paths(home).critic("exp", "glove-t5"), own.critic("exp", "glove-t5-a"))
     shutil.copytree(Paths(home).critic("sentiment", "t5"), own.critic("sentiment", "t5"))
     score.main(["--workdir", str(tmp_path), "--device", "cpu", "I am so sorry."])
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "no int critic of your own; the bundled ones serve" in shown
     assert all(re.search(rf"^  {kind} ", shown, re.MULTILINE) for kind in CRITICS)
     found = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"), bundled_too=True)

@@ -89,11 +89,15 @@ def test_a_csv_a_chat_export_and_plain_turns_give_the_same_corpus(tmp_path):
     assert '"Hello 0, you."' in "".join(found[0].values())
 
 
+def different(count: int) -> list[tuple[str, ...]]:
+    return [(str(n), "yes") for n in range(count)]
+
+
 def test_a_split_is_drawn_by_dialogue_from_the_seed_with_one_each_at_least(tmp_path):
-    assert sorted(own_dialogues.draw_splits(3, 0)) == ["test", "train", "valid"]
-    drawn = own_dialogues.draw_splits(40, 7)
+    assert sorted(own_dialogues.draw_splits(different(3), 0)) == ["test", "train", "valid"]
+    drawn = own_dialogues.draw_splits(different(40), 7)
     assert [drawn.count(s) for s in SPLITS] == [32, 4, 4]
-    assert drawn == own_dialogues.draw_splits(40, 7) != own_dialogues.draw_splits(40, 8)
+    assert drawn == own_dialogues.draw_splits(different(40), 7) != own_dialogues.draw_splits(different(40), 8)
 
 
 def test_files_that_only_their_endings_tell_apart_keep_their_own_dialogues(tmp_path):

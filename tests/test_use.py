@@ -124,7 +124,7 @@ def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path
     scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
     (expected,) = scorer.score(["I am so sorry."], [("My, dog",)])
     assert float(rows[0]["critic_emo_expected"]) == pytest.approx(expected.value, abs=1e-4)
-    assert "1 replies are empty (the first in line 3)" in capsys.readouterr().out
+    assert "1 replies are empty (the first in line 3)" in capsys.readouterr().err
 
     run(score, home, *words)
     assert "kept" in capsys.readouterr().out
@@ -185,7 +185,7 @@ def test_unknown_words_and_useless_critics_are_said(home, tmp_path, capsys):
     result["valid"] = result["baselines"]["majority"]
     file.write_text(json.dumps(result))
     run(score, work, "--family", "glove-t5", "Qwxz fghj I am sorry")
-    shown = capsys.readouterr().out
+    shown = "".join(capsys.readouterr())
     assert "40% of these words are unknown to emo, exp, int" in shown
     assert "no better than guessing" in shown and "no sentiment critic" in shown
 

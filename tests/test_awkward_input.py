@@ -1,0 +1,136 @@
+"""What people bring and do: each wrong thing is one plain message, and nothing is lost or read as another."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bundled
+import conversation
+import dpr_exemplar_retriever
+import label_dialogues
+import own_dialogues
+import records
+import reproduce
+import respond
+import retrieve
+import score
+from options import UserError
+
+HERE = Path(__file__).resolve().parent.parent
+BYTE = b"caf\xe9".decode("utf-8", "surrogateescape")  # as a terminal of another encoding gives it
+MINI = [flag for kind in ("emo", "exp", "int") for flag in (f"--{kind}", str(bundled.MINI / kind))]
+
+
+def test_what_was_never_prepared_is_named_with_the_command_that_makes_it(tmp_path, workdir):
+    common = ["--device", "cpu", "--workdir", str(tmp_path)]
+    with pytest.raises(UserError, match=r"train\.csv: no such file; make it with: python prepare_data\.py"):
+        dpr_exemplar_retriever.main([*common, "--match", "random"])
+    with pytest.raises(UserError, match=r"train\.csv: no such file; make it with: python prepare_data\.py"):
+        label_dialogues.main([*common, *MINI])
+    next(workdir.rglob("valid_vader.csv")).unlink()
+    with pytest.raises(UserError, match=r"valid_vader\.csv: no such file; make it with: "):
+        label_dialogues.main([*common[:-1], str(workdir), *MINI])
+
+
+def test_the_bundled_critics_label(workdir):
+    label_dialogues.main(["--device", "cpu", "--workdir", str(workdir), *MINI, "--splits", "test"])
+    assert next(workdir.rglob("test_labels.csv")).read_text().count("\n") == 15
+
+
+def test_critics_that_read_no_context_say_so_where_one_is_given(capsys):
+    score.main(["--device", "cpu", "--context", "My dog died.", "I am so sorry."])
+    assert "emo, exp, int, sentiment: read replies alone; no context changes" in capsys.readouterr().err
+    score.main(["--device", "cpu", "I am so sorry."])
+    said = capsys.readouterr()
+    assert "context" not in said.err and said.out.startswith("I am so sorry.")  # notes stand apart
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("r.json", '[\n  {"reply": "I am so sorry."}\n]\n', r"\.json is not read here; .*\.jsonl"),
+        ("r.xlsx", "PK", r"\.xlsx is not read here"),
+        ("r.csv", "reply;post\nI am sorry;My dog died\n", "its separator seems to be ';'"),
+        ("r.csv", b"reply,pr\xe9nom\nso sorry,Bob\n", "line 1: not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_list_of_texts_is_not_read_as_one(name, text, said, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=said):
+        records.read_records(file)
+
+
+def test_lines_that_are_left_out_are_counted(tmp_path, capsys):
+    (tmp_path / "r.txt").write_text("I am sorry\n\n   \nGreat!\n")
+    assert records.read_records(tmp_path / "r.txt").lines == [1, 4]
+    assert "2 lines are empty and left out (the first: 2)" in capsys.readouterr().err
+
+
+def test_bytes_of_another_encoding_are_refused_wherever_they_come_from(tmp_path):
+    (tmp_path / "pool.txt").write_text("hello\n")
+    with pytest.raises(UserError, match="'caf.': not UTF-8"):
+        score.main(["--device", "cpu", BYTE])
+    with pytest.raises(UserError, match="not UTF-8"):
+        score.main(["--device", "cpu", "--context", BYTE, "hi"])
+    with pytest.raises(UserError, match="not UTF-8"):
+        conversation.check_turns([f"{BYTE} is nice"])
+
+
+def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
+    mine, table = tmp_path / "mine.jsonl", tmp_path / "p.csv"
+    mine.write_text('{"turns": ["hi"]}\n')
+    table.write_text("reply\nhello\n")
+    for parse, words, said in (
+        (respond.parse_args, ["--file", mine, "--output", mine], "that is the input"),
+        (respond.parse_args, ["--file", mine, "--output", tmp_path / "r.csv"], "must end in .jsonl"),
+        (retrieve.parse_args, ["--pool", table, "--input", mine, "--output", table], "that is the input"),
+        (retrieve.parse_args, ["--pool", "-", "hi"], "standard input has no place"),
+        (score.parse_args, ["--input", table, "--output", table], "that is the input"),
+    ):
+        with pytest.raises(SystemExit):
+            parse([*map(str, words), *(["--overwrite"] if "--output" in words else [])])
+        assert said in capsys.readouterr().err
+    with pytest.raises(UserError, match="no table"):
+        conversation.respond_to_file(None, str(table), None, None)
+
+
+def test_ctrl_c_stops_a_reply_and_not_the_conversation():
+    class Slow:
+        marks = ()
+
+    lines, said = iter(["hello", "/quit"]), []
+    talk = conversation.Conversation.__new__(conversation.Conversation)
+    talk.read, talk.write = lambda _: next(lines), said.append
+    talk.take = lambda line: (_ for _ in ()).throw(KeyboardInterrupt)
+    talk.run()
+    assert "stopped; /retry asks again" in said[-1]
+
+
+def test_equal_dialogues_share_a_split_and_are_counted(tmp_path, capsys):
+    said = [("a", "b"), ("c", "d"), ("a", "b"), ("e", "f"), ("a", "b")]
+    drawn = own_dialogues.draw_splits(said, 1)
+    assert len({drawn[0], drawn[2], drawn[4]}) == 1 and set(drawn) == {"train", "valid", "test"}
+    rows = "".join(f"{n},{who},{text}\n" for n, turns in enumerate(said) for who, text in enumerate(turns))
+    (tmp_path / "d.csv").write_text("id,speaker,text\n" + rows)
+    own_dialogues.convert([tmp_path / "d.csv"], tmp_path, None, 1)
+    assert "2 stand there before, word for word (the first: " in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly(tmp_path):
+    (tmp_path / "r.txt").write_text("I am sorry\n" * 3000)
+    command = f"{sys.executable} score.py --device cpu --input {tmp_path / 'r.txt'} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=HERE, env=dict(os.environ))
+    assert done.stdout == "I am sorry\n" and "Traceback" not in done.stderr
+
+
+def test_a_dry_run_writes_nothing(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.parse_args(["--render", "--dry-run"])
+    assert "--render runs no command" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reproduce.parse_args(["--recipe", "glove", "--dry-run", "--override", "train_glove_t5.py '"])
+    assert "No closing quotation" in capsys.readouterr().err
