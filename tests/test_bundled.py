@@ -154,7 +154,7 @@ def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, hom
     shutil.copytree(Paths(home).critic("exp", "glove-t5"), own.critic("exp", "glove-t5-a"))
     shutil.copytree(Paths(home).critic("sentiment", "t5"), own.critic("sentiment", "t5"))
     score.main(["--workdir", str(tmp_path), "--device", "cpu", "I am so sorry."])
-    shown = capsys.readouterr().err
+    shown = "".join(capsys.readouterr())
     assert "no int critic of your own; the bundled ones serve" in shown
     assert all(re.search(rf"^  {kind} ", shown, re.MULTILINE) for kind in CRITICS)
     found = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"), bundled_too=True)
