@@ -50,7 +50,12 @@ def parse_args(argv=None):
     add("--causal", default=str(ROOT / "saved" / "smollm2-empathetic"), help="causal: a causal run's folder")
     for kind in CRITICS:
         add(f"--{kind}", metavar="RUN", help="a critic that judges (default: the bundled one)")
-    add("--contexts", type=NATURAL, default=8, help="as --sampled-examples of the training scripts")
+    add(
+        "--contexts",
+        type=NATURAL,
+        default=4,
+        help="as --sampled-examples of the training scripts; of SmolLM2 the plain way holds 20 GiB for 8",
+    )
     add("--samples", type=NATURAL, default=6, help="replies to each context")
     add("--new-tokens", type=NATURAL, default=48, help="at most, of a reply")
     add("--repeats", type=NATURAL, default=3, help="turns of each way, of which the fastest counts")
