@@ -80,6 +80,11 @@ def read_system(
         predictions = prediction_files(path, split)[0]
         if predictions.exists():
             return read_file(predictions, examples, paths, layout, references)
+        if (path / "model.safetensors").exists() or (path / "adapter_config.json").exists():
+            raise UserError(
+                f"{path}: a model without its training's notes (args.json), as published; give a file of its "
+                f"replies (python respond.py --run {path} --file DIALOGUES --output REPLIES.jsonl)"
+            )
         files = _files(path)
         if files:
             found = [s for f in files for s in read_file(f, examples, paths, layout, references)]

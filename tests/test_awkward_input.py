@@ -17,7 +17,8 @@ import reproduce
 import respond
 import retrieve
 import score
-from options import UserError
+import systems
+from options import Paths, UserError
 
 HERE = Path(__file__).resolve().parent.parent
 BYTE = b"caf\xe9".decode("utf-8", "surrogateescape")  # as a terminal of another encoding gives it
@@ -125,6 +126,11 @@ def test_a_reader_that_has_enough_ends_a_command_quietly(tmp_path):
     command = f"{sys.executable} score.py --device cpu --input {tmp_path / 'r.txt'} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=HERE, env=dict(os.environ))
     assert done.stdout == "I am sorry\n" and "Traceback" not in done.stderr
+
+
+def test_a_published_model_is_not_read_as_a_file_of_replies():
+    with pytest.raises(UserError, match=r"a model without its training's notes .* respond\.py --run"):
+        systems.read_system(bundled.MINI / "generator", [], "test", Paths())
 
 
 def test_a_dry_run_writes_nothing(capsys):
