@@ -348,7 +348,7 @@ class Conversation:
             except UserError as error:
                 self.write(str(error))
             except KeyboardInterrupt:
-                self.write("\nstopped; /retry asks again, /quit leaves")
+                self.write("\nstopped; the dialogue is where it was before this line")
 
     def take(self, line: str) -> None:
         """One line of the user's."""

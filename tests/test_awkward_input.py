@@ -19,6 +19,7 @@ import retrieve
 import score
 import systems
 from options import Paths, UserError
+from settings import pick
 
 HERE = Path(__file__).resolve().parent.parent
 BYTE = b"caf\xe9".decode("utf-8", "surrogateescape")  # as a terminal of another encoding gives it
@@ -99,16 +100,16 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         conversation.respond_to_file(None, str(table), None, None)
 
 
-def test_ctrl_c_stops_a_reply_and_not_the_conversation():
-    class Slow:
-        marks = ()
+def test_ctrl_c_stops_a_reply_and_not_the_conversation(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
 
-    lines, said = iter(["hello", "/quit"]), []
-    talk = conversation.Conversation.__new__(conversation.Conversation)
-    talk.read, talk.write = lambda _: next(lines), said.append
-    talk.take = lambda line: (_ for _ in ()).throw(KeyboardInterrupt)
+    asked = pick(conversation.RespondOptions, respond.parse_args([]))
+    lines, said = iter(["/help", "hello", "/save x", "/quit"]), []
+    talk = conversation.Conversation(None, asked, lambda _: next(lines), said.append)
+    monkeypatch.setattr(conversation, "reply", interrupted)
     talk.run()
-    assert "stopped; /retry asks again" in said[-1]
+    assert "the dialogue is where it was before this line" in said[-2] and "nothing was said yet" in said[-1]
 
 
 def test_equal_dialogues_share_a_split_and_are_counted(tmp_path, capsys):
