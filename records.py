@@ -99,8 +99,15 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def of_arguments(texts: Sequence[str]) -> Records:
+    """The rows of texts that stand on the command line. Raises `UserError` for one that is not UTF-8."""
+    require_utf8(texts)
+    rows = [{TEXT: text} for text in texts]
+    return Records("the arguments", [TEXT], rows, list(range(1, len(rows) + 1)), plain=True)
+
+
 def require_utf8(texts: Iterable[str]) -> None:
-    """Raises `UserError` for a text with a byte that a terminal or a file gave in another encoding."""
+    """Raises `UserError` for a text with a byte that a terminal gave in another encoding."""
     for text in texts:
         if not is_utf8(text):
             shown = text.encode("utf-8", "replace").decode()[:80]

@@ -11,7 +11,7 @@ from typing import Any
 import storage
 from critics import Judges, Score, doubts, find_judges, scores, wholes
 from options import UserError
-from records import Records, read_records, refuse_same_names, require_utf8, write_records
+from records import Records, of_arguments, read_records, refuse_same_names, require_utf8, write_records
 from session import Session
 
 __all__ = ["Asked", "Session", "find_judges", "read", "score"]
@@ -34,12 +34,8 @@ def read(
 
     `context`: the column of what came before; of replies without columns the context itself.
     """
-    if source:
-        records = read_records(source, kind)
-    else:
-        require_utf8([*texts, context or ""])
-        rows = [{"text": text} for text in texts]
-        records = Records("the arguments", ["text"], rows, list(range(1, len(rows) + 1)), plain=True)
+    require_utf8([context or ""])
+    records = read_records(source, kind) if source else of_arguments(texts)
     replies = records.texts(records.column(column, "--column"))
     if context is None:
         contexts: list[tuple[str, ...]] = [()] * len(replies)

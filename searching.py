@@ -11,7 +11,7 @@ from corpora import EMOTIONS, listener_turns
 from DPR.retriever import Hit, Pool, Retriever
 from hub import folder_given
 from options import Paths, UserError
-from records import Records, format_of, read_records, refuse_same_names, require_utf8, write_records
+from records import Records, format_of, of_arguments, read_records, refuse_same_names, write_records
 from session import Session
 
 __all__ = ["Session", "find_retriever", "read_questions", "search"]
@@ -80,12 +80,7 @@ def check_emotion(emotion: str | None, pool: Pool | None) -> None:
 
 def read_questions(texts: Sequence[str], source: str | None, column: str | None) -> tuple[Records, list[str]]:
     """What exemplars are wanted for: the rows, and each one's text."""
-    if source:
-        records = read_records(source)
-    else:
-        require_utf8(texts)
-        rows = [{"text": text} for text in texts]
-        records = Records("the arguments", ["text"], rows, list(range(1, len(rows) + 1)), plain=True)
+    records = read_records(source) if source else of_arguments(texts)
     questions = records.texts(records.column(column, "--question-column"))
     if empty := [line for line, t in zip(records.lines, questions, strict=True) if not t]:
         raise UserError(f"{records.place}, line {empty[0]}: an empty text has no exemplars; take it out")

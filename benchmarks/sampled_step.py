@@ -64,14 +64,11 @@ def parse_args(argv=None):
 
 def t5_work(args, session, paths: Paths, options) -> Work:
     """Of a T5 or GloVe-T5."""
-    import torch
-
     import exemplars
     from generators import sampling_arguments, split_data
     from models import Generator, token_nll
     from objectives import OF_AN_EXAMPLE, draw_replies, sampled_nll
     from pretrained import load_tokenizer
-    from session import own_random_stream
 
     model = Generator.from_pretrained(args.run).to(session.device).eval()
     tokenizer = load_tokenizer(args.run)
@@ -86,13 +83,13 @@ def t5_work(args, session, paths: Paths, options) -> Work:
         if k in OF_AN_EXAMPLE
     }
 
+    @sampling(args, session)
     def drawn():
-        with torch.no_grad(), session.autocast(), own_random_stream(args.seed):
-            return draw(model, batch, 0, args.samples)
+        return draw(model, batch, 0, args.samples)
 
+    @sampling(args, session)
     def drawn_alone():
-        with torch.no_grad(), session.autocast(), own_random_stream(args.seed):
-            return model.generate(alone, **arguments)
+        return model.generate(alone, **arguments)
 
     replies = drawn()
     sampled = session.move(replies.batch)
@@ -116,13 +113,10 @@ def t5_work(args, session, paths: Paths, options) -> Work:
 
 def causal_work(args, session, paths: Paths, options) -> Work:
     """Of a causal language model."""
-    import torch
-
     from causal_generators import draw_replies, load, read_split, sampled_nll, scored_rows
     from causal_models import example_nll, token_nll
     from chats import causal_data, prompt_data
     from predicting import decoding_arguments
-    from session import own_random_stream
 
     model = load(Path(args.causal), paths, session).to(session.device).eval()
     every, _ = read_split(model, "train", paths)
@@ -136,13 +130,13 @@ def causal_work(args, session, paths: Paths, options) -> Work:
     del arguments["suppress_tokens"]  # the model bans its own
     asked = session.move(prompts.collate(numbers))
 
+    @sampling(args, session)
     def drawn():
-        with torch.no_grad(), session.autocast(), own_random_stream(args.seed):
-            return draw(model, batch, 0, args.samples)
+        return draw(model, batch, 0, args.samples)
 
+    @sampling(args, session)
     def drawn_alone():
-        with torch.no_grad(), session.autocast(), own_random_stream(args.seed):
-            return model.generate(asked, num_return_sequences=args.samples, **arguments)
+        return model.generate(asked, num_return_sequences=args.samples, **arguments)
 
     replies = drawn()
     sampled = session.move(replies.batch)
@@ -187,6 +181,22 @@ def chosen(count: int, args) -> list[int]:
     import numpy as np
 
     return np.sort(np.random.default_rng(args.seed).permutation(count)[: args.contexts]).tolist()
+
+
+def sampling(args, session) -> Callable[[Callable], Callable]:
+    """Without a gradient, with the same random numbers each time."""
+    import torch
+
+    from session import own_random_stream
+
+    def wrap(draw: Callable) -> Callable:
+        def work():
+            with torch.no_grad(), session.autocast(), own_random_stream(args.seed):
+                return draw()
+
+        return work
+
+    return wrap
 
 
 def with_gradient(loss: Callable, model, session) -> Callable:
