@@ -83,6 +83,13 @@ class Session:
         """The items of all processes, one process after the other."""
         return gather_object(items) if self.world > 1 else items
 
+    def wait(self) -> None:
+        """Until all processes are here.
+
+        Not `wait_for_everyone`: torch's barrier takes process 1 to the second GPU, with `--device cpu` too.
+        """
+        self.gather([])
+
     def gather_rows(
         self, vectors: Tensor, numbers: Tensor, counted: bool = True
     ) -> tuple[Tensor, Tensor, int]:

@@ -263,7 +263,7 @@ class Loop:
             checkpoints.write_checkpoint(self.run.checkpoints, state.step, write, kept, update=update)
         self._best_before, self._stored = state.best_step, state.step
         # torchrun ends all processes when one ends: none leaves before the checkpoint stands
-        self.session.accelerator.wait_for_everyone()
+        self.session.wait()
 
     def _load(self, checkpoint: Path) -> None:
         self._load_weights(checkpoint)

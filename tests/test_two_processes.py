@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import by_two_processes
 from test_causal_models import make_tokenizer, save_llama
+from toy import train
 
 from options import Paths
 
@@ -44,6 +46,19 @@ def test_two_processes_train_as_one(way, trained_copy, tmp_path):
         assert len(found) >= steps and len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
             assert a == pytest.approx(b, rel=near)
+
+
+def train_where_a_barrier_takes_a_gpu(folder: str) -> None:
+    def barrier(*args, **named):
+        raise RuntimeError("invalid device ordinal")  # as torch says where there is one GPU, to the second
+
+    torch.distributed.barrier = barrier
+    train(folder, epochs=1)
+
+
+def test_two_processes_on_the_processor_leave_the_gpu_alone(tmp_path):
+    by_two_processes(train_where_a_barrier_takes_a_gpu, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.slow
