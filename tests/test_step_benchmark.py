@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from benchmarks import steps, train_step
 from session import Session
@@ -62,3 +63,18 @@ def test_a_way_that_a_shape_has_not_is_named(capsys):
     with pytest.raises(SystemExit):
         train_step.parse_args(["--shape", "t5", "--critics", "small"])
     assert "--critics small: those of --shape t5 have one size" in capsys.readouterr().err
+
+
+def test_grouped_heads_cost_what_heads_of_their_own_cost(monkeypatch):
+    """Of a fused attention whose formula knows no grouped heads, as before torch 2.13."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention
+    formula = steps.flop_registry[fused]
+
+    def strict(query, key, *rest, **named):
+        assert query.shape[1] == key.shape[1]
+        return formula(query, key, *rest, **named)
+
+    monkeypatch.setitem(steps.flop_registry, fused, strict)
+    query, key = torch.zeros(2, 6, 5, 4), torch.zeros(2, 3, 7, 4)
+    counted = strict(*steps.with_all_heads([query, key, key]))
+    assert counted == strict(query, *[torch.zeros(2, 6, 7, 4)] * 2) == 2 * 2 * (2 * 6 * 5 * 7 * 4)
