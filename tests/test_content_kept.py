@@ -72,7 +72,7 @@ def test_the_classifier_of_the_best_macro_f1_on_valid_is_kept(workdir):
 
 
 def test_the_regressor_of_the_lowest_error_on_valid_is_kept(workdir):
-    flags = "--model t5 --size tiny --lr 0.05 --max-steps 6 --dropout 0.3 --context-len 30"
+    flags = "--model t5 --size tiny --lr 2 --warmup-steps 6 --max-steps 6 --dropout 0.3 --context-len 30"
     train(train_sentiment_regressor, workdir, flags)
     folder = Paths(workdir).critic("sentiment", "t5")
     kept = kept_value(folder, "mse", min)
