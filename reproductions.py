@@ -4,6 +4,8 @@ Rows, steps and columns stand in results/results.yaml (results.py); the commands
 """
 
 import difflib
+import itertools
+import re
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -55,9 +57,15 @@ def recipe_of(results: Results, rows: Sequence[Row], source: str) -> Recipe:
 
     for row in rows:
         after = tuple(line for name in row.after for line in step(name))
-        for command in row.commands:  # one after the other
-            after = add(command, after)
+        # one after the other, but for the seeds of one training
+        for _, seeds in itertools.groupby(row.commands, key=without_seed):
+            after = tuple(line for command in seeds for line in add(command, after))
     return recipe
+
+
+def without_seed(command: str) -> str:
+    """What the seeds of one training have in common."""
+    return re.sub(r" --(seed|name) \S+", "", command)
 
 
 def where(request: Request, row: Row, table: Table, seed: int) -> str:

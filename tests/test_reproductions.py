@@ -325,3 +325,18 @@ def test_the_tables_are_those_of_the_data():
         lines = recipes.lines_of(recipe)
         assert len(lines) == len(set(lines)) and lines[0].startswith("python prepare_data.py")
         recipes.plan(recipe, ".", "download", recipes.Changes())  # each after what it builds on
+
+
+def test_seeds_of_one_training_do_not_wait_for_each_other():
+    data = results.read(reproduce.HERE / results.FILE)
+    row = dataclasses.replace(
+        data.rows["lora-control"],
+        after=[],
+        commands=["python a.py --name base"]
+        + [f"python a.py --init-from saved/base --seed {n} --name again-{n}" for n in (42, 43)]
+        + ["python b.py --path saved/again-43"],
+    )
+    base, one, other, last = recipes.plan(
+        reproductions.recipe_of(data, [row], "download"), ".", "download", recipes.Changes()
+    )
+    assert (base.after, one.after, other.after, last.after) == ((), (0,), (0,), (1, 2))
