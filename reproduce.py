@@ -101,8 +101,10 @@ def parse_args(argv=None):
         args.workdir = str(Path(args.workdir).resolve())
         if args.source not in ("download", PREPARED):
             args.source = str(Path(args.source).resolve())
-    if args.check and args.workdir == ".":
-        args.workdir = str(Path("results", "checks", args.check))
+    if args.check:
+        lines_for(args)  # a row that there is not leaves no folder
+        if args.workdir == ".":
+            args.workdir = str(Path("results", "checks", args.check))
     Path(args.workdir).mkdir(parents=True, exist_ok=True)
     check(parser, args, problems_of(args))
     return args

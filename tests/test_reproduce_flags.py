@@ -10,7 +10,7 @@ import prepare_data
 import recipes
 import reproduce
 import storage
-from options import DIMENSIONS, Paths
+from options import DIMENSIONS, Paths, UserError
 from settings import generator_command
 
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
@@ -113,3 +113,9 @@ def test_a_critic_of_one_half_is_made_of_that_half():
     assert said.endswith("--dim all --workdir w --model glove-t5 --part b")
     said = advice.for_critic(Path("w/saved/empathy/mine-a-exp"), "exp", "glove-t5")
     assert said.endswith("--model glove-t5 --name mine-a-exp")
+
+
+def test_a_row_that_there_is_not_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="emo-glove-t5"):
+        reproduce.parse_args(["--check", "emo-glove-t6", "--workdir", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
