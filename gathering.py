@@ -1,5 +1,6 @@
 """What is worth carrying away from a machine that is lent for minutes, in one small folder."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -12,31 +13,35 @@ from options import Paths
 #: of a run: what it was, what it logged, what a reader of its weights needs, and what it wrote
 OF_A_RUN = ("*.json", "*.jsonl", "*.tsv", "*.csv", "*.model", "README.md")
 OF_RESULTS = ("*.json", "*.md", "*.png", "*.csv", "*.log")
+OWN = {"gathered", ".gathered"}  # in results/: what was gathered, and what is just being
 MEGABYTE = 10**6
 LIMIT = 60 * MEGABYTE
 
 
 def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
     """Copy the runs' metrics, notes and replies, the tables, and as many finished weights, in half precision,
-    as fit into `limit` bytes together; small ones first. What was gathered before is replaced.
+    as fit into `limit` bytes together; small ones first. What was gathered before is replaced, when all is
+    there.
 
     Returns what was left out, each with its size.
     """
+    whole, target = target, target.with_name(f".{target.name}")
     shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     files = [f for f in found(paths.saved, OF_A_RUN) if "checkpoints" not in f.parts]
     results = paths.results
-    files += [f for f in found(results, OF_RESULTS) if "gathered" not in f.relative_to(results).parts]
+    files += [f for f in found(results, OF_RESULTS) if not OWN & {*f.relative_to(results).parts}]
     left, used = [], 0
-    for file in sorted(files, key=lambda f: f.stat().st_size):
-        size = file.stat().st_size
+    for file, size in by_size(files):
         if used + size > limit:
             left.append(f"{paths.note(file)} ({size / MEGABYTE:.1f} MB)")
             continue
         used += size
         place = target / file.relative_to(paths.root)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
-    for file in sorted(finished_weights(paths.saved), key=lambda f: f.stat().st_size):
+        with contextlib.suppress(FileNotFoundError):  # a stage that is running took it away
+            shutil.copyfile(file, place)
+    for file, _ in by_size(finished_weights(paths.saved)):
         weights = {name: half(tensor) for name, tensor in load_file(file).items()}
         size = sum(tensor.nbytes for tensor in weights.values()) + MEGABYTE // 10  # names and shapes
         if used + size > limit:
@@ -46,7 +51,18 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
         place = target / file.relative_to(paths.root)
         place.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, place, metadata={"format": "pt"})
+    shutil.rmtree(whole, ignore_errors=True)
+    target.rename(whole)
     return left
+
+
+def by_size(files: list[Path]) -> list[tuple[Path, int]]:
+    """Each with its bytes, small ones first; without those that are gone by now."""
+    sizes = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((file, file.stat().st_size))
+    return sorted(sizes, key=lambda pair: pair[1])
 
 
 def found(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

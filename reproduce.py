@@ -13,8 +13,9 @@
 
 A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there.
 At the end of --minutes what is running saves and stops (exit code 143), and the same call goes on, too; what
-is worth carrying away lies then in results/RECIPE/gathered, 60 MB at most. The rows of the tables, their
-commands and what is recorded of them: results/results.yaml.
+is worth carrying away lies in results/RECIPE/gathered (of --table: results/tables/gathered), 60 MB at most,
+from the first stage that ends on. The rows of the tables, their commands and what is recorded of them:
+results/results.yaml.
 """
 
 import json
@@ -23,6 +24,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import bundled
@@ -206,11 +208,13 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
         return
     if source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
         raise UserError(f"--source prepared: no data/prepared.json in {workdir}; prepare_data.py makes it")
-    outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
     if box.seconds:
         from gathering import gather
 
-        left = gather(Paths(workdir), folder / "gathered")
+        box = replace(box, gather=lambda: gather(Paths(workdir), folder / "gathered"))
+    outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
+    if box.gather:
+        left = box.gather()
         print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  too large: {x}" for x in left)]))
     stages.settle_outcome(outcome, todo)
     if name == "sample":

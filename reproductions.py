@@ -266,13 +266,17 @@ def make_table(results: Results, name: str, request: Request) -> None:
     beside = [row for row in results.of(name) if row not in rows]
     if strange := [row.row for row in rows if row.table != name]:
         raise UserError(f"--rows {' '.join(strange)}: of another table than {name}")
+    boxed = request.box.seconds and not request.dry_run
+    if boxed:
+        box = replace(request.box, gather=lambda: gather_places(table, rows, request))
+        request = replace(request, box=box)
     try:
         found = run_rows(results, table, rows, request, beside)
         if not request.dry_run:
             show_table(results, table, rows, found, request)
     finally:  # at the end of the time, too, where the call ends here
-        if request.box.seconds and not request.dry_run:
-            gather_places(table, rows, request)
+        if boxed:
+            print("\n".join(gather_places(table, rows, request)))
     if request.record and not request.dry_run:
         asked = {row.row: found[row.row] for row in rows}
         record(results, HERE / FILE, asked, request, request.record)
@@ -298,16 +302,19 @@ def page_of(table: Table, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def gather_places(table: Table, rows: Sequence[Row], request: Request) -> None:
-    """What is worth carrying away, of each workdir that the rows have, in results/tables/gathered."""
+def gather_places(table: Table, rows: Sequence[Row], request: Request) -> list[str]:
+    """What is worth carrying away, of each workdir that the rows have, in results/tables/gathered; returns
+    what there is to say of it."""
     seeds = range(FIRST_SEED, FIRST_SEED + request.seeds)
     places = dict.fromkeys(where(request, row, table, seed) for seed in seeds for row in rows)
     there = [Path(place) for place in places if Paths(place).saved.exists()]
     target = Paths(request.workdir).results / "tables" / "gathered"
+    said = []
     for place in there:
         name = "-".join(place.relative_to(request.workdir).parts) or "workdir"
         left = gather(Paths(place), target / name, LIMIT // len(there))
-        print("\n".join([f"gathered: {target / name}", *(f"  too large: {x}" for x in left)]))
+        said += [f"gathered: {target / name}", *(f"  too large: {x}" for x in left)]
+    return said
 
 
 def record(results: Results, file: Path, found: dict[str, Measured], request: Request, hardware: str) -> None:

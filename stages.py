@@ -136,6 +136,7 @@ class Box:
     parallel: int = 1
     seconds: float = 0.0  # 0: without an end
     keep_going: bool = False  # after a failure, with what does not build on it
+    gather: Callable[[], object] | None = None  # what has finished, while the others run
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -169,6 +170,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     outcome, running = Outcome(), dict[int, Process]()
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     finished: set[int] = set()
+    gathered = 0
     waiting = list(range(len(stages)))
     deadline = box.deadline
     threads = max(1, (os.cpu_count() or 1) // box.parallel) if box.parallel > 1 else 0
@@ -227,6 +229,9 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
                     start(place)
             if not running:
                 break
+            if box.gather and len(finished) > gathered:
+                gathered = len(finished)
+                box.gather()
             try:
                 end(ended.get(timeout=min(max(0, deadline - time.monotonic()), threading.TIMEOUT_MAX)))
             except queue.Empty:

@@ -119,6 +119,12 @@ def test_a_record_of_seconds_alone_still_counts(tmp_path):
     assert not record.finished(changed) and "train_t5.py --lr 1." in record.another(changed)
 
 
+def test_what_has_finished_is_gathered_while_the_others_run(make, tmp_path):
+    todo, seen = make({"a": (0, ()), "b": (3, ()), "c": (0, ("a",))}), []
+    run(todo, tmp_path, parallel=2, gather=lambda: seen.append(order(tmp_path)))
+    assert seen and all("end b" not in lines for lines in seen) and "end a" in seen[0]
+
+
 def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
     for name, numbers in (("small", 1_000), ("large", 2_000_000)):
         run_folder = tmp_path / "saved" / "t5" / name
@@ -133,5 +139,5 @@ def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
         assert left == ["saved/t5/large/model.safetensors (4.1 MB in half precision)"]
         assert (target / "saved/t5/large/metrics.jsonl").exists()
         assert load_file(target / "saved/t5/small/model.safetensors")["w"].dtype == torch.float16
-        assert not list(target.rglob("checkpoints"))
+        assert not list(target.rglob("checkpoints")) and not list(target.parent.glob(".gathered"))
         assert sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) < 10**6
