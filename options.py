@@ -392,6 +392,13 @@ def run(main: Callable[[], object]) -> None:
         if error.errno not in PLACE_ERRORS:
             raise
         refused = f"{error.filename or 'the output'}: {error.strerror}"
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        refused = (
+            "out of memory; smaller batches need less (see --help), and so does ending what else runs there"
+        )
+        refused += f" ({(str(error) or 'MemoryError').splitlines()[0][:120]})"
     else:
         return
     finally:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, SAMPLE
 from test_scripts import NO_CRITICS, PARSERS, short
 
@@ -287,6 +288,18 @@ def test_a_missing_package_says_how_to_get_the_environment(prefix, remedy, monke
     text = run_script(lambda: __import__("no_such_package"), monkeypatch, capsys)
     assert "no_such_package" in text and remedy in text and len(text.splitlines()) == 1
     assert ("bin/activate" in text) == (remedy == "bin/activate")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), MemoryError()]
+)
+def test_running_out_of_memory_is_one_line_with_a_remedy(error, monkeypatch, capsys):
+    def main():
+        raise error
+
+    text = run_script(main, monkeypatch, capsys)
+    assert "some.py: error: out of memory" in text and "smaller batches" in text
+    assert len(text.splitlines()) == 1
 
 
 def test_a_missing_module_of_the_project_is_not_laid_to_the_environment():
