@@ -50,6 +50,10 @@ class Session:
             mixed_precision="no",  # autocast below decides, not `accelerate launch`
         )
         self.device = self.accelerator.device
+        if self.device.type == "cuda":
+            torch.cuda.init()  # `random_state` has the device's stream from the first call on
+            # cuDNN's attention plans anew for each shape, tens of ms, and hardly two batches here have one
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
         if precision == "auto":
@@ -162,7 +166,7 @@ def random_state() -> dict:
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # on the processor alone nothing is opened on a GPU
         state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
     return state
 
@@ -172,7 +176,7 @@ def set_random_state(state: dict) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
 
 

@@ -215,6 +215,9 @@ class Loop:
         with own_random_stream(options.seed):
             size = largest_that_fits(options.effective_batch, try_out)
         self.model.zero_grad(set_to_none=True)
+        if session.device.type == "cuda":  # the peak that is reported is the training's
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         accumulate = options.effective_batch // size
         session.say(f"--batch-size auto: {size} x {accumulate} micro-batches fit")
         return replace(options, batch_size=size, accumulate=accumulate)

@@ -19,6 +19,7 @@ from toy import Net, toy_data, toy_loop, train
 import checkpoints
 import quick
 import runs
+import session
 from dataloaders import Data
 from options import UserError
 
@@ -80,6 +81,19 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     train(tmp_path / "one", batch_size=6, dropout=0.0, epochs=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert losses(tmp_path / "two", "valid") == pytest.approx(losses(tmp_path / "one", "valid"), rel=1e-5)
+
+
+def test_on_the_processor_nothing_is_opened_on_a_gpu(monkeypatch):
+    def opened(*_):
+        raise AssertionError("a context on the GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state", "init"):
+        monkeypatch.setattr(torch.cuda, name, opened)
+    with session.own_random_stream(3):
+        torch.rand(1)
+    state = session.random_state()
+    session.set_random_state(state | {"cuda": state["torch"]})  # of a checkpoint from a GPU
 
 
 def test_same_seed_same_losses_and_another_seed_others(tmp_path):
