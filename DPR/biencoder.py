@@ -164,6 +164,11 @@ def embed(
     distinct = list(dict.fromkeys(texts))
     rows = tokenize(tokenizer, distinct, max_length, keep_latest)
     encoder.eval()
+    lengths = [len(r) for r in rows]
+    if session.device.type == "cuda":  # short ones in fewer passes, which on a GPU cost alike
+        plan = plan_once(lengths, len(rows), batch_size * max_length)
+    else:
+        plan = plan_once(lengths, batch_size)
 
     def work(group: list[list[int]]) -> dict[str, np.ndarray]:
         found: list = []
@@ -185,7 +190,7 @@ def embed(
                 )
         return {"numbers": np.array([n for n, _ in gathered]), "vectors": np.stack([v for _, v in gathered])}
 
-    keep = keep and keep / fingerprint(distinct)[:16]
-    table = in_chunks(plan_once([len(r) for r in rows], batch_size), work, keep, title)["vectors"]
+    keep = keep and keep / fingerprint(distinct, len(plan))[:16]
+    table = in_chunks(plan, work, keep, title)["vectors"]
     place = {t: i for i, t in enumerate(distinct)}
     return table[[place[t] for t in texts]]

@@ -1,5 +1,6 @@
 """The dense passage retriever: training data, loss, vectors, loading, and the rank that chooses the best."""
 
+import contextlib
 import json
 import math
 import random
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import BertModel, DPRContextEncoder, DPRQuestionEncoder, T5Config
 
 from corpora import listener_turns, read_pairs
-from DPR import prepare_dpr_data
+from DPR import biencoder, prepare_dpr_data
 from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, vectors
 from DPR.learning import passages_of, rank_report, read_entries, training_data
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
@@ -305,6 +306,21 @@ def test_embedding_in_bulk_equals_one_by_one(encoder, bert, session, batch_size)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, alone.numpy(), atol=1e-5)
     np.testing.assert_array_equal(found[0], found[3])  # one text, one vector
+
+
+def test_a_gpu_reads_short_texts_in_fewer_passes_with_the_same_vectors(encoder, bert, session, monkeypatch):
+    passes = []
+    whole = biencoder.vectors
+    monkeypatch.setattr(biencoder, "vectors", lambda *a: (passes.append(a[1].shape), whole(*a))[1])
+    plain = {"move": lambda x: x, "gather": list, "autocast": contextlib.nullcontext, "rank": 0, "world": 1}
+    gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"), **plain)
+    tokenizer = load_tokenizer(bert)
+    given = embed(encoder, tokenizer, TEXTS, gpu, 32, False, "texts", 2)
+    fewer = len(passes)
+    assert all(rows * width <= 2 * 32 for rows, width in passes)
+    expected = embed(encoder, tokenizer, TEXTS, session, 32, False, "texts", 2)
+    assert fewer < len(passes) - fewer
+    np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
 def test_each_distinct_text_is_embedded_once(bert, session):
