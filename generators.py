@@ -210,10 +210,13 @@ def validate(
     names = objective.measured
     totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for numbers in session.over(batches, "valid"):
-        batch = session.move(held.data.collate(numbers))
+        batch = held.data.collate(numbers)
+        units = objective.units(batch)
+        if getattr(objective, "critics", None):  # while the batch is on the processor
+            batch |= {"cut": objective.critics.cut(batch)}
+        batch = session.move(batch)
         with session.autocast():
             sums = objective.losses(model, batch, strategy=0)
-        units = objective.units(batch)
         # a GPU is waited for once a batch
         for name, value in zip(names, torch.stack([sums[k].float() for k in names]).tolist(), strict=True):
             totals[name] += value
