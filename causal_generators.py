@@ -26,7 +26,7 @@ from exemplars import found_by
 from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
 from options import Paths, UserError
-from predicting import Predictor, inference, likelihood_key, write_predictions
+from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
 from sampling import cache_name, sample, side_by_side
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
@@ -249,7 +249,8 @@ class CausalPredictor(Predictor):
         """(B * replies, T) new tokens, the replies to one prompt side by side."""
         model, decoding = self.causal, self.decoding
         if decoding.beams > 1 or decoding.no_repeat_ngram or not cache_name(model.lm):
-            return model.generate(prompts, **self.arguments)
+            with strict_but_for_top_p(self.arguments):
+                return model.generate(prompts, **self.arguments)
         draws = torch.rand(len(prompts["input_ids"]), decoding.replies, decoding.max_new_tokens)
         return sample(model, prompts, draws, decoding).ids
 

@@ -1,7 +1,9 @@
 """Replies to a split by a trained generator of any family, and the gold replies' likelihood."""
 
+import contextlib
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from metrics import count_words, perplexity, unknown_words
 from models import Generator, token_nll
 from options import Paths, UserError, refuse_existing
 from pretrained import without_word
+from quick import cast_frozen
 from session import Session, own_random_stream
 from settings import Decoding, StageCommand
 from storage import fingerprint, hash_seed
@@ -55,9 +58,23 @@ def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[s
     return arguments | {"do_sample": True, "top_k": decoding.top_k, "temperature": decoding.temperature}
 
 
+@contextlib.contextmanager
+def strict_but_for_top_p(arguments: dict[str, Any]) -> Iterator[None]:
+    """Under --deterministic transformers' top-p may take a running sum, of which a GPU has no deterministic
+    kernel: it would fail, and after the whole training; now torch warns."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(strict, warn_only=warns or "top_p" in arguments)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
 def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -> list[str]:
     """Replies, each on one line, to the examples of a batch; several to one example side by side."""
-    out = model.generate(batch, **arguments)  # (B, T)
+    with strict_but_for_top_p(arguments):
+        out = model.generate(batch, **arguments)  # (B, T)
     return [" ".join(text.split()) for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
@@ -71,6 +88,8 @@ class Predictor:
     def __init__(self, model: Generator, tokenizer, data: Data, decoding: Decoding, session: Session):
         self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
         self.decoding, self.session = decoding, session
+        if session.precision == "bf16":  # once, and not in each pass, for each token of a reply
+            cast_frozen(self.model.requires_grad_(False), torch.bfloat16)
         self.unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id  # -1: no token
         self.arguments = decoding_arguments(decoding, tokenizer, model.vocabulary)
         self.notes: dict[str, str] = {}  # what else a reply depends on

@@ -34,7 +34,7 @@ import predicting
 import train_empathy_classifier
 import train_sentiment_regressor
 from corpora import listener_turns, read_labels
-from dataloaders import critic_data, tokenizer_hash
+from dataloaders import critic_data, generator_data, tokenizer_hash
 from DPR import learning, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
 from DPR.index import Index
@@ -409,8 +409,53 @@ def test_no_reply_holds_an_id_beyond_the_tokenizers_words(words, beams):
     assert model.generate(batch, **free).max() >= WORDS  # they would come
     arguments = predicting.decoding_arguments(decoding, tokenizer, WORDS + 28)
     assert model.generate(batch, **arguments).max() < WORDS
-    predictor = predicting.Predictor(model, tokenizer, None, decoding, None)
+    predictor = predicting.Predictor(model, tokenizer, None, decoding, Session("cpu"))
     assert predictor.arguments == arguments
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_deterministic_kernels_leave_top_p_its_one_sum(top_p):
+    """Of which a GPU has no deterministic one; transformers takes it."""
+    seen = []
+
+    class Writes:
+        def generate(self, batch, **arguments):
+            seen.append(torch.is_deterministic_algorithms_warn_only_enabled())
+            return torch.tensor([[1]])
+
+    class Reads:
+        pad_token_id = bos_token_id = unk_token_id = None
+
+        def batch_decode(self, rows, **_):
+            return ["yes"]
+
+    arguments = {"do_sample": True, **({"top_p": top_p} if top_p < 1 else {})}
+    torch.use_deterministic_algorithms(True)
+    try:
+        predicting.reply(Writes(), Reads(), {}, arguments)
+        assert seen == [top_p < 1]
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_weights_cast_once_write_and_score_what_weights_cast_in_each_pass_do(workdir, monkeypatch):
+    """Under bf16, where autocast would cast them for each token of a reply."""
+    backbone = generators.load_t5("t5-tiny", False, 0.1, Paths(workdir))
+    model = Generator({"backbone": backbone.t5.config.to_dict(), "exemplars": "none"}, backbone.t5)
+    talks = listener_turns(Paths(workdir).dialogues("valid"))[:4]
+    data = generator_data(talks, backbone.tokenizer, src_len=30, tgt_len=None)
+    found = []
+    for cast in (lambda *_: None, predicting.cast_frozen):
+        monkeypatch.setattr(predicting, "cast_frozen", cast)
+        session = Session("cpu", "bf16", 1)
+        decoding = Decoding(20, 0.9, 8, seed=1)
+        predictor = predicting.Predictor(model, backbone.tokenizer, data, decoding, session)
+        found.append(predictor.batch(0, [0, 1, 2, 3]))
+    assert any(m.weight.dtype == torch.bfloat16 for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert found[0]["response"].tolist() == found[1]["response"].tolist()
+    assert found[0]["nll"].tolist() == found[1]["nll"].tolist()
 
 
 # ----------------------------------------------------------------------------------------------- not a number
