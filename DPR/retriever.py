@@ -4,7 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,15 @@ class Pool:
     vectors: np.ndarray
     owners: Sequence[str]  # the conversation of each, "" where it has none
     emotions: Sequence[str] | None = None  # of each, where they are known
+    built: dict[tuple[bool, str], Index] = field(default_factory=dict, compare=False, repr=False)
+
+    def index(self, by_emotion: bool, device: Any) -> Index:
+        """For all searches from then on; a chat asks once a reply."""
+        key = (by_emotion, str(device))
+        if key not in self.built:
+            groups = self.emotions if by_emotion else None
+            self.built[key] = Index(self.vectors, self.owners, groups, device=device)
+        return self.built[key]
 
 
 class Retriever(Published):
@@ -359,8 +368,7 @@ class Retriever(Published):
         if emotions is not None and found.emotions is None:
             raise UserError("--emotion: the replies of this pool have no emotions; leave it out")
         queries = self.encoders.embed("question", texts, self.session, "questions")
-        groups = found.emotions if emotions is not None else None
-        index = Index(found.vectors, found.owners, groups, device=self.session.device)
+        index = found.index(emotions is not None, self.session.device)
         hits = index.search(queries, k, owners or [None] * len(texts), emotions)
         return [[Hit(found.texts[place], score, place) for place, score in row] for row in hits]
 

@@ -23,6 +23,7 @@ from chats import causal_data
 from corpora import Example, listener_turns
 from critics import Critic, Score
 from dataloaders import generator_data
+from DPR.index import Index
 from DPR.retriever import Retriever
 from models import Generator
 from models import token_nll as seq2seq_nll
@@ -227,6 +228,16 @@ def test_search_is_the_inner_product_of_the_encoders_with_equal_texts_in_the_poo
         assert all(places.index(n) < places.index(len(texts) + n) for n in range(5))
     own = retriever.search(asked[:1], ["a", "b"], 2, owners=["1"])
     assert len(own[0]) == 2  # a pool without conversations hides nothing
+
+
+def test_a_pool_that_is_asked_again_is_not_laid_out_again(home, monkeypatch):
+    retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
+    pool, built = retriever.pool(REPLIES), []
+    monkeypatch.setattr("DPR.retriever.Index", lambda *a, **k: built.append(a) or Index(*a, **k))
+    first = retriever.search(["My dog died."], pool, 2)
+    assert retriever.search(["My dog died."], pool, 2) == first
+    retriever.search(["I got the job!"], pool, 2)
+    assert len(built) == 1
 
 
 def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answer(home, tmp_path, capsys):
