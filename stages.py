@@ -231,7 +231,10 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
                 break
             if box.gather and len(finished) > gathered:
                 gathered = len(finished)
-                box.gather()
+                try:
+                    box.gather()
+                except OSError as error:  # a full disk, say, must not leave the stages alone
+                    print(f"\nnot gathered: {error}", flush=True)
             try:
                 end(ended.get(timeout=min(max(0, deadline - time.monotonic()), threading.TIMEOUT_MAX)))
             except queue.Empty:

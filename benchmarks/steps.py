@@ -291,7 +291,7 @@ def plain_causal_step(model: CausalGenerator, data: Data, session: Session) -> S
 
 def with_all_heads(args: Sequence) -> list:
     """Operands of a fused attention as if each head of the queries had keys and values of its own: before
-    torch 2.13 its formulas know no grouped heads. Any other product's are left as they are."""
+    torch 2.13 its formulas know no grouped heads."""
     heads = max((a.shape[1] for a in args if isinstance(a, Tensor) and a.dim() == 4), default=0)
     return [
         a[:, :1].expand(-1, heads, -1, -1) if isinstance(a, Tensor) and a.dim() == 4 and heads else a
@@ -319,7 +319,8 @@ class Floor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in flop_registry:
-            count = flop_registry[packet](*with_all_heads(args), **(kwargs or {}), out_val=out)
+            operands = with_all_heads(args) if "attention" in str(packet) else args
+            count = flop_registry[packet](*operands, **(kwargs or {}), out_val=out)
             self.operations += count
             if packet in self.PRODUCTS:
                 self.of_products += count

@@ -125,6 +125,15 @@ def test_what_has_finished_is_gathered_while_the_others_run(make, tmp_path):
     assert seen and all("end b" not in lines for lines in seen) and "end a" in seen[0]
 
 
+def test_a_disk_that_is_full_of_what_was_gathered_stops_no_stage(make, tmp_path, capsys):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    todo = make({"a": (0, ()), "b": (1, ())})
+    assert run(todo, tmp_path, parallel=2, gather=full).left == []
+    assert "not gathered: " in capsys.readouterr().out
+
+
 def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
     for name, numbers in (("small", 1_000), ("large", 2_000_000)):
         run_folder = tmp_path / "saved" / "t5" / name
