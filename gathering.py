@@ -25,9 +25,9 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
 
     Returns what was left out, each with its size.
     """
-    whole, target = target, target.with_name(f".{target.name}")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    part = target.with_name(f".{target.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     files = [f for f in found(paths.saved, OF_A_RUN) if "checkpoints" not in f.parts]
     results = paths.results
     files += [f for f in found(results, OF_RESULTS) if not OWN & {*f.relative_to(results).parts}]
@@ -37,7 +37,7 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
             left.append(f"{paths.note(file)} ({size / MEGABYTE:.1f} MB)")
             continue
         used += size
-        place = target / file.relative_to(paths.root)
+        place = part / file.relative_to(paths.root)
         place.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # a stage that is running took it away
             shutil.copyfile(file, place)
@@ -48,11 +48,11 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
             left.append(f"{paths.note(file)} ({size / MEGABYTE:.1f} MB in half precision)")
             continue
         used += size
-        place = target / file.relative_to(paths.root)
+        place = part / file.relative_to(paths.root)
         place.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, place, metadata={"format": "pt"})
-    shutil.rmtree(whole, ignore_errors=True)
-    target.rename(whole)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
     return left
 
 

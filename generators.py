@@ -210,10 +210,8 @@ def validate(
     names = objective.measured
     totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for numbers in session.over(batches, "valid"):
-        batch = held.data.collate(numbers)
+        batch = objective.foresee(held.data.collate(numbers))
         units = objective.units(batch)
-        if getattr(objective, "critics", None):  # while the batch is on the processor
-            batch |= {"cut": objective.critics.cut(batch)}
         batch = session.move(batch)
         with session.autocast():
             sums = objective.losses(model, batch, strategy=0)

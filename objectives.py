@@ -296,9 +296,11 @@ class GeneratorObjective(Objective):
         share = min(1.0, (step + 1) / self.options.critic_ramp)
         return {k: w * share if k in self.critics.critics else w for k, w in self.weights.items()}
 
+    def foresee(self, batch: dict) -> dict:
+        return batch | {"cut": self.critics.cut(batch)} if self.critics else batch
+
     def prepare(self, model: nn.Module, batch: dict) -> dict:
-        if self.critics:  # while the batch is on the processor
-            batch = batch | {"cut": self.critics.cut(batch)}
+        batch = self.foresee(batch)
         return self.sampled.prepare(model, batch) if self.sampled else batch
 
     def units(self, batch: dict) -> dict[str, float]:

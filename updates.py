@@ -29,6 +29,10 @@ class Objective:
 
     weights: dict[str, float]
 
+    def foresee(self, batch: dict) -> dict:
+        """A batch that is still on the processor, with what a GPU would have to be waited for."""
+        return batch
+
     def prepare(self, model: nn.Module, batch: dict) -> dict:
         """The batch with what must be known before units can be counted, such as replies that the model
         samples now."""

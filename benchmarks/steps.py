@@ -319,7 +319,7 @@ class Floor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in flop_registry:
-            operands = with_all_heads(args) if "attention" in str(packet) else args
+            operands = with_all_heads(args) if "scaled_dot_product" in str(packet) else args
             count = flop_registry[packet](*operands, **(kwargs or {}), out_val=out)
             self.operations += count
             if packet in self.PRODUCTS:
