@@ -1,6 +1,8 @@
 """Where a GPU would be waited for: an update asks for no value before its own figures."""
 
+import functools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from test_vocabulary import training_options, updates_of_six
 from causal_generators import CausalObjective
 from causal_models import CausalGenerator
 from chats import causal_data
+from generators import validate
 from session import Session
 from updates import Update
 
@@ -69,6 +72,22 @@ def test_no_value_is_asked_of_a_device_before_an_update_is_over(family, tmp_path
     found = update(numbers)
     assert found == pytest.approx(expected)
     assert not Away.asked and Away.calls > 100
+
+
+def test_an_evaluation_asks_for_its_figures_once_a_batch(monkeypatch):
+    session = Session("cpu", "fp32", 3)
+    update = updates_of_six(session)
+    held = SimpleNamespace(data=update.data, examples=[SimpleNamespace(response="so sorry")])
+    batches = [[0, 1, 2], [3, 4, 5]]
+    measure = functools.partial(validate, update.model.eval(), update.objective, held, batches, session)
+    with torch.no_grad():
+        expected = measure()
+        monkeypatch.setattr(
+            session, "move", lambda batch: recursively_apply(lambda t: t.as_subclass(Away), batch)
+        )
+        Away.asked.clear()
+        assert measure() == pytest.approx(expected)
+    assert Away.asked == {"tolist": len(batches)}
 
 
 def test_the_next_updates_batch_is_made_before_this_ones_figures_are_waited_for(monkeypatch):
