@@ -27,11 +27,12 @@ from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
+from pretrained import begin_from
 from sampling import cache_name, sample, side_by_side
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
-from training import Loop, begin_from
+from training import Loop
 from updates import Objective
 
 FAMILY = "causal-lm"

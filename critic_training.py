@@ -26,11 +26,19 @@ from mixtures import Mixtures, loss_of_nothing, mean_target, word_frequencies
 from models import Critic as CriticModel
 from models import CriticSettings, Mixture
 from options import DIMENSIONS, JOINT, SENTIMENT, Paths, UserError, refuse_existing
-from pretrained import load_encoder, load_tokenizer, new_encoder, offline, positions, require_words
+from pretrained import (
+    begin_from,
+    load_encoder,
+    load_tokenizer,
+    new_encoder,
+    offline,
+    positions,
+    require_words,
+)
 from session import Session
 from settings import CriticCommand, CriticOptions, TeacherOptions
 from storage import require
-from training import Loop, begin_from
+from training import Loop
 from updates import Objective
 
 #: contexts (each its turns, oldest first), replies, and what is to be predicted of them

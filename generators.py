@@ -36,6 +36,7 @@ from options import DIMENSIONS, Paths, UserError
 from predicting import decoding_arguments, inference, likelihood_key, write_predictions
 from pretrained import (
     asks_for_own_head,
+    begin_from,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -47,7 +48,7 @@ from quick import quicken
 from session import Session
 from settings import PARAPHRASER, GeneratorCommand, GeneratorOptions, SampledOptions
 from storage import require
-from training import Loop, begin_from
+from training import Loop
 
 # ------------------------------------------------------------------------------------------------------ built
 

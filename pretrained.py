@@ -297,3 +297,21 @@ def without_word(tokenizer, vocabulary: int) -> list[int]:
     """The ids below `vocabulary` that stand for no word: a model's table can be longer than its
     tokenizer's."""
     return sorted(set(range(vocabulary)) - set(tokenizer.get_vocab().values()))
+
+
+def begin_from(model: nn.Module, trained: nn.Module, folder: Path, fresh: tuple[str, ...] = ()) -> None:
+    """--init-from: `model` takes over the weights of `trained`, which was loaded from `folder`.
+
+    What begins with one of `fresh` may be missing there, or have another shape: it stays as it is. Raises
+    `UserError` where anything else does not fit.
+    """
+    own, given = model.state_dict(), trained.state_dict()
+    fits = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
+    unlike = sorted(name for name in (own.keys() ^ fits) if not name.startswith(fresh))
+    unlike += sorted(name for name in given.keys() - own.keys() if not name.startswith(fresh))
+    if unlike:
+        raise UserError(
+            f"--init-from {folder}: {len(unlike)} tensors differ in shape, or are on one side alone "
+            f"({', '.join(unlike[:3])} ...); build the model with the flags of its args.json"
+        )
+    model.load_state_dict({**own, **{name: given[name] for name in fits}})

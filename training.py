@@ -30,7 +30,6 @@ from session import (
     Session,
     Signals,
     fits,
-    largest_that_fits,
     memory_advice,
     own_random_stream,
     random_state,
@@ -38,7 +37,7 @@ from session import (
 )
 from settings import TrainingOptions
 from storage import load_weights, read_json, save_weights, share, sync, write_json
-from updates import NotFinite, Objective, Update, count_parameters
+from updates import NotFinite, Objective, Update, count_parameters, fit_batch_size
 
 #: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
 #: content
@@ -92,24 +91,6 @@ class State:
     window: dict | None = None
 
 
-def begin_from(model: nn.Module, trained: nn.Module, folder: Path, fresh: tuple[str, ...] = ()) -> None:
-    """--init-from: `model` takes over the weights of `trained`, which was loaded from `folder`.
-
-    What begins with one of `fresh` may be missing there, or have another shape: it stays as it is. Raises
-    `UserError` where anything else does not fit.
-    """
-    own, given = model.state_dict(), trained.state_dict()
-    fits = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
-    unlike = sorted(name for name in (own.keys() ^ fits) if not name.startswith(fresh))
-    unlike += sorted(name for name in given.keys() - own.keys() if not name.startswith(fresh))
-    if unlike:
-        raise UserError(
-            f"--init-from {folder}: {len(unlike)} tensors differ in shape, or are on one side alone "
-            f"({', '.join(unlike[:3])} ...); build the model with the flags of its args.json"
-        )
-    model.load_state_dict({**own, **{name: given[name] for name in fits}})
-
-
 class Loop:
     """One training run: `Loop(...).train()` gives the result dictionary. The model ends with its best
     weights."""
@@ -156,7 +137,13 @@ class Loop:
         self._best_before = 0  # best_step when the checkpoint before was written
         self._stored = -1  # the step whose weights, optimizer and random streams stand in its checkpoint
         if options.batch_size == "auto":
-            self.options = options = self._fit_batch_size(folder)
+            saved = folder / "args.json"
+            if saved.exists() and not options.overwrite:  # a run that goes on keeps what it found, to the bit
+                found = {name: read_json(saved)["args"][name] for name in ("batch_size", "accumulate")}
+                options = replace(options, **found)
+            else:
+                options = fit_batch_size(model, objective, data, options, session)
+            self.options = options
         flags = flags | {"batch_size": options.batch_size, "accumulate": options.accumulate}
         flags |= {"precision": session.precision, "processes": session.world}
         if not micro_batches_matter:  # only their products do
@@ -179,48 +166,6 @@ class Loop:
         return self.data.plan(
             self.batch_size * together, self.options.batch_tokens * together, self.options.seed, epoch
         )
-
-    def _fit_batch_size(self, folder: Path) -> TrainingOptions:
-        """--batch-size auto: the most examples that fit at their longest; accumulation keeps the usual batch
-        an update."""
-        options, session = self.options, self.session
-        if (folder / "args.json").exists() and not options.overwrite:
-            # a run that goes on keeps what it found, to the bit
-            saved = read_json(folder / "args.json")["args"]
-            return replace(options, batch_size=saved["batch_size"], accumulate=saved["accumulate"])
-        if session.world > 1:
-            raise UserError(
-                "--batch-size auto: find it with one process, then give --batch-size and --accumulate to "
-                "torchrun"
-            )
-        longest = []
-        for lengths in (self.data.lengths, self.data.reply_lengths):
-            if lengths:
-                longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
-        quicken(self.model, session.device, options.compile)  # other attention takes other memory
-
-        def try_out(size: int) -> int:
-            self.model.train().zero_grad(set_to_none=True)
-            trained = [p for p in self.model.parameters() if p.requires_grad]
-            states = [torch.empty_like(p) for p in trained for _ in range(2)]  # room for AdamW's two moments
-            # the second time beside gradients, as in accumulation
-            for order in longest * 2:
-                with session.autocast():
-                    batch = self.objective.prepare(self.model, self.data.collate(order[:size]))
-                    terms = self.objective.terms(self.model, session.move(batch))
-                torch.stack([t.float() for t in terms.values()]).sum().backward()
-            del states
-            return size
-
-        with own_random_stream(options.seed):
-            size = largest_that_fits(options.effective_batch, try_out)
-        self.model.zero_grad(set_to_none=True)
-        if session.device.type == "cuda":  # the peak that is reported is the training's
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        accumulate = options.effective_batch // size
-        session.say(f"--batch-size auto: {size} x {accumulate} micro-batches fit")
-        return replace(options, batch_size=size, accumulate=accumulate)
 
     def _prepare(self) -> None:
         self.total_steps = self._count_steps()

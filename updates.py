@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from options import UserError
 from quick import cast_frozen, compile_stacks, compiled, quicken
-from session import Session
+from session import Session, largest_that_fits, own_random_stream
 from settings import TrainingOptions
 
 
@@ -229,3 +229,42 @@ class Update:
         everywhere = self.session.gather([", ".join(name for row in names for name in row)])
         found = self.session.gather(found)
         raise NotFinite("; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(everywhere)[:300]}")
+
+
+def fit_batch_size(
+    model: nn.Module, objective: Objective, data, options: TrainingOptions, session: Session
+) -> TrainingOptions:
+    """--batch-size auto: the most examples that fit at their longest; accumulation keeps the usual batch an
+    update. `data` has `collate(numbers)`, `lengths` and `reply_lengths`."""
+    if session.world > 1:
+        raise UserError(
+            "--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun"
+        )
+    longest = []
+    for lengths in (data.lengths, data.reply_lengths):
+        if lengths:
+            longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
+    quicken(model, session.device, options.compile)  # other attention takes other memory
+
+    def try_out(size: int) -> int:
+        model.train().zero_grad(set_to_none=True)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        states = [torch.empty_like(p) for p in trained for _ in range(2)]  # room for AdamW's two moments
+        # the second time beside gradients, as in accumulation
+        for order in longest * 2:
+            with session.autocast():
+                batch = objective.prepare(model, data.collate(order[:size]))
+                terms = objective.terms(model, session.move(batch))
+            torch.stack([t.float() for t in terms.values()]).sum().backward()
+        del states
+        return size
+
+    with own_random_stream(options.seed):
+        size = largest_that_fits(options.effective_batch, try_out)
+    model.zero_grad(set_to_none=True)
+    if session.device.type == "cuda":  # the peak that is reported is the training's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    accumulate = options.effective_batch // size
+    session.say(f"--batch-size auto: {size} x {accumulate} micro-batches fit")
+    return replace(options, batch_size=size, accumulate=accumulate)
