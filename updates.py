@@ -145,13 +145,19 @@ class Update:
         # all figures of the update leave the device together; here a GPU is waited for
         found = torch.cat([sums.flatten(), norm.float()[None]]).cpu()
         sums, norm = found[:-1].view_as(sums), found[-1]
-        # one bad number would spoil all weights at once, and the best checkpoint could be hours old
-        self.assert_finite(sums, norm, micro_batches)
+        bad = not bool(torch.isfinite(sums).all() & torch.isfinite(norm))
+        # one bad number, of any process, would spoil all weights at once, and the best checkpoint could be
+        # hours old
+        spoilt, *totals = self.session.sum([float(bad), *sums.sum(0).tolist()])
+        if spoilt:
+            raise NotFinite(self.what_is_not_finite(sums, norm, micro_batches))
         self.optimizer.step()
         # the schedule counts updates, not micro-batches
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.figures(sums, units, weights) | {"grad_norm": float(norm)}
+        values = {k: total / (units[k] or 1) for k, total in zip(weights, totals, strict=True)}
+        loss = sum(weights[k] * value for k, value in values.items())
+        return {"loss": loss, **values, "grad_norm": float(norm)}
 
     def deal(self, numbers: list[int]) -> list[MicroBatch]:
         """This process's micro-batches of an update; nothing is drawn by chance.
@@ -210,17 +216,8 @@ class Update:
             sums[i] = torch.stack([terms[k].detach().float() * micro.weight for k in weights])
         return sums
 
-    def figures(self, sums: Tensor, units: dict[str, float], weights: dict[str, float]) -> dict[str, float]:
-        """The loss and its terms over the whole update, each term divided by its units."""
-        totals = self.session.sum(sums.sum(0).tolist())
-        values = {k: total / (units[k] or 1) for k, total in zip(weights, totals, strict=True)}
-        return {"loss": sum(weights[k] * v for k, v in values.items()), **values}
-
-    def assert_finite(self, sums: Tensor, norm: Tensor, micro_batches: list[MicroBatch]) -> None:
-        """All processes raise together where a number of any of them is not finite."""
-        bad = not bool(torch.isfinite(sums).all() & torch.isfinite(norm))
-        if not self.session.sum([float(bad)])[0]:
-            return
+    def what_is_not_finite(self, sums: Tensor, norm: Tensor, micro_batches: list[MicroBatch]) -> str:
+        """The terms of all processes that are not finite, and on which examples; else the gradient."""
         terms = list(self.objective.weights)
         names = [micro.batch.get("names", []) for micro in micro_batches]
         found = []
@@ -228,7 +225,7 @@ class Update:
             found.append(f"{terms[k]} on {', '.join(names[i])[:300]}")
         everywhere = self.session.gather([", ".join(name for row in names for name in row)])
         found = self.session.gather(found)
-        raise NotFinite("; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(everywhere)[:300]}")
+        return "; ".join(found) or f"gradient (norm {float(norm)}) on {', '.join(everywhere)[:300]}"
 
 
 def fit_batch_size(

@@ -91,12 +91,15 @@ def test_an_evaluation_asks_for_its_figures_once_a_batch(monkeypatch):
 
 
 def test_the_next_updates_batch_is_made_before_this_ones_figures_are_waited_for(monkeypatch):
-    update, made, known = updates_of_six(Session("cpu", "fp32", 3)), [], []
-    collate, check = update.data.collate, update.assert_finite
+    session, made, known = Session("cpu", "fp32", 3), [], []
+    update = updates_of_six(session)
+    collate, add_up = update.data.collate, session.sum
     monkeypatch.setattr(update.data, "collate", lambda numbers: made.append(numbers) or collate(numbers))
-    monkeypatch.setattr(update, "assert_finite", lambda *found: known.append([*made]) or check(*found))
+    monkeypatch.setattr(session, "sum", lambda values: known.append([*made]) or add_up(values))
     update.following = [3, 4, 5]
     update([0, 1, 2])
     update.following = []
     update([3, 4, 5])
-    assert known == 2 * [[[0, 1, 2], [3, 4, 5]]]
+    of_units, of_figures = known[::2], known[1::2]
+    assert of_units[0] == [[0, 1, 2]]
+    assert of_figures == 2 * [[[0, 1, 2], [3, 4, 5]]]
