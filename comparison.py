@@ -122,7 +122,7 @@ class Comparison:
         """{column: figure} of one row on the items `numbers`, which all its runs have."""
         key = (row.name, numbers, sizes)
         if key not in self.known:
-            self.known[key] = self.joined(row, [self.of_one(run, numbers, sizes) for run in row.runs])
+            self.known[key] = self.joined([self.of_one(run, numbers, sizes) for run in row.runs])
         return self.known[key]
 
     def untested(self, row: Row) -> dict[str, Estimate]:
@@ -133,15 +133,14 @@ class Comparison:
             if run.of_the_set:
                 found |= run.of_the_set(run.places(self.numbers))
             each.append(found)
-        return self.joined(row, each)
+        return self.joined(each)
 
-    def joined(self, row: Row, each: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
+    def joined(self, each: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
         """The columns that all runs of a row have, as one."""
         if len(each) == 1:
             return each[0]
         common = [key for key in each[0] if all(key in found for found in each)]
-        rng = np.random.default_rng([self.seed, *row.name.encode()])
-        return {key: intervals.joined([found[key] for found in each], rng) for key in common}
+        return {key: intervals.joined([found[key] for found in each]) for key in common}
 
     def of_one(self, run: Measured, numbers: Numbers, sizes: Sizes) -> dict[str, Estimate]:
         places = run.places(numbers)

@@ -1,5 +1,5 @@
 """Uncertainty of the tables' figures: bootstrap over conversations, subsamples where a bootstrap would be
-biased, paired tests, Holm's correction.
+biased, Student's t where a system has several runs, paired tests, Holm's correction.
 
 A figure is a function of sums over items, so a resample is a vector of counts, and all resamples of all
 columns are one matrix product. Turns of one conversation are alike, and are drawn together. Two systems on
@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm
+from scipy.stats import t as student
 
 LEVEL = 0.95  # of an interval; 1 - LEVEL of a test
 FEWEST = 200  # items that a paired test needs
@@ -43,21 +45,43 @@ class Additive:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and what it was in each resample (R,); `rough` where R is too few for a tail."""
+    """A figure, and what it was in each resample of the items (R,); `rough` where R is too few for a tail.
+
+    `among`: of each system in it that has several runs, the variance of their mean, and its degrees of
+    freedom.
+    """
 
     point: float
     replicates: np.ndarray | None = None
     rough: bool = False
     runs: tuple[float, ...] = ()  # the figure of each of a system's seeds, where it has several
+    among: tuple[tuple[float, int], ...] = ()
+
+    def known(self) -> np.ndarray:
+        """The resamples in which there is such a figure (a kappa can be undefined), none without a point."""
+        if self.replicates is None or not math.isfinite(self.point):
+            return np.zeros(0)
+        return self.replicates[~np.isnan(self.replicates)]
+
+    def half_width(self, p: float) -> float:
+        """Half of the interval that leaves `p` outside: the items' part, normal, and the runs' part,
+        Student's t (Welch 1947, where two systems have several), at right angles (Zou and Donner 2008)."""
+        items, runs = float(self.known().var()), sum(variance for variance, _ in self.among)
+        width = items * norm.isf(p / 2) ** 2
+        if runs:
+            freedom = runs**2 / sum(variance**2 / free for variance, free in self.among)
+            width += runs * student.isf(p / 2, freedom) ** 2
+        return math.sqrt(width)
 
     def interval(self) -> tuple[float, float] | None:
-        """The middle 95 %: percentiles, or the normal's where there are few resamples."""
-        if self.replicates is None or not math.isfinite(self.point) or np.isnan(self.replicates).all():
+        """The middle 95 %: percentiles; by `half_width` where there are several runs, or few resamples."""
+        found = self.known()
+        if not len(found):
             return None
-        if self.rough:
-            half = float(norm.ppf((1 + LEVEL) / 2) * self.replicates.std())
+        if self.rough or self.among:
+            half = self.half_width(1 - LEVEL)
             return self.point - half, self.point + half
-        low, high = np.nanpercentile(self.replicates, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        low, high = np.percentile(found, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
         return float(low), float(high)
 
 
@@ -100,31 +124,29 @@ def bootstrap(measures: dict[str, Additive], counts: np.ndarray) -> dict[str, Es
     return found
 
 
-def joined(estimates: Sequence[Estimate], rng: np.random.Generator) -> Estimate:
-    """Several runs of one system as one figure: their mean, and its resamples, over items and over runs.
+def joined(estimates: Sequence[Estimate]) -> Estimate:
+    """Several runs of one system as one figure: their mean. Its resamples are over items alone; how far the
+    runs are apart says what other seeds would have given.
 
-    Each resample draws as many runs as there are, with replacement; `rng` is another for each system, since
-    their seeds have nothing in common. Drawn among K runs a mean varies less than the mean of K new ones, by
-    (K - 1) / K in variance, which is made good.
+    A few runs, drawn with replacement as items are, know no tail: of two, each interval would be too narrow
+    four times in ten.
     """
-    points = tuple(e.point for e in estimates)
+    points = np.array([e.point for e in estimates])
     found = [e.replicates for e in estimates if e.replicates is not None]
-    replicates, count = None, len(estimates)
-    if len(found) == count:
-        each = np.stack(found)  # (K, R)
-        drawn = rng.integers(count, size=each.shape)
-        middle = each.mean(0)
-        among = np.take_along_axis(each, drawn, axis=0).mean(0)
-        replicates = middle + math.sqrt(count / max(count - 1, 1)) * (among - middle)
-    return Estimate(float(np.mean(points)), replicates, any(e.rough for e in estimates), points)
+    if len(found) < len(points):
+        return Estimate(float(points.mean()), runs=tuple(points.tolist()))
+    among = (float(points.var(ddof=1)) / len(points), len(points) - 1)
+    rough = any(e.rough for e in estimates)
+    return Estimate(float(points.mean()), np.mean(found, axis=0), rough, tuple(points.tolist()), (among,))
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """One less the other, on the same resamples."""
+    """One less the other, on the same resamples of the items; their runs have nothing in common."""
     replicates = None
     if one.replicates is not None and other.replicates is not None:
         replicates = one.replicates - other.replicates
-    return Estimate(one.point - other.point, replicates, one.rough or other.rough)
+    rough, among = one.rough or other.rough, one.among + other.among
+    return Estimate(one.point - other.point, replicates, rough, among=among)
 
 
 # ------------------------------------------------------------------------------------------------------ tests
@@ -146,15 +168,15 @@ def paired_p(one: Estimate, other: Estimate, gold: Estimate | None = None) -> fl
 
 def two_sided(found: Estimate) -> float:
     """p of 0. The resamples, moved to have mean zero, are what chance does (Efron and Tibshirani 1993, 16.4);
-    few resamples: their spread, and the normal's tail."""
-    if found.replicates is None or not math.isfinite(found.point):
-        return math.nan
-    if found.rough:
-        spread = float(found.replicates.std())
-        return float(2 * norm.sf(abs(found.point) / spread)) if spread else float(found.point == 0)
-    chance = found.replicates[~np.isnan(found.replicates)]  # a kappa can be undefined in a resample
+    several runs, or few resamples: p of the interval that just reaches 0."""
+    chance = found.known()
     if not len(chance):
         return math.nan
+    if found.rough or found.among:
+        apart, least = abs(found.point), 1e-12
+        if apart >= found.half_width(least):
+            return least if apart else 1.0
+        return float(brentq(lambda p: found.half_width(p) - apart, least, 1.0))
     as_far = np.abs(chance - chance.mean()) >= abs(found.point) - 1e-12
     return float((1 + as_far.sum()) / (1 + len(chance)))
 

@@ -154,32 +154,39 @@ def test_resamples_that_can_make_nothing_significant_are_said_to_be_too_few(coun
 
 def test_several_seeds_are_one_figure_with_each_of_them_kept():
     counts = resamples(range(50), 100, seed=0)
-    each = [bootstrap({"x": item_means(np.full(50, value))}, counts)["x"] for value in (1.0, 3.0)]
-    found = intervals.joined(each, np.random.default_rng(0))
-    assert (found.point, found.runs) == (2.0, (1.0, 3.0))
-    # of two runs drawn, both are the one or the other, or one of each: 1, 2, 3, wider by the root of two
-    assert found.interval() == pytest.approx((2 - math.sqrt(2), 2 + math.sqrt(2)))
+    each = [bootstrap({"x": item_means(np.full(50, value))}, counts)["x"] for value in (1.0, 2.0, 3.0)]
+    found = intervals.joined(each)
+    assert (found.point, found.runs) == (2.0, (1.0, 2.0, 3.0))
+    # items that are all alike add nothing: Student's t of two degrees of freedom, standard error 1 / sqrt(3)
+    assert found.interval() == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
 
 
-def test_a_system_that_is_better_by_the_luck_of_its_seeds_alone_is_not_significantly_better():
-    """Two systems of four seeds: seeds differ by 1, items by 1; a test over items alone takes that for
-    certain."""
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_system_that_is_better_by_the_luck_of_its_seeds_alone_is_not_significantly_better(seeds):
+    """Two systems of a few seeds: seeds differ by 1, items by 1; a test over items alone takes that for
+    certain. And how far the seeds are apart says where the mean of all seeds is."""
     rng = np.random.default_rng(1)
-    counts, found, alone = resamples(range(50), 200, seed=0), [], []
-    for _ in range(100):
+    counts, found, alone, held = resamples(range(50), 100, seed=0), [], [], []
+    for _ in range(300):
         sides = []
         for _ in range(2):
-            runs = [{"x": item_means(rng.normal(rng.normal(), 1, 50))} for _ in range(4)]
-            sides.append([bootstrap(run, counts)["x"] for run in runs])
-        for kind, out in (("both", found), ("items", alone)):
-            one, other = (intervals.joined(side, np.random.default_rng(n)) for n, side in enumerate(sides))
-            if kind == "items":
-                one, other = (
-                    Estimate(e.point, np.mean([run.replicates for run in side], axis=0))
-                    for e, side in zip((one, other), sides, strict=True)
-                )
-            out.append(paired_p(one, other) < 0.05)
-    assert np.mean(found) < 0.15 < 0.5 < np.mean(alone)
+            runs = [{"x": item_means(rng.normal(rng.normal(), 1, 50))} for _ in range(seeds)]
+            sides.append(intervals.joined([bootstrap(run, counts)["x"] for run in runs]))
+        found.append(paired_p(*sides) < 0.05)
+        alone.append(paired_p(*(Estimate(e.point, e.replicates) for e in sides)) < 0.05)
+        held += [low <= 0 <= high for low, high in (side.interval() for side in sides)]
+    # of 300 at 5 %: 15, and three standard deviations of 3.8; twice as many intervals
+    assert np.mean(found) < 0.088 and np.mean(held) > 0.923
+    assert np.mean(alone) > 0.3
+
+
+def test_systems_of_several_seeds_that_differ_by_more_than_luck_are_told_apart():
+    rng, counts = np.random.default_rng(2), resamples(range(50), 100, seed=0)
+    sides = []
+    for mean in (0.0, 5.0):
+        runs = [{"x": item_means(rng.normal(rng.normal(mean), 1, 50))} for _ in range(4)]
+        sides.append(intervals.joined([bootstrap(run, counts)["x"] for run in runs]))
+    assert paired_p(*sides) < 0.01
 
 
 def test_holm_by_hand_and_as_statsmodels_has_it():
