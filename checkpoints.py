@@ -122,6 +122,24 @@ def set_aside(checkpoint: Path, why: str) -> Path:
     return checkpoint.rename(checkpoint.with_name(f"{why}-{checkpoint.name}-{uuid.uuid4().hex[:6]}"))
 
 
+def bring_back(later: Path) -> Path:
+    """What was set aside as `later-step-N-xxxxxx` as step-N again, with the best checkpoint that it knows;
+    what has taken their places since is set aside for them."""
+    state = read_json(later / "state.json")
+    step, best = (f"step-{n:07d}" for n in (state["step"], state["best_step"]))
+    wanted = {step: later}
+    for other in named(later.parent, "later-"):
+        mine = best != step and other.name.startswith(f"later-{best}-")
+        if mine and read_json(other / "state.json")["best"] == state["best"]:
+            wanted[best] = other
+    for name, kept in wanted.items():
+        place = later.with_name(name)
+        if place.exists():
+            set_aside(place, "later")
+        kept.rename(place)
+    return later.with_name(step)
+
+
 def faults(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint: an empty list where every file is there with its sha256."""
     try:

@@ -51,8 +51,8 @@ def balanced(logits: Tensor, share: float, critics: int) -> tuple[Tensor, ...]:
 
 
 def gradient_norms(model: nn.Module, objective: "GeneratorObjective", batch: dict) -> dict[str, float]:
-    """{grad_TERM: the length of the gradient that a term, weighted, would send to the model's weights by
-    itself} on one batch; of the nll and the critics."""
+    """{grad_TERM: the length of the gradient that a term, at its full weight (whatever --critic-ramp has
+    reached), would send to the model's weights by itself} on one batch; of the nll and the critics."""
     trained = [p for p in model.parameters() if p.requires_grad]
     found = {}
     with torch.enable_grad():

@@ -23,6 +23,9 @@ from storage import (
     write_text,
 )
 
+#: what a run can begin from or learn from without its flag being compared, by the name of that input
+ADDED = {"init": "--init-from", "teacher": "--teacher"}
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -223,7 +226,7 @@ class Run:
             raise UserError(f"--resume {resume}: {'; '.join(problems)}")
         self.compare(checkpoint)
         self._half_cleared.unlink(missing_ok=True)  # what is left of it is wanted after all
-        return checkpoint
+        return checkpoints.bring_back(checkpoint) if checkpoint.name.startswith("later-") else checkpoint
 
     def _what_is_there(self) -> str:
         if there := [
@@ -301,8 +304,8 @@ class Run:
         ]
         known = saved.get("inputs", {})
         for name in sorted(known.keys() | self.inputs.keys()):
-            if name == "init" and name not in known:
-                refused.append("--init-from: not given then")
+            if name in ADDED and name not in known:
+                refused.append(f"{ADDED[name]}: not given then")
             elif name not in known:
                 print(f"note: {name}: not recorded when the run began, so it is not compared")
             elif known[name] != self.inputs.get(name):

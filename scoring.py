@@ -72,6 +72,7 @@ def score(
         asked.records.columns, [c for names in added.values() for c in names], "choose another --prefix"
     )
     origin: dict[str, Any] = {"prefix": prefix, "batch_size": batch_size}
+    origin["precision"] = next(iter(judges.values())).session.precision
     origin["input"] = storage.fingerprint([str(asked.records.rows), str(asked.replies), str(asked.contexts)])
     for kind, judge in judges.items():
         origin[kind] = {

@@ -50,7 +50,6 @@ FREE = {
     "save_every",
     "name",
     "deterministic",
-    "compile",
     "labels",
     "exemplars",
     "emo",

@@ -46,7 +46,7 @@ def test_every_key_that_critics_and_the_retriever_log_is_in_the_glossary(trained
 def test_every_key_of_a_generator_and_of_its_table_is_in_the_glossary(trained_copy):
     common = ["--workdir", str(trained_copy), "--device", "cpu"]
     lengths = "--src-len 40 --tgt-len 12 --exemplar-len 16 --max-new-tokens 5"
-    short = f"--size tiny --max-steps 2 --batch-size 4 --log-every 1 {lengths}"
+    short = f"--size tiny --max-steps 2 --batch-size 4 --log-every 1 --log-gradients {lengths}"
     train_glove_t5.main([*common, *short.split()])
     run = Paths(trained_copy).saved / "glove-t5" / "lempex"
     assert logged_keys(run) <= glossary()

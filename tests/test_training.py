@@ -309,6 +309,21 @@ def test_an_older_checkpoint_leaves_no_other_future_in_place(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_what_was_set_aside_can_be_gone_on_from(tmp_path):
+    settings = {"save_every": 1, "eval_every": 3}
+    train(tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        train(tmp_path / "run", spoil=kill_at(12), **settings)
+    kept = tmp_path / "run" / "checkpoints"
+    older, _, last = sorted(kept.iterdir())  # the best before, and the newest two
+    assert json.loads((last / "state.json").read_text())["best_step"] == int(last.name[5:]) == 12
+    with pytest.raises(Killed):  # back, and on to another one in its place
+        train(tmp_path / "run", resume=str(older), spoil=kill_at(13), **settings)
+    [later] = kept.glob(f"later-{last.name}-*")
+    train(tmp_path / "run", resume=str(later), **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_the_command_that_goes_on_neither_begins_anew_nor_goes_back(monkeypatch):
     monkeypatch.setattr(
         sys,
