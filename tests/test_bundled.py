@@ -16,12 +16,13 @@ import conversation
 import reproduce
 import respond
 import score
-from causal_models import CausalGenerator, token_nll
+from causal_models import CausalGenerator
 from chats import causal_data
 from corpora import listener_turns
 from critics import find_judges
 from options import CRITICS, Paths
 from session import Session
+from vocabulary import logits_nll
 
 #: nats a token on the first 40 listener turns of the sample's test dialogues; the base without adapter: 4.07
 RECORDED = 3.766
@@ -54,7 +55,7 @@ def test_the_adapter_finds_the_samples_replies_likely_and_its_card_answers_a_tur
     with torch.inference_mode():
         for number in range(len(data)):
             batch = data.collate([number])
-            nll += float(token_nll(model(batch), batch["target_ids"]).sum())
+            nll += float(logits_nll(model(batch), batch["target_ids"]).sum())
             tokens += len(batch["target_ids"])
     assert nll / tokens < RECORDED + 0.02
     (tmp_path / "data").mkdir(exist_ok=True)

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, PreTrai
 import causal_models
 import respond
 import storage
-from causal_models import CausalGenerator, example_nll, resolve_base, token_nll
+from causal_models import CausalGenerator, example_nll, resolve_base
 from chats import causal_data, chat_format, chat_ids, conversation_rows, prompt_data
 from corpora import Example
 from options import OtherPrecision, UserError
 from storage import weights_hash
+from vocabulary import logits_nll
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
@@ -104,7 +105,7 @@ def by_turn(model, data, numbers=None) -> dict[int, float]:
     """nll of each example, from all sequences (or those of `numbers`) in one batch."""
     batch = data.collate(numbers or list(range(len(data))))
     with torch.no_grad():
-        sums = example_nll(token_nll(model(batch), batch["target_ids"]), batch)
+        sums = example_nll(logits_nll(model(batch), batch["target_ids"]), batch)
     return dict(zip(batch["examples"].tolist(), sums.tolist(), strict=True))
 
 
@@ -296,7 +297,7 @@ def test_with_rank_only_the_adapter_trains_and_with_rank_0_everything(base, tmp_
     for rank in (4, 0):
         model = CausalGenerator.start(base, rank=rank, cache=tmp_path)
         batch = causal_data(TALKS, model.tokenizer, packed=True, **LONG).collate([0, 1])
-        token_nll(model(batch), batch["target_ids"]).sum().backward()
+        logits_nll(model(batch), batch["target_ids"]).sum().backward()
         moved = {n for n, p in model.named_parameters() if p.grad is not None}
         trains, total = model.parameter_counts()
         assert moved == {n for n, p in model.named_parameters() if p.requires_grad}

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 import corpora
 import dataloaders
@@ -450,6 +452,16 @@ def test_one_vocabulary_read_in_two_ways_does_not_hit_the_cache(tmp_path):
     for tokenizer in (lowered, cased):
         assert dataloaders.encode(tokenizer, ["A b"], tmp_path)["A b"].tolist() == ids(tokenizer, "A b")
     assert ids(lowered, "A b") != ids(cased, "A b")
+
+
+def test_one_vocabulary_with_other_merges_does_not_hit_the_cache(tmp_path):
+    words = {w: i for i, w in enumerate(["a", "b", "c", "ab", "bc"])}
+    found = []
+    for merges in ([("a", "b"), ("b", "c")], [("b", "c"), ("a", "b")]):
+        backend = Tokenizer(BPE(words, merges))
+        rows = dataloaders.encode(PreTrainedTokenizerFast(tokenizer_object=backend), ["abc"], tmp_path)
+        found.append(rows["abc"].tolist())
+    assert found == [[3, 2], [0, 4]]
 
 
 @pytest.mark.parametrize("name", ["glove", "t5-tiny", "bert-tiny"])

@@ -15,11 +15,12 @@ from transformers import (
 )
 
 import causal_generators
-from causal_models import CausalGenerator, token_nll
+from causal_models import CausalGenerator
 from chats import prompt_data
 from sampling import choose, sample, side_by_side
 from session import Session
 from settings import Decoding, SampledOptions
+from vocabulary import logits_nll
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def by_generate(model: CausalGenerator, batch: dict, draws: torch.Tensor, decodi
         asked[:, -end:] = True
         with torch.no_grad():
             logits = model({"input_ids": ids, "attention_mask": mask, "target_mask": asked})
-        found.append((row[:end], -float(token_nll(logits, said[0]).mean())))
+        found.append((row[:end], -float(logits_nll(logits, said[0]).mean())))
     return found
 
 

@@ -18,20 +18,20 @@ import respond
 import retrieve
 import sampling
 import score
-from causal_models import CausalGenerator, example_nll, token_nll
+from causal_models import CausalGenerator, example_nll
 from chats import causal_data
 from corpora import Example, listener_turns
 from critics import Critic, Score
 from dataloaders import generator_data
 from DPR.index import Index
 from DPR.retriever import Retriever
-from models import Generator
-from models import token_nll as seq2seq_nll
+from models import Generator, token_nll
 from options import Paths, UserError
 from pretrained import load_tokenizer
 from responder import CausalWriter, Responder, Weights, mean_log_probability
 from session import Session
 from settings import pick
+from vocabulary import logits_nll
 
 REPLIES = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
 DIALOGUE = ("My dog ran away last night.", "Oh no!", "We looked for him at the lake.")
@@ -307,13 +307,13 @@ def test_a_candidates_log_probability_is_the_models_own_of_that_reply(home, monk
         batch = generator_data([example], tokenizer, src_len=40, tgt_len=None).collate([0])
         batch["labels"] = torch.tensor([row[:end]])
         with torch.no_grad():
-            nll = seq2seq_nll(model(batch), batch["labels"])
+            nll = token_nll(model(batch), batch["labels"])
         text = " ".join(tokenizer.decode(row[:end], skip_special_tokens=True).split())
         expected[text] = -float(nll.mean())
     assert {c.text: c.log_probability for c in answer.candidates} == pytest.approx(expected, abs=1e-4)
     batch["labels"] = torch.tensor([[*tokenizer("i see .", add_special_tokens=False)["input_ids"], end_id]])
     with torch.no_grad():
-        nll = seq2seq_nll(model(batch), batch["labels"])
+        nll = token_nll(model(batch), batch["labels"])
         given = responder.writer.log_probability(DIALOGUE, [], "i see .")
     assert given == pytest.approx(-float(nll.mean()), abs=1e-4)
 
@@ -424,7 +424,7 @@ def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_pat
     )
     batch = gold.collate([0])
     with torch.no_grad():
-        nll = example_nll(token_nll(writer.model(batch), batch["target_ids"]), batch)
+        nll = example_nll(logits_nll(writer.model(batch), batch["target_ids"]), batch)
     assert found == pytest.approx(-float(nll[0]), abs=1e-4)
     assert writer.unread(DIALOGUE) > 0 and writer.unread(["Hi."]) == 0
 
