@@ -431,8 +431,11 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
     )
 
 
-def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
-    """Say where `path` was made from an older `{name: file}` than is there now; returns those names."""
+def warn_if_stale(path: Path, sources: dict[str, Path], again: str = "") -> list[str]:
+    """Say where `path` was made from an older `{name: file}` than is there now; returns those names.
+
+    `again`: the command that makes it anew (default: what makes that place).
+    """
     made_of = content(read_origin(path))
     old = []
     for name, file in sources.items():
@@ -440,7 +443,7 @@ def warn_if_stale(path: Path, sources: dict[str, Path]) -> list[str]:
         if recorded and file.exists() and sha256(file) != recorded:
             old.append(name)
     if old:
-        again = advice.makes(path, "")
+        again = again or advice.makes(path, "")
         how = (
             f"to be sure, make it again with: {again}" if again else "make it again (--overwrite) to be sure"
         )

@@ -24,7 +24,7 @@ from corpora import Example
 from layouts import Output, Reply, joined_turns, read_outputs
 from metrics import perplexity
 from normalising import words
-from options import Paths, UserError
+from options import SPLITS, Paths, UserError
 from predicting import prediction_files
 
 ITEM_SETS = ("all", "last", "non-last", "shared")
@@ -92,7 +92,7 @@ def read_system(
     if path.is_file():
         return read_file(path, examples, paths, layout, references)
     runs.require_run(path, f"{advice.GIVE_A_GENERATOR}; or a file of predictions")
-    return [read_run(path, examples, split)]
+    return [read_run(path, examples, split, paths)]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -105,9 +105,11 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
+def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths) -> System:
     """A generator's run: its replies, the gold replies' perplexity, its number of parameters."""
     trained, _ = advice.kind_of(folder)
+    if not trained and (folder / "config.json").exists():
+        storage.read_json(folder / "config.json")  # what cannot be read is no sign of another kind of run
     if trained not in ("Generator", "CausalGenerator"):
         raise UserError(
             f"{folder}: the run of a {trained or 'retriever'}, not of a generator, whose replies are scored"
@@ -117,7 +119,8 @@ def read_run(folder: Path, examples: Sequence[Example], split: str) -> System:
         raise UserError(f"{predictions}: no such file; make it with: {advice.replies(folder, split)}")
     origin = storage.read_origin(predictions)
     weights = storage.weights_file(folder)
-    storage.warn_if_stale(predictions, {"model": weights})
+    made_of = {"model": weights, "dialogues": paths.dialogues(split)}
+    storage.warn_if_stale(predictions, made_of, advice.replies(folder, split, paths.root))
     with safe_open(weights, framework="np") as tensors:
         shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
     [output] = read_outputs(predictions, "tsv")
@@ -146,6 +149,9 @@ def read_file(
     origin = storage.read_origin(file)
     if not origin or len(systems) > 1:
         return systems
+    split = origin.get("split")
+    if split in SPLITS:  # written by --inference
+        storage.warn_if_stale(file, {"dialogues": paths.dialogues(split)})
     run = None
     if isinstance(origin.get("model"), dict):
         found = paths.find(origin["model"]["path"])
@@ -438,9 +444,13 @@ def require_complete(system: System, numbers: Sequence[int], examples: Sequence[
     missing = [n for n in numbers if n not in answered]
     if missing:
         first = ", ".join(f"{examples[n].conv_id} utterance {examples[n].utterance_idx}" for n in missing[:3])
+        remedy = "compare on fewer items: --items shared, last or non-last"
+        if system.folder:  # a run writes them all
+            again = advice.replies(system.folder, system.origin.get("split", "test"))
+            remedy = f"a run answers all of them, so its file is damaged: write it again with: {again}"
         raise UserError(
             f"{system.name}: covers {len(numbers) - len(missing):,} of {len(numbers):,} listener turns "
-            f"(first missing: {first}); compare on fewer items: --items shared, last or non-last"
+            f"(first missing: {first}); {remedy}"
         )
 
 

@@ -35,7 +35,7 @@ from corpora import listener_turns, read_exemplars, read_labels
 from DPR import evaluate_retriever, prepare_dpr_data, train_dpr
 from models import Critic
 from options import CRITICS, Paths, UserError
-from systems import read_run
+from systems import read_run, require_complete
 
 RUN_FILES = {
     "args.json",
@@ -819,6 +819,33 @@ def test_the_sample_recipe_runs_every_script():
     assert all(name in lines for name in itertools.filterfalse(others.__contains__, PARSERS))
 
 
+def test_what_a_run_holds_for_a_table_is_looked_at(home, tmp_path, capsys):
+    """Replies to other dialogues, half of a file, a damaged config: each is named, with what helps."""
+    shutil.copytree(home, tmp_path / "home")
+    paths = Paths(tmp_path / "home")
+    folder = paths.saved / "glove-t5" / "exemplars"
+    train_glove_t5.main([*short(paths.root), "--inference", str(folder)])
+    examples = listener_turns(paths.dialogues("test"))
+    assert read_run(folder, examples, "test", paths) and "warning" not in capsys.readouterr().out
+    again = f"--workdir {paths.root} --inference {folder} --overwrite"
+    dialogues = paths.dialogues("test")
+    dialogues.write_text(dialogues.read_text(encoding="utf-8").replace(" my ", " your "), encoding="utf-8")
+    read_run(folder, examples, "test", paths)
+    said = capsys.readouterr().out
+    assert "predictions.tsv was made from another dialogues than is there now" in said and again in said
+
+    predictions = folder / "predictions.tsv"
+    predictions.write_bytes(predictions.read_bytes()[:300])
+    system = read_run(folder, examples, "test", paths)
+    with pytest.raises(UserError, match=f"its file is damaged: write it again with: .*{re.escape(again)}"):
+        require_complete(system, range(len(examples)), examples)
+
+    config = folder / "config.json"
+    config.write_bytes(config.read_bytes()[:30])
+    with pytest.raises(UserError, match="config.json: not a readable JSON file"):
+        read_run(folder, examples, "test", paths)
+
+
 def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_samples(home, tmp_path):
     shutil.copytree(home, tmp_path / "home")
     folder = tmp_path / "home" / "saved" / "glove-t5" / "exemplars"
@@ -830,7 +857,7 @@ def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_sam
     assert list(zip(table["conv_id"], table["utterance_idx"], table["sample"], strict=True)) == keys
     replies = table["response"].to_numpy().reshape(-1, 3)
     assert sum(len(set(row)) > 1 for row in replies) > len(replies) / 2
-    system = read_run(folder, examples, "test")
+    system = read_run(folder, examples, "test", Paths(home))
     assert system.samples == replies.tolist() and system.replies == replies[:, 0].tolist()
     for other in (["--beams", "2"], ["--no-predict"]):
         with pytest.raises(SystemExit):
