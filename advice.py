@@ -62,6 +62,15 @@ def candidates(workdir: Path) -> str | None:
     return "all" if isinstance(own, dict) and not own.get("emotions") else None
 
 
+#: what to do without pairs: own dialogues mostly come without
+NO_PAIRS = "these dialogues came without pairs of a post and a reply, from which a critic of empathy learns"
+
+
+def lacks_pairs(workdir: Path) -> bool:
+    """Whether no critic of empathy can be trained in a workdir: of own dialogues, prepared without pairs."""
+    return prepared_from(workdir) == "own" and not Paths(workdir).pairs_dir.exists()
+
+
 def prepare(workdir: Path) -> str:
     """What makes the prepared data of a workdir, again where some of it is there."""
     paths, source = Paths(workdir), prepared_from(workdir)
@@ -93,6 +102,11 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
     """What to do where `folder` holds no critic of a kind."""
     if not makes(folder, ""):
         return f"--{kind} takes the run folder of a finished {kind} critic"
+    if kind != SENTIMENT and lacks_pairs(workdir_of(folder)):
+        return (
+            f"{NO_PAIRS}: give one of another workdir (--emo RUN --exp RUN --int RUN), or leave it out of "
+            "the loss with --empathy-loss-w 0 (docs/own-dialogues.md)"
+        )
     name = Path(folder).name
     if own := re.fullmatch(rf"({re.escape(family)}(?:-seeker)?(?:-[ab])?)-({kind}|{JOINT})", name):
         family, kind, name = own[1], own[2], ""
@@ -118,24 +132,22 @@ def label(workdir: Path, family: str | None = None, output: Path | None = None, 
 
 
 def retrieve(workdir: Path, output: Path | None = None, again: bool = False) -> str:
-    """What finds exemplars, by the retriever that is there or would be by default."""
+    """What finds exemplars, by the retriever that is there or would be by default; for own dialogues, which
+    may be too few to train one, by MiniLM as it is."""
     paths = Paths(workdir)
     there = sorted(run.parent for run in (paths.saved / "dpr").glob("*/result.json"))
     default = paths.saved / "dpr" / "empd"
-    path = default if default in there or not there else there[0]
-    output = None if output == paths.dialogues_dir else output
-    flags = {"path": path, "candidates": candidates(workdir), "output": output, "overwrite": again}
-    return command("dpr_exemplar_retriever.py", workdir=workdir, **flags)
-
-
-def after_own_dialogues(workdir: Path) -> str:
-    """What comes after own dialogues without pairs, from which no critic of empathy can be trained."""
+    own = prepared_from(workdir) == "own" and not there
+    path = None if own else default if default in there or not there else there[0]
     return command(
         "dpr_exemplar_retriever.py",
         workdir=workdir,
-        encoder="minilm",
-        pooling="mean",
+        path=path,
+        encoder="minilm" if own else None,
+        pooling="mean" if own else None,
         candidates=candidates(workdir),
+        output=None if output == paths.dialogues_dir else output,
+        overwrite=again,
     )
 
 
@@ -172,6 +184,8 @@ def makes(path: str | Path, otherwise: str) -> str:
         return otherwise
     workdir, again = Path(found["root"] or "."), path.exists()
     if place == "prepared":
+        if "empathy_mental_health" in path.parts and lacks_pairs(workdir):
+            return f"{prepare(workdir)}, pairs beside the dialogues (docs/own-dialogues.md)"
         return prepare(workdir)
     if place == "labels":
         return label(workdir, again=again)

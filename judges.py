@@ -85,7 +85,11 @@ class Judge:
 
 
 def load(
-    paths: Paths, session: Session, which: Sequence[str] | None = None, half: str = lineage.ALL
+    paths: Paths,
+    session: Session,
+    which: Sequence[str] | None = None,
+    half: str = lineage.ALL,
+    role: str = "judge",
 ) -> list[Judge]:
     """The judges named in `which`: `tfidf`; a family whose critics stand in saved/empathy (minilm, t5 ...),
     each with the half of the seeker posts that it learns from (tfidf-b, minilm-a); or the folder of a critic
@@ -97,7 +101,7 @@ def load(
     judges = []
     ending = "" if half == lineage.ALL else f"-{half}"
     for name in [name + ending for name in DEFAULT] if which is None else which:
-        if said := unavailable(name, paths):
+        if said := unavailable(name, paths, role):
             if which is not None:
                 raise UserError(said)
             session.say(f"note: {said}")
@@ -115,23 +119,30 @@ def place(name: str, dim: str, paths: Paths) -> Path:
     return Path(name) if "/" in name else paths.find_critic(dim, name)
 
 
-def unavailable(name: str, paths: Paths) -> str:
-    """Why a judge cannot be had, and what makes it; empty where it can."""
+def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
+    """Why a judge, or what else it is to be, cannot be had, and what makes it; empty where it can."""
+    elsewhere = (
+        f"no {name} {role}: {advice.NO_PAIRS}; give the folder of a critic (--dim {JOINT}) of another workdir"
+    )
     if name in WORDS:
         files = [paths.pairs(dim, split) for dim in DIMENSIONS for split in ("train", "valid")]
         missing = [file for file in files if not file.exists()]
+        if missing and advice.lacks_pairs(paths.root):
+            return elsewhere
         make = advice.makes(missing[0], "python prepare_data.py") if missing else ""
-        return f"no {name} judge: {missing[0]} is not there; make it with: {make}" if missing else ""
+        return f"no {name} {role}: {missing[0]} is not there; make it with: {make}" if missing else ""
     lacking = [dim for dim in DIMENSIONS if not (place(name, dim, paths) / "result.json").exists()]
     if not lacking:
         return ""
     if "/" in name:
         return (
-            f"no judge in {name}: it takes the folder of a finished critic of all dimensions (--dim {JOINT})"
+            f"no {role} in {name}: it takes the folder of a finished critic of all dimensions (--dim {JOINT})"
         )
+    if advice.lacks_pairs(paths.root):
+        return elsewhere
     kinds = lacking if len(lacking) < len(DIMENSIONS) else [JOINT]  # one reading for all costs a third
     make = "; ".join(advice.train_critic(kind, name, paths.root) for kind in kinds)
-    return f"no {name} judge: {paths.critic(kinds[0], name)} is not trained; make it with: {make}"
+    return f"no {name} {role}: {paths.critic(kinds[0], name)} is not trained; make it with: {make}"
 
 
 def tfidf_judge(name: str, paths: Paths) -> Judge:

@@ -15,7 +15,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import own_dialogues
 import storage
-from advice import after_own_dialogues, train_critic
+from advice import retrieve, train_critic
 from bundled import HERE
 from corpora import PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
@@ -363,5 +363,5 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
             storage.share(folder)
         storage.write_json(made, origin)
     # the GloVe family needs no model hub
-    after = train_critic("emo", "glove-t5", paths.root) if sources.pairs else after_own_dialogues(paths.root)
+    after = train_critic("emo", "glove-t5", paths.root) if sources.pairs else retrieve(paths.root)
     print(f"written to {paths.data}; next: {after}")

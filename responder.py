@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import advice
 import distress
 import exemplars
+import runs
 from corpora import Example
 from critics import Judges, Score, open_critics, scores
 from dataloaders import encode, generator_data
@@ -210,10 +212,12 @@ def open_writer(folder: Path, session: Session, paths: Paths, base: str | None =
         flags = " or ".join(f"--{critic}" for critic in config.get("heads") or [config.get("kind")])
         raise UserError(f"--run {folder}: a critic, not a generator; give it with {flags} {folder}")
     if kind not in WRITERS:
+        if (Path(folder) / "args.json").exists():
+            runs.require_run(folder, "")  # begun, and not finished: the command that goes on
         what = "no such folder" if not Path(folder).is_dir() else "holds no trained generator"
         raise UserError(
             f"--run {folder}: {what}; give the folder of a finished run, as saved/t5/lempex, "
-            "or make one with: python train_t5.py"
+            f"or make one with: {advice.command('train_t5.py', workdir=paths.root)}"
         )
     return WRITERS[kind](Path(folder), session, paths, base)  # type: ignore[call-arg]
 

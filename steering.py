@@ -385,8 +385,9 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {n: folder / n for n in ("metrics.json", "table.md", "control.csv", "candidates.csv")}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
-    (ranker, *panel) = judges.load(paths, session, [options.ranker, *options.judge])
     sampler = Sampler(options, paths, session)
+    (ranker,) = judges.load(paths, session, [options.ranker], role="ranker")
+    panel = judges.load(paths, session, options.judge)
     marked = [target for target in TARGETS if target and set(options.ways) != {"ranking"}]
     examples = sampler.examples
     pools = {in_words(target): sampler.pool(target) for target in [{}, *marked]}

@@ -18,6 +18,8 @@ from conftest import ROOT, SAMPLE
 from test_scripts import NO_CRITICS, PARSERS, short
 
 import advice
+import bundled
+import control
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
@@ -331,3 +333,24 @@ def test_the_recipes_commands_can_be_pasted_from_the_projects_folder(place, caps
                 if word.startswith(f"{place}/saved/"):
                     Path(word).mkdir(parents=True, exist_ok=True)
             parse(words, place)
+
+
+def test_no_message_sends_dialogues_without_pairs_round_in_a_circle(tmp_path):
+    """Of own dialogues no critic of empathy can be trained, and a retriever is MiniLM as it is."""
+    prepare_data.main(["--source", str(SAMPLE / "own.jsonl"), "--workdir", str(tmp_path), "--min-count", "1"])
+    common = ["--workdir", str(tmp_path), "--device", "cpu"]
+    first = ["--empathy-loss-w 0", "--emo RUN --exp RUN --int RUN"]
+    again = ["prepare_data.py --overwrite", "pairs beside the dialogues"]
+    steps = [
+        (train_glove_t5.main, ["--size", "tiny"], first),
+        (label_dialogues.main, [], first),
+        (train_empathy_classifier.main, ["--dim", "emo", "--model", "glove-t5"], again),
+        (control.main, [str(bundled.MINI / "generator")], ["no glove-t5 ranker", "--dim all"]),
+        (control.main, [str(bundled.MINI / "emo")], ["a critic, not a generator"]),
+        (train_glove_t5.main, ["--size", "tiny", *NO_CRITICS], ["--encoder minilm --pooling mean"]),
+    ]
+    for main, words, expected in steps:
+        with pytest.raises(UserError) as refused:
+            main([*common, *words])
+        assert all(part in str(refused.value) for part in expected), refused.value
+        assert not re.search("train_empathy_classifier.py|DPR.train_dpr", str(refused.value))
