@@ -232,7 +232,10 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
     if isinstance(found, dict):
         found, name = found.get("turns"), found.get("id")
     if not isinstance(found, list) or not all(isinstance(t, str) for t in found):
-        raise UserError(f'{where}: expected a list of turns, or {{"id": ..., "turns": [...]}}')
+        raise UserError(
+            f"{where}: expected a list of turns, each a plain text and the last the one to be answered, "
+            'or {"id": ..., "turns": [the same]}'
+        )
     turns = [t.strip() for t in found]
     check_turns(turns)
     return name, turns
@@ -280,6 +283,9 @@ def kept_answers(
 
     places = list(range(len(asked)))
     found = caches.in_chunks(places, work, keep, "replies", size=1)["rows"].tolist()
+    if all("error" in json.loads(line) for line in found):
+        shutil.rmtree(keep, ignore_errors=True)
+        raise UserError(f"{output}: not written, since no line had a reply (why, stands above)")
     storage.write_text(output, "".join(f"{line}\n" for line in found))
     shutil.rmtree(keep, ignore_errors=True)
     return found
@@ -294,7 +300,7 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
     refuse_other_formats(source)
     if format_of(source) in ("csv", "tsv"):
         raise UserError(f"{source}: a dialogue a line is read here, as text or as JSON (.jsonl), no table")
-    bad = []
+    bad, asked = [], []
 
     def answered(number: int, text: str) -> str:
         return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=False)
@@ -308,11 +314,13 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
         else:
             for number, text in lines_of(handle):
                 line = answered(number, text)
+                asked.append((number, text))
                 print(line, flush=True)
                 bad += [number] * ("error" in json.loads(line))
     if bad:
-        named = ", ".join(map(str, bad[:20]))
-        raise UserError(f"{len(bad)} lines had no reply: {named}; all the others have one")
+        named = ", ".join(map(str, bad[:20])) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
+        others = "; all the others have one" if len(bad) < len(asked) else ""
+        raise UserError(f"{len(bad)} of {len(asked)} lines had no reply: {named}{others}")
 
 
 # --------------------------------------------------------------------------------------------- a conversation

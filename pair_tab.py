@@ -73,8 +73,8 @@ class PairTab:
         for choice, button in zip(CHOICES, choices, strict=True):
             widgets.listen(button.click, self.voter(choice), [state], seen)
         widgets.listen(fresh.click, lambda: self.shown(Pair()), [], seen)
-        widgets.listen(count.click, lambda: views.count(self.votes.tally()), [], [counted])
-        widgets.download(table, "votes.csv", lambda: self.votes.table().to_csv(index=False), [])
+        widgets.listen(count.click, self.counted, [], [counted])
+        widgets.download(table, "votes.csv", self.as_csv, [])
 
     def shown(self, pair: Pair, note: str = "", message: str = "", waiting: bool = False) -> tuple:
         """The values of all that shows two replies."""
@@ -104,6 +104,18 @@ class PairTab:
             yield self.shown(pair, str(error), message)
             return
         yield self.shown(replace(asked, shown=self.order.sample(found, 2)))
+
+    def counted(self) -> str:
+        try:
+            return views.count(self.votes.tally())
+        except UserError as error:
+            raise gr.Error(str(error)) from error
+
+    def as_csv(self) -> str:
+        try:
+            return self.votes.table().to_csv(index=False)
+        except UserError as error:
+            raise gr.Error(str(error)) from error
 
     def voter(self, choice: str) -> Callable[[Any], tuple]:
         """What the button of a choice does."""

@@ -92,6 +92,8 @@ class Votes:
 
     def table(self) -> pd.DataFrame:
         """All votes, oldest first."""
+        if not self.file.exists():  # looking must not make it
+            return pd.DataFrame({"run_a": [], "run_b": [], "choice": []})
         with self.opened() as connection:
             return pd.read_sql_query("SELECT * FROM votes ORDER BY id", connection)
 
@@ -106,8 +108,8 @@ class Votes:
 
     def export(self, file: Path, overwrite: bool) -> None:
         """All votes as csv. Raises `UserError` where there are none, or the file is there."""
-        table = self.table() if self.file.exists() else None  # looking must not make it
-        if table is None or table.empty:
+        table = self.table()
+        if table.empty:
             raise UserError(f"{self.file}: no votes yet; collect some with: python app.py --other RUN")
         refuse_existing([file], overwrite, "another file")
         storage.write_csv(file, table)

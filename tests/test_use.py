@@ -457,7 +457,7 @@ def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_p
     (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
     output = tmp_path / "out.jsonl"
     words = ["--file", str(tmp_path / "in.jsonl"), "--output", str(output), "--seed", "1"]
-    with pytest.raises(UserError, match="2 lines had no reply: 2, 4"):
+    with pytest.raises(UserError, match="2 of 5 lines had no reply: 2, 4; all the others"):
         run(respond, home, *words)
     said = capsys.readouterr().err
     assert "in.jsonl, line 2: 2 turns: the last must be the speaker's" in said
@@ -468,6 +468,11 @@ def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_p
     assert run(respond, home, *DIALOGUE, "--seed", "1").reply == rows[2]["reply"]  # as by itself
     with pytest.raises(UserError, match="already there; add --overwrite"):
         run(respond, home, *words)
+    own = {"turns": [{"speaker": "Ben", "text": "I passed!"}]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(own) + "\n")
+    with pytest.raises(UserError, match="none.jsonl: not written, since no line had a reply"):
+        run(respond, home, *words[:2], "--output", str(tmp_path / "none.jsonl"))
+    assert "each a plain text" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
 
 
 def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(home, tmp_path, monkeypatch):
@@ -499,7 +504,7 @@ def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(hom
         run(respond, home, *words)
     assert not output.exists() and len(asked) == 2
     monkeypatch.setattr(Responder, "reply", stops_at(3))
-    with pytest.raises(UserError, match="1 lines had no reply: 3"):
+    with pytest.raises(UserError, match="1 of 4 lines had no reply: 3; all the others"):
         run(respond, home, *words)
     assert asked == ["My dog ran away.", "I got the job!", "I am so tired."]
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [1, 2, 3, 4]
