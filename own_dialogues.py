@@ -17,6 +17,8 @@ from typing import Any
 from options import SPLITS, UserError
 from records import FORMATS, Records, format_of, read_records
 
+LONGEST = 100_000  # characters of a turn: a csv field holds 131,072
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"  # characters that show nothing
 #: what a part of a dialogue is called in people's files, the first that is there; capitals do not matter
 NAMES = {
     "turns": ("turns", "dialogue", "dialog", "conversation", "messages", "utterances"),
@@ -152,8 +154,11 @@ def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
     else:
         raise UserError(f'{place}: expected {{"speaker": ..., "text": ...}} or a text')
     for what, value in (("speaker", speaker), ("text", text)):
-        if not value:
-            raise UserError(f"{place}: no {what}; it stands under one of {', '.join(NAMES[what])}")
+        if value.strip(UNSEEN):
+            continue
+        if isinstance(turn, str) or set(NAMES[what]) & {str(name).strip().lower() for name in turn}:
+            raise UserError(f"{place}: its {what} is empty; fill it in, or leave the turn out")
+        raise UserError(f"{place}: no {what}; it stands under one of {', '.join(NAMES[what])}")
     return speaker, text
 
 
@@ -239,6 +244,11 @@ def cast(dialogue: Dialogue, listener: str | None) -> Cast:
         else:
             texts.append(text)
             last = speaker
+    if (longest := max(map(len, texts), default=0)) > LONGEST:
+        raise UserError(
+            f"{dialogue.place}: a turn (all that one person says until the other does) of {longest:,} "
+            f"characters, more than {LONGEST:,}; shorten it"
+        )
     return Cast(texts, joined, opening)
 
 

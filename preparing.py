@@ -32,6 +32,7 @@ from glove_models import (
 )
 from options import APOSTROPHES, DIMENSIONS, SPLITS, Paths, UserError, refuse_existing
 from pretrained import load_tokenizer
+from records import FORMATS
 
 #: where the official files lie in a source
 DIALOGUE_FOLDERS = ("empathetic_dialogues", "empatheticdialogues", ".")
@@ -60,7 +61,10 @@ def find(folder: Path, subfolders: tuple[str, ...], name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise UserError(f"--source {folder}: no {name} there; looked for {', '.join(str(p) for p in places)}")
+    own = f"; own dialogues end in {', '.join(FORMATS)}" if name == "train.csv" else ""
+    raise UserError(
+        f"--source {folder}: no {name} there; looked for {', '.join(str(p) for p in places)}{own}"
+    )
 
 
 def copy_dialogues(source: Path, paths: Paths) -> dict:

@@ -124,7 +124,10 @@ def test_files_named_by_their_split_keep_it(tmp_path):
     [
         ("a.csv", "id,who,text\n1,a,b\n", "line 1: no column for the speaker; name it one of speaker"),
         ("a.csv", "id,speaker,text\n1,a,b\n2,a,b\n1,b,c\n", "line 4: conversation 1 was there already"),
-        ("a.csv", "id,speaker,text\n1,a,\n", "line 2: no text"),
+        ("a.csv", "id,speaker,text\n1,a,\n", "line 2: its text is empty; fill it in, or leave the turn out"),
+        ("a.jsonl", '{"turns": [{"who": "a", "text": "\\u200b"}]}', "line 1, turn 1: no speaker; it stands"),
+        ("a.jsonl", '{"turns": ["Hi", "\\u200b"]}', "line 1, turn 2: its text is empty"),
+        ("a.csv", f"id,speaker,text\n1,a,{'a' * 60_000}\n1,a,{'b' * 60_000}\n1,b,c\n", "120,001 characters"),
         ("a.csv", "id,speaker,text,emotion\n1,a,b,sad\n1,b,c,proud\n", "line 3: emotion 'proud' in a"),
         ("a.jsonl", '{"turns": [["a", "b"]]}\n', "line 1, turn 1: expected"),
         ("a.jsonl", '{"turns": ["a"], "id": 1}\n\n{"turns": ["b"], "id": 1}\n', "line 3: conversation 1 was"),
