@@ -343,9 +343,14 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
     origin = origin_of(asked, sources)
     expected = [p for p in outputs if sources.pairs or p != paths.pairs_dir]
     # everything was made from the same files before
-    if all(p.exists() for p in expected) and not asked.overwrite and storage.read_json(made) == origin:
-        print(f"{paths.data}: already made from the same inputs, kept")
-        return
+    if all(p.exists() for p in expected) and not asked.overwrite:
+        try:
+            same = storage.read_json(made) == origin
+        except UserError as error:
+            raise UserError(f"{error}; --overwrite prepares {paths.data} anew") from error
+        if same:
+            print(f"{paths.data}: already made from the same inputs, kept")
+            return
     refuse_existing(outputs, asked.overwrite)
     glove_source(asked, paths)  # fetched, and its head read, before anything is set aside
     with storage.replacing(outputs, paths.data / ".before"):

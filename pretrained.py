@@ -25,6 +25,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from advice import makes
 from options import UserError
 from session import fits
 from storage import load_weights, save_weights
@@ -124,9 +125,10 @@ def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
             return load(str(name), **kwargs)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        again = makes(name, "") if Path(name).is_dir() else ""
+        remedy = f"make it again with: {again}" if again else f"without the hub, {OFFLINE.get()}"
         raise UserError(
-            f"{name}: no {what} can be loaded from the hub or this folder ({reason}); "
-            f"without the hub, {OFFLINE.get()}"
+            f"{name}: no {what} can be loaded from the hub or this folder ({reason}); {remedy}"
         ) from error
 
 

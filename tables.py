@@ -340,13 +340,15 @@ def of_items(options: TableOptions, numbers: Numbers, digest: str) -> str:
     return f"Split {options.split}, items {options.items}, n = {len(numbers):,}, set {digest}"
 
 
-def footer(options: TableOptions, numbers: Numbers, digest: str, named: Sequence[str]) -> list[str]:
-    """Of what and by what the tables are."""
+def footer(
+    options: TableOptions, numbers: Numbers, digest: str, named: Sequence[str], family: str
+) -> list[str]:
+    """Of what and by what the tables are. `named`: the judges; `family`: of the critics."""
     return [
         f"{of_items(options, numbers, digest)}; {options.resamples:,} resamples of its conversations, seed "
         f"{options.seed}.",
         f"{normalising.DESCRIPTION}. BLEU-1..4: {signature()}.",
-        f"Judges: {', '.join(named) or 'none'}; training critics, which stand apart: {options.family}.",
+        f"Judges: {', '.join(named) or 'none'}; training critics, which stand apart: {family}.",
         runs.made_by(),
     ]
 
@@ -463,7 +465,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
         below += judges.report(against.judges, [e.response for e in chosen], [e.history for e in chosen])
     unmatched = unmatched_table((line.name, system) for line in lines for system in line.systems)
     below += [f"Every reply left out: {UNMATCHED}."] * (len(unmatched) > 0)
-    foot = footer(options, numbers, digest, [j.name for j in against.judges])
+    family = options.family if critics else "none"
+    foot = footer(options, numbers, digest, [j.name for j in against.judges], family)
     below += foot
     about = [*notes(lines, {}, [], paths), *foot]
     first = "\n\n".join([page.main(), *below])
@@ -480,7 +483,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     if len(unmatched):
         storage.write_csv(files[UNMATCHED], unmatched)
     content = {"split": options.split, "items": options.items, "replies": len(numbers), "set": digest}
-    content |= {"normaliser": normalising.VERSION, "critics": options.family}
+    content |= {"normaliser": normalising.VERSION, "critics": family}
     content |= {"judges": {j.name: dict(j.sha256) for j in against.judges}, **as_numbers(page)}
     storage.write_json(files["metrics.json"], content)
     print(first)

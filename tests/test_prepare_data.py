@@ -21,6 +21,7 @@ import fetching
 import prepare_data
 import preparing
 from options import DIMENSIONS, SPLITS, Paths, UserError
+from pretrained import load_tokenizer
 from settings import pick
 
 GLOVE = SAMPLE / "glove.sample.50d.txt"
@@ -327,6 +328,16 @@ def test_the_same_again_is_kept(corpus, workdir, capsys):
     prepare(corpus, workdir, "--split", "grouped")
     assert "already made from the same inputs, kept" in capsys.readouterr().out
     assert contents(workdir) == before
+
+
+def test_what_is_damaged_of_it_is_named_with_the_flag_that_helps(corpus, workdir):
+    paths = Paths(workdir)
+    for file in (paths.glove / "tokenizer.json", paths.data / "prepared.json"):
+        file.write_bytes(file.read_bytes()[:30])
+    with pytest.raises(UserError, match="make it again with: .*prepare_data.py --overwrite|--overwrite"):
+        load_tokenizer(paths.glove)
+    with pytest.raises(UserError, match="prepared.json: not a readable.*--overwrite prepares .* anew"):
+        prepare(corpus, workdir, "--split", "grouped")
 
 
 @pytest.mark.parametrize("all_moved", [True, False])

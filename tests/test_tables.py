@@ -49,7 +49,7 @@ def made(prepared, tmp_path_factory):
     sorry = write(folder / "sorry.tsv", examples, ["I am so sorry !"] * len(gold))
     mixed = write(folder / "mixed.tsv", examples, [g.split()[0] + " what ?" for g in gold], samples=2)
     some = write(folder / "some.tsv", examples[2:11], ["What happened then ?"] * 9)
-    common = ["--workdir", str(folder), "--device", "cpu", "--family", "none", "--cases", "2"]
+    common = ["--workdir", str(folder), "--device", "cpu", "--family", "t5", "--cases", "2"]
     with pytest.raises(UserError, match="some: covers 9 of 14 listener turns.*--items shared"):
         evaluate_responses.main([*common, f"two={exact},{sorry}", mixed, some])
     with warnings.catch_warnings():
