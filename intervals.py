@@ -128,8 +128,8 @@ def joined(estimates: Sequence[Estimate]) -> Estimate:
     """Several runs of one system as one figure: their mean. Its resamples are over items alone; how far the
     runs are apart says what other seeds would have given.
 
-    A few runs, drawn with replacement as items are, know no tail: of two, each interval would be too narrow
-    four times in ten.
+    A few runs, drawn with replacement as items are, know no tail: of two, more than one interval in four
+    would miss.
     """
     points = np.array([e.point for e in estimates])
     found = [e.replicates for e in estimates if e.replicates is not None]
