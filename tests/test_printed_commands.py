@@ -337,7 +337,8 @@ def test_the_recipes_commands_can_be_pasted_from_the_projects_folder(place, caps
 
 def test_no_message_sends_dialogues_without_pairs_round_in_a_circle(tmp_path):
     """Of own dialogues no critic of empathy can be trained, and a retriever is MiniLM as it is."""
-    prepare_data.main(["--source", str(SAMPLE / "own.jsonl"), "--workdir", str(tmp_path), "--min-count", "1"])
+    words = ["--min-count", "1", "--glove", str(SAMPLE / "glove.sample.50d.txt")]
+    prepare_data.main(["--source", str(SAMPLE / "own.jsonl"), "--workdir", str(tmp_path), *words])
     common = ["--workdir", str(tmp_path), "--device", "cpu"]
     first = ["--empathy-loss-w 0", "--emo RUN --exp RUN --int RUN"]
     again = ["prepare_data.py --overwrite", "pairs beside the dialogues"]
