@@ -51,11 +51,14 @@ class Votes:
         self.file = Path(file)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[sqlite3.Connection]:
-        """A transaction. Raises `UserError` where the file is none of ours or cannot be written."""
+    def opened(self, looking: bool = False) -> Iterator[sqlite3.Connection]:
+        """A transaction. Raises `UserError` where the file is none of ours or cannot be written. `looking`
+        makes no file: where there is none, there are no votes."""
+        place = ":memory:" if looking and not self.file.exists() else self.file
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.file, timeout=30)) as connection, connection:
+            if place == self.file:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(place, timeout=30)) as connection, connection:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version not in (0, VERSION):
                     raise UserError(f"{self.file}: votes of another version of this program; move it away")
@@ -92,9 +95,7 @@ class Votes:
 
     def table(self) -> pd.DataFrame:
         """All votes, oldest first."""
-        if not self.file.exists():  # looking must not make it
-            return pd.DataFrame({"run_a": [], "run_b": [], "choice": []})
-        with self.opened() as connection:
+        with self.opened(looking=True) as connection:
             return pd.read_sql_query("SELECT * FROM votes ORDER BY id", connection)
 
     def tally(self) -> dict[tuple[str, str], Counter]:

@@ -61,6 +61,7 @@ def test_a_vote_is_kept_whole_and_exported(tmp_path, capsys):
     with pytest.raises(UserError, match="no votes yet; collect some with"):
         votes.export(tmp_path / "votes.csv", overwrite=False)
     assert votes.tally() == {} and not votes.file.exists()  # looking makes none
+    assert {"time", "turns", "reply_a", "weights_b", "choice"} <= set(votes.table().columns)
     with pytest.raises(UserError, match="no votes yet; collect some with"):
         votes.export(tmp_path / "votes.csv", overwrite=False)
     assert [votes.add("v", ["Hi.", "Hello.", "Well"], *sides, choice) for choice in ("A", "both bad")] == [

@@ -45,6 +45,8 @@ def test_a_t5_goes_on_from_another_ones_weights(trained_copy):
     run = str(trained_copy / "saved" / "t5" / "plain")
     again = train_t5.main([*common, *STILL[2:], "--name", "again", "--init-from", run])
     assert again["valid"]["nll"] == pytest.approx(first["valid"]["nll"], abs=1e-4)
+    with pytest.raises(UserError, match="--compile: False then, True now"):  # other draws of dropout
+        train_t5.main([*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2", "--compile"])
     with pytest.raises(UserError, match="--init-from: not given then"):
         train_t5.main([*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2", "--init-from", run])
 

@@ -129,6 +129,8 @@ def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path
 
     run(score, home, *words)
     assert "kept" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another precision; add --overwrite"):
+        run(score, home, *words, "--precision", "bf16")
     source.write_text(source.read_text() + "10,y,Hello\n")
     with pytest.raises(UserError, match="another input; add --overwrite"):
         run(score, home, *words)
