@@ -84,9 +84,10 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("teacher").add_argument
     add(
         "--teacher",
+        nargs="+",
         metavar="RUN",
         help="a finished critic of the same dimension, of any encoder: its probabilities for the listener "
-        "turns of the training dialogues are learnt beside the pairs",
+        "turns of the training dialogues are learnt beside the pairs; of several such critics, their mean",
     )
     add("--turns", type=COUNT, default=0, help="of --teacher: so many turns, drawn by chance; 0: all")
     add(

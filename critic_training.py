@@ -360,8 +360,7 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
 
     sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
     sources["model"] = storage.source(begin, paths, storage.identity(begin))
-    began = {"init": options.init_from, "teacher": teacher.teacher if teacher else None}
-    sources |= storage.sources_of(began, paths)
+    sources |= storage.sources_of({"init": options.init_from, **numbered(teacher)}, paths)
     place = paths.critic(task.kind, options.family + task.variant)
     loop = Loop(
         command.training,
@@ -397,6 +396,12 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     session.say(f"  loss on a reply that says nothing {nothing:.3f}, of a guess by frequency {guess:.3f}")
     loop.finish(result)
     return result
+
+
+def numbered(teacher: TeacherOptions | None) -> dict[str, str]:
+    """{teacher, teacher 2, ...: folder}."""
+    folders = teacher.teacher if teacher else ()
+    return {f"teacher {n}" if n > 1 else "teacher": folder for n, folder in enumerate(folders, 1)}
 
 
 def of_heads(valid: Mapping[str, float], joint: CriticTask) -> dict[str, dict]:

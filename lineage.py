@@ -32,8 +32,9 @@ def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
         return UNKNOWN
     halves = {storage.read_json(flags).get("args", {}).get("part", ALL)}
     places = runs.sources(critic, paths)
-    for name in places.keys() & {"init", "teacher"}:
-        halves.add(half_of(places[name].path, paths, places[name].sha256))
+    for name, place in places.items():
+        if name.split()[0] in ("init", "teacher"):
+            halves.add(half_of(place.path, paths, place.sha256))
     if len(halves) == 1:
         return halves.pop()
     return UNKNOWN if UNKNOWN in halves and ALL not in halves else ALL

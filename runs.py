@@ -23,7 +23,8 @@ from storage import (
     write_text,
 )
 
-#: what a run can begin from or learn from without its flag being compared, by the name of that input
+#: what a run can begin from or learn from without its flag being compared, by the first word of that input's
+#: name
 ADDED = {"init": "--init-from", "teacher": "--teacher"}
 
 PACKAGES = (
@@ -304,8 +305,9 @@ class Run:
         ]
         known = saved.get("inputs", {})
         for name in sorted(known.keys() | self.inputs.keys()):
-            if name in ADDED and name not in known:
-                refused.append(f"{ADDED[name]}: not given then")
+            first = name.split()[0]
+            if first in ADDED and name not in known:
+                refused.append(f"{ADDED[first]}: {'not' if name == first else 'fewer'} given then")
             elif name not in known:
                 print(f"note: {name}: not recorded when the run began, so it is not compared")
             elif known[name] != self.inputs.get(name):

@@ -5,7 +5,7 @@ As light as options.py, so that `--help` answers at once.
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -269,9 +269,9 @@ def causal_command(args: argparse.Namespace) -> CausalCommand:
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """A critic that labels texts for another one (`add_teacher_flags` says what each flag means)."""
+    """Critics that label texts for another one (`add_teacher_flags` says what each flag means)."""
 
-    teacher: str
+    teacher: Sequence[str]
     turns: int
     pieces: int
     teacher_w: float

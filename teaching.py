@@ -59,19 +59,20 @@ def taught(
     session: Session,
 ) -> tuple[list[Turns], list[str], np.ndarray]:
     """(contexts, replies, the teacher's probabilities (N, outputs)) of listener turns of the training
-    dialogues and of pieces of the training `pairs` (contexts, replies).
+    dialogues and of pieces of the training `pairs` (contexts, replies); of several teachers, their mean.
 
-    What the teacher says is kept in the cache. Raises `UserError` where it is no critic of these labels.
+    What a teacher says is kept in the cache. Raises `UserError` where one is no critic of these labels.
     """
     if session.world > 1:
         raise UserError("--teacher: it labels in one process; run it without torchrun")
-    teacher = Critic.from_pretrained(options.teacher, session, kind)
-    known = teacher.critic.settings
-    if (known.kind, known.outputs) != (kind, outputs):
-        raise UserError(
-            f"--teacher {options.teacher}: a critic of {known.kind} with {known.outputs} labels; what is "
-            f"learnt is {kind} with {outputs}"
-        )
+    teachers = [Critic.from_pretrained(folder, session, kind) for folder in options.teacher]
+    for teacher in teachers:
+        known = teacher.critic.settings
+        if (known.kind, known.outputs) != (kind, outputs):
+            raise UserError(
+                f"--teacher {teacher.folder}: a critic of {known.kind} with {known.outputs} labels; what is "
+                f"learnt is {kind} with {outputs}"
+            )
     turns = listener_turns(paths.dialogues("train"))
     if 0 < options.turns < len(turns):
         turns = [turns[i] for i in sorted(random.Random(0).sample(range(len(turns)), options.turns))]
@@ -80,5 +81,8 @@ def taught(
     if options.pieces:
         befores, texts = pieces(*pairs, options.pieces)
         contexts, replies = contexts + befores, replies + texts
-    teaches = judges.answers_of(teacher.whole, f"{kind}, the teacher", paths.cache)
-    return contexts, replies, teacher.own(teaches(replies, contexts))
+    views = []
+    for teacher in teachers:
+        teaches = judges.answers_of(teacher.whole, f"{kind}, as {teacher.folder.name} sees it", paths.cache)
+        views.append(teacher.own(teaches(replies, contexts)))
+    return contexts, replies, np.mean(views, axis=0)

@@ -1,7 +1,9 @@
 """How critics learn: from a teacher, and from mixtures of words."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -89,8 +91,33 @@ def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pai
     assert all(torch.equal(first[k], second[k]) for k in first)
     with pytest.raises(UserError, match="--teacher: not given then"):
         train_empathy_classifier.main([*common, "--size", "tiny", "--name", "teacher", *teacher[:2]])
-    with pytest.raises(UserError, match="a critic of emo with 2 labels; what is learnt is exp"):
+    with pytest.raises(UserError, match="teacher: a critic of emo with 2 labels; what is learnt is exp"):
         train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
+
+
+def test_of_several_teachers_the_mean_is_learnt(workdir, monkeypatch):
+    common = ["--workdir", str(workdir), *SHORT, "--dim", "emo", "--size", "tiny"]
+    folders = [str(workdir / "saved" / "empathy" / name) for name in ("one", "two")]
+    for n, folder in enumerate(folders):
+        train_empathy_classifier.main([*common, "--seed", str(n), "--name", Path(folder).name])
+    learnt, task = [], critic_training.with_teacher
+    monkeypatch.setattr(critic_training, "with_teacher", lambda *a: learnt.append(task(*a)) or learnt[-1])
+
+    def pupil(name: str, *teachers: str) -> np.ndarray:
+        train_empathy_classifier.main(
+            [*common, "--turns", "7", "--teacher-w", "0.5", "--name", name, "--teacher", *teachers]
+        )
+        return np.array(learnt[-1].train[2])
+
+    first, second, both = pupil("a", folders[0]), pupil("b", folders[1]), pupil("c", *folders)
+    assert not np.allclose(first[-7:], second[-7:], atol=1e-4)
+    np.testing.assert_allclose(both, (first + second) / 2)
+    sources = json.loads((workdir / "saved" / "empathy" / "c" / "sources.json").read_text())
+    assert [sources[name]["path"][-3:] for name in ("teacher", "teacher 2")] == ["one", "two"]
+    with pytest.raises(UserError, match="--teacher: fewer given then"):
+        pupil("a", *folders)
+    with pytest.raises(UserError, match="a critic of emo with 2 labels; what is learnt is exp"):
+        train_empathy_classifier.main([*common[:-3], "exp", *common[-2:], "--teacher", *folders])
 
 
 def test_pieces_are_a_replys_sentences_runs_of_its_words_and_splices_of_two():

@@ -232,7 +232,7 @@ def test_three_heads_label_teach_and_reward_in_one_pass_as_each_would_alone(join
 
     def taught(dim):
         task = critic_training.empathy_task(dim, paths, weigh_classes=False)
-        teacher = TeacherOptions(teacher=str(folder), turns=0, pieces=0, teacher_w=1.0)
+        teacher = TeacherOptions(teacher=[str(folder)], turns=0, pieces=0, teacher_w=1.0)
         return critic_training.with_teacher(task, teacher, paths, session).train[2]
 
     try:

@@ -207,6 +207,8 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     assert lineage.half_of(critic("pupil", "a", teacher=one), paths) == "a"
     assert lineage.half_of(critic("of all", "a", teacher=whole), paths) == lineage.ALL
     assert lineage.half_of(critic("of both", "a", init=other), paths) == lineage.ALL
+    two = {"teacher": one, "teacher 2": other}
+    assert lineage.half_of(critic("of two", "a", **two), paths) == lineage.ALL
     orphan = critic("orphan", "a", teacher=one)
     (one / "args.json").unlink()
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
