@@ -126,7 +126,7 @@ def glove_recipe(source: str) -> Recipe:
         "glove-t5",
         critics(
             "--model glove-t5 --batch-size 32 --epochs 10 --part a",
-            "--model glove-t5 --batch-size 64 --epochs 2 --lr 2e-4 --warmup-steps 200",
+            "--model glove-t5 --batch-size 64 --epochs 1 --lr 2e-4 --warmup-steps 200",
         ),
         [
             f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",

@@ -222,15 +222,47 @@ def memory_advice(where: str, args):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size, tokens, count = args.batch_size, args.batch_tokens, args.accumulate
-        factor = next((n for n in range(2, size + 1) if size % n == 0 and tokens % n == 0), None)
-        advice = "shorter sequences or a smaller model"
-        if factor:
-            bound = f" --batch-tokens {tokens // factor}" if tokens else ""
-            other = "" if tokens else ", or a new run with --batch-size auto"
-            advice = f"--batch-size {size // factor} --accumulate {count * factor}{bound}, "
-            advice += f"as many examples an update{other}"
+        advice = smaller_batches(args) or "shorter sequences or a smaller model"
+        if advice.startswith("-") and not args.batch_tokens:
+            advice += ", or a new run with --batch-size auto"
         raise UserError(
-            f"{where}: out of memory with --batch-size {size} --accumulate {count}; try {advice} "
-            f"({str(error).splitlines()[0][:120]})"
+            f"{where}: out of memory with --batch-size {args.batch_size} --accumulate {args.accumulate}; try "
+            f"{advice} ({str(error).splitlines()[0][:120]})"
         ) from error
+
+
+def smaller_batches(args) -> str:
+    """The flags of as many examples an update in smaller micro-batches; empty where there are none."""
+    size, tokens, count = args.batch_size, args.batch_tokens, args.accumulate
+    factor = next((n for n in range(2, size + 1) if size % n == 0 and tokens % n == 0), None)
+    if factor is None:
+        return ""
+    bound = f" --batch-tokens {tokens // factor}" if tokens else ""
+    return f"--batch-size {size // factor} --accumulate {count * factor}{bound}, as many examples an update"
+
+
+def memory_held() -> tuple[float, float]:
+    """(the most that this process has held, what the machine has), in GiB; (0, 0) where it does not tell."""
+    try:
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return held / 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (ImportError, ValueError, OSError):
+        return 0.0, 0.0
+
+
+def memory_note(session: Session, args) -> str:
+    """What to say where little memory is left: on a CPU the system ends what asks for more without a word."""
+    held, there = memory_held()
+    held *= session.world
+    if session.device.type != "cpu" or held <= 0.8 * there:
+        return ""
+    smaller = smaller_batches(args)
+    return (
+        f"note: so far this has taken up to {held:.1f} of the machine's {there:.1f} GiB of memory; if a "
+        "longer batch needs more, the system ends it without a word"
+        + f". {smaller}, take less"
+        * bool(smaller)
+    )

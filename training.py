@@ -31,6 +31,7 @@ from session import (
     Signals,
     fits,
     memory_advice,
+    memory_note,
     own_random_stream,
     random_state,
     set_random_state,
@@ -135,6 +136,7 @@ class Loop:
         self.state = State(evaluation_due=evaluate_first)
         self._best_before = 0  # best_step when the checkpoint before was written
         self._stored = -1  # the step whose weights, optimizer and random streams stand in its checkpoint
+        self._crowded = False  # said of the memory
         if options.batch_size == "auto":
             saved = folder / "args.json"
             if saved.exists() and not options.overwrite:  # a run that goes on keeps what it found, to the bit
@@ -411,6 +413,9 @@ class Loop:
             f"step {state.step:>6}/{self.total_steps} | {terms} | lr {rate:.2e} | "
             f"{state.seconds:.0f} s, {left:.0f} s to go"
         )
+        if not self._crowded and (note := memory_note(self.session, options)):
+            self._crowded = True
+            self.session.say(note)
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
         self.run.log({"step": self.state.step, "epoch": self.state.epoch, "kind": kind, **values})

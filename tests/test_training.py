@@ -109,6 +109,20 @@ def test_the_numbers_do_not_drift(tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(GOLDEN, rel=1e-3)
 
 
+def test_where_memory_will_end_is_said_once_and_what_takes_less(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(session, "memory_held", lambda: (21.2, 23.4))
+    train(tmp_path / "full")
+    said = capsys.readouterr().out
+    assert said.count("up to 21.2 of the machine's 23.4 GiB of memory") == 1
+    assert "--batch-size 2 --accumulate 2, as many examples an update, take less" in said
+    monkeypatch.setattr(session, "memory_held", lambda: (12.0, 23.4))
+    train(tmp_path / "roomy")
+    assert "GiB" not in capsys.readouterr().out
+    monkeypatch.undo()
+    held, there = session.memory_held()
+    assert 0.01 < held < there
+
+
 def test_one_batch_can_be_learned_by_heart(tmp_path):
     data = toy_data(count=4)
     train(tmp_path / "run", data=data, epochs=300, lr=0.05, dropout=0.0, schedule="constant", log_every=100)
