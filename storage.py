@@ -447,5 +447,5 @@ def warn_if_stale(path: Path, sources: dict[str, Path], again: str = "") -> list
         how = (
             f"to be sure, make it again with: {again}" if again else "make it again (--overwrite) to be sure"
         )
-        print(f"warning: {path} was made from another {', '.join(old)} than is there now; {how}")
+        print(f"warning: {path}: what it was made from has changed since: {', '.join(old)}; {how}")
     return old

@@ -238,7 +238,7 @@ def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is
     note = json.loads(storage.origin_file(file).read_text())
     storage.origin_file(file).write_text(json.dumps(note | {"dialogues": "0" * 64}))
     generators.gold_labels("train", examples, Paths(trained_copy))
-    assert f"{file} was made from another dialogues" in capsys.readouterr().out
+    assert f"{file}: what it was made from has changed since: dialogues" in capsys.readouterr().out
     file.unlink()
     shutil.rmtree(trained_copy / "saved" / "empathy" / "t5-emo")
     words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]

@@ -406,7 +406,7 @@ def test_labels_older_than_their_critic_are_named_from_any_directory(
     save_file(weights, file, metadata={"format": "pt"})
     for n, root in enumerate(spellings(trained_copy, monkeypatch, tmp_path)):
         call(train_glove_t5, root, f"--size tiny --no-predict --name run{n} --sentiment-loss-w 0")
-        assert "train_labels.csv was made from another emo than is there now" in capsys.readouterr().out
+        assert "train_labels.csv: what it was made from has changed since: emo" in capsys.readouterr().out
 
 
 def test_a_recipe_knows_its_finished_stages_however_the_workdir_is_spelled(workdir, monkeypatch, tmp_path):

@@ -832,7 +832,7 @@ def test_what_a_run_holds_for_a_table_is_looked_at(home, tmp_path, capsys):
     dialogues.write_text(dialogues.read_text(encoding="utf-8").replace(" my ", " your "), encoding="utf-8")
     read_run(folder, examples, "test", paths)
     said = capsys.readouterr().out
-    assert "predictions.tsv was made from another dialogues than is there now" in said and again in said
+    assert "predictions.tsv: what it was made from has changed since: dialogues" in said and again in said
 
     predictions = folder / "predictions.tsv"
     predictions.write_bytes(predictions.read_bytes()[:300])
