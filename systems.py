@@ -130,7 +130,7 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
         folder=folder,
         decoding=decoding_in_words(origin),
         origin=origin,
-        **_likelihood(likelihood, examples),
+        **likelihood_of(likelihood, examples),
         parameters=sum(math.prod(shape) for shape in shapes),
         adapter=weights.name.startswith("adapter"),  # its base, which is large, is not there
     )
@@ -164,7 +164,7 @@ def read_file(
             run=run,
             decoding=decoding_in_words(origin),
             origin=origin,
-            **_likelihood(likelihood, examples),
+            **likelihood_of(likelihood, examples),
         )
     ]
 
@@ -186,7 +186,7 @@ def decoding_in_words(origin: dict) -> str:
     return f"{text}, at most {how['max_new_tokens']} tokens"
 
 
-def _likelihood(file: Path, examples: Sequence[Example]) -> dict:
+def likelihood_of(file: Path, examples: Sequence[Example]) -> dict:
     """`likelihoods` and `perplexities` of a System, where the file with its gold replies' likelihood is
     there."""
     if not file.exists():
