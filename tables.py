@@ -476,7 +476,9 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:
         rated = f"{options.validate_metrics}, with every system on all its items."
-        validated = [worth(ratings, items, columns), rated, *about]
+        # a floor gives a text to an item that it was not said to
+        said_there = items_table([r for r in rows if r.kind in ("gold", "system")], columns, examples)
+        validated = [worth(ratings, said_there, columns), rated, *about]
         storage.write_text(files[VALIDATION], "\n\n".join(validated) + "\n")
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     files[UNMATCHED].unlink(missing_ok=True)  # of a table that is overwritten

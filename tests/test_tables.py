@@ -26,6 +26,7 @@ from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
 from session import Session
 from systems import System
+from validation import read_ratings, validate_metrics
 
 
 def write(file: Path, examples: list[Example], replies: list[str], samples: int = 1) -> str:
@@ -364,3 +365,11 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
         and worth["*raters: one against the mean of the others*"] == "1.00"
     )
     assert set(worth) >= {"relevance stand-in", "BLEU-1 raw", "BLEU-4", "VADER", "emo level, judge tfidf"}
+    items = pd.read_csv(tmp_path / "results" / "evaluation" / "items.csv", keep_default_na=False)
+    said_there = items[~items["system"].str.startswith("floor")]  # a floor gives gold texts to other items
+    rho = []
+    for each in (said_there, items):
+        bleu = {"": each["norm_bleu_1"].tolist()}
+        found = validate_metrics(read_ratings(ratings), each["reply"].tolist(), bleu, normalise)
+        rho.append(next(iter(found.correlations.values()))[""].rho)
+    assert worth["BLEU-1"].startswith(f"{rho[0]:.2f} (") and abs(rho[0] - rho[1]) > 0.01

@@ -38,6 +38,13 @@ def test_columns_are_correlated_with_the_mean_rating_of_the_same_texts(wide):
     assert noisy.low < 0 < noisy.high
     assert np.isnan(found.correlations["empathy"]["same"].rho)
     assert 0.5 < found.raters["empathy"].alpha < found.raters["empathy"].against_others < 1
+    others = []
+    for name in RATERS:
+        with_gap = {**RATERS, "rater_1": np.array([np.nan, *RATERS["rater_1"][1:]])}
+        own = with_gap.pop(name)
+        theirs = np.nanmean([*with_gap.values()], axis=0)
+        others.append(spearmanr(own, theirs, nan_policy="omit").statistic)
+    assert found.raters["empathy"].against_others == pytest.approx(np.mean(others))
     assert "| good | 0.9" in found.table() and "60 of the 60 rated texts" in found.table()
 
 
