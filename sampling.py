@@ -66,7 +66,7 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
     lm, device = model.lm, batch["input_ids"].device
     count, most = draws.shape[1:]
     draws = draws.flatten(0, 1).to(device)  # (B * N, T)
-    banned = torch.tensor(model.banned, device=device)
+    banned = torch.tensor(model.banned, dtype=torch.long, device=device)
     cache = DynamicCache(config=lm.config)
     name = cache_name(lm)
     if name is None:

@@ -5,12 +5,14 @@ from functools import partial
 import pytest
 import torch
 from test_causal_models import TALKS, make_tokenizer, save_llama, trained
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     Lfm2Config,
     LogitsProcessorList,
     MistralConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -142,6 +144,23 @@ def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
     assert read[0] == tuple(batch["input_ids"].shape)
     lengths = found.tokens.tolist()
     assert read[1:] == [(sum(n > step for n in lengths), 1) for step in range(1, max(lengths))]
+
+
+def test_a_base_without_other_control_tokens_than_its_end_writes_too(tmp_path):
+    """As GPT-2's: one token for begin and end, a word for every other row."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    raw.train_from_iterator([e.response for e in TALKS], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|end|>", eos_token="<|end|>")
+    model = trained(save_llama(tmp_path / "base", tokenizer), tmp_path)
+    assert not model.banned
+    decoding, batch, draws = Decoding(400, 1.0, 6), prompts(model, [0, 3]), torch.rand(2, 3, 6)
+    found = sample(model, batch, draws, decoding)
+    expected = [torch.tensor(ids) for ids, _ in by_generate(model, batch, draws, decoding)]
+    assert all(row[: len(ids)].equal(ids) for row, ids in zip(found.ids, expected, strict=True))
 
 
 def test_a_reply_does_not_depend_on_how_many_are_drawn_beside_it(model):
