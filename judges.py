@@ -111,6 +111,11 @@ def load(
         else:
             folders = {dim: place(name, dim, paths) for dim in DIMENSIONS}
             judges.append(critics_judge(Path(name).name, folders, paths, session))
+    named = [judge.name for judge in judges]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise UserError(
+            f"two judges named {twice[0]}, as their columns would be; give it once, or rename one's folder"
+        )
     return judges
 
 

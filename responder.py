@@ -185,8 +185,8 @@ class CausalWriter(Writer):
     def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
         from chats import causal_data
 
-        layout: dict[str, Any] = self.settings.layout | {"packed": False, "exemplars": [texts]}
-        data = causal_data([dialogue(turns, reply)], self.tokenizer, **layout)
+        layout: dict[str, Any] = self.settings.layout | {"tgt_len": None, "exemplars": [texts]}
+        data = causal_data([dialogue(turns, reply)], self.tokenizer, packed=False, **layout)
         batch = self.session.move(data.collate([0]))
         return -float(logits_nll(self.model(batch), batch["target_ids"]).mean())  # (N, V), (N,) -> ()
 

@@ -144,6 +144,8 @@ class Sampler:
     def file(self, *further: object) -> Path:
         run = Path(self.options.run)
         made_of = [storage.sha256(storage.weights_file(run)), storage.sha256(run / "config.json")]
+        base = getattr(getattr(self.writer, "settings", None), "base_sha256", None)
+        made_of += [base] if base else []  # the one that was loaded, which need not be the adapter's own
         texts = [repr((e.history, shown)) for e, shown in zip(self.examples, self.exemplars, strict=True)]
         key = storage.fingerprint(*made_of, texts, self.options.decoding, self.session.precision, *further)
         return self.paths.cache / f"candidates-{key[:24]}.npz"
@@ -360,7 +362,10 @@ def details(table: pd.DataFrame, judge: str, way: str, weight: float) -> str:
     return as_table(["target", "N", *DIMENSIONS, *COSTS.values()], rows)
 
 
-def page(options: ControlOptions, contexts: int, table: pd.DataFrame, notes: Sequence[str]) -> str:
+def page(
+    options: ControlOptions, panel: Sequence[str], contexts: int, table: pd.DataFrame, notes: Sequence[str]
+) -> str:
+    """`panel`: the judges' names."""
     parts = [
         "# Control\n",
         f"{options.run}, {contexts} contexts of {options.split}, candidates ranked by "
@@ -370,7 +375,7 @@ def page(options: ControlOptions, contexts: int, table: pd.DataFrame, notes: Seq
         "## Difference of the share of replies that show it (judged level at least .5)\n",
         summary(table, "_share"),
     ]
-    for judge in options.judge:
+    for judge in panel:
         for way in options.ways:
             weight = 0.0 if way == "marks" else options.empathy_w[0]
             parts += [f"## Levels as {judge} sees them, {way}, weight {weight:g}\n"]
@@ -388,6 +393,12 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     sampler = Sampler(options, paths, session)
     (ranker,) = judges.load(paths, session, [options.ranker], role="ranker")
     panel = judges.load(paths, session, options.judge)
+    for judge in panel:
+        if same := [dim for dim, sha256 in judge.sha256.items() if sha256 in ranker.sha256.values()]:
+            raise UserError(
+                f"--judge {judge.name}: in {', '.join(same)} it is the ranker {ranker.name} itself; a judge "
+                "must not have ranked what it judges"
+            )
     marked = [target for target in TARGETS if target and set(options.ways) != {"ranking"}]
     examples = sampler.examples
     pools = {in_words(target): sampler.pool(target) for target in [{}, *marked]}
@@ -403,7 +414,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     ]
     storage.write_csv(files["control.csv"], table)
     storage.write_csv(files["candidates.csv"], listed(pools, examples))
-    text = page(options, len(examples), table, notes)
+    text = page(options, [judge.name for judge in panel], len(examples), table, notes)
     storage.write_text(files["table.md"], text)
     content = {
         "run": options.run,

@@ -1,6 +1,7 @@
 """control.py: the best candidate for each target, measured by judges that did not choose it."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -150,6 +151,50 @@ def test_a_ranker_is_no_judge_of_its_own_choice(flags, capsys):
     with pytest.raises(SystemExit):
         control.parse_args([*flags, "--ranker", "t5", "--judge", "tfidf", "t5"])
     assert "--judge t5: it is the ranker" in capsys.readouterr().err
+
+
+def test_a_critic_of_all_dimensions_is_a_judge_but_of_nothing_that_it_ranked(trained_copy, flags, tmp_path):
+    import train_empathy_classifier
+
+    short = ["--workdir", str(trained_copy), "--device", "cpu", "--max-steps", "2", "--model", "glove-t5"]
+    for seed in ("1", "2"):
+        words = [*short, "--size", "tiny", "--dim", "all", "--seed", seed, "--name", f"seed-{seed}"]
+        train_empathy_classifier.main(words)
+    one, two = (str(trained_copy / "saved" / "empathy" / f"seed-{seed}") for seed in (1, 2))
+    words = [*flags, "--timed", "0"]
+    control.main([*words, "--ranker", "tfidf", "--judge", one])
+    page = (trained_copy / "results" / "control" / "table.md").read_text()
+    levels = page.split("## Levels as seed-1 sees them")[1]
+    assert "| none |" in levels and "| emo=1 |" in levels
+    shutil.copytree(one, tmp_path / "copy")
+    with pytest.raises(UserError, match="--judge copy: in emo, exp, int it is the ranker seed-1 itself"):
+        control.main([*words, "--ranker", one, "--judge", str(tmp_path / "copy"), "--overwrite"])
+    shutil.copytree(two, tmp_path / "other" / "seed-1")
+    both = [*words, "--ranker", "tfidf", "--overwrite", "--judge", one, str(tmp_path / "other" / "seed-1")]
+    with pytest.raises(UserError, match="two judges named seed-1, as their columns would be"):
+        control.main(both)
+
+
+def test_another_base_has_candidates_of_its_own(trained_copy, flags, tmp_path):
+    words = [*flags, "--ranker", "tfidf", "--judge", "t5", "--timed", "0"]
+    control.main([*words, "--name", "one"])
+    other = save_llama(tmp_path / "other", make_tokenizer(), seed=1)
+    control.main([*words, "--base-in-other-precision", other, "--name", "two"])
+    results = trained_copy / "results"
+    one, two = ((results / name / "candidates.csv").read_text() for name in ("one", "two"))
+    assert one != two
+
+
+def test_what_a_reply_costs_is_of_all_of_it(flags, trained_copy, tmp_path):
+    run = tmp_path / "short"
+    CausalGenerator.start(
+        str(tmp_path / "llama"), rank=2, cache=tmp_path, src_len=60, tgt_len=6
+    ).save_pretrained(run)
+    writer = open_writer(run, Session("cpu"), Paths(trained_copy))
+    reply = "i am so sorry to hear that"
+    with torch.inference_mode():
+        one, two = (writer.log_probability(["hello"], [], reply + rest) for rest in ("", " my dear friend"))
+    assert one != two
 
 
 def test_fewer_contexts_are_among_those_of_more(trained):
