@@ -21,7 +21,7 @@ from causal_models import CausalGenerator, CausalSettings, base_of, example_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING
 from corpora import Example, listener_turns, read_exemplars
-from dataloaders import Data, SplitData, pad, plan_once
+from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, validate
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
@@ -364,7 +364,8 @@ def train(command: CausalCommand, session: Session) -> dict:
         model.save_pretrained,
         folder,
         flags=command.flags,
-        inputs={name: entry["sha256"] for name, entry in sources.items()},
+        inputs={name: entry["sha256"] for name, entry in sources.items()}
+        | {"tokenizer": tokenizer_hash(model.tokenizer), "chat format": storage.fingerprint(str(model.chat))},
         sources=sources,
         free=DECODING,
         metric="nll",

@@ -18,6 +18,8 @@ from dataloaders import Data, encode, join, pad
 
 #: said to the model before every dialogue; without it a template puts a turn of its own there
 SYSTEM = "You are a caring listener. Answer in one or two sentences."
+#: what a template that asks is told for today: a model reads tomorrow what it was trained on
+TODAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
 EXEMPLAR_INTRO = "\nReplies that others gave in like situations:"
 EXEMPLAR_MARKER = "\n- "
 
@@ -88,10 +90,13 @@ def _template_pieces(tokenizer, system: bool) -> list[str] | None:
     """[opening, (after_system,) before_reply, lead, after_reply]; None where turns do not all look alike."""
     if not tokenizer.chat_template:
         return None
+    template = tokenizer.get_chat_template()  # the default one, of several
     roles = ["system"] * system + ["user", "assistant", "user", "assistant", "user"]
     messages = [{"role": role, "content": f"@{i}@"} for i, role in enumerate(roles)]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=TODAY + template, tokenize=False, add_generation_prompt=True
+        )
     except TemplateError:  # how a template says that it knows no system role
         return None
     if re.findall(r"@\d@", text) != [m["content"] for m in messages]:

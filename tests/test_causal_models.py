@@ -126,6 +126,12 @@ def test_a_dialogue_reads_as_the_models_own_template_writes_it(template):
     assert found == expected
 
 
+def test_a_template_that_asks_for_the_date_reads_the_same_on_every_day():
+    dated = CHATML.replace("{%", "{{ strftime_now('%d %b %Y') }}{%", 1)
+    found = chat_format(make_tokenizer(dated))
+    assert found.own and found.opening.startswith("26 Jul 2024")
+
+
 def test_the_templates_own_system_turn_does_not_come_in():
     assert "machine" not in make_tokenizer().decode(chat_ids(make_tokenizer(), TURNS[:1]))
 

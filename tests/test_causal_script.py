@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,23 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
     assert [f.name for f in alone.iterdir()] == ["likelihood.csv"]
     found, whole = (pd.read_csv(place / "likelihood.csv") for place in (alone, folder))
     pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
+
+
+def test_another_chat_template_or_tokenizer_is_another_training(trained_copy, flags):
+    train_causal_lm.main(flags)
+    base = Path(flags[flags.index("--model") + 1])
+    template, tokenizer = base / "chat_template.jinja", base / "tokenizer.json"
+    before = template.read_text()
+    template.write_text(before.replace("<|im_start|>", "<|im_start|>the "))
+    with pytest.raises(UserError, match="chat format: its content has changed"):
+        train_causal_lm.main(flags)
+    template.write_text(before)
+    words = json.loads(tokenizer.read_text())
+    vocab = words["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    tokenizer.write_text(json.dumps(words))
+    with pytest.raises(UserError, match="tokenizer: its content has changed"):
+        train_causal_lm.main(flags)
 
 
 def test_no_epoch_leaves_the_base_as_it_stands(trained_copy, flags, capsys):
