@@ -59,8 +59,16 @@ def parse_args(argv=None):
         default=list(SPLITS),
         help="which listener turns get exemplars",
     )
-    add("--max-length", type=NATURAL, default=128, help="tokens of a query; the latest are kept")
-    add("--max-passage-length", type=NATURAL, default=64, help="tokens of a candidate")
+    add(
+        "--max-length",
+        type=NATURAL,
+        help="tokens of a query; the latest are kept (default: as the retriever was trained, else 128)",
+    )
+    add(
+        "--max-passage-length",
+        type=NATURAL,
+        help="tokens of a candidate (default: as the retriever was trained, else 64)",
+    )
     add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
     add("--output", metavar="DIR", help="where the csvs go (default: data/empathetic_dialogues)")
     add_device(parser)

@@ -337,8 +337,8 @@ class SearchOptions:
     candidates: str
     top_k: int
     splits: list[str]
-    max_length: int
-    max_passage_length: int
+    max_length: int | None
+    max_passage_length: int | None
     batch_size: int
     match: str = "reply"
     seed: int = 0

@@ -41,8 +41,16 @@ def parse_args(argv=None):
     )
     add("--dataset", choices=["empd", "reddit", "empd-reddit"], default="empd", help="whose questions")
     add("--valid-queries", type=COUNT, default=1000, help="held-out questions; 0: all")
-    add("--max-length", type=NATURAL, default=128, help="tokens of a question; the latest are kept")
-    add("--max-passage-length", type=NATURAL, default=64, help="tokens of a passage")
+    add(
+        "--max-length",
+        type=NATURAL,
+        help="tokens of a question; the latest are kept (default: as the retriever was trained, else 128)",
+    )
+    add(
+        "--max-passage-length",
+        type=NATURAL,
+        help="tokens of a passage (default: as the retriever was trained, else 64)",
+    )
     add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
     add("--name", type=run_name, help="of the file (default: from the retriever and the flags)")
     add_device(parser)

@@ -16,6 +16,7 @@ import storage
 from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
 from DPR.biencoder import embed, load_saved, load_side, require_fitting, resolve
 from DPR.index import APPROXIMATE_FROM, Index
+from DPR.sentence_transformers_format import length_of
 from hub import Published, folder_of
 from options import Paths, UserError, texts_of
 from pretrained import load_tokenizer, offline
@@ -23,12 +24,20 @@ from session import Session
 from settings import DPR_HUB, SearchOptions
 from storage import fingerprint, hash_seed
 
+#: tokens that an encoder reads of a text where neither its training nor a flag says how many
+LENGTHS = {"question": 128, "context": 64}
+
 
 class Encoders:
     """Both encoders of a retriever, as trained or as pretrained, with what identifies them."""
 
     def __init__(self, options: SearchOptions, paths: Paths):
         self.options = options
+        asked = {"question": options.max_length, "context": options.max_passage_length}
+        self.lengths: dict[str, int] = {}  # tokens that each side reads of a text
+        for side, usual in LENGTHS.items():
+            trained = length_of(Path(options.path) / f"{side}_encoder") if options.path else None
+            self.lengths[side] = asked[side] or trained or usual
         self.sides: dict[str, tuple[Any, Any]] = {}
         self.origin: dict[str, Any] = {}  # with the places, for people; see `identity`
         if options.path:
@@ -51,17 +60,16 @@ class Encoders:
 
     def require_fitting(self) -> None:
         """Raises `UserError` where an encoder cannot read as many tokens as it is asked to."""
-        require_fitting(*self.sides["question"], "--max-length", self.options.max_length)
-        require_fitting(*self.sides["context"], "--max-passage-length", self.options.max_passage_length)
+        require_fitting(*self.sides["question"], "--max-length", self.lengths["question"])
+        require_fitting(*self.sides["context"], "--max-passage-length", self.lengths["context"])
 
     def embed(
         self, side: str, texts: list[str], session: Session, title: str, keep: Path | None = None
     ) -> np.ndarray:
         """(N, E); of too long a question the latest tokens are kept, of a candidate the first."""
-        asking = side == "question"
-        most = self.options.max_length if asking else self.options.max_passage_length
+        asking, most, size = side == "question", self.lengths[side], self.options.batch_size
         place = keep and keep / title
-        return embed(*self.sides[side], texts, session, most, asking, title, self.options.batch_size, place)
+        return embed(*self.sides[side], texts, session, most, asking, title, size, place)
 
 
 class Matching:
@@ -72,8 +80,8 @@ class Matching:
         self.options, self.session, self.encoders = options, session, Encoders(options, paths)
         self.encoders.require_fitting()
         self.origin = self.encoders.origin | {
-            "max_length": options.max_length,
-            "max_passage_length": options.max_passage_length,
+            "max_length": self.encoders.lengths["question"],
+            "max_passage_length": self.encoders.lengths["context"],
         }
         if options.match != "reply":
             self.origin["match"] = options.match
@@ -294,12 +302,12 @@ class Retriever(Published):
         *,
         encoder: str | None = None,
         pooling: str = "cls",
-        max_length: int = 128,
-        max_passage_length: int = 64,
+        max_length: int | None = None,
+        max_passage_length: int | None = None,
         batch_size: int = 128,
     ) -> "Retriever":
         """The encoders of a train_dpr run, a folder or a name on the hub; or, with `encoder` in place of
-        `run`, as pretrained."""
+        `run`, as pretrained. They read as many tokens as they were trained to, or are told."""
         folder = folder_of(run) if run else None
         options = SearchOptions(
             path=str(folder) if folder else None,
@@ -333,10 +341,10 @@ class Retriever(Published):
         compared = list(texts if answering is None else answering)
         side = "context" if answering is None else "question"
         origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(compared)}
-        options = self.encoders.options
+        lengths = self.encoders.lengths
         if answering is not None:  # read by the other encoder
-            origin |= {"side": side, "max_length": options.max_length}
-        origin |= {"max_passage_length": options.max_passage_length, "precision": self.session.precision}
+            origin |= {"side": side, "max_length": lengths["question"]}
+        origin |= {"max_passage_length": lengths["context"], "precision": self.session.precision}
 
         def make() -> np.ndarray:
             keep = file and file.parent / f".vectors-{fingerprint(str(origin))[:16]}"

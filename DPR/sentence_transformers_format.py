@@ -57,3 +57,9 @@ def write(folder: Path, side: str, encoder: Any, max_length: int) -> None:
     storage.write_json(folder / "1_Pooling" / "config.json", pooling)
     storage.write_json(folder / "modules.json", MODULES)
     storage.write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot"})
+
+
+def length_of(folder: Path) -> int | None:
+    """The tokens that a saved encoder was trained to read of a text, as `write` has noted; None: unknown."""
+    file = folder / "0_BERT" / "sentence_bert_config.json"
+    return storage.read_json(file).get("max_seq_length") if file.exists() else None

@@ -6,9 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from DPR import evaluate_retriever
-from DPR.ranking import bm25
+import dpr_exemplar_retriever
+from DPR import evaluate_retriever, train_dpr
+from DPR.learning import HeldOut
+from DPR.ranking import bm25, same_emotion
+from DPR.retriever import Retriever
 from options import UserError
+from session import Session
 
 
 def test_bm25_equals_the_formula_by_hand():
@@ -42,6 +46,34 @@ def test_a_trained_retriever_is_measured_as_its_training_measured_it(trained_cop
     assert {key: found[key] for key in logged} == pytest.approx(logged)
     with pytest.raises(UserError, match="empd.json; add --overwrite"):
         evaluate_retriever.main(words)
+
+
+def test_a_retriever_reads_as_many_tokens_as_it_was_trained_to(trained_copy):
+    common = ["--workdir", str(trained_copy), "--device", "cpu"]
+    lengths = ["--max-length", "12", "--max-passage-length", "8"]
+    bert = ["--encoder", str(trained_copy / "data" / "bert-tiny"), "--max-steps", "2", "--batch-size", "4"]
+    train_dpr.main([*common, *bert, *lengths, "--name", "short"])
+    run = trained_copy / "saved" / "dpr" / "short"
+    evaluate_retriever.main([*common, "--path", str(run)])
+    logged = json.loads((run / "result.json").read_text(encoding="utf-8"))["after"]
+    found = figures(trained_copy, "short")
+    assert {key: found[key] for key in logged} == pytest.approx(logged)
+    session = Session("cpu")
+    assert Retriever.from_pretrained(run, session).encoders.lengths == {"question": 12, "context": 8}
+    told = Retriever.from_pretrained(run, session, max_length=30).encoders.lengths
+    assert told == {"question": 30, "context": 8}
+    dpr_exemplar_retriever.main([*common, "--path", str(run), "--output", str(trained_copy / "found")])
+    origin = json.loads((trained_copy / "found" / "test_dpr.csv.origin.json").read_text())
+    assert (origin["max_length"], origin["max_passage_length"]) == (12, 8)
+
+
+def test_a_passage_competes_where_it_was_said_in_the_questions_emotion(tmp_path):
+    rows = ["conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"]
+    for conv, emotion, reply in (("a", "sad", "oh no"), ("b", "joyful", "great"), ("c", "sad", "great")):
+        rows += [f"{conv},1,{emotion},p,1,{conv} it is,x,", f"{conv},2,{emotion},p,2,{reply},x,"]
+    (tmp_path / "d.csv").write_text("\n".join(rows) + "\n")
+    held = HeldOut(["a it is", "b it is", "c it is"], ["oh no", "great"], np.array([0, 1, 1]))
+    assert same_emotion(held, tmp_path / "d.csv").tolist() == [[True, True], [False, True], [True, True]]
 
 
 def test_only_passages_of_the_questions_emotion_compete_where_that_is_asked(trained_copy):
