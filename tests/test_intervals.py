@@ -230,14 +230,15 @@ def test_distinct_of_draws_by_hand():
     assert math.isnan(intervals.distinct_of_draws(replies, 1, orders, 3, tokens=False).point)
 
 
-def test_the_spread_of_draws_is_that_of_other_samples_of_the_same_size():
-    """Distinct of half a set, from draws of one set, against the same of many sets."""
+@pytest.mark.parametrize("size", [100, 40])
+def test_the_spread_of_draws_is_that_of_other_samples_of_the_same_size(size):
+    """Distinct of a part of a set, from draws of one set, against the same of many sets."""
     rng = np.random.default_rng(0)
     orders = np.stack([rng.permutation(200) for _ in range(100)])
     points, spreads = [], []
     for _ in range(60):
         replies = [[str(w) for w in rng.zipf(1.6, size=8)] for _ in range(200)]
-        found = intervals.distinct_of_draws(replies, 1, orders, 100, tokens=False)
+        found = intervals.distinct_of_draws(replies, 1, orders, size, tokens=False)
         points.append(found.point)
         spreads.append(found.replicates.std())
     assert np.mean(spreads) == pytest.approx(np.std(points), rel=0.35)
