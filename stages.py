@@ -96,6 +96,7 @@ class Process:
         if threads:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         self.command, self.log, self.prefix, self.began = command, log, prefix, time.monotonic()
+        self.unsaid = ""  # why not all of its output is in its log
         self.commit = runs.environment("")["commit"]
         self.process = subprocess.Popen(
             [sys.executable, *command],
@@ -110,20 +111,29 @@ class Process:
         threading.Thread(target=self.copy, args=(ended,), daemon=True).start()
 
     def copy(self, ended: Callable[[], None]) -> None:
-        """Reads the output to its end, also after a signal: there the stage says how to go on."""
+        """Reads the output to its end, also after a signal: there the stage says how to go on; and where
+        neither log nor screen takes it any more, since a stage waits for its reader."""
         assert self.process.stdout is not None  # a pipe, see above
-        with open(self.log, "w", encoding="utf-8") as out:
-            for line in self.process.stdout:
-                print(self.prefix + line, end="", flush=True)
-                out.write(line)
-        self.process.wait()
-        ended()
+        try:
+            with open(self.log, "w", encoding="utf-8") as out:
+                for line in self.process.stdout:
+                    print(self.prefix + line, end="", flush=True)
+                    out.write(line)
+        except OSError as error:
+            self.unsaid = f" ({error}: the rest of its output is lost)"
+            for _ in self.process.stdout:
+                pass
+        finally:
+            self.process.wait()
+            ended()
 
     def failure(self) -> str:
         """What a person needs to see of it."""
-        end = "".join(self.log.read_text(encoding="utf-8").splitlines(keepends=True)[-20:])
+        said = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        end = "".join(said.splitlines(keepends=True)[-20:])
         shown = shlex.join(["python", *self.command])
-        return f"failed (exit code {self.process.returncode}): {shown}\n{end}its output is in {self.log}"
+        code, place = self.process.returncode, f"{self.log}{self.unsaid}"
+        return f"failed (exit code {code}): {shown}\n{end}its output is in {place}"
 
 
 # ------------------------------------------------------------------------------------------------ all of them

@@ -1,6 +1,7 @@
 """Stages of a plan: in an order that holds, several at once, within a box of time, remembered by command."""
 
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -92,6 +93,25 @@ def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make,
     assert run(make({"bad": (0, ()), "late": (0, ())}), tmp_path).left == [0, 1]  # else it ends there
     with pytest.raises(UserError, match="the same call goes on from here"):
         stages.settle_outcome(outcome, todo)
+
+
+@pytest.mark.parametrize("full", ["log", "screen"])
+def test_a_stage_ends_though_nothing_takes_its_output(make, tmp_path, full, monkeypatch):
+    todo = make({"talk": (0, ()), "b": (0, ("talk",))})
+    todo[0].command[:] = ["-c", "print('word ' * 100_000)"]  # more than a pipe holds
+    if full == "log":
+        (tmp_path / "logs" / "01--c.log").mkdir(parents=True)
+    else:
+        end, said = threading.main_thread(), print
+
+        def only_in_main(*words, **more):
+            if threading.current_thread() is not end:
+                raise BrokenPipeError(32, "Broken pipe")
+            said(*words, **more)
+
+        monkeypatch.setattr("builtins.print", only_in_main)
+    assert run(todo, tmp_path, seconds=100).left == []
+    assert order(tmp_path)[-1] == "end b"
 
 
 RECIPE = {"critic": Group(["train_t5.py --lr 1"]), "labels": Group(["label_dialogues.py"], ("critic",))}
