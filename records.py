@@ -91,6 +91,18 @@ def lines_of(handle: TextIO) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
+def marks_are_text(text: str, columns: int) -> bool:
+    """Whether quotation marks in a tsv are part of its texts: read as quoting they swallow line ends, and
+    without quoting every row has as many `columns` as the header."""
+    if columns < 2 or '"' not in text:
+        return False
+    raw, quoted = (
+        [row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=how) if row]
+        for how in (csv.QUOTE_NONE, csv.QUOTE_MINIMAL)
+    )
+    return len(raw) != len(quoted) and all(len(row) == columns for row in raw)
+
+
 def is_utf8(text: str) -> bool:
     try:
         text.encode()
@@ -142,7 +154,8 @@ def refuse_other_formats(path: Path | str) -> None:
 
 
 def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
-    reader = csv.reader(handle, delimiter=delimiter, strict=True)
+    text = handle.read()
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, lines = [], []
     try:
         columns = next(reader, [])
@@ -153,6 +166,9 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
                 f"{place}, line 1: one column, {columns[0][:80]!r}: its separator seems to be {other!r}; "
                 "save it with commas, or as .tsv with tabs"
             )
+        if delimiter == "\t" and marks_are_text(text, len(columns)):
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+            next(reader)
         for row in reader:
             if not row:
                 continue

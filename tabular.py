@@ -17,6 +17,7 @@ import pandas as pd
 
 from advice import makes
 from options import UserError
+from records import marks_are_text
 from storage import decode
 
 WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
@@ -58,7 +59,9 @@ def read_rows(
         else:
             rows = _rows_of_either_format(path, text, delimiter, header, places, unquoted, remedy)
     except csv.Error as error:
-        raise UserError(f"{path}, line {_line_of(error)}: cannot be read ({error}); {remedy}") from error
+        raise UserError(
+            f"{path}, line {_line_of(error)}: cannot be read ({error.args[0]}); {remedy}"
+        ) from error
     if not rows:
         raise UserError(f"{path}: no rows under the header; {remedy}")
     table = pd.DataFrame([[row[p] for p in places] for row, _ in rows], columns=list(columns), dtype=object)
@@ -138,7 +141,8 @@ def _line_of(error: csv.Error) -> int:
 
 def _quoted_rows(path: Path, text: str, delimiter: str, header: list[str], remedy: str) -> list[Row]:
     """The rows of a file with the usual quoting: as many cells each as the header has."""
-    rows = _parse(text, delimiter, quoted=True)
+    unquoted = delimiter == "\t" and marks_are_text(text, len(header))
+    rows = _parse(text, delimiter, quoted=not unquoted)
     for row, line in rows:
         if len(row) != len(header):
             name = next(name for name, sign in SEPARATORS.items() if sign == delimiter)

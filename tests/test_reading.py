@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 import corpora
 import storage
+import tabular
 from corpora import Example
 from DPR.learning import read_entries
 from options import UserError
+from records import read_records
 
 COLUMNS = "conv_id utterance_idx context prompt speaker_idx utterance selfeval tags".split()
 HEADER = ",".join(COLUMNS)
@@ -273,6 +275,20 @@ def test_a_bare_tab_in_a_reply_is_refused(tmp_path):
     message = refusal(path, lambda p: corpora.read_predictions(p, examples(1)))
     assert "p.tsv, line 2: 4 columns, expected 3" in message
     assert "to_csv" in message
+
+
+@pytest.mark.parametrize("last", ['he said"', "well"])
+def test_a_mark_at_the_head_of_a_tsv_cell_swallows_no_rows(tmp_path, last):
+    texts = ['"I quit', "Oh no", last, "I see"]
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "".join(f"{n}\t{t}\n" for n, t in enumerate(texts)))
+    assert read_records(tmp_path / "a.tsv").texts("text") == texts
+    table = tabular.read_rows(tmp_path / "a.tsv", ["id", "text"], made_by=None, delimiter="\t")
+    assert table["text"].tolist() == texts
+    quoted = pd.DataFrame({"id": [1, 2], "text": ["two\nlines", 'a "word"']})
+    quoted.to_csv(tmp_path / "b.tsv", sep="\t", index=False)
+    assert read_records(tmp_path / "b.tsv").texts("text") == quoted["text"].tolist()
+    table = tabular.read_rows(tmp_path / "b.tsv", ["id", "text"], made_by=None, delimiter="\t")
+    assert table["text"].tolist() == quoted["text"].tolist()
 
 
 def test_predictions_with_commas_for_tabs_are_told_so(tmp_path):
