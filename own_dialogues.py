@@ -29,9 +29,11 @@ NAMES = {
     "id": ("id", "conversation_id", "conv_id", "dialogue_id", "dialog_id"),
     "speaker": ("speaker", "speaker_id", "speaker_idx", "role", "name", "author", "from"),
     "text": ("text", "utterance", "content", "message", "turn", "value"),
+    "order": ("utterance_idx", "utterance_index", "turn_idx", "turn_index", "turn_number"),
     "emotion": ("emotion", "feeling"),
     "split": ("split", "fold"),
 }
+COLUMNS = ("conversation", "speaker", "text")  # that a csv must have
 #: what a split is called in people's files
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -74,13 +76,22 @@ def files_in(source: Path) -> list[Path]:
         (source / name).exists() for name in ("empathetic_dialogues", "empatheticdialogues", "train.csv.gz")
     ):
         return []
-    found = [f for f in sorted(source.iterdir()) if f.is_file() and f.suffix.lower() in FORMATS]
-    found = [f for f in found if not f.name.endswith("-reddit.csv")]
+    there = [f for f in sorted(source.iterdir()) if f.is_file() and not f.name.endswith("-reddit.csv")]
+    found = [f for f in there if f.suffix.lower() in FORMATS]
     tables = {f: set(header(f)) for f in found if format_of(f) != "jsonl"}
     if any(columns >= OFFICIAL for columns in tables.values()):
         return []
-    wanted = [NAMES[part] for part in ("conversation", "speaker", "text")]
-    return [f for f in found if f not in tables or all(tables[f] & set(names) for names in wanted)]
+    wanted = [NAMES[part] for part in COLUMNS]
+    chosen = [f for f in found if f not in tables or all(tables[f] & set(names) for names in wanted)]
+    for file in there if chosen else ():
+        if file not in chosen and not file.name.startswith("."):
+            why = (
+                f"no columns for {', '.join(COLUMNS)}"
+                if file in tables
+                else "not one of " + ", ".join(FORMATS)
+            )
+            print(f"warning: {file}: left out, {why}")
+    return chosen
 
 
 def header(file: Path) -> list[str]:
@@ -165,7 +176,7 @@ def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
 def of_rows(records: Records) -> list[Dialogue]:
     """The dialogues of a csv."""
     known = {column.strip().lower() for column in records.columns}
-    for part in ("conversation", "speaker", "text"):
+    for part in COLUMNS:
         if not known & set(NAMES[part]):
             raise UserError(
                 f"{records.place}, line 1: no column for the {part}; name it one of {', '.join(NAMES[part])} "
@@ -178,6 +189,7 @@ def of_rows(records: Records) -> list[Dialogue]:
         place = f"{records.place}, line {rows[0][1]}"
         if not name.strip():
             raise UserError(f"{place}: no conversation; number the conversations")
+        require_order(rows, records.place)
         turns = [a_turn(row, n, f"{records.place}, line {line}") for n, (row, line) in enumerate(rows)]
         first = rows[0][0]
         emotion, split = emotion_of(first, place), split_of(first, place)
@@ -194,6 +206,22 @@ def of_rows(records: Records) -> list[Dialogue]:
                     )
         found.append(Dialogue(place, name.strip(), turns, emotion, split))
     return found
+
+
+def require_order(rows: Sequence[tuple[Mapping[str, Any], int]], place: str) -> None:
+    """Raises `UserError` where the rows (row, line) of a conversation do not stand in the order of their
+    numbers."""
+    before = None
+    for row, line in rows:
+        number = str(pick(row, "order") or "").removesuffix(".0")
+        if not number.isdecimal():
+            return
+        if before is not None and int(number) <= before:
+            raise UserError(
+                f"{place}, line {line}: turn {number} after turn {before}; sort the rows of a conversation, "
+                "the oldest first"
+            )
+        before = int(number)
 
 
 def emotion_of(row: Mapping[str, Any], place: str) -> str:

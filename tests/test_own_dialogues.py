@@ -124,6 +124,11 @@ def test_files_named_by_their_split_keep_it(tmp_path):
     [
         ("a.csv", "id,who,text\n1,a,b\n", "line 1: no column for the speaker; name it one of speaker"),
         ("a.csv", "id,speaker,text\n1,a,b\n2,a,b\n1,b,c\n", "line 4: conversation 1 was there already"),
+        (
+            "a.csv",
+            "id,turn_idx,speaker,text\n1,2,a,b\n1,1,b,c\n",
+            "line 3: turn 1 after turn 2; sort the rows",
+        ),
         ("a.csv", "id,speaker,text\n1,a,\n", "line 2: its text is empty; fill it in, or leave the turn out"),
         ("a.jsonl", '{"turns": [{"who": "a", "text": "\\u200b"}]}', "line 1, turn 1: no speaker; it stands"),
         ("a.jsonl", '{"turns": ["Hi", "\\u200b"]}', "line 1, turn 2: its text is empty"),
@@ -149,6 +154,23 @@ def test_a_third_person_is_refused_with_the_line(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", TALK, [*TALK, ("Eva", "Hello?")])
     with pytest.raises(UserError, match=r"line 2: 3 speakers \(Ann, Bob, Eva\), expected two"):
         converted([file], tmp_path / "out")
+
+
+def test_a_file_of_a_folder_that_is_left_out_is_named(tmp_path, capsys):
+    (tmp_path / "good.csv").write_text("id,speaker,text\n1,a,b\n1,b,c\n")
+    (tmp_path / "bad.csv").write_text("id;speaker;text\n1;a;b\n")
+    (tmp_path / "other.json").write_text("[]")
+    assert own_dialogues.files_in(tmp_path) == [tmp_path / "good.csv"]
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'bad.csv'}: left out, no columns for conversation, speaker, text" in said
+    assert f"{tmp_path / 'other.json'}: left out, not one of .csv" in said
+
+
+def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
+    rows = "".join(f"{c},{n}.0,{'ab'[n % 2]},text {n}\n" for c in "xyz" for n in (1, 2, 10))
+    (tmp_path / "a.csv").write_text(f"id,utterance_idx,speaker,text\n{rows}")
+    converted([tmp_path / "a.csv"], tmp_path / "out")
+    assert all_rows(tmp_path / "out")["x"] == ["text 1", "text 2 text 10"]
 
 
 def test_official_folders_are_not_taken_for_own_dialogues(corpus, tmp_path):
