@@ -95,18 +95,33 @@ def score_dialogues(tables: dict, paths: Paths) -> None:
         storage.write_csv(paths.vader(split), columns.assign(sentiment=scores))
 
 
+#: rows of the official files of pairs which the paper's split deals out
+PAPER_SPLITS = HERE / "data" / "splits.json"
+OFFICIAL_ROWS = 3084
+
+
 def splits_file(source: Path) -> Path:
     beside = [source / "empathy_mental_health" / "splits.json", source / "splits.json"]
-    return next((f for f in beside if f.is_file()), HERE / "data" / "splits.json")
+    return next((f for f in beside if f.is_file()), PAPER_SPLITS)
 
 
 def valid_rows(asked: PrepareOptions, source: Path, dim: str, table) -> set[int]:
     """0-based rows of the validation side."""
     name = DIMENSIONS[dim][0]
     if asked.split == "grouped":
+        if table["seeker_post"].nunique() < 2:
+            raise UserError(
+                f"{source}: the pairs of {name} have one seeker post; critics are trained on some and "
+                "measured on others, so give pairs of two or more"
+            )
         splitter = GroupShuffleSplit(n_splits=1, test_size=0.2, random_state=asked.seed)
         return set(next(splitter.split(table, groups=table["seeker_post"]))[1].tolist())
     file = splits_file(source)
+    if file == PAPER_SPLITS and len(table) != OFFICIAL_ROWS:
+        raise UserError(
+            f"{source}: {len(table):,} pairs of {name}, and the paper's split is one of the "
+            f"{OFFICIAL_ROWS:,} official ones; use --split grouped"
+        )
     splits = storage.read_json(file)
     rows = splits.get("valid_rows")
     rows = rows.get(name) if isinstance(rows, dict) else None

@@ -241,6 +241,21 @@ def test_a_split_that_does_not_fit_the_file_is_refused(posts, tmp_path, valid_ro
         preparing.prepare_pairs(asked, source, Paths(tmp_path))
 
 
+def test_the_papers_split_is_of_the_official_pairs_alone(posts, tmp_path):
+    asked = options_of(["--split", "paper", "--workdir", str(tmp_path)])
+    with pytest.raises(
+        UserError, match="pairs of emotion, and the paper's split is one of the 3,084 official"
+    ):
+        preparing.prepare_pairs(asked, posts, Paths(tmp_path))
+
+
+def test_one_seeker_post_cannot_be_split(posts, tmp_path):
+    asked = options_of(["--split", "grouped", "--workdir", str(tmp_path)])
+    table = pd.DataFrame({"seeker_post": ["one"] * 4})
+    with pytest.raises(UserError, match="the pairs of emotion have one seeker post"):
+        preparing.valid_rows(asked, posts, "emo", table)
+
+
 # -------------------------------------------------------------------------------------- what the user is told
 
 
