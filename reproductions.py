@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import advice
 import stages
 import storage
 from gathering import LIMIT, gather
@@ -266,6 +267,10 @@ def make_table(results: Results, name: str, request: Request) -> None:
     beside = [row for row in results.of(name) if row not in rows]
     if strange := [row.row for row in rows if row.table != name]:
         raise UserError(f"--rows {' '.join(strange)}: of another table than {name}")
+    if other := other_data(request):
+        if request.record:
+            raise UserError(f"--record: {other}; results.yaml has figures of the real ones alone")
+        print(f"warning: {other}; what is printed is not to be read beside the other rows", flush=True)
     boxed = request.box.seconds and not request.dry_run
     if boxed:
         box = replace(request.box, gather=lambda: gather_places(table, rows, request))
@@ -282,6 +287,13 @@ def make_table(results: Results, name: str, request: Request) -> None:
         record(results, HERE / FILE, asked, request, request.record)
 
 
+def other_data(request: Request) -> str:
+    """What the rows would be measured on, where a workdir's data are not the real corpora."""
+    made_from = advice.prepared_from(Path(request.workdir)) if request.source == PREPARED else None
+    said = {"sample": "the bundled sample, invented and small", "own": "own dialogues"}.get(made_from or "")
+    return f"the data in {request.workdir} are {said}" if said else ""
+
+
 def show_table(
     results: Results, table: Table, asked: Sequence[Row], found: dict[str, Measured], request: Request
 ) -> None:
@@ -292,6 +304,8 @@ def show_table(
         rows.append(as_measured(row, [*found.get(row.row, {}).values()], reason))
         shown += [rows[-1]] * (row in asked)
     target = Paths(request.workdir).results / "tables" / f"{table.name}.md"
+    if target.exists() and not any(found.get(row.row) for row in asked):
+        raise UserError(f"nothing was measured; {target} stays as it was")
     storage.write_text(target, page_of(table, rows))
     print(f"\n{page_of(table, shown)}\nwritten: {target}. {not_run(table, shown)}")
 

@@ -1,6 +1,7 @@
 """Tables by command: rows are run and measured, those that cannot be stay, and one row is compared."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -111,6 +112,25 @@ def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy,
     assert "average rank: recorded 0.0 [-1000.0, 1000.0], now" in shown and ": close" in shown
     assert "MRR: recorded 101.0, now" in shown and "no interval is recorded" in shown
     assert "an old one: recorded 3.0, not compared: another took its place" in shown
+
+
+def test_the_sample_is_no_corpus_that_a_table_is_of(data, trained_copy, here, capsys):
+    storage.write_json(trained_copy / "data" / "prepared.json", {"source": "sample"})
+    with pytest.raises(UserError, match="--record: the data in .* are the bundled sample"):
+        reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy, record="here"))
+    reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
+    assert "are the bundled sample, invented and small; what is printed is not" in capsys.readouterr().out
+
+
+def test_a_call_that_measures_nothing_leaves_the_page(data, trained_copy, here):
+    reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
+    page = trained_copy / "results" / "tables" / "retrieval.md"
+    before = page.read_text()
+    with pytest.raises(UserError, match="nothing was measured; .*retrieval.md stays as it was"):
+        reproductions.make_table(
+            results.parse(data), "retrieval", request_of(trained_copy, rows=("nowhere",))
+        )
+    assert page.read_text() == before
 
 
 def test_what_was_measured_is_recorded_with_its_commit_beside_what_stood_there(data, tmp_path, capsys):
@@ -282,7 +302,8 @@ def test_runs_of_rows_that_were_not_asked_for_stay_in_the_table_that_scores_them
 
     monkeypatch.setattr(stages, "run", run)
     for key in ("bm25", "cc"):
-        reproductions.make_table(results.parse(data), "retrieval", request_of(tmp_path, rows=(key,)))
+        with contextlib.suppress(UserError):  # nothing is measured here
+            reproductions.make_table(results.parse(data), "retrieval", request_of(tmp_path, rows=(key,)))
     scored = [line for line in ran if "evaluate_responses" in line]
     assert [line.split(" --name")[0].split("responses.py ")[1] for line in scored] == [
         "saved/x/a",
