@@ -392,7 +392,12 @@ def run(main: Callable[[], object]) -> None:
         if error.errno not in PLACE_ERRORS:
             raise
         refused = f"{error.filename or 'the output'}: {error.strerror}"
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
+        if "No space left on device" in str(error):  # a library's own kind of error
+            print(f"{name}: error: no space left on the disk ({error})", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, MemoryError | RuntimeError):
+            raise
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
         refused = (

@@ -480,6 +480,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
         said_there = items_table([r for r in rows if r.kind in ("gold", "system")], columns, examples)
         validated = [worth(ratings, said_there, columns), rated, *about]
         storage.write_text(files[VALIDATION], "\n\n".join(validated) + "\n")
+    else:
+        files[VALIDATION].unlink(missing_ok=True)
     storage.write_csv(files["pairs.csv"], pairs_table(tests))
     files[UNMATCHED].unlink(missing_ok=True)  # of a table that is overwritten
     if len(unmatched):
