@@ -356,6 +356,16 @@ def scores(
     return {kind: critic.said(critic.own(rows[critic.whole])) for kind, critic in critics.items()}
 
 
+def unread(judges: Judges, replies: Sequence[str]) -> tuple[list[int], str]:
+    """Which replies are longer than one of the critics reads, and that in words; empty where none is."""
+    fewest = min(judges.values(), key=lambda judge: judge.critic.settings.reply_len)
+    reads = fewest.critic.settings.reply_len
+    encoded = encode(fewest.tokenizer, replies)
+    found = [n for n, reply in enumerate(replies) if len(encoded[reply]) > reads]
+    said = f"{len(found):,} replies are longer than the {reads} tokens that {fewest.kind} reads; the rest of "
+    return found, (said + "them is not seen") * bool(found)
+
+
 def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
     """Why the scores of these texts may be worth little, in plain words."""
     found = []

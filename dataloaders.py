@@ -34,7 +34,10 @@ def tokenizer_hash(tokenizer) -> str:
 def require_same_words(folder: Path, tokenizer, expected: str) -> None:
     """Raise `UserError` where `tokenizer`, loaded from `folder`, is not the one of the hash `expected`."""
     if tokenizer_hash(tokenizer) != expected:
-        raise UserError(f"{folder}: its tokenizer has other words than the one that was trained with")
+        raise UserError(
+            f"{folder}: its tokenizer has other words than the one that was trained with (GloVe: a workdir's "
+            "data/glove; prepare_data.py --glove OTHER/data/glove takes over another workdir's)"
+        )
 
 
 def encode(

@@ -9,7 +9,7 @@ import pandas as pd
 import advice
 import storage
 from corpora import LABEL_COLUMNS, listener_turns, read_sentiment
-from critics import critic_scores, load_critics, quality, wholes
+from critics import critic_scores, load_critics, quality, unread, wholes
 from dataloaders import critic_data
 from options import CRITICS, DIMENSIONS, SENTIMENT, Paths
 from session import Session
@@ -44,6 +44,8 @@ def label(
             continue
         examples = listener_turns(dialogues)
         contexts, replies = [e.history for e in examples], [e.response for e in examples]
+        if how := unread(labellers, replies)[1]:
+            print(f"note: {split}: {how}")
         columns: dict = {
             "conv_id": [e.conv_id for e in examples],
             "utterance_idx": [e.utterance_idx for e in examples],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import storage
-from critics import Judges, Score, doubts, find_judges, scores, wholes
+from critics import Judges, Score, doubts, find_judges, scores, unread, wholes
 from options import UserError
 from records import Records, of_arguments, read_records, refuse_same_names, require_utf8, write_records
 from session import Session
@@ -95,6 +95,9 @@ def score(
     rows = [dict(row) | {c: None for names in added.values() for c in names} for row in asked.records.rows]
     for doubt in doubts(judges, replies):
         print(f"warning: {doubt}", file=sys.stderr)
+    cut, how = unread(judges, replies)
+    if cut:
+        print(f"note: {how} (the first in line {asked.records.lines[said[cut[0]]]})", file=sys.stderr)
     blind = [kind for kind, judge in judges.items() if not judge.critic.settings.context_len]
     if blind and any(contexts):
         print(f"note: {', '.join(blind)}: read replies alone; no context changes them", file=sys.stderr)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_a_level_comes_with_its_probabilities_and_what_it_means(home):
     assert scorer.score_of([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
     sentiment = Critic.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
     assert [sentiment.score_of([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
+
+
+def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("i am sorry\n\n" + "i am sorry " * 40 + "\n")
+    run(score, home, "--input", str(tmp_path / "in.txt"), "--family", "glove-t5")
+    said = capsys.readouterr().err
+    assert re.search(r"note: 1 replies are longer than the \d+ tokens that \w+ reads; .* in line 3\)", said)
+    run(score, home, "i am sorry", "--family", "glove-t5")
+    assert "longer than" not in capsys.readouterr().err
 
 
 def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
