@@ -307,7 +307,7 @@ def test_a_name_that_nobody_has_is_one_error_without_the_network():
 def test_a_side_is_a_bert_and_a_pooling_for_sentence_transformers(home, side):
     folder = runs_of(home)["Retriever"] / f"{side}_encoder"
     retriever = Retriever.from_pretrained(folder.parent, Session("cpu"))
-    most = retriever.encoders.options.max_length if side == "question" else 64
+    most = retriever.encoders.lengths[side]
     texts = [" ".join(REPLIES), "Oh?", " ".join(f"{word} and" for word in " ".join(REPLIES * 20).split())]
     ours = retriever.encoders.embed(side, texts, retriever.session, "test")
 

@@ -93,7 +93,7 @@ def test_an_output_older_than_its_sources_is_named(tmp_path, capsys):
     assert storage.warn_if_stale(output, {"dialogues": source}) == []
     source.write_text("two")
     assert storage.warn_if_stale(output, {"dialogues": source}) == ["dialogues"]
-    assert "another dialogues" in capsys.readouterr().out
+    assert "output.csv: what it was made from has changed since: dialogues" in capsys.readouterr().out
 
 
 def test_a_write_that_fails_names_the_file_and_leaves_what_was_there(tmp_path):
