@@ -393,17 +393,16 @@ def run(main: Callable[[], object]) -> None:
             raise
         refused = f"{error.filename or 'the output'}: {error.strerror}"
     except Exception as error:
-        if "No space left on device" in str(error):  # a library's own kind of error
-            print(f"{name}: error: no space left on the disk ({error})", file=sys.stderr)
-            sys.exit(2)
-        if not isinstance(error, MemoryError | RuntimeError):
+        why = (str(error) or type(error).__name__).splitlines()[0][:120]
+        if "No space left on device" in str(error):  # in a library's own kind of error
+            refused = f"no space left on the disk ({why})"
+        elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            refused = (
+                "out of memory; smaller batches need less (see --help), and so does ending what else runs "
+                f"there ({why})"
+            )
+        else:
             raise
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
-            raise
-        refused = (
-            "out of memory; smaller batches need less (see --help), and so does ending what else runs there"
-        )
-        refused += f" ({(str(error) or 'MemoryError').splitlines()[0][:120]})"
     else:
         return
     finally:

@@ -304,6 +304,16 @@ def test_running_out_of_memory_is_one_line_with_a_remedy(error, monkeypatch, cap
     assert len(text.splitlines()) == 1
 
 
+def test_a_full_disk_is_named_whatever_kind_of_error_a_library_makes_of_it(monkeypatch, capsys):
+    def main():
+        raise ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    text = run_script(main, monkeypatch, capsys)
+    assert "some.py: error: no space left on the disk" in text and len(text.splitlines()) == 1
+    with pytest.raises(ValueError, match="another"):
+        options.run(lambda: (_ for _ in ()).throw(ValueError("another")))
+
+
 def test_a_missing_module_of_the_project_is_not_laid_to_the_environment():
     def broken():
         raise ModuleNotFoundError("No module named 'storage'", name="storage")
