@@ -131,6 +131,8 @@ def joined(estimates: Sequence[Estimate]) -> Estimate:
     A few runs, drawn with replacement as items are, know no tail: of two, more than one interval in four
     would miss.
     """
+    if len(estimates) == 1:
+        return estimates[0]
     points = np.array([e.point for e in estimates])
     found = [e.replicates for e in estimates if e.replicates is not None]
     if len(found) < len(points):

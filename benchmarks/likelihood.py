@@ -78,10 +78,7 @@ def main(argv=None):
     figures = {}
     for name, each in systems.items():
         found = [intervals.bootstrap(Standard.likelihoods(one, numbers), drawn) for one in each]
-        figures[name] = {
-            key: found[0][key] if len(found) == 1 else intervals.joined([one[key] for one in found])
-            for key in COLUMNS
-        }
+        figures[name] = {key: intervals.joined([one[key] for one in found]) for key in COLUMNS}
     print(f"{len(numbers):,} gold replies, {args.split} split, 95 % intervals over conversations")
     rows = []
     for name, found in figures.items():
