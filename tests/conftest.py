@@ -178,6 +178,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(newest(folder) / "model.safetensors")
 
 
+def swap_words(folder: Path, one: str, other: str) -> None:
+    """Gives two words of a tokenizer's folder each other's numbers."""
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    file.write_text(json.dumps(tokenizer))
+
+
 def same(a, b) -> bool:
     """Equality of nested plain values and tensors, bit for bit."""
     if isinstance(a, torch.Tensor):

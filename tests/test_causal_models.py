@@ -55,15 +55,17 @@ TALKS = [*talk(), *talk(OTHER, "hit:2")]
 LONG = {"src_len": 500, "tgt_len": None}
 
 
-def make_tokenizer(template: str | None = CHATML, pad: bool = True) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    template: str | None = CHATML, pad: bool = True, begin: str = "<|im_start|>", end: str = "<|im_end|>"
+) -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>", "<pad>"][: 3 if pad else 2]
+    special = list(dict.fromkeys([begin, end, *["<pad>"] * pad]))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet)
     raw.train_from_iterator([*TURNS, *OTHER], trainer)
-    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"} | ({"pad_token": "<pad>"} if pad else {})
+    names = {"bos_token": begin, "eos_token": end} | ({"pad_token": "<pad>"} if pad else {})
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
     tokenizer.chat_template = template
     return tokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Killed
+from conftest import Killed, swap_words
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoModelForCausalLM
@@ -82,16 +82,13 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
 def test_another_chat_template_or_tokenizer_is_another_training(trained_copy, flags):
     train_causal_lm.main(flags)
     base = Path(flags[flags.index("--model") + 1])
-    template, tokenizer = base / "chat_template.jinja", base / "tokenizer.json"
+    template = base / "chat_template.jinja"
     before = template.read_text()
     template.write_text(before.replace("<|im_start|>", "<|im_start|>the "))
     with pytest.raises(UserError, match="chat format: its content has changed"):
         train_causal_lm.main(flags)
     template.write_text(before)
-    words = json.loads(tokenizer.read_text())
-    vocab = words["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    tokenizer.write_text(json.dumps(words))
+    swap_words(base, "a", "b")
     with pytest.raises(UserError, match="tokenizer: its content has changed"):
         train_causal_lm.main(flags)
 

@@ -5,14 +5,12 @@ from functools import partial
 import pytest
 import torch
 from test_causal_models import TALKS, make_tokenizer, save_llama, trained
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     Lfm2Config,
     LogitsProcessorList,
     MistralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -148,13 +146,7 @@ def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
 
 def test_a_base_without_other_control_tokens_than_its_end_writes_too(tmp_path):
     """As GPT-2's: one token for begin and end, a word for every other row."""
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
-    raw.train_from_iterator([e.response for e in TALKS], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|end|>", eos_token="<|end|>")
+    tokenizer = make_tokenizer(None, pad=False, begin="<|end|>", end="<|end|>")
     model = trained(save_llama(tmp_path / "base", tokenizer), tmp_path)
     assert not model.banned
     decoding, batch, draws = Decoding(400, 1.0, 6), prompts(model, [0, 3]), torch.rand(2, 3, 6)

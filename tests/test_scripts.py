@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, swap_words
 from safetensors.torch import load_file, save_file
 
 import dpr_exemplar_retriever
@@ -643,11 +643,7 @@ def test_changed_critics_are_refused_on_resume(trained_copy):
 def test_changed_words_are_refused_on_resume(trained_copy):
     words = [*short(trained_copy), "--size", "tiny", "--no-predict", *NO_CRITICS, "--add-exemplars", "none"]
     train_glove_t5.main(words)
-    file = trained_copy / "data" / "glove" / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    vocab = tokenizer["model"]["vocab"]
-    vocab["i"], vocab["you"] = vocab["you"], vocab["i"]
-    file.write_text(json.dumps(tokenizer))
+    swap_words(trained_copy / "data" / "glove", "i", "you")
     with pytest.raises(UserError, match="tokenizer: its content has changed"):
         train_glove_t5.main(words)
 
