@@ -95,7 +95,7 @@ def score_dialogues(tables: dict, paths: Paths) -> None:
         storage.write_csv(paths.vader(split), columns.assign(sentiment=scores))
 
 
-#: rows of the official files of pairs which the paper's split deals out
+#: the paper's split of the pairs, and how many rows each of the official files has
 PAPER_SPLITS = HERE / "data" / "splits.json"
 OFFICIAL_ROWS = 3084
 

@@ -373,3 +373,5 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
         found = validate_metrics(read_ratings(ratings), each["reply"].tolist(), bleu, normalise)
         rho.append(next(iter(found.correlations.values()))[""].rho)
     assert worth["BLEU-1"].startswith(f"{rho[0]:.2f} (") and abs(rho[0] - rho[1]) > 0.01
+    evaluate_responses.main([*words[: words.index("--relevance")], "--nearest", "none", "--overwrite"])
+    assert not (tmp_path / "results" / "evaluation" / "validation.md").exists()  # of ratings, of another day
