@@ -97,7 +97,8 @@ def write_kit(
     `examples`: dicts with conv_id, utterance_idx and history (texts, oldest first, the speaker begins), one
     for each of a system's replies. `count` of them are drawn with `seed`. The page knows no system, only ids
     that are drawn too; replies that several systems share are shown once and count for all of them. `about`:
-    lines on items and systems, noted beside the key for the summary's foot.
+    lines on items and systems, noted beside the key for the summary's foot. `overwrite` keeps another kit's
+    key, without which its ratings mean nothing, as key-KIT.csv.
     """
     page, key = Path(folder) / "rating.html", Path(folder) / "key.csv"
     refuse_existing([page, key], overwrite, "another --name")
@@ -134,6 +135,10 @@ def write_kit(
             dict(zip(("key", "name", "question"), (k, *v[:2]), strict=True)) for k, v in SCALES.items()
         ],
     }
+    if key.exists() and (former := read_key(key)["kit"].iloc[0]) != kit:
+        kept = former_key(key, former)
+        key.rename(kept)
+        print(f"{kept}: the key of the kit that was here, for the ratings of it")
     storage.write_csv(
         key,
         pd.DataFrame([(kit, *row) for row in rows], columns=list(KEY_COLUMNS)),
@@ -173,6 +178,11 @@ def kit_of(
         print(f"warning: --rating-kit {count}: the summary will refuse fewer than {MIN_ITEMS} rated items")
 
 
+def former_key(key: Path, kit: str) -> Path:
+    """Where the key of a replaced kit is kept."""
+    return key.with_name(f"key-{kit}.csv")
+
+
 def new_id(draw: random.Random, used: set[str]) -> str:
     """Six letters that were not drawn before."""
     while True:
@@ -187,6 +197,11 @@ def new_id(draw: random.Random, used: set[str]) -> str:
 
 def read_key(file: Path) -> pd.DataFrame:
     """The rows of key.csv: which system wrote which reply of which item."""
+    if not file.exists():
+        raise UserError(
+            f"{file}: no such file; --name is to be the one that the kit was made with (a new kit: python "
+            "evaluate_responses.py SYSTEM ... --rating-kit N)"
+        )
     key = read_rows(file, KEY_COLUMNS, made_by="python evaluate_responses.py SYSTEM ... --rating-kit N")
     kits = key[["kit", "mode"]].drop_duplicates()
     if len(kits) != 1 or kits["mode"].iloc[0] not in MODES:
@@ -395,8 +410,13 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def report(files: Iterable[str | Path], folder: Path, overwrite: bool) -> str:
-    """`summarise` the ratings of the kit in `folder`, into ratings.md; `unblinded`, into ratings.csv."""
+    """`summarise` the ratings of the kit in `folder`, or of one that it replaced, into ratings.md;
+    `unblinded`, into ratings.csv."""
+    files = list(files)
     key, text, table = (folder / name for name in ("key.csv", "ratings.md", "ratings.csv"))
+    kits = read_rows(Path(files[0]), ["kit"], made_by=None)["kit"]
+    if len(kits) and (former := former_key(key, kits.iloc[0])).exists():
+        key = former
     refuse_existing([text, table], overwrite, "")
     foot = [*storage.read_origin(key).get("about", []), runs.made_by()]
     found = "\n\n".join([summarise(files, key).rstrip(), *foot]) + "\n"

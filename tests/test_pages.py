@@ -224,6 +224,13 @@ def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_s
     with pytest.raises(SystemExit):
         evaluate_responses.main([*common, str(theirs), "--ratings", str(file)])
     assert "not both" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"key.csv: no such file; --name is to be the one"):
+        evaluate_responses.main([*common, "--ratings", str(file), "--name", "other"])
+    # another kit in its place keeps the key: what people rated stays readable
+    evaluate_responses.main([*common, str(theirs), "--rating-kit", "11", "--overwrite"])
+    assert pd.read_csv(folder / "key.csv")["item"].nunique() == 11
+    evaluate_responses.main([*common, "--ratings", str(file), "--overwrite"])
+    assert "| gold | 3.00 (3.00 to 3.00) |" in (folder / "ratings.md").read_text()
 
 
 # ----------------------------------------------------------------------------------------------- case studies
