@@ -241,6 +241,14 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
     return name, turns
 
 
+def refuse_indented(text: str, place: str) -> None:
+    """Raises `UserError` for one JSON value over several lines, whose lines would be answered one by one."""
+    if len(text.split("\n")) > 1:
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(text)
+            raise UserError(f"{place}: one JSON over several lines; write each dialogue on one line")
+
+
 def answer_line(
     responder: Responder, options: RespondOptions, number: int, text: str, place: str
 ) -> dict[str, Any]:
@@ -306,6 +314,9 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
         return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=False)
 
     with open_text(source) as handle:
+        if format_of(source) == "jsonl":
+            refuse_indented(handle.read().strip(), place)
+            handle.seek(0)
         if output:
             asked = list(lines_of(handle))
             found = kept_answers(responder, asked, answered, Path(output), options)

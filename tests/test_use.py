@@ -485,6 +485,9 @@ def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_p
     with pytest.raises(UserError, match="none.jsonl: not written, since no line had a reply"):
         run(respond, home, *words[:2], "--output", str(tmp_path / "none.jsonl"))
     assert "each a plain text" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
+    (tmp_path / "in.jsonl").write_text(json.dumps({"turns": ["I passed!"]}, indent=1))
+    with pytest.raises(UserError, match="in.jsonl: one JSON over several lines; write each dialogue on one"):
+        run(respond, home, *words[:2])
 
 
 def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(home, tmp_path, monkeypatch):
