@@ -12,6 +12,7 @@
   python reproduce.py --render                            README's and docs/results.md's tables, from the data
 
 A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there.
+A table goes on without the rows that build on it, and its exit code is 1 where a row stays without figures.
 At the end of --minutes what is running saves and stops (exit code 143), and the same call goes on, too; what
 is worth carrying away lies in results/RECIPE/gathered (of --table: results/tables/gathered), 60 MB at most,
 from the first stage that ends on. The rows of the tables, their commands and what is recorded of them:
@@ -251,10 +252,11 @@ def main(argv=None):
         tuple(args.rows),
     )
     if args.table:
-        return reproductions.make_table(data, args.table, request)
-    if not reproductions.check_row(data, args.check, request):
+        done = reproductions.make_table(data, args.table, request)
+    else:
+        done = reproductions.check_row(data, args.check, request)
+    if not done:
         raise SystemExit(1)
-    return None
 
 
 if __name__ == "__main__":

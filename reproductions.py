@@ -259,9 +259,12 @@ def over_seeds(runs: Sequence[dict[str, Figure]]) -> dict[str, Figure]:
 # ---------------------------------------------------------------------------------------------------- a table
 
 
-def make_table(results: Results, name: str, request: Request) -> None:
+def make_table(results: Results, name: str, request: Request) -> bool:
     """Runs what is missing of a table; writes results/tables/NAME.md and prints it: the paper's figures and
-    those of this workdir. Of `request.rows` alone, where some are named: on the page the others stay."""
+    those of this workdir. Of `request.rows` alone, where some are named: on the page the others stay.
+
+    True where each of these rows that has commands has figures now (or nothing was to be run).
+    """
     table = results.tables[name]
     rows = [row_of(results, key, "--rows") for key in request.rows] or results.of(name)
     beside = [row for row in results.of(name) if row not in rows]
@@ -285,6 +288,7 @@ def make_table(results: Results, name: str, request: Request) -> None:
     if request.record and not request.dry_run:
         asked = {row.row: found[row.row] for row in rows}
         record(results, HERE / FILE, asked, request, request.record)
+    return request.dry_run or all(found.get(row.row) for row in rows if row.commands)
 
 
 def other_data(request: Request) -> str:
@@ -454,9 +458,17 @@ def check_row(results: Results, key: str, request: Request) -> bool:
         raise UserError(f"--check {key}: the row has no commands; nothing here runs it")
     mark = Path(request.workdir) / "results" / "tables" / "check.txt"
     if not request.dry_run:
-        fresh = not any(Path(request.workdir).iterdir())
+        fresh = {place.name for place in Path(request.workdir).iterdir()} <= {"data"}
         if not fresh and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
-            raise UserError(f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty")
+            raise UserError(
+                f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty, or that holds "
+                "prepared data alone"
+            )
+        if request.source == PREPARED and not (Paths(request.workdir).data / "prepared.json").exists():
+            raise UserError(
+                f"--source {PREPARED}: {request.workdir} has no data/prepared.json; leave the flag out, or "
+                f"first: python prepare_data.py --source FOLDER --workdir {shlex.quote(request.workdir)}"
+            )
         storage.write_text(mark, key)
     found = [*run_rows(results, table, [row], request)[key].values()]
     if request.dry_run:

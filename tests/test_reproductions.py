@@ -89,8 +89,9 @@ def test_a_table_shows_the_paper_and_ours_and_what_could_not_be_run(data, traine
     assert "| NOWHERE | not run: no weights |  |  |" in text
     assert f"`{MEASURE} --bm25`" in text
     capsys.readouterr()
-    reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
+    assert not reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
     assert capsys.readouterr().out.count("finished before") == 2  # questions and bm25
+    assert reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy, rows=("bm25",)))
 
 
 def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy, tmp_path, here, capsys):
@@ -103,9 +104,8 @@ def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy,
         reproductions.check_row(results.parse(data), "bm25", request_of(trained_copy))
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    (fresh / "results").mkdir()
-    (fresh / "results" / "tables").mkdir()
-    (fresh / "results" / "tables" / "check.txt").write_text("bm25", encoding="utf-8")
+    with pytest.raises(UserError, match="has no data/prepared.json; leave the flag out"):
+        reproductions.check_row(results.parse(data), "bm25", request_of(fresh))
     (fresh / "data").symlink_to(trained_copy / "data")
     assert not reproductions.check_row(results.parse(data), "bm25", request_of(fresh))
     shown = capsys.readouterr().out
