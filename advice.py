@@ -83,12 +83,18 @@ def prepare(workdir: Path) -> str:
     return command("prepare_data.py", workdir=workdir, source=source, overwrite=again)
 
 
+def variant_of(model: str) -> re.Match[str] | None:
+    """The family, "seeker" and the half in a default name of a critic (minilm-seeker-a); None: a name of
+    one's own."""
+    return re.fullmatch(r"(t5|glove-t5|minilm)(?:-(seeker))?(?:-([ab]))?", model)
+
+
 def train_critic(kind: str, model: str, workdir: Path, name: str | None = None) -> str:
     """What trains a critic: of the sample a small one, which needs no model hub.
 
     `model`: a family, or one with the data that train_empathy_classifier.py puts behind it (minilm-seeker-a).
     """
-    variant = re.fullmatch(r"(t5|glove-t5|minilm)(?:-(seeker))?(?:-([ab]))?", model)
+    variant = variant_of(model)
     model, split_by, part = variant.groups() if variant else (model, None, None)
     small = prepared_from(workdir) == "sample" and model in ("t5", "glove-t5")
     size = "tiny" if small else None
@@ -104,8 +110,8 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
         return f"--{kind} takes the run folder of a finished {kind} critic"
     if kind != SENTIMENT and lacks_pairs(workdir_of(folder)):
         return (
-            f"{NO_PAIRS}: give one of another workdir (--emo RUN --exp RUN --int RUN), or leave it out of "
-            "the loss with --empathy-loss-w 0 (docs/own-dialogues.md)"
+            f"{NO_PAIRS}: give one of another workdir (--emo RUN --exp RUN --int RUN), or in a "
+            "training leave it out of the loss with --empathy-loss-w 0 (docs/own-dialogues.md)"
         )
     name = Path(folder).name
     if own := re.fullmatch(rf"({re.escape(family)}(?:-seeker)?(?:-[ab])?)-({kind}|{JOINT})", name):

@@ -145,6 +145,11 @@ def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
         )
     if advice.lacks_pairs(paths.root):
         return elsewhere
+    if not advice.variant_of(name):
+        return (
+            f"no {name} {role}: {paths.critic(lacking[0], name)} is not there; give the folder of a critic, "
+            "or one of tfidf, minilm, t5 and glove-t5"
+        )
     kinds = lacking if len(lacking) < len(DIMENSIONS) else [JOINT]  # one reading for all costs a third
     make = "; ".join(advice.train_critic(kind, name, paths.root) for kind in kinds)
     return f"no {name} {role}: {paths.critic(kinds[0], name)} is not trained; make it with: {make}"

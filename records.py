@@ -182,7 +182,10 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
             rows.append(dict(zip(columns, row, strict=True)))
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise UserError(f"{place}, line {reader.line_num}: not readable as csv ({error})") from error
+        raise UserError(
+            f"{place}, line {reader.line_num}: not readable as csv ({error}); a quotation mark that opens a "
+            "text must close it, too"
+        ) from error
     if len(set(columns)) < len(columns):
         raise UserError(f"{place}, line 1: two columns have one name ({', '.join(columns)[:200]})")
     return Records(place, columns, rows, lines)

@@ -461,7 +461,7 @@ def check_row(results: Results, key: str, request: Request) -> bool:
         fresh = {place.name for place in Path(request.workdir).iterdir()} <= {"data"}
         if not fresh and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
             raise UserError(
-                f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty, or that holds "
+                f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty, or holds "
                 "prepared data alone"
             )
         if request.source == PREPARED and not (Paths(request.workdir).data / "prepared.json").exists():

@@ -307,6 +307,8 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
         open_writer(folder, Session(device="cpu"), joint)
     with pytest.raises(UserError, match="no judge in .*--dim all"):
         judges.load(joint, Session(device="cpu"), [str(folder.parent / "nobody")])
+    with pytest.raises(UserError, match="no minlim judge: .*minlim-emo is not there; give the folder of a"):
+        judges.load(joint, Session(device="cpu"), ["minlim"])
     card = (folder / "README.md").read_text()
     assert 'kind="emo")' in card and "shows understanding" in card and "asks about nothing" in card
 

@@ -91,7 +91,9 @@ def test_a_table_shows_the_paper_and_ours_and_what_could_not_be_run(data, traine
     capsys.readouterr()
     assert not reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
     assert capsys.readouterr().out.count("finished before") == 2  # questions and bm25
-    assert reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy, rows=("bm25",)))
+    assert reproductions.make_table(
+        results.parse(data), "retrieval", request_of(trained_copy, rows=("bm25",))
+    )
 
 
 def test_a_row_is_checked_in_a_fresh_folder_figure_by_figure(data, trained_copy, tmp_path, here, capsys):
