@@ -182,6 +182,16 @@ def test_the_grouped_split_shares_no_post(prepared, dim):
     assert 0.1 < len(pairs["valid"]) / 80 < 0.3
 
 
+def test_levels_that_pandas_wrote_as_floats_are_read(tmp_path):
+    rows = [
+        "sp_id,rp_id,seeker_post,response_post,level",
+        "a,b,I failed.,I am sorry.,2.0",
+        "a,c,I failed.,Ok.,0.0",
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
+    assert corpora.read_pairs(tmp_path / "pairs.csv", raw=True)["level"].tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("dim", DIMENSIONS)
 def test_the_papers_split_takes_the_listed_rows_less_the_empty_one(packed_corpus, three_levels, dim):
     raw = as_read(packed_corpus / "empathy_mental_health" / f"{DIMENSIONS[dim][1]}-reddit.csv.gz")
