@@ -16,6 +16,7 @@ from typing import Any
 
 import options
 from options import NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
+from records import check_output
 from settings import pick
 from use_commands import add_base, add_critic_runs, add_pool, critic_runs, pool_problems
 
@@ -54,7 +55,8 @@ def parse_args(argv=None):
     add_pool(parser, "the training dialogues")
     add_device(parser)
     args = parser.parse_args(argv)
-    check(parser, args, pool_problems(args))
+    problems = check_output(args.export_votes, endings=[".csv"], flag="--export-votes")
+    check(parser, args, problems + pool_problems(args))
     return args
 
 

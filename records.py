@@ -262,16 +262,19 @@ def flat(value: Any) -> Any:
 
 
 def check_output(
-    path: str | None, inputs: Sequence[str | None] = (), endings: Sequence[str] = tuple(FORMATS)
+    path: str | None,
+    inputs: Sequence[str | None] = (),
+    endings: Sequence[str] = tuple(FORMATS),
+    flag: str = "--output",
 ) -> list[str]:
     """What is wrong with the name of an output: its ending, a folder, one of the files that are read."""
     if path is None:
         return []
     if Path(path).suffix.lower() not in endings:
-        return [f"--output {path}: the name must end in {', '.join(endings)}"]
+        return [f"{flag} {path}: the name must end in {', '.join(endings)}"]
     if Path(path).is_dir():
-        return [f"--output {path}: a folder; give the name of a file"]
+        return [f"{flag} {path}: a folder; give the name of a file"]
     there = [Path(file) for file in inputs if file and file != "-" and Path(file).exists()]
     if Path(path).exists() and any(file.samefile(path) for file in there):
-        return [f"--output {path}: that is the input; choose another name"]
+        return [f"{flag} {path}: that is the input; choose another name"]
     return []

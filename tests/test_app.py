@@ -70,6 +70,9 @@ def test_a_vote_is_kept_whole_and_exported(tmp_path, capsys):
     ]
     votes.add("v", ["Hi."], *sides[::-1], "B")
     assert votes.tally() == {("saved/one", "saved/two"): {"saved/one": 2, "both bad": 1}}
+    with pytest.raises(SystemExit):
+        app.main(["--workdir", str(tmp_path), "--export-votes", str(tmp_path / "votes.xlsx")])
+    assert "--export-votes" in (said := capsys.readouterr().err) and "must end in .csv" in said
     app.main(["--workdir", str(tmp_path), "--export-votes", str(tmp_path / "votes.csv")])
     assert "3 votes" in capsys.readouterr().out
     with open(tmp_path / "votes.csv", newline="") as handle:
