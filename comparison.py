@@ -28,6 +28,12 @@ class Measured:
     constants: dict[str, float] = field(default_factory=dict)  # the same on any set of items
     #: figures that are no function of sums over items, of the items at some places
     of_the_set: Callable[[np.ndarray], dict[str, Estimate]] | None = None
+    #: (N,) of the reply that stands there, where a figure is of several samples
+    of_the_reply: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def item_values(self, key: str) -> np.ndarray:
+        """(N,) a figure of each item's own reply."""
+        return self.of_the_reply[key] if key in self.of_the_reply else self.figures[key].items()
 
     def places(self, numbers: Numbers) -> np.ndarray:
         """Where the items `numbers` stand among its own."""

@@ -27,7 +27,7 @@ def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequen
             part.insert(0, "system", row.name)
             part["reply"] = run.replies
             values = {
-                c.key: np.round(run.figures[c.key].items(), 5)
+                c.key: np.round(run.item_values(c.key), 5)
                 for c in columns
                 if c.per_item and c.key in run.figures
             }

@@ -105,12 +105,15 @@ class Standard:
             found["words_exemplar"] = measures.copied_words(plain, [shown[i] for i in numbers])
         found["vader"] = self.vader(replies, f"{name}: VADER")
         found |= self.likelihoods(likelihoods or {}, numbers) | self.stand_ins(name, replies, plain, numbers)
+        first: dict[str, np.ndarray] = {}
         for judge in self.judges:
             histories = [self.examples[i].history for i in numbers]
             found |= self.judged(judge.name, judge.levels(replies, histories), numbers)
             if samples is not None:  # how often a level is shown: of all of them, not of the first
                 for dim, means in sample_means(judge, samples, histories).items():
-                    found[f"{judge.name}_{dim}_level"] = item_means(means)
+                    key = f"{judge.name}_{dim}_level"
+                    first[key] = found[key].items()
+                    found[key] = item_means(means)
         for kind, values in self.critics(numbers, replies).items():
             found[f"critic_{kind}"] = item_means(values)
         constants = {} if parameters is None else {"parameters": float(parameters)}
@@ -125,7 +128,7 @@ class Standard:
                     values |= self.context_auc(judge, some_samples, some_numbers)
             return values
 
-        return Measured(numbers, found, plain, constants, of_the_set)
+        return Measured(numbers, found, plain, constants, of_the_set, first)
 
     @staticmethod
     def likelihoods(known: Mapping[int, Sequence[float]], numbers: Numbers) -> dict[str, Additive]:

@@ -370,9 +370,9 @@ def cases(
         run = row.runs[0]
         places = run.places(numbers)
         scores = {}
-        for key, figure in run.figures.items():
+        for key in run.figures:
             if name := score_name(key):
-                scores[name] = figure.items()[places].tolist()
+                scores[name] = run.item_values(key)[places].tolist()
         shown: dict = {"name": row.name, "scores": scores}
         if row.kind == "gold":
             shown["replies"] = [examples[i].response for i in numbers]

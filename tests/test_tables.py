@@ -66,6 +66,10 @@ def test_a_level_is_the_mean_over_all_samples_of_a_context(made):
     each = [judge.levels(texts)["exp"].mean() for texts in (first, [f"{t} and so on" for t in first])]
     assert each[0] != pytest.approx(each[1], abs=1e-4)
     assert content["systems"]["mixed"]["tfidf_exp_level"] == pytest.approx(sum(each) / 2)
+    # beside a reply stands what that reply is given, as a person reads it
+    items = pd.read_csv(folder / "items.csv").query("system == 'mixed'")
+    shown = [f"{e.response.split()[0]} what ?" for e in examples]
+    assert items["tfidf_exp_level"].tolist() == pytest.approx(judge.levels(shown)["exp"], abs=1e-4)
 
 
 def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made):
