@@ -217,13 +217,14 @@ def fits(what: str):
 
 
 @contextlib.contextmanager
-def memory_advice(where: str, args):
-    """Running out of memory names the flags to change, with their current and suggested values."""
+def memory_advice(where: str, args, anew: bool = False):
+    """Running out of memory names the flags to change, with their current and suggested values; `anew`: these
+    are no flags that a run can go on with."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        advice = smaller_batches(args) or "shorter sequences or a smaller model"
-        if advice.startswith("-") and not args.batch_tokens:
+        advice = smaller_batches(args, anew) or "shorter sequences or a smaller model"
+        if advice.startswith("-") and not anew and not args.batch_tokens:
             advice += ", or a new run with --batch-size auto"
         raise UserError(
             f"{where}: out of memory with --batch-size {args.batch_size} --accumulate {args.accumulate}; try "
@@ -231,14 +232,16 @@ def memory_advice(where: str, args):
         ) from error
 
 
-def smaller_batches(args) -> str:
+def smaller_batches(args, anew: bool) -> str:
     """The flags of as many examples an update in smaller micro-batches; empty where there are none."""
     size, tokens, count = args.batch_size, args.batch_tokens, args.accumulate
     factor = next((n for n in range(2, size + 1) if size % n == 0 and tokens % n == 0), None)
     if factor is None:
         return ""
     bound = f" --batch-tokens {tokens // factor}" if tokens else ""
-    return f"--batch-size {size // factor} --accumulate {count * factor}{bound}, as many examples an update"
+    where = " in a new run (this one's loss depends on the micro-batch)" * anew
+    flags = f"--batch-size {size // factor} --accumulate {count * factor}{bound}"
+    return f"{flags}{where}, as many examples an update"
 
 
 def memory_held() -> tuple[float, float]:
@@ -253,13 +256,13 @@ def memory_held() -> tuple[float, float]:
         return 0.0, 0.0
 
 
-def memory_note(session: Session, args) -> str:
+def memory_note(session: Session, args, anew: bool = False) -> str:
     """What to say where little memory is left: on a CPU the system ends what asks for more without a word."""
     held, there = memory_held()
     held *= session.world
     if session.device.type != "cpu" or held <= 0.8 * there:
         return ""
-    smaller = smaller_batches(args)
+    smaller = smaller_batches(args, anew)
     return (
         f"note: so far this has taken up to {held:.1f} of the machine's {there:.1f} GiB of memory; if a "
         "longer batch needs more, the system ends it without a word"

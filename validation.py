@@ -39,6 +39,12 @@ def read_ratings(file: str | Path) -> pd.DataFrame:
             f"{file}: ratings need a column {', '.join(REPLY_COLUMNS[:3])} and either rater and value, or a "
             f"column for each rater (rater_1, rater_2 ...); there are {', '.join(records.columns)[:200]}"
         )
+    if not long and (ids := next((c for c in ("rater", "rater_id") if c in raters), None)):
+        also = ", and this one rater" * (ids != "rater")
+        raise UserError(
+            f"{file}: column {ids} names raters, and no column value holds what they gave; call that one "
+            f"value{also}"
+        )
     rows = []
     for row, line in zip(records.rows, records.lines, strict=True):
         scale = str(row.get("scale") or ONE_SCALE).strip()

@@ -778,6 +778,12 @@ def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
 def test_out_of_memory_names_the_flags_to_change(tmp_path):
     with pytest.raises(UserError, match="--batch-size 4 --accumulate 1; try --batch-size 2 --accumulate 2"):
         train(tmp_path / "run", memory=3)
+    # where another micro-batch is another loss the run cannot go on with them
+    with pytest.raises(
+        UserError, match="try --batch-size 2 --accumulate 2 in a new run .this one's loss"
+    ) as no:
+        train(tmp_path / "other", memory=3, micro_batches_matter=True)
+    assert "--batch-size auto" not in str(no.value)
 
 
 def test_the_advice_can_be_followed_on_resume(tmp_path):

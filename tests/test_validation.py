@@ -71,6 +71,10 @@ def test_ratings_that_cannot_be_used_are_refused_in_words(wide, tmp_path):
     file.write_text("reply,score\nhello,4\n")
     with pytest.raises(UserError, match="rater and value, or a column for each rater"):
         read_ratings(file)
+    for ids in ("rater", "rater_id"):  # 1 and 2 are people, no ratings
+        file.write_text(f"reply,{ids},rating\nhello,1,4\nhello,2,5\n")
+        with pytest.raises(UserError, match=f"column {ids} names raters, .*; call that one value"):
+            read_ratings(file)
 
 
 def test_every_judge_has_its_own_rows(wide):

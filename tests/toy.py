@@ -84,7 +84,13 @@ def toy_data(count: int = 22, seed: int = 0) -> Data:
 
 
 def toy_loop(
-    folder: Path, spoil=None, evaluate=None, memory: int = 0, data: Data | None = None, **changes
+    folder: Path,
+    spoil=None,
+    evaluate=None,
+    memory: int = 0,
+    data: Data | None = None,
+    micro_batches_matter: bool = False,
+    **changes,
 ) -> Loop:
     """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real
     evaluation; `memory`: the most examples that fit."""
@@ -135,6 +141,7 @@ def toy_loop(
         mode="min",
         flags=flags,
         inputs={"data": "fixed"},
+        micro_batches_matter=micro_batches_matter,
     )
     return loop
 
