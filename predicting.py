@@ -80,6 +80,8 @@ def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -
 
 #: of each gold reply: nats of all tokens and of its end alone, tokens, and how many of them are unknown
 GOLD = ("nll", "nll_end", "tokens", "unknown")
+#: what the gold replies' likelihood follows from, of the note beside predictions
+READ_WITH = ("model", "dialogues", "exemplars", "precision")
 
 
 class Predictor:
@@ -175,7 +177,7 @@ def write_predictions(
     if table["unknown"].any():
         table["nll_class"] = table["unknown"] * class_nats(tokenizer, paths)
     table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
-    storage.write_csv(likelihood, table)
+    storage.write_csv(likelihood, table, origin={name: origin[name] for name in READ_WITH if name in origin})
     if decoding.predict:
         storage.write_csv(predictions, several(keys, rows["response"]), sep="\t", origin=origin)
     shutil.rmtree(keep, ignore_errors=True)

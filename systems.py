@@ -25,7 +25,7 @@ from layouts import Output, Reply, joined_turns, read_outputs
 from metrics import perplexity
 from normalising import words
 from options import SPLITS, Paths, UserError
-from predicting import prediction_files
+from predicting import READ_WITH, prediction_files
 
 ITEM_SETS = ("all", "last", "non-last", "shared")
 #: files of a folder that may hold replies, by their endings
@@ -130,7 +130,7 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
         folder=folder,
         decoding=decoding_in_words(origin),
         origin=origin,
-        **likelihood_of(likelihood, examples),
+        **likelihood_of(likelihood, examples, origin),
         parameters=sum(math.prod(shape) for shape in shapes),
         adapter=weights.name.startswith("adapter"),  # its base, which is large, is not there
     )
@@ -164,7 +164,7 @@ def read_file(
             run=run,
             decoding=decoding_in_words(origin),
             origin=origin,
-            **likelihood_of(likelihood, examples),
+            **likelihood_of(likelihood, examples, origin),
         )
     ]
 
@@ -186,10 +186,17 @@ def decoding_in_words(origin: dict) -> str:
     return f"{text}, at most {how['max_new_tokens']} tokens"
 
 
-def likelihood_of(file: Path, examples: Sequence[Example]) -> dict:
+def likelihood_of(file: Path, examples: Sequence[Example], beside: dict | None = None) -> dict:
     """`likelihoods` and `perplexities` of a System, where the file with its gold replies' likelihood is
-    there."""
+    there. `beside`: the origin of its replies; what was read otherwise than they were written is left out."""
     if not file.exists():
+        return {}
+    own, theirs = (storage.content(origin) for origin in (storage.read_origin(file), beside or {}))
+    if other := [name for name in READ_WITH if own and theirs and own.get(name) != theirs.get(name)]:
+        print(
+            f"warning: {file}: read with another {', '.join(other)} than the replies beside it were written "
+            "with, and left out; write both again: --inference RUN --overwrite"
+        )
         return {}
     table = pd.read_csv(file, dtype={"conv_id": str}, keep_default_na=False)
     number = {e.key: n for n, e in enumerate(examples)}

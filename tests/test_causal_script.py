@@ -74,7 +74,7 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
     folder = trained_copy / "saved" / "causal-lm" / "plain"
     alone = trained_copy / "alone"
     train_causal_lm.main([*flags, "--inference", str(folder), "--no-predict", "--output", str(alone)])
-    assert [f.name for f in alone.iterdir()] == ["likelihood.csv"]
+    assert {f.name for f in alone.iterdir()} == {"likelihood.csv", "likelihood.csv.origin.json"}
     found, whole = (pd.read_csv(place / "likelihood.csv") for place in (alone, folder))
     pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
 

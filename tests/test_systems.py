@@ -489,6 +489,20 @@ def test_the_hash_of_a_set_is_of_its_items_and_replies():
     assert own not in (set_hash(EXAMPLES, [0]), set_hash(EXAMPLES, [0, 1]), set_hash(other, [0, 2]))
 
 
+def test_a_likelihood_that_was_read_otherwise_than_the_replies_were_written_is_left_out(tmp_path, capsys):
+    keys = pd.DataFrame([e.key for e in EXAMPLES], columns=["conv_id", "utterance_idx"])
+    predictions = tmp_path / "out" / "predictions.tsv"
+    predictions.parent.mkdir()
+    note = {"model": {"path": "m", "sha256": "1"}, "precision": "fp32", "seed": 1}
+    storage.write_csv(predictions, keys.assign(response="a"), sep="\t", origin=note)
+    likelihood, table = predictions.with_name("likelihood.csv"), keys.assign(nll=1.0, tokens=2, words=1)
+    for changes, there in (({"seed": 2}, True), ({"exemplars": {"path": "e", "sha256": "2"}}, False)):
+        storage.write_csv(likelihood, table, origin=note | changes)
+        [system] = read(predictions.parent)
+        assert bool(system.perplexities) == there
+        assert ("read with another exemplars than" in capsys.readouterr().out) != there
+
+
 def test_perplexity_on_a_set_is_of_its_items(tmp_path):
     keys = pd.DataFrame([e.key for e in EXAMPLES], columns=["conv_id", "utterance_idx"])
     predictions = tmp_path / "out" / "predictions.tsv"
