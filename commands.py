@@ -70,7 +70,8 @@ def add_training(
         "--batch-tokens",
         type=COUNT,
         default=0,
-        help="also close a batch at so many padded tokens; 0: no such limit",
+        help="also close an update at so many padded tokens for each forward pass and process of it, "
+        "which share them about evenly; 0: no such limit",
     )
     add("--accumulate", type=NATURAL, default=1, help="forward passes per update")
     add(

@@ -270,8 +270,8 @@ def read_labels(path: Path, examples: Sequence[Example]) -> dict[str, list]:
     return labels
 
 
-def read_exemplars(path: Path, examples: Sequence[Example], top: int = 10) -> list[list[str]]:
-    """The texts of at most `top` exemplars for each of `examples`, best first."""
+def read_exemplars(path: Path, examples: Sequence[Example], top: int | None = None) -> list[list[str]]:
+    """The texts of at most `top` exemplars (None: all) for each of `examples`, best first."""
     made_by = "python dpr_exemplar_retriever.py"
     table = read_rows(path, ("conv_id", "utterance_idx", "exemplars"), made_by=made_by)
     texts = []

@@ -110,7 +110,8 @@ def quality(folder: Path, kind: str) -> str:
 
 def loss_batches(data: Data, session: Session, examples: int) -> list[dict]:
     """At most so many examples, evenly spaced, 16 a batch."""
-    numbers = list(range(0, len(data), max(1, len(data) // examples)))[:examples]
+    count = min(examples, len(data))
+    numbers = [i * len(data) // count for i in range(count)]
     return [session.move(data.collate(numbers[i : i + 16])) for i in range(0, len(numbers), 16)]
 
 
@@ -247,6 +248,8 @@ class Critic(Published):
         `UserError` where it holds none."""
         folder = folder_of(run)
         whole = CriticModel.from_pretrained(folder)
+        if kind and kind not in (kinds := whole.settings.kinds):
+            raise UserError(f"{folder}: holds a critic of {', '.join(kinds)}, none of {kind}")
         return cls(whole, load_tokenizer(folder), session or Session(), folder).of(kind)
 
     def of(self, kind: str) -> "Critic":

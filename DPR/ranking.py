@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 
 import storage
+from advice import makes
 from corpora import listener_turns
 from DPR.learning import HeldOut, rank_scores, read_entries
 from DPR.retriever import Encoders
@@ -60,15 +61,22 @@ def bm25(questions: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: 
     return (vectorizer.transform(questions) @ weights.T.tocsr()).toarray()  # (Q, W) @ (W, P) -> (Q, P)
 
 
-def same_emotion(held: HeldOut, dialogues: Path) -> np.ndarray:
-    """(Q, P) bool: passages that were also said in a dialogue of the question's own (gold) emotion."""
+def same_emotion(held: HeldOut, dialogues: Path, again: str) -> np.ndarray:
+    """(Q, P) bool: passages that were also said in a dialogue of the question's own (gold) emotion.
+
+    Raises `UserError`, with the command that makes the questions `again`, for one that is not of `dialogues`.
+    """
     asked, said = {}, defaultdict(set)
     for turn in listener_turns(dialogues):
         asked[" ".join(turn.history), turn.response] = turn.emotion
         said[turn.response].add(turn.emotion)
     allowed = np.zeros((len(held.questions), len(held.passages)), bool)
     for n, (question, place) in enumerate(zip(held.questions, held.positive.tolist(), strict=True)):
-        emotion = asked[question, held.passages[place]]
+        emotion = asked.get((question, held.passages[place]))
+        if emotion is None:
+            raise UserError(
+                f"{dialogues}: not what the questions were made from; make these again with: {again}"
+            )
         allowed[n] = [emotion in said[passage] for passage in held.passages]
     return allowed
 
@@ -101,7 +109,8 @@ def measure(options: RankingOptions, search: SearchOptions, session: Session, pa
         scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
     seconds = time.monotonic() - began
     if narrow:
-        scores = np.where(same_emotion(held, paths.dialogues("valid")), scores, -np.inf)
+        again = makes(file, "python -m DPR.prepare_dpr_data --overwrite")
+        scores = np.where(same_emotion(held, paths.dialogues("valid"), again), scores, -np.inf)
     found: dict[str, Any] = rank_scores(scores, held.positive)
     found |= {"questions": len(held.questions), "passages": float(np.isfinite(scores).sum(1).mean())}
     session.say(

@@ -14,12 +14,14 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 from corpora import read_pairs
-from critics import Critic
+from critics import Critic, loss_batches
+from dataloaders import Data
 from mixtures import Mixtures
 from models import Critic as CriticModel
 from models import CriticSettings, Mixture
 from options import Paths, UserError
 from pretrained import load_tokenizer, new_encoder
+from session import Session
 from teaching import SENTENCE_END, pieces
 
 SHORT = "--device cpu --model glove-t5 --max-steps 2 --batch-size 8 --log-every 1".split()
@@ -170,6 +172,13 @@ def test_sentiment_is_learnt_from_mixtures_too(workdir):
     mean = sum(gold) / len(gold)
     assert result["loss_of_a_guess"] == pytest.approx(sum((g - mean) ** 2 for g in gold) / len(gold))
     assert result["loss_of_nothing"] > 0
+
+
+def test_what_critics_are_asked_about_is_spread_over_all_the_data():
+    asked = []
+    data = Data([1] * 20, lambda numbers: asked.extend(numbers) or {})
+    loss_batches(data, Session("cpu"), 11)
+    assert len(set(asked)) == 11 and asked[0] == 0 and asked[-1] >= 18
 
 
 def test_critics_are_probed_on_the_soft_replies_of_a_generator(trained_copy, tmp_path, capsys):

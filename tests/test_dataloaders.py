@@ -358,9 +358,10 @@ def test_a_label_out_of_range_is_named_with_its_line(tmp_path, column, value):
 
 
 def test_exemplars_keep_their_order_up_to_the_top(tmp_path):
-    rows = [(*k, json.dumps(["x, y", 'say "z"', "NA"], ensure_ascii=False)) for k in KEYS]
+    found = ["x, y", 'say "z"', "NA", *map(str, range(9))]
+    rows = [(*k, json.dumps(found, ensure_ascii=False)) for k in KEYS]
     path = write_table(tmp_path / "e.csv", ("conv_id", "utterance_idx", "exemplars"), rows)
-    assert corpora.read_exemplars(path, EXAMPLES)[1] == ["x, y", 'say "z"', "NA"]
+    assert corpora.read_exemplars(path, EXAMPLES)[1] == found
     assert corpora.read_exemplars(path, EXAMPLES, top=2)[1] == ["x, y", 'say "z"']
 
 

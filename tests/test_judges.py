@@ -297,6 +297,8 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
         (dim, dim, folder) for dim in DIMENSIONS
     ]
     assert found["emo"].critic.encoder is found["int"].critic.encoder
+    with pytest.raises(UserError, match="holds a critic of emo, exp, int, none of sentiment"):
+        critics.Critic.from_pretrained(folder, kind="sentiment")
     with pytest.raises(UserError, match="a critic of emo, exp, int; name the one to ask"):
         critics.Critic.from_pretrained(folder).score(["ok"])
     with pytest.raises(

@@ -73,7 +73,11 @@ def test_a_passage_competes_where_it_was_said_in_the_questions_emotion(tmp_path)
         rows += [f"{conv},1,{emotion},p,1,{conv} it is,x,", f"{conv},2,{emotion},p,2,{reply},x,"]
     (tmp_path / "d.csv").write_text("\n".join(rows) + "\n")
     held = HeldOut(["a it is", "b it is", "c it is"], ["oh no", "great"], np.array([0, 1, 1]))
-    assert same_emotion(held, tmp_path / "d.csv").tolist() == [[True, True], [False, True], [True, True]]
+    found = same_emotion(held, tmp_path / "d.csv", "make it")
+    assert found.tolist() == [[True, True], [False, True], [True, True]]
+    (tmp_path / "d.csv").write_text("\n".join(rows).replace("b it is", "b it was") + "\n")
+    with pytest.raises(UserError, match="d.csv: not what the questions were made from; .*make it"):
+        same_emotion(held, tmp_path / "d.csv", "make it")
 
 
 def test_only_passages_of_the_questions_emotion_compete_where_that_is_asked(trained_copy):
