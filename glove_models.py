@@ -269,16 +269,24 @@ def glove_config(tokenizer, size: str = "paper", dropout: float = 0.1, **changes
     )
 
 
+def narrowed(vectors: np.ndarray, width: int) -> np.ndarray:
+    """(N, W) -> (N, `width`): along the directions in which the vectors are longest, so that inner products
+    change the least (Eckart & Young 1936)."""
+    _, directions = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)  # (W, N) @ (N, W), shortest first
+    kept = directions[:, ::-1][:, :width]
+    signs = np.sign(kept[np.abs(kept).argmax(0), np.arange(width)])  # LAPACK leaves them open
+    return (vectors @ (kept * signs)).astype(np.float32)
+
+
 @torch.no_grad()
 def set_word_vectors(embedding: nn.Embedding, vectors: np.ndarray, seed: int) -> None:
-    """Fill `embedding` (V, D) with `vectors` (V - 4, at most D); the rest is drawn at their scale."""
+    """Fill `embedding` (V, D) with `vectors` (V - 4, W), `narrowed` where they are wider; what they do not
+    fill is drawn at their scale."""
     generator = torch.Generator().manual_seed(seed)
     rows, width = vectors.shape
-    if width > embedding.embedding_dim:
-        raise UserError(
-            f"word vectors of width {width} do not fit a model of width {embedding.embedding_dim}; "
-            "raise --d-model"
-        )
+    if width > (room := embedding.embedding_dim):
+        print(f"note: word vectors of width {width} are narrowed to the {room} of this size")
+        vectors, width = narrowed(vectors, room), room
     if rows + len(SPECIALS) != embedding.num_embeddings:
         raise UserError(
             f"{rows} word vectors for {embedding.num_embeddings} tokens; "

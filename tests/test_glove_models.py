@@ -169,7 +169,22 @@ def test_the_drawn_dimensions_depend_on_the_seed_alone():
     assert not torch.equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize(("shape", "word"), [((4, 7), "width 7"), ((3, 6), "3 word vectors for 8 tokens")])
+def test_vectors_wider_than_the_model_keep_their_inner_products_best(capsys):
+    """300-d vectors in a small model: as well as any so many numbers can."""
+    draw = np.random.default_rng(0)
+    vectors = (
+        draw.normal(size=(60, 5)) @ draw.normal(size=(5, 30)) + 0.01 * draw.normal(size=(60, 30))
+    ).astype("f")
+    embedding = torch.nn.Embedding(64, 5)
+    set_word_vectors(embedding, vectors, seed=1)
+    held = embedding.weight[4:].detach().numpy()
+    assert held @ held.T == pytest.approx(
+        vectors @ vectors.T, abs=0.02 * float(np.abs(vectors @ vectors.T).max())
+    )
+    assert "of width 30 are narrowed to the 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "word"), [((3, 6), "3 word vectors for 8 tokens")])
 def test_vectors_that_do_not_fit_are_plain_errors(shape, word):
     with pytest.raises(UserError, match=word):
         set_word_vectors(torch.nn.Embedding(8, 6), np.zeros(shape, dtype=np.float32), seed=1)
