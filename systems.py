@@ -234,7 +234,9 @@ def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
     if replies[0].key is not None:
         found, notes = _by_key(replies, examples, path)
     else:
-        found, notes = _by_text(replies, examples, path)
+        first = min(reply.sample for reply in replies)
+        found, notes = _by_text([r for r in replies if r.sample == first], examples, path)
+        _follow(found, replies, first)
     answering = {id(reply) for several in found.values() for reply in several}
     numbers = sorted(found)
     several = [len(found[n]) for n in numbers]
@@ -365,6 +367,25 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
             f"{len(left):,} of {len(replies):,} (first: line {first})"
         )
     return found, notes
+
+
+def _follow(found: Found, replies: Sequence[Reply], first: int) -> None:
+    """Put the further samples of a file without keys beside the first of the same history and reference; of
+    rows that agree in both, the second sample numbered so beside the second, and so on."""
+    number = {id(several[0]): n for n, several in found.items()}
+    leaders: dict[Pair, list[int | None]] = {}
+    for reply in replies:
+        if reply.sample == first:
+            leaders.setdefault((reply.history, reply.reference), []).append(number.get(id(reply)))
+    seen: Counter[tuple] = Counter()
+    for reply in replies:
+        if reply.sample != first:
+            places = leaders.get((reply.history, reply.reference), [])
+            case = (reply.history, reply.reference, reply.sample)
+            n = places[seen[case]] if seen[case] < len(places) else None
+            seen[case] += 1
+            if n is not None:
+                found[n].append(reply)
 
 
 def _letters_or_none(text: str | None) -> str | None:

@@ -321,6 +321,23 @@ def test_several_replies_to_one_context_are_samples(tmp_path):
         assert system.replies[2] == "reply 2, so 0"
 
 
+def test_several_replies_without_keys_are_samples_of_the_turn_that_the_first_finds(tmp_path):
+    asked = [(list(e.history), e.response) for e in EXAMPLES]
+    lists = [{"context": h, "ref": r, "pred": [f"{n} a", f"{n} b"]} for n, (h, r) in enumerate(asked)]
+    rows = [
+        {"context": h, "ref": r, "pred": f"{n} {'ab'[s]}", "sample": s}
+        for s in (1, 0)
+        for n, (h, r) in enumerate(asked)
+    ]
+    alone = [{key: row[key] for key in ("context", "pred")} for row in lists]
+    for name, content in (("lists", lists), ("rows", rows), ("alone", alone)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("\n".join(map(json.dumps, content)), encoding="utf-8")
+        [system] = read(file)
+        assert system.samples == [[f"{n} a", f"{n} b"] for n in system.numbers] and not system.left_out
+        assert len(system.numbers) >= 3
+
+
 def test_a_folder_of_files_is_as_many_systems(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
