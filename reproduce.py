@@ -45,7 +45,7 @@ from recipes import PREPARED, RECIPES, Changes, lines_of, plan, script_of, split
 
 HERE = Path(__file__).resolve().parent
 #: of results/results.yaml
-TABLES = ("classifiers", "retrieval", "main", "ablations", "losses", "energy", "causal")
+TABLES = ("classifiers", "retrieval", "main", "ablations", "losses", "processor", "energy", "causal")
 
 
 def parse_args(argv=None):

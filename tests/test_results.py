@@ -10,6 +10,7 @@ from conftest import ROOT
 from test_scripts import PARSERS
 
 import prepare_data
+import reproduce
 import results
 from columns import COLUMNS, critic_columns, judge_columns
 from options import CRITICS, DIMENSIONS, UserError
@@ -69,7 +70,7 @@ def test_the_tables_have_a_row_for_everything_that_is_compared_run_or_not(data):
         assert {retriever, f"{retriever}-same-emotion"} <= set(rows)
     flags: dict[str, set[str]] = {}
     alone = set()
-    for row in (row for row in rows.values() if row.table in ("ablations", "losses")):
+    for row in (row for row in rows.values() if row.table in ("ablations", "losses", "processor")):
         for command in row.commands:
             words = shlex.split(command)
             for flag, value in itertools.pairwise(words):
@@ -78,6 +79,10 @@ def test_the_tables_have_a_row_for_everything_that_is_compared_run_or_not(data):
             alone |= off if len(off) == 1 else set()
     assert flags["--top-exemplars"] >= {"1", "3", "5", "10"} and flags["--strategy"] >= {"1", "2"}
     assert flags["--add-exemplars"] >= {"none", "glove-t5"} and alone == {"empathy", "sentiment"}
+
+
+def test_every_table_can_be_asked_for(data):
+    assert set(reproduce.TABLES) == set(results.parse(data).tables)
 
 
 def test_every_column_of_a_scored_table_is_still_written_or_says_that_it_is_not(data):
