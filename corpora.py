@@ -16,7 +16,7 @@ import pandas as pd
 from advice import makes
 from options import DIMENSIONS, UserError
 from storage import hash_seed
-from tabular import WHOLE_OR_FLOAT, as_index, numbers_of, read_rows
+from tabular import WHOLE_OR_FLOAT, as_index, as_whole, numbers_of, read_rows
 
 EMOTIONS = (
     "afraid angry annoyed anticipating anxious apprehensive ashamed caring confident content devastated "
@@ -215,7 +215,7 @@ def _covering(found: dict, examples: Sequence[Example], path: Path, made_by: str
 def read_pairs(path: Path, raw: bool = False, made_by: str | None = "python prepare_data.py") -> pd.DataFrame:
     """Empathy Mental Health pairs. `raw`: the official csv (a level, no label yet)."""
     table = read_rows(path, RAW_PAIR_COLUMNS if raw else PAIR_COLUMNS, made_by=made_by)
-    table["level"] = numbers_of(table, path, "level", kind=as_index, low=0, high=2)
+    table["level"] = numbers_of(table, path, "level", kind=as_index if raw else as_whole, low=0, high=2)
     if not raw:
         table["label"] = numbers_of(table, path, "label", low=0, high=2)
     for column in ("seeker_post", "response_post"):

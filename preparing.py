@@ -98,6 +98,7 @@ def score_dialogues(tables: dict, paths: Paths) -> None:
 #: the paper's split of the pairs, and how many rows each of the official files has
 PAPER_SPLITS = HERE / "data" / "splits.json"
 OFFICIAL_ROWS = 3084
+FEWEST_KNOWN = 0.8  # share of the running words that the vectors should know
 
 
 def splits_file(source: Path) -> Path:
@@ -205,7 +206,10 @@ def prepare_glove(asked: PrepareOptions, paths: Paths, texts: list[str]) -> None
     each = tqdm(pairs, desc="GloVe", disable=None, leave=False)
     vectors = {w: v for w, v in each if as_it_is or w in wanted}
     if not counts.keys() & vectors.keys():
-        raise UserError(f"--glove {name}: knows none of the corpus's words")
+        raise UserError(
+            f"{name}: knows none of the corpus's words; give vectors of its language: --glove FILE (a word "
+            "and its numbers a line)"
+        )
     words = list(vectors) if as_it_is else sorted(vectors, key=lambda w: (-counts[w], w))
     save_glove(paths.glove, words, np.stack([vectors[w] for w in words]))
     covered = sum(counts[w] for w in words) / sum(counts.values())
@@ -213,6 +217,11 @@ def prepare_glove(asked: PrepareOptions, paths: Paths, texts: list[str]) -> None
         f"  {name}: {len(wanted & vectors.keys()):,} of the {len(wanted):,} words used at least {least} "
         f"times; its words cover {covered:.2%} of the running words"
     )
+    if covered < FEWEST_KNOWN:
+        print(
+            f"warning: to a GloVe model {1 - covered:.0%} of these texts are unknown words; give vectors of "
+            "their language: --glove FILE"
+        )
 
 
 def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
@@ -231,6 +240,7 @@ def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
         unk_id=2,
         bos_id=-1,
         num_threads=1,
+        max_sentence_length=4 * own_dialogues.LONGEST,  # bytes; longer ones are passed over without a word
         minloglevel=2,
     )
     tokenizer = T5Tokenizer.from_pretrained(str(folder), extra_ids=0)

@@ -65,7 +65,7 @@ def taught(
     """
     if session.world > 1:
         raise UserError("--teacher: it labels in one process; run it without torchrun")
-    teachers = [Critic.from_pretrained(folder, session, kind) for folder in options.teacher]
+    teachers = [Critic.from_pretrained(folder, session).of(kind) for folder in options.teacher]
     for teacher in teachers:
         known = teacher.critic.settings
         if (known.kind, known.outputs) != (kind, outputs):

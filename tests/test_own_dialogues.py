@@ -173,6 +173,17 @@ def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
     assert all_rows(tmp_path / "out")["x"] == ["text 1", "text 2 text 10"]
 
 
+def test_turns_longer_than_sentencepiece_expects_and_words_that_glove_lacks_are_prepared(tmp_path, capsys):
+    said = " ".join(f"sound{n} of words" for n in range(400))  # above 4,192 bytes
+    file = jsonl(
+        tmp_path / "letters.jsonl", *[[("Ann", f"{said} {n}"), ("Bob", f"Yes, {said}")] for n in range(3)]
+    )
+    (tmp_path / "w").mkdir()
+    prepare_data.main(["--source", str(file), "--workdir", str(tmp_path / "w"), "--min-count", "1"])
+    assert (Paths(tmp_path / "w").t5_tiny / "spiece.model").exists()
+    assert "warning: to a GloVe model" in capsys.readouterr().out
+
+
 def test_official_folders_are_not_taken_for_own_dialogues(corpus, tmp_path):
     assert own_dialogues.files_in(corpus) == own_dialogues.files_in(SAMPLE) == []
 
