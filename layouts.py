@@ -11,7 +11,7 @@ import dataclasses
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ NAMES = {
     "response": "response reply",
 }
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
+#: what published files say besides, and is no system of a json of columns
+BESIDES = set("id idx index emotion situation prompt speaker split turn label labels topic".split())
 LABEL = re.compile(r"\s*([A-Za-z][\w /().-]{0,39}?)\s*:")
 RULE = re.compile(r"\s*[-=*_#]{4,}\s*")
 
@@ -201,7 +203,21 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
     unquoted = corpora.not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
     table = tabular.read_rows(path, columns, made_by=None, delimiter=delimiter, unquoted=unquoted)
     lines = table.pop("line").tolist()
-    return _systems(path, table.to_dict("records"), lines, roles, systems)
+    found = _systems(path, table.to_dict("records"), lines, roles, systems)
+    return _noted(found, header if systems else [], roles, systems)
+
+
+def _noted(
+    found: list[Output], columns: Iterable[str], roles: dict[str, str], systems: dict[str, list[str]]
+) -> list[Output]:
+    """With a note of the columns that are neither a reply nor anything known: another system may be meant."""
+    read = {*roles.values(), *(c for group in systems.values() for c in group)}
+    if not (left := [column for column in columns if column not in read]):
+        return found
+    said = (
+        f"columns not read: {', '.join(left)[:200]} (a system's is called response, generated or predicted)"
+    )
+    return [dataclasses.replace(found[0], notes=[*found[0].notes, said]), *found[1:]]
 
 
 def _systems(
@@ -297,11 +313,11 @@ def _json(path: Path, text: str) -> list[Output]:
         role = ROLES.get(squashed(column))
         if role not in (None, "reply", "response"):
             roles[role] = column
-    systems = {c: [c] for c in value if c not in roles.values()}
+    systems = {c: [c] for c in value if c not in roles.values() and squashed(c) not in BESIDES}
     rows = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not rows or not systems:
         raise UserError(f"{path}: holds no replies")
-    return _systems(path, rows, range(1, len(rows) + 1), roles, systems)
+    return _noted(_systems(path, rows, range(1, len(rows) + 1), roles, systems), value, roles, systems)
 
 
 def _objects(path: Path, rows: Sequence[Any], lines: Sequence[int]) -> list[Output]:
@@ -311,7 +327,7 @@ def _objects(path: Path, rows: Sequence[Any], lines: Sequence[int]) -> list[Outp
             raise UserError(f"{path}, line {line}: expected an object with named values")
         columns |= dict.fromkeys(row)
     roles, systems = _roles(path, list(columns))
-    return _systems(path, rows, lines, roles, systems)
+    return _noted(_systems(path, rows, lines, roles, systems), columns, roles, systems)
 
 
 # ------------------------------------------------------------------------------------------------ plain texts

@@ -338,6 +338,19 @@ def test_several_replies_without_keys_are_samples_of_the_turn_that_the_first_fin
         assert len(system.numbers) >= 3
 
 
+def test_a_column_that_is_no_known_one_is_no_system_in_silence(tmp_path, capsys):
+    keyed(tmp_path / "wide.csv", [(*row, "x") for row in ROWS], "conv_id utterance_idx response MIME")
+    [system] = read(tmp_path / "wide.csv")
+    said = "columns not read: MIME (a system's is called response"
+    assert any(note.startswith(said) for note in system.notes) and said in capsys.readouterr().out
+    columns = {"context": [list(e.history) for e in EXAMPLES], "id": [str(n) for n in range(5)]}
+    columns |= {"emotion": [1] * 5, "MIME": [f"m{n}" for n in range(5)]}
+    (tmp_path / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
+    [system] = read(tmp_path / "columns.json")
+    assert system.replies == [f"m{n}" for n in range(5)]
+    assert "columns not read: id, emotion" in capsys.readouterr().out
+
+
 def test_a_folder_of_files_is_as_many_systems(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
