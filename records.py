@@ -92,15 +92,20 @@ def lines_of(handle: TextIO) -> Iterator[tuple[int, str]]:
 
 
 def marks_are_text(text: str, columns: int) -> bool:
-    """Whether quotation marks in a tsv are part of its texts: read as quoting they swallow line ends, and
-    without quoting every row has as many `columns` as the header."""
+    """Whether quotation marks in a tsv are part of its texts: read as quoting they swallow line ends or
+    cannot be read, and without quoting every row has as many `columns` as the header."""
     if columns < 2 or '"' not in text:
         return False
-    raw, quoted = (
-        [row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=how) if row]
-        for how in (csv.QUOTE_NONE, csv.QUOTE_MINIMAL)
-    )
-    return len(raw) != len(quoted) and all(len(row) == columns for row in raw)
+
+    def rows(**how: Any) -> list[list[str]]:
+        return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t", **how) if row]
+
+    raw = rows(quoting=csv.QUOTE_NONE)
+    try:
+        same = len(raw) == len(rows(strict=True))
+    except csv.Error:  # "Never give up" is what I say
+        same = False
+    return not same and all(len(row) == columns for row in raw)
 
 
 def is_utf8(text: str) -> bool:
