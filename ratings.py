@@ -137,7 +137,9 @@ def write_kit(
     }
     if key.exists() and (former := read_key(key)["kit"].iloc[0]) != kit:
         kept = former_key(key, former)
-        key.rename(kept)
+        for file, place in ((key, kept), (storage.origin_file(key), storage.origin_file(kept))):
+            if file.exists():
+                file.rename(place)
         print(f"{kept}: the key of the kit that was here, for the ratings of it")
     storage.write_csv(
         key,
