@@ -137,9 +137,9 @@ def write_kit(
     }
     if key.exists() and (former := read_key(key)["kit"].iloc[0]) != kit:
         kept = former_key(key, former)
-        for file, place in ((key, kept), (storage.origin_file(key), storage.origin_file(kept))):
-            if file.exists():
-                file.rename(place)
+        for old, new in ((key, kept), (storage.origin_file(key), storage.origin_file(kept))):
+            if old.exists():
+                old.rename(new)
         print(f"{kept}: the key of the kit that was here, for the ratings of it")
     storage.write_csv(
         key,
