@@ -179,7 +179,8 @@ def test_turns_longer_than_sentencepiece_expects_and_words_that_glove_lacks_are_
         tmp_path / "letters.jsonl", *[[("Ann", f"{said} {n}"), ("Bob", f"Yes, {said}")] for n in range(3)]
     )
     (tmp_path / "w").mkdir()
-    prepare_data.main(["--source", str(file), "--workdir", str(tmp_path / "w"), "--min-count", "1"])
+    words = ["--glove", str(SAMPLE / "glove.sample.50d.txt"), "--min-count", "1"]
+    prepare_data.main(["--source", str(file), "--workdir", str(tmp_path / "w"), *words])
     assert (Paths(tmp_path / "w").t5_tiny / "spiece.model").exists()
     assert "warning: to a GloVe model" in capsys.readouterr().out
 
