@@ -137,7 +137,7 @@ class Loop:
         self._best_before = 0  # best_step when the checkpoint before was written
         self._stored = -1  # the step whose weights, optimizer and random streams stand in its checkpoint
         self._crowded = False  # said of the memory
-        self._fixed = micro_batches_matter
+        self._micro_batches_matter = micro_batches_matter
         if options.batch_size == "auto":
             saved = folder / "args.json"
             if saved.exists() and not options.overwrite:  # a run that goes on keeps what it found, to the bit
@@ -367,7 +367,7 @@ class Loop:
     def _update(self, numbers: list[int]) -> dict[str, float]:
         step = self.state.step + 1
         try:
-            with memory_advice(f"step {step}", self.options, self._fixed):
+            with memory_advice(f"step {step}", self.options, self._micro_batches_matter):
                 return self.update(numbers)
         except NotFinite as error:
             raise UserError(
@@ -414,7 +414,7 @@ class Loop:
             f"step {state.step:>6}/{self.total_steps} | {terms} | lr {rate:.2e} | "
             f"{state.seconds:.0f} s, {left:.0f} s to go"
         )
-        if not self._crowded and (note := memory_note(self.session, options, self._fixed)):
+        if not self._crowded and (note := memory_note(self.session, options, self._micro_batches_matter)):
             self._crowded = True
             self.session.say(note)
 
@@ -428,7 +428,7 @@ class Loop:
         """The stage's own evaluation, without dropout and gradient; the training's random streams stay as
         they were."""
         self.model.eval()
-        advice = memory_advice("evaluation", self.options, self._fixed)
+        advice = memory_advice("evaluation", self.options, self._micro_batches_matter)
         with own_random_stream(self.options.seed), torch.no_grad(), advice:
             return self.evaluate()
 
