@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import bundled
-from options import DIMENSIONS
+from options import DIMENSIONS, Paths
 
 #: of --source: the data of the workdir are taken as they lie there
 PREPARED = "prepared"
@@ -166,6 +166,11 @@ RECIPES: dict[str, Callable[[str], Recipe]] = {
     "t5": t5_recipe,
     "glove": glove_recipe,
 }
+
+
+def lacks_data(source: str, workdir: str) -> bool:
+    """Whether the data should lie in the workdir already, and do not."""
+    return source == PREPARED and not (Paths(workdir).data / "prepared.json").exists()
 
 
 def lines_of(recipe: Recipe) -> list[str]:

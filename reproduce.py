@@ -41,7 +41,7 @@ from options import (
     named_places,
     number,
 )
-from recipes import PREPARED, RECIPES, Changes, lines_of, plan, script_of, split_override
+from recipes import PREPARED, RECIPES, Changes, lacks_data, lines_of, plan, script_of, split_override
 
 HERE = Path(__file__).resolve().parent
 #: of results/results.yaml
@@ -207,7 +207,7 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
     if dry_run:
         print("\n" + "\n\n".join(stages.title(todo, n) for n in range(len(todo))))
         return
-    if source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
+    if lacks_data(source, workdir):
         raise UserError(f"--source prepared: no data/prepared.json in {workdir}; prepare_data.py makes it")
     if box.seconds:
         from gathering import gather

@@ -18,7 +18,7 @@ import stages
 import storage
 from gathering import LIMIT, gather
 from options import SENTIMENT, Paths, UserError, named_places
-from recipes import PREPARED, Changes, Group, Recipe, Stage, lines_of, plan, stage_key
+from recipes import PREPARED, Changes, Group, Recipe, Stage, lacks_data, lines_of, plan, stage_key
 from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
 
 HERE = Path(__file__).resolve().parent
@@ -139,7 +139,7 @@ def run_at(
         if last := scores(unfinished()):
             print("\n" + shlex.join(["python", *last.command]))
         return set()
-    if request.source == PREPARED and not (Paths(workdir).data / "prepared.json").exists():
+    if lacks_data(request.source, workdir):
         print(f"\n{workdir}: no data/prepared.json; its rows stay: {', '.join(r.row for r in rows)}")
         return {stage.line for stage in known}
     Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -464,7 +464,7 @@ def check_row(results: Results, key: str, request: Request) -> bool:
                 f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty, or holds "
                 "prepared data alone"
             )
-        if request.source == PREPARED and not (Paths(request.workdir).data / "prepared.json").exists():
+        if lacks_data(request.source, request.workdir):
             raise UserError(
                 f"--source {PREPARED}: {request.workdir} has no data/prepared.json; leave the flag out, or "
                 f"first: python prepare_data.py --source FOLDER --workdir {shlex.quote(request.workdir)}"
