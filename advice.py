@@ -80,7 +80,8 @@ def prepare(workdir: Path) -> str:
         "own",
     ):  # the note does not say which, and without --source the sample would replace it
         return "prepare_data.py --overwrite, and the --source and --workdir it was made with"
-    return command("prepare_data.py", workdir=workdir, source=source, overwrite=again)
+    line = command("prepare_data.py", workdir=workdir, source=source, overwrite=again)
+    return line if source else f"{line}; that is the bundled sample: --source names other dialogues"
 
 
 def variant_of(model: str) -> re.Match[str] | None:

@@ -30,6 +30,7 @@ from searching import check_emotion, find_retriever, read_pool, training_pool
 from session import Session
 from settings import Decoding, target
 from storage import hash_seed
+from turns import cast, pick, said_by
 
 SHOWN = 3  # exemplars on the terminal
 HELP = """/retry          another reply to the same turn
@@ -222,7 +223,11 @@ def reply(responder: Responder, turns: list[str], options: RespondOptions, **cha
 
 
 def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
-    """(id or None, turns) of a line: plain text is one turn; JSON a list of turns, or {"id", "turns"}."""
+    """(id or None, turns) of a line: plain text is one turn; JSON a list of turns, or an object with one.
+
+    A turn is a text, or an object with a speaker and a text (turns.py). Raises `UserError` where the line is
+    no such thing, or its last turn is the listener's.
+    """
     if not is_utf8(text):
         raise UserError(f"{where}: not UTF-8")
     if text[0] not in "[{":
@@ -230,13 +235,14 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
     found: Any = json_value(text, where)
     name = None
     if isinstance(found, dict):
-        found, name = found.get("turns"), found.get("id")
-    if not isinstance(found, list) or not all(isinstance(t, str) for t in found):
+        found, name = pick(found, "turns"), pick(found, "id")
+    if not isinstance(found, list):
         raise UserError(
             f"{where}: expected a list of turns, each a plain text and the last the one to be answered, "
             'or {"id": ..., "turns": [the same]}'
         )
-    turns = [t.strip() for t in found]
+    said = said_by(found, where)
+    turns = cast(said, where).texts if any(isinstance(t, dict) for t in found) else [text for _, text in said]
     check_turns(turns)
     return name, turns
 

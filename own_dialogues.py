@@ -16,23 +16,8 @@ from typing import Any
 
 from options import SPLITS, UserError
 from records import FORMATS, Records, format_of, read_records
+from turns import NAMES, Cast, a_turn, cast, pick, said_by, word
 
-LONGEST = 100_000  # characters of a turn: a csv field holds 131,072
-UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"  # characters that show nothing
-#: what a part of a dialogue is called in people's files, the first that is there; capitals do not matter
-NAMES = {
-    "turns": ("turns", "dialogue", "dialog", "conversation", "messages", "utterances"),
-    "conversation": (
-        *("conversation", "conversation_id", "conv_id", "conv"),
-        *("dialogue", "dialogue_id", "dialog", "dialog_id", "id"),
-    ),
-    "id": ("id", "conversation_id", "conv_id", "dialogue_id", "dialog_id"),
-    "speaker": ("speaker", "speaker_id", "speaker_idx", "role", "name", "author", "from"),
-    "text": ("text", "utterance", "content", "message", "turn", "value"),
-    "order": ("utterance_idx", "utterance_index", "turn_idx", "turn_index", "turn_number"),
-    "emotion": ("emotion", "feeling"),
-    "split": ("split", "fold"),
-}
 COLUMNS = ("conversation", "speaker", "text")  # that a csv must have
 #: what a split is called in people's files
 SPLIT_NAMES = {
@@ -54,15 +39,6 @@ class Dialogue:
     turns: Sequence[tuple[str, str]]  # (speaker, text), oldest first
     emotion: str  # "" for none
     split: str  # "" for none
-
-
-@dataclass(frozen=True)
-class Cast:
-    """A dialogue's texts as speaker and listener take turns, the speaker first."""
-
-    texts: list[str]
-    joined: int  # turns that were joined to the one before, by the same person
-    opening: bool  # whether a turn of the listener stood first, which answers nothing and is left out
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -91,6 +67,8 @@ def files_in(source: Path) -> list[Path]:
                 else "not one of " + ", ".join(FORMATS)
             )
             print(f"warning: {file}: left out, {why}")
+    if not chosen and all(f.name != "train.csv" for f in found):
+        return found  # reading them says what they lack
     return chosen
 
 
@@ -121,21 +99,6 @@ def read(file: Path) -> list[Dialogue]:
     return found
 
 
-def pick(row: Mapping[str, Any], part: str) -> Any:
-    """What a row holds under one of the names of `part`; None where there is none."""
-    lower = {str(key).strip().lower(): value for key, value in row.items()}
-    return next((lower[name] for name in NAMES[part] if lower.get(name) is not None), None)
-
-
-def word(value: Any, what: str, place: str) -> str:
-    """A name, number or text as one line, "" for none. Raises `UserError` for anything else."""
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{place}: the {what} is {str(value)[:40]!r}, expected a text")
-    return " ".join(str(value).split())
-
-
 def of_lines(records: Records) -> list[Dialogue]:
     """The dialogues of a jsonl."""
     found = []
@@ -147,30 +110,10 @@ def of_lines(records: Records) -> list[Dialogue]:
                 f"{place}: no list of turns; it stands under one of {', '.join(NAMES['turns'])} "
                 f"(found: {', '.join(row)[:200]})"
             )
-        said = [a_turn(turn, n, f"{place}, turn {n + 1}") for n, turn in enumerate(turns)]
-        if len({isinstance(turn, str) for turn in turns}) > 1:
-            raise UserError(f"{place}: some turns have a speaker and some have none; give it to all or none")
+        said = said_by(turns, place)
         name = word(pick(row, "id"), "id", place) or f"{Path(records.place).stem}:{line}"
         found.append(Dialogue(place, name, said, emotion_of(row, place), split_of(row, place)))
     return found
-
-
-def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
-    """(speaker, text) of a turn: an object, or a text alone, whose speakers alternate."""
-    if isinstance(turn, str):
-        speaker, text = str(number % 2), word(turn, "text", place)
-    elif isinstance(turn, dict):
-        speaker = word(pick(turn, "speaker"), "speaker", place)
-        text = word(pick(turn, "text"), "text", place)
-    else:
-        raise UserError(f'{place}: expected {{"speaker": ..., "text": ...}} or a text')
-    for what, value in (("speaker", speaker), ("text", text)):
-        if value.strip(UNSEEN):
-            continue
-        if isinstance(turn, str) or set(NAMES[what]) & {str(name).strip().lower() for name in turn}:
-            raise UserError(f"{place}: its {what} is empty; fill it in, or leave the turn out")
-        raise UserError(f"{place}: no {what}; it stands under one of {', '.join(NAMES[what])}")
-    return speaker, text
 
 
 def of_rows(records: Records) -> list[Dialogue]:
@@ -244,40 +187,7 @@ def split_of(row: Mapping[str, Any], place: str) -> str:
     return SPLIT_NAMES.get(split, "")
 
 
-# ------------------------------------------------------------------------------------- roles, and a split
-
-
-def cast(dialogue: Dialogue, listener: str | None) -> Cast:
-    """Who is speaker, who listener: the first to speak is the speaker, unless the listener is named.
-
-    Consecutive turns of one person are joined to one. Raises `UserError` where more than two speak, or nobody
-    has the listener's name.
-    """
-    people = list(dict.fromkeys(speaker for speaker, _ in dialogue.turns))
-    if len(people) > 2:
-        raise UserError(
-            f"{dialogue.place}: {len(people)} speakers ({', '.join(people)[:100]}), expected two; leave the "
-            "turns of the others out, or the dialogue"
-        )
-    if listener is not None and listener not in people:
-        raise UserError(f"{dialogue.place}: nobody is called {listener!r} (--listener); {', '.join(people)}")
-    texts: list[str] = []
-    last, joined, opening = None, 0, False
-    for speaker, text in dialogue.turns:
-        if not texts and speaker == listener:
-            opening = True
-        elif speaker == last:
-            texts[-1] += f" {text}"
-            joined += 1
-        else:
-            texts.append(text)
-            last = speaker
-    if (longest := max(map(len, texts), default=0)) > LONGEST:
-        raise UserError(
-            f"{dialogue.place}: a turn (all that one person says until the other does) of {longest:,} "
-            f"characters, more than {LONGEST:,}; shorten it"
-        )
-    return Cast(texts, joined, opening)
+# -------------------------------------------------------------------------------------------------- a split
 
 
 def draw_splits(said: Sequence[tuple[str, ...]], seed: int) -> list[str]:
@@ -344,7 +254,7 @@ def convert(files: Sequence[Path], folder: Path, listener: str | None, seed: int
     emotions. Raises `UserError` with the file and line of what cannot be read.
     """
     dialogues = read_all(files)
-    casts = {d.name: cast(d, listener) for d in dialogues}
+    casts = {d.name: cast(d.turns, d.place, listener) for d in dialogues}
     answered = [d for d in dialogues if len(casts[d.name].texts) > 1]
     if not answered:
         raise UserError(f"{files[0]}: no dialogue has a reply: a second speaker after the first")

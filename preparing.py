@@ -33,6 +33,7 @@ from glove_models import (
 from options import APOSTROPHES, DIMENSIONS, SPLITS, Paths, UserError, refuse_existing
 from pretrained import load_tokenizer
 from records import FORMATS
+from turns import LONGEST
 
 #: where the official files lie in a source
 DIALOGUE_FOLDERS = ("empathetic_dialogues", "empatheticdialogues", ".")
@@ -240,7 +241,7 @@ def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
         unk_id=2,
         bos_id=-1,
         num_threads=1,
-        max_sentence_length=4 * own_dialogues.LONGEST,  # bytes; longer ones are passed over without a word
+        max_sentence_length=4 * LONGEST,  # bytes; longer ones are passed over without a word
         minloglevel=2,
     )
     tokenizer = T5Tokenizer.from_pretrained(str(folder), extra_ids=0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from options import UserError
+from turns import pick
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: columns that are taken for the reply where none is named, the first that is there
@@ -47,18 +48,22 @@ class Records:
         """One text a row, without white space around it. Raises `UserError` where a row has none."""
         found = []
         for row, line in zip(self.rows, self.lines, strict=True):
-            text = row.get(column, "")
+            text = row.get(column)
+            text = "" if text is None else text
             if not isinstance(text, str):
                 raise UserError(f"{self.place}, line {line}: {column} is {str(text)[:40]!r}, expected a text")
             found.append(text.strip())
         return found
 
     def turns(self, column: str) -> list[tuple[str, ...]]:
-        """One context a row: a text, or in a jsonl also a list of turns, oldest first."""
+        """One context a row: a text, or in a jsonl also a list of turns, oldest first, each a text or an
+        object that holds one."""
         found = []
         for row, line in zip(self.rows, self.lines, strict=True):
             said = row.get(column) or ()
             turns = (said,) if isinstance(said, str) else said
+            if isinstance(turns, list):
+                turns = [pick(t, "text") if isinstance(t, dict) else t for t in turns]
             if not isinstance(turns, list | tuple) or not all(isinstance(t, str) for t in turns):
                 raise UserError(
                     f"{self.place}, line {line}: {column} is {str(said)[:40]!r}, "

@@ -9,8 +9,9 @@
 A reply is the best of several sampled candidates: by the mean log-probability of its tokens and, where a
 target is given, by how close the critics' levels come to it. Exemplars are found in --pool, or among the
 training dialogues, without knowing the emotion. A line of --file is plain text, a JSON list of turns, or
-{"id": ..., "turns": [...]}; without it, standard input is read where that is no terminal. Generator, critics
-and retriever are folders of runs, or names on the hub (user/name). English only.
+{"id": ..., "turns": [...]}, a turn a text or {"speaker": ..., "text": ...} (role and content do as well);
+without it, standard input is read where that is no terminal. Generator, critics and retriever are folders of
+runs, or names on the hub (user/name). English only.
 """
 
 import sys

@@ -1,5 +1,6 @@
 """What people bring and do: each wrong thing is one plain message, and nothing is lost or read as another."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,13 +29,23 @@ MINI = [flag for kind in ("emo", "exp", "int") for flag in (f"--{kind}", str(bun
 
 def test_what_was_never_prepared_is_named_with_the_command_that_makes_it(tmp_path, workdir):
     common = ["--device", "cpu", "--workdir", str(tmp_path)]
-    with pytest.raises(UserError, match=r"train\.csv: no such file; make it with: python prepare_data\.py"):
+    sample = r"make it with: python prepare_data\.py .*; that is the bundled sample: --source names other"
+    with pytest.raises(UserError, match=rf"train\.csv: no such file; {sample}"):
         dpr_exemplar_retriever.main([*common, "--match", "random"])
     with pytest.raises(UserError, match=r"train\.csv: no such file; make it with: python prepare_data\.py"):
         label_dialogues.main([*common, *MINI])
     next(workdir.rglob("valid_vader.csv")).unlink()
     with pytest.raises(UserError, match=r"valid_vader\.csv: no such file; make it with: "):
         label_dialogues.main([*common[:-1], str(workdir), *MINI])
+
+
+def test_a_reply_that_is_null_is_empty_and_turns_may_have_speakers(tmp_path):
+    file = tmp_path / "r.jsonl"
+    turns = [{"role": "user", "content": "Hi."}, "And you?", {"speaker": "Ann", "text": " Fine. "}]
+    file.write_text("".join(json.dumps(r) + "\n" for r in ({"reply": None, "context": turns}, {"reply": "Ah"})))
+    found = records.read_records(file)
+    assert found.texts("reply") == ["", "Ah"]
+    assert found.turns("context") == [("Hi.", "And you?", "Fine."), ()]
 
 
 def test_the_bundled_critics_label(workdir):

@@ -156,6 +156,18 @@ def test_a_third_person_is_refused_with_the_line(tmp_path):
         converted([file], tmp_path / "out")
 
 
+def test_who_has_a_listeners_name_listens_and_instructions_are_nobody(tmp_path, capsys):
+    turns = [("system", "Be kind."), ("assistant", "Hi!"), ("user", "I passed!"), ("assistant", "Well done!")]
+    jsonl(tmp_path / "a.jsonl", *[[*turns, ("user", f"Thanks {n}")] for n in range(3)])
+    converted([tmp_path / "a.jsonl"], tmp_path / "out")
+    assert [texts[:2] for texts in all_rows(tmp_path / "out").values()] == [["I passed!", "Well done!"]] * 3
+    assert "3 where the listener begins: that turn left out" in capsys.readouterr().out
+    # where two speak, "system" is one of them
+    jsonl(tmp_path / "b.jsonl", *[[("user", "A taxi."), ("system", f"When? {n}")] for n in range(3)])
+    converted([tmp_path / "b.jsonl"], tmp_path / "other")
+    assert {texts[0] for texts in all_rows(tmp_path / "other").values()} == {"A taxi."}
+
+
 def test_a_file_of_a_folder_that_is_left_out_is_named(tmp_path, capsys):
     (tmp_path / "good.csv").write_text("id,speaker,text\n1,a,b\n1,b,c\n")
     (tmp_path / "bad.csv").write_text("id;speaker;text\n1;a;b\n")
@@ -164,6 +176,12 @@ def test_a_file_of_a_folder_that_is_left_out_is_named(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{tmp_path / 'bad.csv'}: left out, no columns for conversation, speaker, text" in said
     assert f"{tmp_path / 'other.json'}: left out, not one of .csv" in said
+
+
+def test_the_only_file_of_a_folder_is_named_with_what_it_lacks(tmp_path):
+    (tmp_path / "mine.csv").write_text("id;speaker;text\n1;a;b\n")
+    with pytest.raises(UserError, match=r"mine\.csv, line 1: one column, .* its separator seems to be ';'"):
+        converted(own_dialogues.files_in(tmp_path), tmp_path / "out")
 
 
 def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):

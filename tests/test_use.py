@@ -480,14 +480,34 @@ def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_p
     assert run(respond, home, *DIALOGUE, "--seed", "1").reply == rows[2]["reply"]  # as by itself
     with pytest.raises(UserError, match="already there; add --overwrite"):
         run(respond, home, *words)
-    own = {"turns": [{"speaker": "Ben", "text": "I passed!"}]}
-    (tmp_path / "in.jsonl").write_text(json.dumps(own) + "\n")
+    (tmp_path / "in.jsonl").write_text(json.dumps({"turns": "I passed!"}) + "\n")
     with pytest.raises(UserError, match="none.jsonl: not written, since no line had a reply"):
         run(respond, home, *words[:2], "--output", str(tmp_path / "none.jsonl"))
     assert "each a plain text" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
     (tmp_path / "in.jsonl").write_text(json.dumps({"turns": ["I passed!"]}, indent=1))
     with pytest.raises(UserError, match="in.jsonl: one JSON over several lines; write each dialogue on one"):
         run(respond, home, *words[:2])
+
+
+def test_dialogues_are_answered_as_they_stand_in_other_peoples_files(home, tmp_path, capsys):
+    roles = [("system", "Be kind."), ("assistant", "Hi!"), ("user", DIALOGUE[0]), ("assistant", DIALOGUE[1])]
+    roles += [("user", part) for part in DIALOGUE[2].split(" ", 1)]
+    own = [{"speaker": name, "text": text} for name, text in zip(["Ben", "Lea", "Ben"], DIALOGUE, strict=True)]
+    lines = [
+        {"id": 7, "turns": own},
+        {"messages": [{"role": role, "content": text} for role, text in roles]},
+        {"conversations": [{"from": role, "value": text} for role, text in roles]},
+        {"turns": own[:2]},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--file", str(tmp_path / "in.jsonl"), "--seed", "1", "--output", str(tmp_path / "out.jsonl")]
+    with pytest.raises(UserError, match="1 of 4 lines had no reply: 4"):
+        run(respond, home, *words)
+    assert "line 4: 2 turns: the last must be the speaker's" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in rows] == [7, 2, 3, 4]
+    answer = run(respond, home, *DIALOGUE, "--seed", "1").reply
+    assert [r.get("reply") for r in rows] == [answer] * 3 + [None]
 
 
 def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(home, tmp_path, monkeypatch):
