@@ -228,8 +228,9 @@ def critic_data(
     `settings` (models.CriticSettings): `context_len` and `reply_len` say how much the critic reads.
     """
     encoded = encode(tokenizer, [t for c in contexts for t in c] + list(replies), cache)
-    sep = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    bos = tokenizer.cls_token_id
+    # a start token only where there is no </s>: a critic with one can be a loss, whose layout has no start
+    eos = tokenizer.eos_token_id
+    sep, bos = (eos, None) if eos is not None else (tokenizer.sep_token_id, tokenizer.cls_token_id)
     rows = []
     for context, reply in zip(contexts, replies, strict=True):
         said = join([encoded[turn] for turn in context])

@@ -1,5 +1,6 @@
 """Readers keep every row and name what is wrong; tokens, batches and the layouts that the models rely on."""
 
+import copy
 import csv
 import gzip
 import json
@@ -725,8 +726,15 @@ def test_targets_follow_the_examples_chosen(tokenizer):
 @pytest.mark.parametrize("context_len", [0, 1, 3, 50])
 @pytest.mark.parametrize("reply_len", [1, 2, 7])
 @pytest.mark.parametrize("tgt_len", [2, 3, None])
-def test_critics_are_used_on_the_layout_they_are_trained_on(tokenizer, context_len, reply_len, tgt_len):
-    """Also where a reply is longer than the critic reads, or was cut for the training of the generator."""
+@pytest.mark.parametrize("starts", [False, True])
+def test_critics_are_used_on_the_layout_they_are_trained_on(
+    tokenizer, context_len, reply_len, tgt_len, starts
+):
+    """Also where a reply is longer than the critic reads, or was cut for the training of the generator, and
+    where the tokenizer has a start token (CodeT5)."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if starts:
+        tokenizer.cls_token = "a"
     settings = SimpleNamespace(context_len=context_len, reply_len=reply_len)
     examples = [LONG, SHORT]
     critic = dataloaders.critic_data(
