@@ -1,4 +1,4 @@
-"""The turns of a dialogue in people's own files: what they are called there, who says what, and who listens."""
+"""The turns of a dialogue in people's own files: what they are called there, who says what, who listens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

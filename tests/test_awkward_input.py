@@ -42,7 +42,7 @@ def test_what_was_never_prepared_is_named_with_the_command_that_makes_it(tmp_pat
 def test_a_reply_that_is_null_is_empty_and_turns_may_have_speakers(tmp_path):
     file = tmp_path / "r.jsonl"
     turns = [{"role": "user", "content": "Hi."}, "And you?", {"speaker": "Ann", "text": " Fine. "}]
-    file.write_text("".join(json.dumps(r) + "\n" for r in ({"reply": None, "context": turns}, {"reply": "Ah"})))
+    file.write_text(f"{json.dumps({'reply': None, 'context': turns})}\n{json.dumps({'reply': 'Ah'})}\n")
     found = records.read_records(file)
     assert found.texts("reply") == ["", "Ah"]
     assert found.turns("context") == [("Hi.", "And you?", "Fine."), ()]

@@ -492,7 +492,7 @@ def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_p
 def test_dialogues_are_answered_as_they_stand_in_other_peoples_files(home, tmp_path, capsys):
     roles = [("system", "Be kind."), ("assistant", "Hi!"), ("user", DIALOGUE[0]), ("assistant", DIALOGUE[1])]
     roles += [("user", part) for part in DIALOGUE[2].split(" ", 1)]
-    own = [{"speaker": name, "text": text} for name, text in zip(["Ben", "Lea", "Ben"], DIALOGUE, strict=True)]
+    own = [{"speaker": "Lea" if n == 1 else "Ben", "text": text} for n, text in enumerate(DIALOGUE)]
     lines = [
         {"id": 7, "turns": own},
         {"messages": [{"role": role, "content": text} for role, text in roles]},
