@@ -69,10 +69,11 @@ class SavedModule(nn.Module):
         folder = Path(folder)
         name = cls.__name__.lower()
         config, weights = folder / "config.json", folder / "model.safetensors"
-        if not config.exists() or not weights.exists():
-            raise UserError(
-                f"{folder}: no trained {name} (config.json, model.safetensors); finish its training first"
-            )
+        unfinished = UserError(
+            f"{folder}: no trained {name} (config.json, model.safetensors); finish its training first"
+        )
+        if not config.exists():
+            raise unfinished
         try:
             settings = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -81,6 +82,8 @@ class SavedModule(nn.Module):
         if held != cls.__name__:
             what = f"but a {held}" if isinstance(held, str) else "by its config.json"
             raise UserError(f"{folder}: holds no {name} {what}; give the folder of a trained {name}")
+        if not weights.exists():
+            raise unfinished
         try:
             model = cls(settings)
             load_weights(model, weights)

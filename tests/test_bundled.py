@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 import bundled
 import bundling
 import conversation
+import evaluate_responses
 import reproduce
 import respond
 import score
+import train_glove_t5
 from causal_models import CausalGenerator
 from chats import causal_data
 from corpora import listener_turns
 from critics import find_judges
-from options import CRITICS, Paths
+from options import CRITICS, Paths, UserError
 from session import Session
 from vocabulary import logits_nll
 
@@ -194,3 +196,19 @@ def test_what_is_bundled_is_small_and_as_good_as_its_card_says():
     good, bad = ("I am so sorry, that must hurt.", "Buy milk.")
     warm, cold = judges["emo"].score([good, bad])
     assert warm.value > cold.value
+
+
+@needs_mini
+def test_a_bundled_generator_comes_onto_a_table_and_nothing_is_written_beside_it(workdir, tmp_path):
+    run = bundled.MINI / "generator"
+    words = ["--inference", str(run), "--workdir", str(workdir), "--device", "cpu", "--max-new-tokens", "3"]
+    before = {f.name for f in run.iterdir()}
+    with pytest.raises(UserError, match="is bundled; say where its replies go: --output"):
+        train_glove_t5.main(words)
+    found = train_glove_t5.main([*words, "--output", str(tmp_path / "mini")])
+    replies = str(tmp_path / "mini" / "predictions.tsv")
+    table = ["--workdir", str(workdir), "--device", "cpu", "--family", "none", "--judges", "none"]
+    evaluate_responses.main([replies, *table, "--resamples", "100", "--name", "t"])
+    metrics = json.loads((workdir / "results" / "t" / "metrics.json").read_text())
+    assert metrics["systems"]["mini"]["ppl_word"] == pytest.approx(found["ppl_word"])
+    assert {f.name for f in run.iterdir()} == before
