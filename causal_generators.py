@@ -21,6 +21,7 @@ from causal_models import CausalGenerator, CausalSettings, base_of, example_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING
 from corpora import Example, listener_turns, read_exemplars
+from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, validate
@@ -336,7 +337,8 @@ def train(command: CausalCommand, session: Session) -> dict:
         draw = draw_replies(
             prompts, options.tgt_len, command.sampled, session.device, command.training.batch_tokens
         )
-        sampled = sampled_replies(command.sampled, command.rewards, examples, draw, paths, session)
+        rewards = load_critics(command.rewards, command.flags["family"], session)
+        sampled = sampled_replies(command.sampled, rewards, examples, draw, paths, session)
     objective = CausalObjective(sampled)
 
     def evaluate() -> dict[str, float]:

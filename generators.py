@@ -18,7 +18,7 @@ import marks
 import storage
 from commands import DECODING
 from corpora import Example, all_turns, listener_turns, read_exemplars, read_labels
-from critics import LossCritics, choose_for_loss, open_critics, say_uninformed
+from critics import Judges, LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
 from metrics import count_words, perplexity
@@ -284,7 +284,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     predicted = split_data(settings, split, tokenizer, way, paths) if split else None
     arguments = sampling_arguments(tokenizer, model.vocabulary, settings, command.sampled)
     drawn = draw_replies(tokenizer, arguments, session.device)
-    sampled = sampled_replies(command.sampled, command.rewards, train.examples, drawn, paths, session)
+    rewards = load_critics(command.rewards, family, session)
+    sampled = sampled_replies(command.sampled, rewards, train.examples, drawn, paths, session)
     objective = GeneratorObjective(critics, options, sampled)
 
     def evaluate() -> dict[str, float]:
@@ -350,29 +351,29 @@ def sampling_arguments(
 
 def sampled_replies(
     options: SampledOptions,
-    critics: dict[str, Path],
+    critics: Judges,
     examples: list[Example],
     draw: Draw,
     paths: Paths,
     session: Session,
 ) -> SampledReplies | None:
-    """The loss on sampled replies, where its weight asks for one."""
+    """The loss on sampled replies, where its weight asks for one. `critics`: that reward them."""
     if not options.sampled_loss_w:
         return None
     if session.world > 1:
         raise UserError("--sampled-loss-w: replies are sampled by one process; run it without torchrun")
-    scorers, contexts = open_critics(critics, session, flags=critics), [e.history for e in examples]
+    contexts = [e.history for e in examples]
     if options.sampled_reward == "energy":
-        return SampledReplies(EnergyScore(scorers, contexts, [e.response for e in examples]), draw, options)
+        return SampledReplies(EnergyScore(critics, contexts, [e.response for e in examples]), draw, options)
     file = paths.labels("train")
     labels = gold_labels("train", examples, paths)
-    for kind, scorer in scorers.items():
+    for kind, scorer in critics.items():
         if max(labels[kind]) > scorer.limits[1]:  # no reply could come near it
             raise UserError(
                 f"{file}: {kind} label {max(labels[kind]):g}, but the critic that rewards knows values up to "
                 f"{scorer.limits[1]}; label with critics of the same --levels, or give another --{kind}"
             )
-    rewards = Distance(scorers, contexts, {kind: labels[kind] for kind in scorers})
+    rewards = Distance(critics, contexts, {kind: labels[kind] for kind in critics})
     return SampledReplies(rewards, draw, options)
 
 

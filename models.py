@@ -245,7 +245,8 @@ class CriticSet:
                 raise UserError(
                     f"the {kind} critic was trained with another tokenizer or encoder than the generator's; "
                     "it can label and judge, but not serve as a loss: train one on the generator's family, "
-                    "or set --empathy-loss-w 0 --sentiment-loss-w 0"
+                    "or take its words over (GloVe: prepare_data.py --glove, docs/own-dialogues.md), or set "
+                    "--empathy-loss-w 0 --sentiment-loss-w 0"
                 )
             rows = len(critic.embeddings)
             if vocabulary is not None and rows != vocabulary:

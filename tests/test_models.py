@@ -383,7 +383,7 @@ def test_each_critic_sees_its_own_length_of_context():
 
 def test_critics_of_another_tokenizer_or_encoder_are_refused():
     make_critics().check_tokenizer("words")
-    with pytest.raises(UserError, match="emo critic.*another tokenizer"):
+    with pytest.raises(UserError, match="emo critic.*another tokenizer.*prepare_data.py --glove"):
         make_critics().check_tokenizer("other words")
     with pytest.raises(UserError, match="int critic"):
         CriticSet({"int": make_critic("int", backbone=bert_config())}, torch.device("cpu")).check_tokenizer(

@@ -244,6 +244,9 @@ def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is
     words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
     with pytest.raises(UserError, match="label_dialogues.py.*--family glove-t5"):
         train_glove_t5.main([*words, *"--sampled-loss-w 1 --sampled-reward distance".split()])
+    shutil.rmtree(trained_copy / "saved" / "empathy" / "glove-t5-exp")
+    with pytest.raises(UserError, match="glove-t5-exp: .*; make it with: .*--dim exp .*--model glove-t5"):
+        train_glove_t5.main([*words, *"--sampled-loss-w 1".split()])
 
 
 def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, tmp_path):
