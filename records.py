@@ -189,16 +189,28 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
                 )
             if not is_utf8("".join(row)):
                 raise UserError(f"{place}, line {reader.line_num}: not UTF-8; save the file as UTF-8")
-            rows.append(dict(zip(columns, row, strict=True)))
+            rows.append(row)
             lines.append(reader.line_num)
     except csv.Error as error:
         raise UserError(
             f"{place}, line {reader.line_num}: not readable as csv ({error}); a quotation mark that opens a "
             "text must close it, too"
         ) from error
+    columns, rows = without_blank_end(columns, rows)
     if len(set(columns)) < len(columns):
         raise UserError(f"{place}, line 1: two columns have one name ({', '.join(columns)[:200]})")
-    return Records(place, columns, rows, lines)
+    return Records(place, columns, [dict(zip(columns, row, strict=True)) for row in rows], lines[: len(rows)])
+
+
+def without_blank_end(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the empty columns on the right and the empty rows at the end that a spreadsheet saves.
+    An empty cell of a single column is a text that somebody left empty."""
+    while len(columns) > 1 and rows and not any(rows[-1]):
+        rows = rows[:-1]
+    width = len(columns)
+    while width > 1 and not columns[width - 1].strip() and not any(row[width - 1] for row in rows):
+        width -= 1
+    return columns[:width], [row[:width] for row in rows]
 
 
 def _lines(handle: TextIO, place: str, as_json: bool) -> Records:

@@ -48,6 +48,16 @@ def test_a_reply_that_is_null_is_empty_and_turns_may_have_speakers(tmp_path):
     assert found.turns("context") == [("Hi.", "And you?", "Fine."), ()]
 
 
+@pytest.mark.parametrize("name", ["r.csv", "r.tsv"])
+def test_the_empty_cells_around_a_spreadsheets_table_are_no_part_of_it(tmp_path, name):
+    text = "reply,n,,\nGood.,1,,\n,2,,\n,,,\n,,,\n"
+    (tmp_path / name).write_text(text if name == "r.csv" else text.replace(",", "\t"))
+    found = records.read_records(tmp_path / name)
+    assert found.columns == ["reply", "n"] and found.texts("reply") == ["Good.", ""]
+    (tmp_path / name).write_text('reply\n"Good."\n""\n')
+    assert records.read_records(tmp_path / name).texts("reply") == ["Good.", ""]
+
+
 def test_the_bundled_critics_label(workdir):
     label_dialogues.main(["--device", "cpu", "--workdir", str(workdir), *MINI, "--splits", "test"])
     assert next(workdir.rglob("test_labels.csv")).read_text().count("\n") == 15
