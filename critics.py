@@ -396,7 +396,7 @@ def open_critics(folders: Mapping[str, Path], session: Session, flags: Collectio
         except UserError as error:
             raise UserError(f"{flag}{error}") from error
         if kind not in (kinds := loaded[folder].critic.settings.kinds):
-            taken = f"holds a critic of {', '.join(kinds)}; it is taken for the {kind} critic"
+            taken = f"holds a critic of {', '.join(kinds)}, none of {kind}; it takes one of all dimensions"
             raise UserError(f"{flag}{folder}: {holds(kinds) if flag else taken}")
         critics[kind] = loaded[folder].of(kind)
     return critics

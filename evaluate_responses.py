@@ -89,7 +89,7 @@ def parse_args(argv=None):
         "--judges",
         metavar="NAME,NAME",
         help="judges of empathy that served no loss: tfidf, or families in saved/empathy (minilm, ...), each "
-        "also of one half of the seeker posts (tfidf-b, minilm-b), or folders of critics of all dimensions; "
+        "also of one half of the seeker posts (tfidf-b, minilm-b), or a folder (saved/lempex-mini); "
         "none for no judge (default: minilm and tfidf, those that can be had; of the other half where the "
         "losses' critics learnt from one)",
     )

@@ -120,8 +120,12 @@ def load(
 
 
 def place(name: str, dim: str, paths: Paths) -> Path:
-    """Where a judge's critic of a dimension is: in its own folder, or among its family's."""
-    return Path(name) if "/" in name else paths.find_critic(dim, name)
+    """Where a judge's critic of a dimension is: in a folder of its own (DIM/ in it, or one critic of all), or
+    among its family's."""
+    if "/" not in name:
+        return paths.find_critic(dim, name)
+    own = Path(name) / dim
+    return own if own.is_dir() else Path(name)
 
 
 def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
@@ -140,8 +144,10 @@ def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
     if not lacking:
         return ""
     if "/" in name:
+        apart = ", ".join(f"{dim}/" for dim in DIMENSIONS)
         return (
-            f"no {role} in {name}: it takes the folder of a finished critic of all dimensions (--dim {JOINT})"
+            f"no {role} in {name}: it takes the folder of one critic of all dimensions (--dim {JOINT}), "
+            f"or one that holds {apart}"
         )
     if advice.lacks_pairs(paths.root):
         return elsewhere

@@ -301,7 +301,7 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
     flags = vars(args)
     found = [f"--{k.replace('_', '-')} {v.problem}" for k, v in flags.items() if isinstance(v, Wrong)]
     found += problems
-    if not Path(flags.get("workdir", ".")).is_dir():
+    if not flags.get("dry_run") and not Path(flags.get("workdir", ".")).is_dir():
         found.append(f"--workdir {args.workdir}: no such folder")
     if flags.get("batch_size") == "auto" and "accumulate" in flags:
         if args.accumulate != 1:

@@ -15,7 +15,6 @@ import advice
 import caches
 import runs
 import storage
-from bundled import is_bundled
 from corpora import listener_turns
 from dataloaders import Data, SplitData, plan_once
 from metrics import count_words, perplexity, unknown_words
@@ -236,10 +235,10 @@ def inference(folder: Path, command: StageCommand, session: Session) -> tuple[Pa
     """Of a finished run: where its exemplars and dialogues lie, the split, and where its predictions go."""
     if session.world > 1:
         raise UserError("--inference: replies are written by one process; run it without torchrun")
-    came = is_bundled(folder)
-    if came and not command.output:
-        raise UserError(f"--inference {folder}: is bundled; say where its replies go: --output")
-    trained = {} if came else runs.require_run(folder, advice.GIVE_A_GENERATOR)
+    published = runs.is_published(folder)
+    if published and not command.output:
+        raise UserError(f"--inference {folder}: a published model; say where its replies go: --output DIR")
+    trained = {} if published else runs.require_run(folder, advice.GIVE_A_GENERATOR)
     paths = command.paths
     if not command.flags.get("exemplars"):
         paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))

@@ -108,7 +108,8 @@ def parse_args(argv=None):
         lines_for(args)  # a row that there is not leaves no folder
         if args.workdir == ".":
             args.workdir = str(Path("results", "checks", args.check))
-    Path(args.workdir).mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:
+        Path(args.workdir).mkdir(parents=True, exist_ok=True)
     check(parser, args, problems_of(args))
     return args
 

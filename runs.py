@@ -378,6 +378,12 @@ def sources(folder: Path, paths: Paths) -> dict[str, Source]:
     return {name: Source(paths.find(entry["path"]), entry["sha256"]) for name, entry in noted.items()}
 
 
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a model without the notes of its training, as the bundled ones and the hub's."""
+    weights = ("model.safetensors", "adapter_config.json")
+    return not (folder / "args.json").exists() and any((folder / name).exists() for name in weights)
+
+
 def require_run(folder: Path, remedy: str) -> dict:
     """The args.json of a finished run. `remedy`: for the error where the folder is no run's."""
     folder = Path(folder)

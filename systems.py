@@ -80,10 +80,10 @@ def read_system(
         predictions = prediction_files(path, split)[0]
         if predictions.exists():
             return read_file(predictions, examples, paths, layout, references)
-        if (path / "model.safetensors").exists() or (path / "adapter_config.json").exists():
+        if runs.is_published(path):
             raise UserError(
-                f"{path}: a model without its training's notes (args.json), as published; give a file of its "
-                f"replies (python respond.py --run {path} --file DIALOGUES --output REPLIES.jsonl)"
+                f"{path}: a published model; have its replies written to a folder, and give that: "
+                f"{advice.replies(path, split, paths.root)} --output DIR"
             )
         files = _files(path)
         if files:

@@ -151,11 +151,15 @@ def test_a_reader_that_has_enough_ends_a_command_quietly(tmp_path):
 
 
 def test_a_published_model_is_not_read_as_a_file_of_replies():
-    with pytest.raises(UserError, match=r"a model without its training's notes .* respond\.py --run"):
+    with pytest.raises(
+        UserError, match=r"a published model; .*train_glove_t5\.py --inference .*--output DIR"
+    ):
         systems.read_system(bundled.MINI / "generator", [], "test", Paths())
 
 
-def test_a_dry_run_writes_nothing(capsys):
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    reproduce.main(["--recipe", "sample", "--workdir", str(tmp_path / "none"), "--dry-run"])
+    assert "prepare_data.py" in capsys.readouterr().out and not (tmp_path / "none").exists()
     with pytest.raises(SystemExit):
         reproduce.parse_args(["--render", "--dry-run"])
     assert "--render runs no command" in capsys.readouterr().err

@@ -203,10 +203,10 @@ def test_a_bundled_generator_comes_onto_a_table_and_nothing_is_written_beside_it
     run = bundled.MINI / "generator"
     words = ["--inference", str(run), "--workdir", str(workdir), "--device", "cpu", "--max-new-tokens", "3"]
     before = {f.name for f in run.iterdir()}
-    with pytest.raises(UserError, match="is bundled; say where its replies go: --output"):
+    with pytest.raises(UserError, match="a published model; say where its replies go: --output DIR"):
         train_glove_t5.main(words)
     found = train_glove_t5.main([*words, "--output", str(tmp_path / "mini")])
-    replies = str(tmp_path / "mini" / "predictions.tsv")
+    replies = str(tmp_path / "mini")
     table = ["--workdir", str(workdir), "--device", "cpu", "--family", "none", "--judges", "none"]
     evaluate_responses.main([replies, *table, "--resamples", "100", "--name", "t"])
     metrics = json.loads((workdir / "results" / "t" / "metrics.json").read_text())

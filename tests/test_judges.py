@@ -171,6 +171,12 @@ def test_critics_of_a_family_judge_as_they_score_and_cost_nothing_the_second_tim
     scorer = critics.Critic.from_pretrained(paths.critic("exp", "other"), session)
     wanted = [sum(score.probabilities[1:]) for score in scorer.score(replies, contexts)]
     assert levels["exp"] == pytest.approx(wanted)
+    with pytest.raises(UserError, match="other-emo: holds a critic of emo, none of exp"):
+        judges.load(paths, session, [str(paths.critic("emo", "other"))])
+    for dim in DIMENSIONS:
+        shutil.copytree(paths.critic(dim, "other"), workdir / "mine" / dim)
+    beside = judges.load(paths, session, [str(workdir / "mine")])[0]
+    assert beside.name == "mine" and np.array_equal(beside.levels(replies, contexts)["exp"], levels["exp"])
     again = judges.load(paths, session, ["other"])[0]
     monkeypatch.setattr(judges, "critic_scores", None)  # what is asked is known
     assert np.array_equal(again.levels(replies, contexts)["exp"], levels["exp"])
