@@ -210,8 +210,8 @@ class TalkTab:
     def shown(self, talk: Conversation | None, note: str = "", message: str = "") -> tuple:
         """The values of all that shows a conversation."""
         turns, last = talk.turns if talk else [], talk.answers[-1] if talk and talk.answers else None
-        if last and last.unread and not note:
-            note = f"The dialogue is long: its oldest {last.unread} turns were left out or cut."
+        if last and last.notes and not note:
+            note = " ".join(f"{said[0].upper()}{said[1:]}." for said in last.notes)
         return (
             talk,
             views.dialogue(turns),

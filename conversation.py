@@ -180,11 +180,6 @@ def shown(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def say_unread(answer: Answer) -> None:
-    if answer.unread:
-        say(f"note: the dialogue is too long; its oldest {answer.unread} turns were left out or cut")
-
-
 def as_row(answer: Answer) -> dict[str, Any]:
     """An answer as plain values."""
     best = answer.candidates[0]
@@ -194,7 +189,7 @@ def as_row(answer: Answer) -> dict[str, Any]:
     row["candidates"] = [
         {"reply": c.text, "log_probability": round(c.log_probability, 4)} for c in answer.candidates
     ]
-    row |= {"unread_turns": answer.unread, "seed": answer.seed}
+    row |= {"unread_turns": answer.unread, "unknown_words": list(answer.unknown), "seed": answer.seed}
     return row | ({"notice": answer.notice} if answer.notice else {})
 
 
@@ -210,7 +205,8 @@ def once(responder: Responder, turns: list[str], options: RespondOptions) -> Ans
         say(found)
     answer = reply(responder, turns, options)
     print(shown(answer))
-    say_unread(answer)
+    for note in answer.notes:
+        say(f"note: {note}")
     return answer
 
 
@@ -407,8 +403,8 @@ class Conversation:
         self.turns = [*turns, found.reply]
         self.answers = [*self.answers[: len(turns) // 2], found]
         self.write(shown(found))
-        if found.unread:
-            self.write(f"note: the dialogue is long; its oldest {found.unread} turns were left out or cut")
+        for note in found.notes:
+            self.write(f"note: {note}")
 
     def retry(self) -> None:
         if not self.turns:

@@ -24,6 +24,7 @@ from dataloaders import encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
 from hub import Published, folder_of
 from marks import in_words, of_target
+from metrics import unknown_words
 from models import Generator, token_nll
 from options import CRITICS, Paths, UserError, texts_of
 from predicting import decoding_arguments
@@ -47,6 +48,12 @@ class Writer(ABC):
     reads_exemplars: bool
     top_exemplars: int
     marks: Mapping[str, int]  # {dimension: levels} that it was trained to be told; empty: none
+    tokenizer: Any
+
+    def unknown(self, turns: Sequence[str]) -> list[str]:
+        """The words of a dialogue that it cannot tell from one another."""
+        found = unknown_words(self.tokenizer, turns)
+        return sorted(word for word in found if any(letter.isalnum() for letter in word))
 
     @abstractmethod
     def encode(
@@ -266,6 +273,18 @@ class Answer:
     unread: int  # oldest turns that were not read, or not whole
     notice: str | None  # where words of acute distress were said
     seed: int  # gives the same reply again
+    unknown: Sequence[str] = ()  # words that the generator does not know
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the dialogue did not reach the generator, a sentence each."""
+        found = []
+        if self.unread:
+            found.append(f"the dialogue is long; its oldest {self.unread} turns were left out or cut")
+        if self.unknown:
+            words = ", ".join(self.unknown[:5]) + (" ..." if len(self.unknown) > 5 else "")
+            found.append(f"words that this generator does not know: {words}")
+        return found
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -395,7 +414,8 @@ class Responder(Published):
         if not candidates:
             raise UserError("every candidate was empty; try another --seed, or more --candidates-per-reply")
         spoken = distress.notice(turns[::2])
-        return Answer(candidates[0].text, candidates, hits, self.writer.unread(turns), spoken, seed)
+        unread, unknown = self.writer.unread(turns), self.writer.unknown(turns)
+        return Answer(candidates[0].text, candidates, hits, unread, spoken, seed, unknown)
 
     def ranked(self, written: Written, turns: Sequence[str], target: Mapping[str, float]) -> list[Candidate]:
         """The candidates with all that is known of them, best first; equal ones in the order of their

@@ -23,7 +23,9 @@ from chats import causal_data
 from corpora import listener_turns
 from critics import find_judges
 from options import CRITICS, Paths, UserError
+from responder import Responder
 from session import Session
+from settings import Decoding, pick
 from vocabulary import logits_nll
 
 #: nats a token on the first 40 listener turns of the sample's test dialogues; the base without adapter: 4.07
@@ -212,3 +214,12 @@ def test_a_bundled_generator_comes_onto_a_table_and_nothing_is_written_beside_it
     metrics = json.loads((workdir / "results" / "t" / "metrics.json").read_text())
     assert metrics["systems"]["mini"]["ppl_word"] == pytest.approx(found["ppl_word"])
     assert {f.name for f in run.iterdir()} == before
+
+
+@needs_mini
+def test_words_that_a_generator_does_not_know_are_named(capsys):
+    options = pick(conversation.RespondOptions, respond.parse_args(["--candidates-per-reply", "1"]))
+    responder = Responder.from_pretrained(bundled.MINI / "generator", decoding=Decoding(20, 0.9, 3))
+    conversation.once(responder, ["My Zzyzx died \N{SLIGHTLY SMILING FACE}!", "Oh.", "So sad."], options)
+    assert "note: words that this generator does not know: zzyzx\n" in capsys.readouterr().err
+    assert conversation.once(responder, ["My dog died!"], options).notes == []
