@@ -106,8 +106,10 @@ class Comparison:
         self.made: dict[str, dict[str, Estimate]] = {}
 
     def drawn(self, numbers: Numbers) -> np.ndarray:
-        groups = [self.groups[n] for n in numbers] if self.groups else numbers
-        return intervals.resamples(groups, self.count, self.seed)
+        return intervals.resamples(self.groups_of(numbers), self.count, self.seed)
+
+    def groups_of(self, numbers: Numbers) -> Sequence:
+        return [self.groups[n] for n in numbers] if self.groups else numbers
 
     @property
     def systems(self) -> list[Row]:
@@ -168,8 +170,8 @@ class Comparison:
         pairs = list(itertools.combinations(self.systems, 2))
         for one, other in tqdm(pairs, desc="paired tests", disable=None, leave=False):
             numbers = tuple(sorted(within.intersection(one.numbers).intersection(other.numbers)))
-            if len(numbers) < intervals.FEWEST:
-                refused.append(f"{one.name} and {other.name}: {len(numbers)} items in common")
+            if few := intervals.too_few(self.groups_of(numbers)):
+                refused.append(f"{one.name} and {other.name}: {few} in common")
                 continue
             found += self.tests_of(one, other, numbers)
         return found, refused

@@ -34,13 +34,15 @@ def derangement(conversations: Sequence[str], seed: int) -> list[int]:
     """For each item the place of another item, of another conversation, each place once.
 
     Items in random order, sorted by conversation, turned by the size of the largest conversation: no one
-    meets their own. Where one conversation holds more than half of the items, the fewest possible do.
+    meets their own. Where one conversation holds more than half of the items, the fewest possible meet
+    another item of their own conversation; only where there is a single item, it meets itself.
     """
     rng = np.random.default_rng(seed)
     names = list(dict.fromkeys(conversations))
     rank = dict(zip(names, rng.permutation(len(names)), strict=True))
     order = sorted(rng.permutation(len(conversations)), key=lambda i: rank[conversations[i]])
-    turned = np.roll(order, max(Counter(conversations).values(), default=0))
+    largest = max(Counter(conversations).values(), default=0)
+    turned = np.roll(order, max(1, min(largest, len(order) - 1)))
     out = [0] * len(conversations)
     for place, other in zip(order, turned, strict=True):
         out[place] = int(other)

@@ -17,6 +17,8 @@ from scipy.stats import t as student
 
 LEVEL = 0.95  # of an interval; 1 - LEVEL of a test
 FEWEST = 200  # items that a paired test needs
+FEWEST_DRAWN = 30  # conversations that it needs, since these are drawn
+LEAST_DRAWN = 10  # of them that an interval needs: what is drawn from fewer is hardly spread
 
 Value = Callable[[np.ndarray], np.ndarray]
 
@@ -99,14 +101,22 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 def resamples(groups: Sequence | np.ndarray, count: int, seed: int) -> np.ndarray:
     """(count, N) how often each item stands in each bootstrap resample. `groups` (N,): what is drawn, each
-    with all of its items (a cluster bootstrap; Davison and Hinkley 1997, 3.8)."""
+    with all of its items (a cluster bootstrap; Davison and Hinkley 1997, 3.8). Of fewer than LEAST_DRAWN
+    groups there are none, (0, N): their intervals would be far too narrow."""
     rng = np.random.default_rng(seed)
     group_of = np.unique(np.asarray(groups), return_inverse=True)[1]  # (N,)
     drawn = int(group_of.max(initial=-1)) + 1
-    out = np.empty((count, len(group_of)), dtype=np.float32)
+    out = np.empty((count if drawn >= LEAST_DRAWN else 0, len(group_of)), dtype=np.float32)
     for row in out:  # counts of drawn places: faster than a multinomial over all groups
-        row[:] = np.bincount(rng.integers(drawn, size=drawn), minlength=drawn)[group_of] if drawn else 0
+        row[:] = np.bincount(rng.integers(drawn, size=drawn), minlength=drawn)[group_of]
     return out
+
+
+def too_few(groups: Sequence | np.ndarray) -> str:
+    """What a paired test of items has too little of; empty where it can be had. `groups`: see `resamples`."""
+    items, drawn = len(groups), len(set(groups))
+    enough = items >= FEWEST and drawn >= FEWEST_DRAWN
+    return "" if enough else f"{items:,} items of {drawn:,} conversations"
 
 
 def bootstrap(measures: dict[str, Additive], counts: np.ndarray) -> dict[str, Estimate]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from columns import GROUPS, Column
 from comparison import Comparison, Row, Sizes, Test, best
-from intervals import FEWEST, LEVEL, Estimate
+from intervals import FEWEST, FEWEST_DRAWN, LEVEL, Estimate
 from pages import cell
 
 MARKS = (
@@ -156,7 +156,8 @@ class Page:
             lines.append(f"{cell(row.name)}: mean \u00b1 standard deviation over {len(row.runs)} runs.")
         if refused:
             lines.append(
-                f"No paired test below {FEWEST} items: {cell('; '.join(refused))}. Nothing is bold for them."
+                f"No paired test below {FEWEST} items of {FEWEST_DRAWN} conversations: "
+                f"{cell('; '.join(refused))}. Nothing is bold for them."
             )
         elif len(self.comparison.systems) > 1:
             lines.append("Every two systems in every column, with intervals and p: pairs.csv.")

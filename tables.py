@@ -456,8 +456,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     tests, refused = comparison.tests(scope)
     page = Page(comparison, tests, flattered(lines, among, paths))
 
-    digest = set_hash(examples, numbers)
-    place = f"Items: {options.items}, n = {len(numbers):,}, set {digest}."
+    digest, talks = set_hash(examples, numbers), len({examples[n].conv_id for n in numbers})
+    place = f"Items: {options.items}, n = {len(numbers):,} of {talks:,} conversations, set {digest}."
     below = [place, *page.remarks(refused)]
     below += notes(lines, {kind: folders[kind] for kind in critics}, against.judges, paths)
     if against.judges:

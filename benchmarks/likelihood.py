@@ -72,9 +72,11 @@ def main(argv=None):
     }
     seeds = list(itertools.chain.from_iterable(systems.values()))
     numbers = tuple(sorted(set(seeds[0]).intersection(*seeds[1:])))
-    if len(numbers) < intervals.FEWEST:
-        raise UserError(f"{len(numbers):,} gold replies are in every file; a test needs {intervals.FEWEST}")
-    drawn = intervals.resamples([examples[n].conv_id for n in numbers], args.resamples, args.seed)
+    groups = [examples[n].conv_id for n in numbers]
+    if few := intervals.too_few(groups):
+        enough = f"{intervals.FEWEST} of {intervals.FEWEST_DRAWN}"
+        raise UserError(f"the gold replies in every file are {few}; a test needs {enough}")
+    drawn = intervals.resamples(groups, args.resamples, args.seed)
     figures = {}
     for name, each in systems.items():
         found = [intervals.bootstrap(Standard.likelihoods(one, numbers), drawn) for one in each]

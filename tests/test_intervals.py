@@ -122,7 +122,22 @@ def test_pairs_are_tested_on_the_items_that_both_have_and_refused_below_200():
     comparison.settle(tuple(range(180, 300)))
     tests, refused = comparison.tests(range(500))
     assert {(t.one, t.other, t.items) for t in tests} == {("all", "first", 300), ("all", "last", 320)}
-    assert refused == ["first and last: 120 items in common"]
+    assert refused == ["first and last: 120 items of 120 conversations in common"]
+
+
+@pytest.mark.parametrize(("talks", "known"), [(1, False), (9, False), (12, True)])
+def test_many_items_of_few_conversations_are_few(talks, known):
+    """Whole conversations are drawn: of one, every resample is the same, and chance would look certain."""
+    rng = np.random.default_rng(3)
+    rows = [simulated(rng, 360, kind="gold", name="gold"), simulated(rng, 360, name="one")]
+    rows.append(simulated(rng, 360, name="two"))
+    comparison = Comparison(rows, COLUMNS, count=200, seed=0, groups=[f"c{n % talks}" for n in range(360)])
+    comparison.settle(tuple(range(360)))
+    tests, refused = comparison.tests(range(360))
+    assert not tests and refused == [f"one and two: 360 items of {talks} conversations in common"]
+    assert (comparison.table()["one"]["rouge_l"].interval() is not None) == known
+    winners, ties = best(comparison, tests)
+    assert not winners and not ties
 
 
 def test_the_best_of_few_items_is_not_bold_where_the_test_on_all_of_them_says_the_other():

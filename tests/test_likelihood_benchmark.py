@@ -25,6 +25,8 @@ def test_systems_are_put_on_the_items_that_all_have_and_every_two_are_paired(
     table, workdir, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("intervals.FEWEST", 10)
+    monkeypatch.setattr("intervals.FEWEST_DRAWN", 2)
+    monkeypatch.setattr("intervals.LEAST_DRAWN", 2)
     for name, factor, rows in (("near", 0.99, table), ("far", 1.0, table[2:]), ("seed", 1.02, table[2:])):
         (tmp_path / name).mkdir()
         rows.assign(nll=factor * rows["nll"]).to_csv(tmp_path / name / "likelihood.csv", index=False)
@@ -53,7 +55,7 @@ def test_what_cannot_be_compared_is_named(table, workdir, tmp_path, capsys):
     with pytest.raises(UserError, match="likelihood_valid.csv: no such file"):
         likelihood.main([str(tmp_path), "--split", "valid", *words])
     table[:7].to_csv(tmp_path / "few.csv", index=False)
-    with pytest.raises(UserError, match="7 gold replies are in every file; a test needs 200"):
+    with pytest.raises(UserError, match=r"are 7 items of \d conversations; a test needs 200 of 30"):
         likelihood.main([f"few={tmp_path / 'few.csv'}", *words])
     with pytest.raises(SystemExit):
         likelihood.main(["a/plain", "b/plain", *words])

@@ -199,6 +199,13 @@ def test_another_items_gold_is_of_another_conversation_and_each_is_used_once(siz
     assert floors.derangement(conversations, 1) == floors.derangement(conversations, 1)
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_in_a_single_conversation_another_items_gold_is_at_least_another_items(count):
+    others = floors.derangement(["c"] * count, 42)
+    assert sorted(others) == list(range(count)) and all(i != j for i, j in enumerate(others))
+    assert floors.derangement(["c"], 42) == [0] and floors.derangement([], 42) == []
+
+
 def test_the_floors_of_replies_are_found_without_the_reply():
     def turn(conv: str, history: str, response: str) -> Example:
         return Example(conv, 2, "sad", (history,), response)
