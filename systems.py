@@ -147,7 +147,7 @@ def read_file(
     outputs = read_outputs(file, layout, references)
     systems = [placed(output, examples, file) for output in outputs]
     origin = storage.read_origin(file)
-    if not origin or len(systems) > 1:
+    if not origin or not file.name.startswith("predictions") or len(systems) > 1:
         return systems
     split = origin.get("split")
     if split in SPLITS:  # written by --inference

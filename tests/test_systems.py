@@ -553,3 +553,11 @@ def test_perplexity_on_a_set_is_of_its_items(tmp_path):
     found = Standard.likelihoods(system.likelihoods, (2, 3))
     assert found["ppl_word_open"].point == pytest.approx(2.718281828**1.5)
     assert "ppl_word_class" not in found  # the class could not be counted
+
+
+def test_what_score_py_wrote_is_a_file_of_replies_as_any_other(tmp_path):
+    """Its note is none of a generator: no likelihood is looked for, and it keeps its own name."""
+    keyed(tmp_path / "scored.csv", ROWS)
+    storage.write_json(storage.origin_file(tmp_path / "scored.csv"), {"prefix": "", "emo": {"sha256": "0"}})
+    [system] = read(tmp_path / "scored.csv")
+    assert system.name == "scored" and not system.likelihoods
