@@ -147,7 +147,8 @@ def read_file(
     outputs = read_outputs(file, layout, references)
     systems = [placed(output, examples, file) for output in outputs]
     origin = storage.read_origin(file)
-    if not origin or not file.name.startswith("predictions") or len(systems) > 1:
+    named = file.name.startswith("predictions")
+    if not origin or not (named or "model" in origin) or len(systems) > 1:  # score.py leaves a note, too
         return systems
     split = origin.get("split")
     if split in SPLITS:  # written by --inference
@@ -160,11 +161,11 @@ def read_file(
     return [
         dataclasses.replace(
             systems[0],
-            name=file.parent.resolve().name,
+            name=file.parent.resolve().name if named else systems[0].name,
             run=run,
             decoding=decoding_in_words(origin),
             origin=origin,
-            **likelihood_of(likelihood, examples, origin),
+            **(likelihood_of(likelihood, examples, origin) if named else {}),
         )
     ]
 
