@@ -24,7 +24,7 @@ NAMES = {
 }
 #: a person of such a name listens, whoever begins
 LISTENERS = {"listener", "assistant", "bot", "chatbot", "gpt", "model"}
-INSTRUCTIONS = "system"  # no person, where two others speak
+INSTRUCTIONS = "system"  # no person, where two others speak, or where it only opens a dialogue
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
 def cast(said: Sequence[tuple[str, str]], place: str, listener: str | None = None) -> Cast:
     """Who is speaker, who listener: `listener`, or who has a listener's name, or the second to speak.
 
-    Consecutive turns of one person are joined to one; instructions ("system") beside two people are left out.
+    Consecutive turns of one person are joined to one; instructions ("system") are left out.
     Raises `UserError` where more than two speak, or nobody has the listener's name.
     """
     people = list(dict.fromkeys(speaker for speaker, _ in said))
-    if len(people) > 2:
+    if len(people) > 2 or all(who.lower() != INSTRUCTIONS for who, _ in said[1:]):
         said = [(who, text) for who, text in said if who.lower() != INSTRUCTIONS]
         people = list(dict.fromkeys(speaker for speaker, _ in said))
     if len(people) > 2:

@@ -166,6 +166,11 @@ def test_who_has_a_listeners_name_listens_and_instructions_are_nobody(tmp_path, 
     jsonl(tmp_path / "b.jsonl", *[[("user", "A taxi."), ("system", f"When? {n}")] for n in range(3)])
     converted([tmp_path / "b.jsonl"], tmp_path / "other")
     assert {texts[0] for texts in all_rows(tmp_path / "other").values()} == {"A taxi."}
+    # where it only begins, nobody has replied
+    lone = [*(turns for _ in range(3)), [("system", "Be kind."), ("user", "Hello?")]]
+    jsonl(tmp_path / "c.jsonl", *([*t, ("user", f"{n}")] for n, t in enumerate(lone)))
+    assert sum(converted([tmp_path / "c.jsonl"], tmp_path / "lone")["dialogues"].values()) == 3
+    assert "1 without a reply: left out" in capsys.readouterr().out
 
 
 def test_a_file_of_a_folder_that_is_left_out_is_named(tmp_path, capsys):

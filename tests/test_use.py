@@ -498,16 +498,17 @@ def test_dialogues_are_answered_as_they_stand_in_other_peoples_files(home, tmp_p
         {"messages": [{"role": role, "content": text} for role, text in roles]},
         {"conversations": [{"from": role, "value": text} for role, text in roles]},
         {"turns": own[:2]},
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello."}]},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["--file", str(tmp_path / "in.jsonl"), "--seed", "1", "--output", str(tmp_path / "out.jsonl")]
-    with pytest.raises(UserError, match="1 of 4 lines had no reply: 4"):
+    with pytest.raises(UserError, match="1 of 5 lines had no reply: 4"):
         run(respond, home, *words)
     assert "line 4: 2 turns: the last must be the speaker's" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [r["id"] for r in rows] == [7, 2, 3, 4]
+    assert [r["id"] for r in rows] == [7, 2, 3, 4, 5]
     answer = run(respond, home, *DIALOGUE, "--seed", "1").reply
-    assert [r.get("reply") for r in rows] == [answer] * 3 + [None]
+    assert [r.get("reply") for r in rows[:4]] == [answer] * 3 + [None] and rows[4]["reply"]
 
 
 def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(home, tmp_path, monkeypatch):
@@ -574,7 +575,7 @@ def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_
     [
         ("--emotion happy", "--emotion happy: not known; the known ones are angry, "),
         ("--target emo=2", "--target emo=2: this critic knows values from 0 to 1"),
-        ("--run saved/empathy/t5-exp", "a critic, not a generator; give it with --exp"),
+        ("--run saved/empathy/t5-exp", "a critic, not a generator; respond.py takes it with --exp"),
         ("--run saved/none", "no such folder; give the folder of a finished run"),
         (f"--emo {GENERATOR}", "--emo .*holds no critic"),
     ],
