@@ -11,6 +11,7 @@ import pytest
 import bundled
 import conversation
 import dpr_exemplar_retriever
+import evaluate_responses
 import label_dialogues
 import own_dialogues
 import records
@@ -109,6 +110,7 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
     table.write_text("reply\nhello\n")
     for parse, words, said in (
         (respond.parse_args, ["--file", mine, "--output", mine], "that is the input"),
+        (evaluate_responses.parse_args, [mine, "--exemplars", tmp_path], "no test_dpr.csv there"),
         (respond.parse_args, ["--file", mine, "--output", tmp_path / "r.csv"], "must end in .jsonl"),
         (retrieve.parse_args, ["--pool", table, "--input", mine, "--output", table], "that is the input"),
         (retrieve.parse_args, ["--pool", "-", "hi"], "standard input has no place"),
