@@ -419,10 +419,13 @@ def report(files: Iterable[str | Path], folder: Path, overwrite: bool) -> str:
     kits = read_rows(Path(files[0]), ["kit"], made_by=None)["kit"]
     if len(kits) and (former := former_key(key, kits.iloc[0])).exists():
         key = former
+    by_item = read_key(key)["mode"].iloc[0] == LIKERT
     refuse_existing([text, table], overwrite, "")
     foot = [*storage.read_origin(key).get("about", []), runs.made_by()]
     found = "\n\n".join([summarise(files, key).rstrip(), *foot]) + "\n"
-    if read_key(key)["mode"].iloc[0] == LIKERT:
+    if by_item:
         storage.write_csv(table, unblinded(files, key))
+    elif table.exists():  # of a kit before this one
+        storage.remove(table)
     storage.write_text(text, found)
     return found

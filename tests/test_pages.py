@@ -193,6 +193,11 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
     assert "| mime : empdg | too few (n = 1) |" in text and "| one/lempex : empdg | too few (n = 1) |" in text
     assert "Krippendorff's alpha of the choices: a single rater" in text
     assert "same word by word count as ties unseen: 1." in text
+    (tmp_path / "ab" / "ratings.csv").write_text("of an earlier kit")
+    with pytest.raises(UserError, match=r"ratings\.csv; add --overwrite"):
+        ratings.report([file], tmp_path / "ab", overwrite=False)
+    ratings.report([file], tmp_path / "ab", overwrite=True)
+    assert (tmp_path / "ab" / "ratings.md").exists() and not (tmp_path / "ab" / "ratings.csv").exists()
 
 
 def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_saved(
