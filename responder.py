@@ -217,13 +217,13 @@ def open_writer(folder: Path, session: Session, paths: Paths, base: str | None =
     if kind == "Critic":
         config = read_json(Path(folder) / "config.json")
         flags = " or ".join(f"--{critic}" for critic in config.get("heads") or [config.get("kind")])
-        raise UserError(f"--run {folder}: a critic, not a generator; give it with {flags} {folder}")
+        raise UserError(f"{folder}: a critic, not a generator; respond.py takes it with {flags}")
     if kind not in WRITERS:
         if (Path(folder) / "args.json").exists():
             runs.require_run(folder, "")  # begun, and not finished: the command that goes on
         what = "no such folder" if not Path(folder).is_dir() else "holds no trained generator"
         raise UserError(
-            f"--run {folder}: {what}; give the folder of a finished run, as saved/t5/lempex, "
+            f"{folder}: {what}; give the folder of a finished run, as saved/t5/lempex, "
             f"or make one with: {advice.command('train_t5.py', workdir=paths.root)}"
         )
     return WRITERS[kind](Path(folder), session, paths, base)  # type: ignore[call-arg]

@@ -311,7 +311,7 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
         UserError, match="holds a critic of emo, exp, int; give it with --emo or --exp or --int"
     ):
         critics.load_judges({"sentiment": folder}, Session(device="cpu"), ["sentiment"])
-    with pytest.raises(UserError, match="not a generator; give it with --emo or --exp or --int"):
+    with pytest.raises(UserError, match="not a generator; respond.py takes it with --emo or --exp or --int"):
         open_writer(folder, Session(device="cpu"), joint)
     with pytest.raises(UserError, match="no judge in .*--dim all"):
         judges.load(joint, Session(device="cpu"), [str(folder.parent / "nobody")])
