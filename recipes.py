@@ -227,6 +227,8 @@ def adjusted(command: list[str], changes: Changes) -> list[str]:
     for flag, value in over.items():
         if flag == "--batch-size" and value == "auto" and flag in command:
             continue  # auto fills up to the script's default update, and the recipe's is another
+        if flag == "--seed" and trains and flag in command:
+            continue  # one of several seeds of a row, which would all become this one
         if value is not None and (trains or flag == "--seed"):
             command = with_flags(command, [flag, str(value)])
     for text in changes.override:

@@ -93,10 +93,15 @@ def run_rows(
     `beside`: rows of which nothing is run, and what earlier calls have made of them is kept.
     """
     found: dict[str, Measured] = {row.row: {} for row in (*rows, *beside)}
+    named = [row.row for row in rows if names_its_seed(row)]
+    if named and (request.seeds > 1 or request.changes.seed is not None):
+        print(f"note: their commands name their seeds, which stay: {', '.join(named)}")
     for seed in range(FIRST_SEED, FIRST_SEED + request.seeds):
         own = request.changes if seed == FIRST_SEED else replace(request.changes, seed=seed)
         at_place: dict[str, list[Row]] = {}
         for row in (*rows, *beside):
+            if seed != FIRST_SEED and names_its_seed(row):
+                continue
             at_place.setdefault(where(request, row, table, seed), []).append(row)
         for workdir, here in at_place.items():
             asked, others = [r for r in here if r in rows], [r for r in here if r not in rows]
@@ -362,13 +367,23 @@ def record(results: Results, file: Path, found: dict[str, Measured], request: Re
     print(f"recorded: {', '.join(written) or 'nothing'}; left as they stood: {', '.join(left) or 'none'}")
 
 
+def own_seeds(row: Row) -> list[int | None]:
+    """The seed that each training of a row names; None: that of the call."""
+    commands = [shlex.split(command) for command in row.commands]
+    trainings = [c for c in commands if "train_" in " ".join(c[1:3]) and "--inference" not in c]
+    return [int(c[c.index("--seed") + 1]) if "--seed" in c else None for c in trainings]
+
+
+def names_its_seed(row: Row) -> bool:
+    """Whether another seed of the call would be no other run of a row."""
+    return own_seeds(row)[-1:] not in ([], [None])
+
+
 def seeds_of(row: Row, seeds: list[int]) -> list[int]:
     """Of a row that was run with `seeds`: where its trainings name seeds of their own, those stand for the
     first. Of several runs that are one row's all count, else the last one's."""
-    commands = [shlex.split(command) for command in row.commands]
-    trainings = [c for c in commands if "train_" in " ".join(c[1:3]) and "--inference" not in c]
-    own = [int(c[c.index("--seed") + 1]) if "--seed" in c else FIRST_SEED for c in trainings]
-    if not own or seeds[0] != FIRST_SEED:  # --seed of the call stands over them
+    own = [seeds[0] if seed is None else seed for seed in own_seeds(row)]
+    if not own:
         return seeds
     named = dict.fromkeys(own) if named_places(row.run)[0] else own[-1:]
     return [*named, *seeds[1:]]

@@ -175,21 +175,22 @@ def test_a_run_that_was_finished_before_is_recorded_with_its_own_commit_and_seco
 
 
 @pytest.mark.parametrize(
-    ("commands", "run", "seeds"),
+    ("commands", "run", "seeds", "of_7"),
     [
-        (["train_t5.py"], "", [42]),
-        (["train_t5.py --seed 13"], "", [13]),
-        (["train_t5.py --seed 13", "train_t5.py --init-from x"], "", [42]),
-        (["train_t5.py --seed 2", "train_t5.py --inference x"], "", [2]),
-        (["train_t5.py --seed 42", "train_t5.py --seed 43"], "x=a,b", [42, 43]),
-        (["evaluate_responses.py x"], "", [42]),
+        (["train_t5.py"], "", [42], [7]),
+        (["train_t5.py --seed 13"], "", [13], [13]),
+        (["train_t5.py --seed 13", "train_t5.py --init-from x"], "", [42], [7]),
+        (["train_t5.py --seed 2", "train_t5.py --inference x"], "", [2], [2]),
+        (["train_t5.py --seed 42", "train_t5.py --seed 43"], "x=a,b", [42, 43], [42, 43]),
+        (["evaluate_responses.py x"], "", [42], [7]),
     ],
 )
-def test_seeds_are_recorded_as_the_rows_own_trainings_name_them(data, commands, run, seeds):
+def test_seeds_are_recorded_as_the_rows_own_trainings_name_them(data, commands, run, seeds, of_7):
     data["rows"].append(row("own", "python x") | {"commands": [f"python {c}" for c in commands], "run": run})
     own = results.parse(data).rows["own"]
     assert reproductions.seeds_of(own, [42]) == seeds
-    assert reproductions.seeds_of(own, [7]) == [7], "of --seed"
+    assert reproductions.seeds_of(own, [7]) == of_7, "of --seed"
+    assert reproductions.names_its_seed(own) == (of_7 != [7])
 
 
 @pytest.mark.parametrize(
@@ -363,3 +364,10 @@ def test_seeds_of_one_training_do_not_wait_for_each_other():
         reproductions.recipe_of(data, [row], "download"), ".", "download", recipes.Changes()
     )
     assert (base.after, one.after, other.after, last.after) == ((), (0,), (0,), (1, 2))
+
+
+def test_a_seed_of_the_call_does_not_make_one_of_several_seeds():
+    lines = {"a": recipes.Group(["python train_t5.py --seed 42", "python train_t5.py --seed 43"])}
+    lines |= {"b": recipes.Group(["python train_t5.py", "python respond.py --seed 1"])}
+    stages = recipes.plan(lines, ".", "download", recipes.Changes(seed=7))
+    assert [stage.command[-1] for stage in stages] == ["42", "43", "7", "7"]
