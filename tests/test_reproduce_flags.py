@@ -37,7 +37,8 @@ def test_flags_reach_every_training_and_only_trainings(recipe, tmp_path):
             if word.startswith(str(tmp_path)) and not word.endswith(".jsonl"):
                 (tmp_path / word).mkdir(parents=True, exist_ok=True)  # what evaluate_responses is given
         script, args = parsed(command)
-        assert args.seed == 7
+        # a teacher is to differ from the judges, whatever the seed of the call
+        assert args.seed == 7 or (args.seed == 13 and "minilm" in command)
         if script.removeprefix("DPR.").startswith("train_"):
             assert (args.epochs, args.batch_size) == (3, 5)
         elif hasattr(args, "batch_size"):
