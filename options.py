@@ -303,6 +303,8 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
     found += problems
     if not flags.get("dry_run") and not Path(flags.get("workdir", ".")).is_dir():
         found.append(f"--workdir {args.workdir}: no such folder")
+    if flags.get("overwrite") and flags.get("resume") not in (None, "auto", "never"):
+        found.append("--overwrite begins anew, --resume CHECKPOINT goes on; give one of them")
     if flags.get("batch_size") == "auto" and "accumulate" in flags:
         if args.accumulate != 1:
             found.append("--batch-size auto sets --accumulate itself; leave it out")

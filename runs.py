@@ -141,7 +141,7 @@ class Run:
         self._sweep(alone)
         if resume not in ("auto", "never"):
             return "resume", self._asked_for(resume)
-        if known and overwrite and resume == "auto" or self._half_cleared.exists():
+        if known and overwrite or self._half_cleared.exists():
             self._clear()
             return "new", None
         if not known:
@@ -306,8 +306,11 @@ class Run:
         known = saved.get("inputs", {})
         for name in sorted(known.keys() | self.inputs.keys()):
             first = name.split()[0]
+            less = "not" if name == first else "fewer"
             if first in ADDED and name not in known:
-                refused.append(f"{ADDED[first]}: {'not' if name == first else 'fewer'} given then")
+                refused.append(f"{ADDED[first]}: {less} given then")
+            elif name not in self.inputs:
+                refused.append(f"{ADDED.get(first, name)}: {less if first in ADDED else 'not'} given now")
             elif name not in known:
                 print(f"note: {name}: not recorded when the run began, so it is not compared")
             elif known[name] != self.inputs.get(name):

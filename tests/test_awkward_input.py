@@ -20,6 +20,7 @@ import respond
 import retrieve
 import score
 import systems
+import train_t5
 from options import Paths, UserError
 from settings import pick
 
@@ -111,6 +112,7 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
     for parse, words, said in (
         (respond.parse_args, ["--file", mine, "--output", mine], "that is the input"),
         (evaluate_responses.parse_args, [mine, "--exemplars", tmp_path], "no test_dpr.csv there"),
+        (train_t5.parse_args, ["--resume", mine, "--overwrite"], "goes on; give one of them"),
         (respond.parse_args, ["--file", mine, "--output", tmp_path / "r.csv"], "must end in .jsonl"),
         (retrieve.parse_args, ["--pool", table, "--input", mine, "--output", table], "that is the input"),
         (retrieve.parse_args, ["--pool", "-", "hi"], "standard input has no place"),

@@ -59,6 +59,8 @@ def test_another_start_is_another_run(trained_copy):
     train_glove_t5.main([*common, "--name", "c", "--init-from", str(saved / "a")])
     with pytest.raises(UserError, match="init"):
         train_glove_t5.main([*common, "--name", "c", "--init-from", str(saved / "b")])
+    with pytest.raises(UserError, match="--init-from: not given now"):
+        train_glove_t5.main([*common, "--name", "c"])
     with pytest.raises(UserError, match="--init-from: not given then"):
         train_glove_t5.main([*common, "--name", "a", "--init-from", str(saved / "b")])
 

@@ -445,6 +445,8 @@ def test_resume_never_refuses_what_is_there_and_overwrite_begins_anew(tmp_path):
     train(tmp_path / "run", lr=0.02, overwrite=True)
     train(tmp_path / "fresh", lr=0.02)
     assert losses(tmp_path / "run") == losses(tmp_path / "fresh")
+    train(tmp_path / "run", lr=0.01, resume="never", overwrite=True)
+    assert losses(tmp_path / "run") != losses(tmp_path / "fresh")
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
