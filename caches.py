@@ -6,7 +6,6 @@ import functools
 import glob
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,16 +25,26 @@ def cached(
     """
     if file is None:
         return make()
-    try:
-        with np.load(file, allow_pickle=False) as stored:  # a zip: each part has a checksum
-            return dict(stored)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        tqdm.write(f"warning: {file}: cannot be read ({error}); it is made again")
+    if (found := read_arrays(file)) is not None:
+        return found
     arrays = make()
     keep_arrays(file, arrays, required)
     return arrays
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
+    """What an npz holds; None where there is no such file, or one that is damaged, which is said."""
+    try:
+        with zipfile.ZipFile(file) as parts:  # numpy reads no part to its end, where the checksum is compared
+            if damaged := parts.testzip():
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a damaged header leads to
+        tqdm.write(f"warning: {file}: cannot be read ({str(error)[:200]}); it is made again")
+        return None
 
 
 def keep_arrays(file: Path, arrays: dict[str, np.ndarray], required: bool = False) -> None:
@@ -54,7 +63,7 @@ def sweep_kept(keep: Path) -> None:
     kind = keep.name.rpartition("-")[0]
     for other in keep.parent.glob(f"{glob.escape(kind)}-*") if kind else ():
         with contextlib.suppress(OSError):
-            if other != keep and all(abandoned(p, days=7) for p in (other, *other.iterdir())):
+            if other != keep and all(abandoned(p, days=7) for p in (other, *other.rglob("*"))):
                 shutil.rmtree(other, ignore_errors=True)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 import advice
+import caches
 import storage
 from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
 from DPR.biencoder import embed, load_saved, load_side, require_fitting, resolve
@@ -171,10 +171,9 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
         return
     corpus = listener_turns(paths.dialogues("train"))
     # an interrupted stage goes on there; outputs of all splits share the candidates' vectors
-    keep = (
-        paths.cache
-        / f"vectors-{fingerprint(str(storage.content(shared)), session.precision, options.batch_size)[:16]}"
-    )
+    made_of = str(storage.content(shared)), session.precision, options.batch_size, options.splits
+    keep = paths.cache / f"vectors-{fingerprint(*made_of)[:16]}"
+    caches.sweep_kept(keep)
     # the paper's rule: replies of the same (gold) emotion only
     same_emotion = options.candidates == "same-emotion"
     groups = [c.emotion for c in corpus] if same_emotion else None
@@ -348,6 +347,8 @@ class Retriever(Published):
 
         def make() -> np.ndarray:
             keep = file and file.parent / f".vectors-{fingerprint(str(origin))[:16]}"
+            if keep:
+                caches.sweep_kept(keep)
             found = self.encoders.embed(side, compared, self.session, "pool", keep)
             if keep:
                 shutil.rmtree(keep, ignore_errors=True)
@@ -388,11 +389,8 @@ def kept_vectors(file: Path, origin: dict, make: Callable[[], np.ndarray], overw
     if file.exists() and not made_of and not overwrite:
         raise UserError(f"{file}: already there, and no index of this program; move it, or add --overwrite")
     if file.exists() and made_of == origin:
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                return stored["vectors"]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            print(f"warning: {file}: cannot be read ({error}); it is made again")
+        if "vectors" in (found := caches.read_arrays(file) or {}):
+            return found["vectors"]
     elif file.exists():
         print(f"note: {file}: of other texts or encoders; it is made again")
     vectors = make()

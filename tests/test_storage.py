@@ -1,6 +1,7 @@
 """Outputs are whole, know what made them, and long stages go on where they stopped."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,34 @@ def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path):
             content[place] ^= 1 << bit
             file.write_bytes(content)
             assert caches.cached(file, make)["x"].tolist() == list(range(20))
+
+
+def test_a_flipped_bit_in_the_head_of_a_large_kept_result_is_noticed(tmp_path):
+    """There the checksum is of more than numpy reads in one go."""
+    large = np.arange(8000, dtype=np.float32).reshape(1000, 8)
+    file = tmp_path / "kept.npz"
+    caches.keep_arrays(file, {"x": large})
+    sound = file.read_bytes()
+    for place in range(0, 180):
+        for bit in range(8):
+            content = bytearray(sound)
+            content[place] ^= 1 << bit
+            file.write_bytes(content)
+            found = caches.read_arrays(file)
+            assert found is None or np.array_equal(found["x"], large)
+
+
+def test_what_an_abandoned_stage_left_beside_is_swept_with_all_that_is_in_it(tmp_path):
+    old, young, other = (tmp_path / name for name in ("vectors-a", "vectors-b", "scores-a"))
+    for folder in (old, young, other):
+        (folder / "candidates" / "0f").mkdir(parents=True)
+        (folder / "candidates" / "0f" / "00000.npz").write_text("")
+    for folder in (old, young, other):
+        for path in (folder, *folder.rglob("*")):
+            if path.name != "00000.npz" or folder != young:
+                os.utime(path, (0, 0))
+    caches.sweep_kept(tmp_path / "vectors-c")
+    assert not old.exists() and young.exists() and other.exists()
 
 
 def test_an_output_and_its_note_never_disagree(tmp_path, monkeypatch):
