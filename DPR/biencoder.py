@@ -48,9 +48,12 @@ def resolve(name: str | Path) -> str:
 
 def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
     """One encoder from a DPR checkpoint, or begun from any BERT; a missing checkpoint is an error, never raw
-    weights."""
+    weights. `pooling`: how its vectors are made; refused where its own training made them otherwise."""
     place = resolve(name)
     config = load_config(place)
+    trained = getattr(config, "pooling", None)
+    if pooling and trained and pooling != trained:
+        raise UserError(f"{name}: was trained with --pooling {trained}, as its vectors are made; add it")
     if config.model_type == "dpr":
         model = load_pretrained(SIDES[side], place, config, f"{side} encoder")
     elif config.model_type == "bert":

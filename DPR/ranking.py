@@ -86,7 +86,7 @@ def measure(options: RankingOptions, search: SearchOptions, session: Session, pa
     target = paths.results / "retrieval" / f"{options.name or options.default_name(search)}.json"
     refuse_existing([target], overwrite, "another --name")
     file = paths.dpr_data(options.dataset, "valid")
-    held = HeldOut.draw(read_entries(file), options.valid_queries, options.seed)
+    held = HeldOut.draw(read_entries(file, drop_without_positive=True), options.valid_queries, options.seed)
     narrow = search.candidates == "same-emotion"
     if narrow and options.dataset != "empd":
         raise UserError("--candidates same-emotion: only the questions of --dataset empd have an emotion")

@@ -424,6 +424,9 @@ def test_saved_encoders_are_plain_dpr_encoders(run_folder):
         expected = loaded.eval()(input_ids=ids, attention_mask=mask).pooler_output
         torch.testing.assert_close(encoder.eval()(input_ids=ids, attention_mask=mask).pooler_output, expected)
         assert encoder.config.pooling == "mean"  # remembered, so that retrieval pools as training did
+        with pytest.raises(UserError, match="was trained with --pooling mean"):
+            load_side(run_folder / f"{side}_encoder", side, "cls")
+        assert load_side(run_folder / f"{side}_encoder", side, "mean").config.pooling == "mean"
     weights = [next(saved[side][0].parameters()) for side in SIDES]
     assert not torch.equal(*weights)
 

@@ -35,7 +35,7 @@ import train_empathy_classifier
 import train_sentiment_regressor
 from corpora import listener_turns, read_labels
 from dataloaders import critic_data, generator_data, tokenizer_hash
-from DPR import learning, train_dpr
+from DPR import evaluate_retriever, learning, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
 from DPR.index import Index
 from DPR.learning import read_entries, without_rivals
@@ -590,6 +590,9 @@ def test_entries_without_a_positive_are_left_out_aloud_where_asked_to(workdir, c
     train_dpr.main(retriever_flags(workdir, "--batch-size", "4", "--drop-without-positive"))
     out = capsys.readouterr().out
     assert "1 of 8 entries left out" in out and "data: 7 examples" in out
+    write_entries(workdir, SEVEN, [*SEVEN, entry("nothing", None, "a negative")])
+    evaluate_retriever.main(["--bm25", "--workdir", str(workdir), "--device", "cpu"])
+    assert "1 of 8 entries left out" in capsys.readouterr().out
     file = workdir / "none.json"
     file.write_text(json.dumps([entry("q", None)]))
     with pytest.raises(UserError, match="none of its 1 entries"):
