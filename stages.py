@@ -19,7 +19,7 @@ from pathlib import Path
 
 import runs
 import storage
-from options import UserError
+from options import Paths, UserError
 from recipes import Stage, script_of
 
 HERE = Path(__file__).resolve().parent
@@ -31,10 +31,11 @@ NEVER = float("inf")
 
 
 class Record:
-    """stages.json: {command: seconds, whether it finished, and what it was built on}."""
+    """WORKDIR/results/NAME/stages.json: {command: seconds, whether it finished, and what it was built on}."""
 
     def __init__(self, file: Path):
         self.file = file
+        self.prepared = Paths(file.absolute().parents[2]).data / "prepared.json"
         self.entries: dict[str, dict] = {}
         for key, entry in (storage.read_json(file) if file.exists() else {}).items():
             # once a number stood here: the seconds of the recipe's own line
@@ -44,7 +45,11 @@ class Record:
 
     def finished(self, stage: Stage) -> bool:
         entry = self.entries.get(stage.key, {})
-        return bool(entry.get("finished")) and entry.get("identity", stage.identity) == stage.identity
+        same = entry.get("identity", stage.identity) == stage.identity
+        if script_of(stage.command) != "prepare_data.py" and self.prepared.exists():
+            data = storage.sha256(self.prepared)
+            same &= entry.get("data", data) == data
+        return bool(entry.get("finished")) and same
 
     def seconds(self, stage: Stage) -> float:
         """Of all calls together."""
@@ -60,6 +65,8 @@ class Record:
             "finished": finished,
             "commit": commit,
         }
+        if self.prepared.exists():
+            self.entries[stage.key]["data"] = storage.sha256(self.prepared)
         storage.write_json(self.file, self.entries)
 
     def another(self, stage: Stage) -> str:
@@ -260,6 +267,7 @@ def title(stages: Sequence[Stage], place: int) -> str:
 def settle_outcome(outcome: Outcome, stages: Sequence[Stage]) -> None:
     """Raises what a script ends with where not all has finished."""
     if outcome.stopped and outcome.left:
+        print("".join(f"{failure}\n" for failure in outcome.failed.values()), end="", file=sys.stderr)
         print(
             f"stopped with {len(stages) - len(outcome.left)} of {len(stages)} stages done; the same call "
             "goes on from here",

@@ -86,6 +86,29 @@ def test_a_second_run_in_a_box_whose_time_is_over_starts_nothing(make, tmp_path)
     assert outcome.left == [0] and outcome.stopped and not (tmp_path / "order.txt").exists()
 
 
+def test_what_failed_is_shown_at_the_end_of_the_time_too(make, tmp_path, capsys):
+    todo = make({"bad": (0, ()), "slow": (30, ())})
+    outcome = run(todo, tmp_path, parallel=2, seconds=4)
+    with pytest.raises(SystemExit):
+        stages.settle_outcome(outcome, todo)
+    said = capsys.readouterr().err
+    assert "no such thing" in said and said.index("no such thing") < said.index("stopped with 0 of 2 stages")
+
+
+def test_what_was_made_of_other_data_has_not_finished(make, tmp_path):
+    (todo,) = make({"a": (0, ())})
+    (tmp_path / "data").mkdir()
+    prepared = tmp_path / "data" / "prepared.json"
+    prepared.write_text('{"levels": 2}')
+    file = tmp_path / "results" / "sample" / "stages.json"
+    stages.Record(file).add(todo, 1.0, True)
+    assert stages.Record(file).finished(todo)
+    prepared.write_text('{"levels": 3}')
+    assert not stages.Record(file).finished(todo)
+    made = replace(todo, command=["prepare_data.py"])
+    assert stages.Record(file).finished(made)  # it compares its sources by itself
+
+
 def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make, tmp_path):
     todo = make({"bad": (0, ()), "on it": (0, ("bad",)), "other": (0, ())})
     outcome = run(todo, tmp_path, keep_going=True)
