@@ -13,6 +13,8 @@ from pathlib import Path
 from options import DIMENSIONS, JOINT, SENTIMENT, Paths, with_halves
 
 HERE = Path(__file__).resolve().parent
+#: flags of prepare_data.py that its note holds, as they are where nothing is said
+PREPARED_WITH = {"levels": 2, "split": "paper", "glove_dim": 300, "min_count": 0, "seed": 42}
 #: the script of each family of generators (their folders under saved/)
 GENERATORS = {"t5": "train_t5.py", "glove-t5": "train_glove_t5.py", "causal-lm": "train_causal_lm.py"}
 
@@ -75,12 +77,14 @@ def prepare(workdir: Path) -> str:
     """What makes the prepared data of a workdir, again where some of it is there."""
     paths, source = Paths(workdir), prepared_from(workdir)
     again = any(p.exists() for p in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny))
-    if source in (
-        "folder",
-        "own",
-    ):  # the note does not say which, and without --source the sample would replace it
+    noted = preparation(workdir)
+    words = str(noted.get("glove", "auto")).split(",")[0]
+    # the note does not say which folder or file, and without it others would take its place
+    if source in ("folder", "own") or words not in ("auto", "package", "download"):
         return "prepare_data.py --overwrite, and the --source and --workdir it was made with"
-    line = command("prepare_data.py", workdir=workdir, source=source, overwrite=again)
+    kept = {name: noted[name] for name, usual in PREPARED_WITH.items() if noted.get(name, usual) != usual}
+    kept |= {"glove": words} if words != "auto" else {}
+    line = command("prepare_data.py", workdir=workdir, source=source, overwrite=again, **kept)
     return line if source else f"{line}; that is the bundled sample: --source names other dialogues"
 
 

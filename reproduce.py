@@ -100,14 +100,15 @@ def parse_args(argv=None):
     parser.add_argument("--minutes", type=POSITIVE, help="then what is running saves and stops")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
+    if args.check:
+        lines_for(args)  # a row that there is not leaves no folder
+        if args.workdir == ".":
+            own = Path("results", "checks", args.check)
+            args.workdir = str(own if Path.cwd() == HERE else HERE / own)
     if Path.cwd() != HERE:  # the commands run in the project's folder
         args.workdir = str(Path(args.workdir).resolve())
         if args.source not in ("download", PREPARED):
             args.source = str(Path(args.source).resolve())
-    if args.check:
-        lines_for(args)  # a row that there is not leaves no folder
-        if args.workdir == ".":
-            args.workdir = str(Path("results", "checks", args.check))
     if not args.dry_run:
         Path(args.workdir).mkdir(parents=True, exist_ok=True)
     check(parser, args, problems_of(args))

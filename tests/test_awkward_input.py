@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import advice
 import bundled
 import conversation
 import dpr_exemplar_retriever
@@ -39,6 +40,25 @@ def test_what_was_never_prepared_is_named_with_the_command_that_makes_it(tmp_pat
     next(workdir.rglob("valid_vader.csv")).unlink()
     with pytest.raises(UserError, match=r"valid_vader\.csv: no such file; make it with: "):
         label_dialogues.main([*common[:-1], str(workdir), *MINI])
+
+
+def test_the_remedy_prepares_the_data_as_they_were_prepared(tmp_path):
+    (tmp_path / "data").mkdir()
+    note = {"source": "download", "levels": 3, "split": "grouped", "seed": 42, "glove": "package"}
+
+    def remedy(**changes):
+        (tmp_path / "data" / "prepared.json").write_text(json.dumps(note | changes))
+        return advice.prepare(tmp_path)
+
+    assert remedy().endswith("--source download --levels 3 --split grouped --glove package")
+    assert remedy(levels=2, split="paper", glove="auto, package").endswith("--source download")
+    assert remedy(glove="0" * 64).startswith("prepare_data.py --overwrite, and the --source")
+
+
+def test_a_check_from_elsewhere_has_its_own_folder_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = reproduce.parse_args(["--check", "emo-glove-t5", "--dry-run"])
+    assert args.workdir == str(reproduce.HERE / "results" / "checks" / "emo-glove-t5")
 
 
 def test_a_reply_that_is_null_is_empty_and_turns_may_have_speakers(tmp_path):
