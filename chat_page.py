@@ -151,7 +151,8 @@ class TalkTab:
             widgets.listen(trigger, self.say, [state, message, *aims], seen, **widgets.WRITING)
         widgets.listen(retry.click, self.again, [state, *aims], seen, **widgets.WRITING)
         widgets.listen(undo.click, self.undo, [state], seen, **widgets.WRITING)
-        widgets.listen(reset.click, lambda: self.shown(None), [], seen)
+        # after a reply that is being written, which would bring the old conversation back
+        widgets.listen(reset.click, lambda: self.shown(None), [], seen, **widgets.WRITING)
         widgets.download(line, "dialogue.jsonl", lambda talk: talk.as_line() if talk else "", [state])
         widgets.download(markdown, "dialogue.md", lambda talk: talk.as_markdown() if talk else "", [state])
 
@@ -286,9 +287,8 @@ class TalkTab:
         if not self.responder.writer.reads_exemplars:
             return title + views.quiet("None: this generator was trained without exemplars.")
         if not self.responder.has_exemplars:
-            start = advice.command(
-                "app.py", workdir=self.paths.root, pool="FILE", encoder="minilm", pooling="mean"
-            )
+            flags = {"model": self.responder.folder, "pool": "FILE", "encoder": "minilm", "pooling": "mean"}
+            start = advice.command("app.py", workdir=self.paths.root, **flags)
             why = "None: it reads exemplars, but a retriever or a pool is missing. With replies of your own:"
             return title + views.how_to(why, start)
         if answer is None:

@@ -72,7 +72,7 @@ class PairTab:
             widgets.listen(trigger, self.ask, [state, message], seen, **widgets.WRITING)
         for choice, button in zip(CHOICES, choices, strict=True):
             widgets.listen(button.click, self.voter(choice), [state], seen)
-        widgets.listen(fresh.click, lambda: self.shown(Pair()), [], seen)
+        widgets.listen(fresh.click, lambda: self.shown(Pair()), [], seen, **widgets.WRITING)
         widgets.listen(count.click, self.counted, [], [counted])
         widgets.download(table, "votes.csv", self.as_csv, [])
 

@@ -215,7 +215,8 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
         from gathering import gather
 
         box = replace(box, gather=lambda: gather(Paths(workdir), folder / "gathered"))
-    outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
+    with storage.locked(folder, stages.BUSY):
+        outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
     if box.gather:
         left = box.gather()
         print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  too large: {x}" for x in left)]))

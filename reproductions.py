@@ -3,6 +3,7 @@
 Rows, steps and columns stand in results/results.yaml (results.py); the commands are run by stages.py.
 """
 
+import contextlib
 import difflib
 import itertools
 import re
@@ -105,7 +106,10 @@ def run_rows(
             at_place.setdefault(where(request, row, table, seed), []).append(row)
         for workdir, here in at_place.items():
             asked, others = [r for r in here if r in rows], [r for r in here if r not in rows]
-            left = run_at(results, table, asked, workdir, replace(request, changes=own), others)
+            runs = asked and not request.dry_run and not lacks_data(request.source, workdir)
+            place = Paths(Path(workdir).resolve()).results / "tables"
+            with storage.locked(place, stages.BUSY) if runs else contextlib.nullcontext():
+                left = run_at(results, table, asked, workdir, replace(request, changes=own), others)
             for row in here:
                 done = left.isdisjoint(lines_of(recipe_of(results, [row], request.source)))
                 if done and (values := read_figures(table, row, Path(workdir))):

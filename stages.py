@@ -25,6 +25,8 @@ from recipes import Stage, script_of
 HERE = Path(__file__).resolve().parent
 GRACE = 60  # seconds in which a stage that was told to stop saves; then it is killed, which it survives too
 NEVER = float("inf")
+#: where two calls would write one stages.json
+BUSY = "another reproduce.py is at work there; wait for it, or choose another --workdir"
 
 
 # ------------------------------------------------------------------------------------- what finished before

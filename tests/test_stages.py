@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import reproduce
 import stages
+import storage
 from gathering import gather
 from options import Paths, UserError
 from recipes import Changes, Group, plan
@@ -193,3 +195,12 @@ def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
         assert load_file(target / "saved/t5/small/model.safetensors")["w"].dtype == torch.float16
         assert not list(target.rglob("checkpoints")) and not list(target.parent.glob(".gathered"))
         assert sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) < 10**6
+
+
+def test_two_calls_in_one_workdir_do_not_share_what_they_note(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "RECIPES", {"sample": lambda source: {"a": Group(["python none.py"])}})
+    with (
+        storage.locked(tmp_path / "results" / "sample", "held"),
+        pytest.raises(UserError, match="another reproduce.py is at work there; wait for it"),
+    ):
+        reproduce.main(["--recipe", "sample", "--workdir", str(tmp_path)])
