@@ -10,17 +10,25 @@ from benchmarks import steps, train_step
 from session import Session
 
 
+def rows_of(out: str) -> list[list[float]]:
+    """(seconds, floor, share) of each way."""
+    rows = []
+    for way in ("published", "prepend", "pool"):
+        found = re.search(rf"^{way} +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M).groups()
+        rows.append([float(found[place]) for place in (0, 3, 4)])
+    return rows
+
+
 def test_the_step_is_measured_against_the_published_one(tmp_path, capsys):
     words = ["--shape", "tiny", "--workdir", str(tmp_path), "--device", "cpu", "--repeats", "1"]
-    train_step.main([*words, "--no-memory", "--batch-size", "2"])
-    out = capsys.readouterr().out
+    for _ in range(3):  # on a busy machine one timing of milliseconds can be of something else
+        train_step.main([*words, "--no-memory", "--batch-size", "2", "--overwrite"])
+        out = capsys.readouterr().out
+        if all(floor < seconds for seconds, floor, _ in rows_of(out)):
+            break
     assert "tiny, batch 2, four critics," in out and "cpu, fp32" in out
-    for way in ("published", "prepend", "pool"):
-        seconds, _, _, floor, share = re.search(
-            rf"^{way} +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M
-        ).groups()
-        # no more: on a busy machine a floor of milliseconds can be measured above the step
-        assert float(floor) > 0 and float(seconds) > 0 and float(share) > 0
+    for seconds, floor, share in rows_of(out):
+        assert 0 < floor < seconds and 0 < share < 1
     assert re.search(r"^prepend: [\d.]+x faster than published", out, re.M)
     kept = json.loads((tmp_path / "results" / "train_step_tiny.json").read_text())
     assert kept["ways"]["pool"]["gflop"] > 0 and kept["flags"]["batch_size"] == 2
