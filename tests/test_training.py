@@ -592,8 +592,8 @@ def test_a_signal_saves_also_where_nobody_reads_the_output_any_more(tmp_path):
 
 
 def test_a_second_signal_exits_at_once(tmp_path):
-    process = start(tmp_path / "run", pause=5)
-    wait_for_step(tmp_path / "run", 1)  # the second takes five seconds
+    process = start(tmp_path / "run", pause=12)
+    wait_for_step(tmp_path / "run", 1)  # the second takes twelve seconds, longer than a busy machine stalls
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)  # within a second: the same wish, delivered twice
