@@ -64,3 +64,12 @@ def test_every_link_between_the_pages_leads_to_a_file():
         targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
         missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
         assert not missing, page.name
+
+
+def test_no_table_of_a_page_is_cut_in_two():
+    """A row after an empty line is shown as a line of bars, unless it heads a table of its own."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        lines = ["", *page.read_text(encoding="utf-8").splitlines(), ""]
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+            if line.startswith("| ") and not before.startswith("|"):
+                assert after.startswith("|---"), f"{page.name}: {line[:80]}"
