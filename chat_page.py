@@ -128,6 +128,7 @@ class TalkTab:
     def __init__(self, system: System, options: PageOptions, paths: Paths):
         self.responder, self.options, self.paths = system.responder, options.respond, paths
         self.family = options.family or self.responder.writer.family
+        self.other = options.other
 
     def widgets(self) -> None:
         state = gr.State(None)  # a Conversation, from the first message on
@@ -287,8 +288,9 @@ class TalkTab:
         if not self.responder.writer.reads_exemplars:
             return title + views.quiet("None: this generator was trained without exemplars.")
         if not self.responder.has_exemplars:
-            flags = {"model": self.responder.folder, "pool": "FILE", "encoder": "minilm", "pooling": "mean"}
-            start = advice.command("app.py", workdir=self.paths.root, **flags)
+            flags = {"pool": "FILE", "encoder": "minilm", "pooling": "mean"}
+            runs = {"model": self.responder.folder, "other": self.other}
+            start = advice.command("app.py", workdir=self.paths.root, **runs, **flags)
             why = "None: it reads exemplars, but a retriever or a pool is missing. With replies of your own:"
             return title + views.how_to(why, start)
         if answer is None:
