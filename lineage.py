@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import advice
 import runs
 import storage
 from options import DIMENSIONS, Paths
@@ -24,6 +25,14 @@ class Served:
     half: str  # a, b, all, or unknown where the critic is no longer there
 
 
+def home(run: Path, paths: Paths) -> Paths:
+    """The workdir that a run's notes are seen from: its own, where what they name lies there; else the one in
+    use."""
+    own = Paths(advice.workdir_of(Path(run).absolute()))
+    named = runs.sources(run, own).values()
+    return own if any(source.path.exists() for source in named) else paths
+
+
 def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
     """The half of the seeker posts that a critic's run has learnt from, itself or by the critics that it
     began from or was taught by; unknown where one of these is not there, or not the one of this sha256."""
@@ -31,6 +40,7 @@ def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
     if not weights.exists() or not flags.exists() or (digest and checksum(weights) != digest):
         return UNKNOWN
     halves = {storage.read_json(flags).get("args", {}).get("part", ALL)}
+    paths = home(critic, paths)
     places = runs.sources(critic, paths)
     for name, place in places.items():
         if name.split()[0] in ("init", "teacher"):
@@ -48,6 +58,7 @@ def checksum(file: Path) -> str:
 def served(run: Path, paths: Paths) -> list[Served]:
     """The critics in the losses and rewards of a run, those of the labels that it was led by, and all of the
     run that it began from."""
+    paths = home(run, paths)
     places, made_with = runs.sources(run, paths), storage.read_json(run / "args.json")
     found = []
     for name, digest in made_with.get("inputs", {}).items():

@@ -225,6 +225,27 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
 
 
+def test_the_notes_of_a_run_of_another_workdir_are_seen_from_there(tmp_path):
+    there, here = Paths(tmp_path / "there"), Paths(tmp_path / "here")
+    places = {name: there.saved / "empathy" / name for name in ("teacher", "pupil")}
+    for place in places.values():
+        storage.write_text(place / "model.safetensors", place.name)
+        storage.write_json(place / "args.json", {"args": {"part": "a"}})
+    digest = storage.sha256(places["teacher"] / "model.safetensors")
+    made_from = {"teacher": storage.source(places["teacher"], there, digest)}
+    assert made_from["teacher"]["path"] == "saved/empathy/teacher"
+    storage.write_json(places["pupil"] / "sources.json", made_from)
+    assert lineage.half_of(places["pupil"], here) == "a"
+
+    labels = there.labels("train")
+    by = {"critic": "saved/empathy/pupil", "sha256": storage.sha256(places["pupil"] / "model.safetensors")}
+    storage.write_text(labels, "labels", origin=dict.fromkeys(DIMENSIONS, by))
+    run = there.saved / "t5" / "marked"
+    storage.write_json(run / "args.json", {"args": {"control": "marks"}, "inputs": {}})
+    storage.write_json(run / "sources.json", {"labels train": storage.source(labels, there)})
+    assert {critic.half for critic in lineage.served(run, here)} == {"a"}
+
+
 def test_who_has_made_the_labels_has_led_a_run_too(tmp_path):
     paths, critics = Paths(tmp_path), {}
     for part in ("a", "all"):
