@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SPLITS = ("train", "valid", "test")
+#: which dialogues are the test split: the official one, or half of the official validation split
+TEST_SPLITS = ("official", "valid-half")
 #: what --format takes; auto: by the name's ending, and in a text file by its labels (layouts.py)
 LAYOUTS = ("auto", "tsv", "csv", "tilde", "jsonl", "json", "lines", "ref-pred", "blocks", "ref-lines")
 #: flag value -> (name in our csv files, name of the official Empathy Mental Health file)

@@ -13,7 +13,7 @@ Dialogues may be in the official format, or quoted as pandas and Excel write csv
 
 from pathlib import Path
 
-from options import COUNT, Paths, add_common, check, make_parser, run
+from options import COUNT, TEST_SPLITS, Paths, add_common, check, make_parser, run
 from settings import pick
 
 
@@ -37,6 +37,20 @@ def parse_args(argv=None):
         choices=[2, 3],
         default=2,
         help="labels: 2 is int(level >= 1), the published code's; 3 keeps levels 0-2",
+    )
+    parser.add_argument(
+        "--test-split",
+        choices=list(TEST_SPLITS),
+        default=TEST_SPLITS[0],
+        help="of the dialogues: the official one; valid-half: by turns the conversations of the official "
+        "validation split are valid and test, as in this project's tables; the official test stays unread",
+    )
+    parser.add_argument(
+        "--test-conversations",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="only the first N conversations of the test split, for replies that take long (0: all)",
     )
     parser.add_argument(
         "--split",

@@ -1,5 +1,6 @@
 """What prepare_data.py does: official files or own dialogues become what every other command reads."""
 
+import csv
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import own_dialogues
 import storage
 from advice import retrieve, train_critic
 from bundled import HERE
-from corpora import PAIR_COLUMNS, read_dialogues, read_pairs
+from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
 from glove_models import (
@@ -30,7 +31,7 @@ from glove_models import (
     read_glove,
     save_glove,
 )
-from options import APOSTROPHES, DIMENSIONS, SPLITS, Paths, UserError, refuse_existing
+from options import APOSTROPHES, DIMENSIONS, SPLITS, TEST_SPLITS, Paths, UserError, refuse_existing
 from pretrained import load_tokenizer
 from records import FORMATS
 from turns import LONGEST
@@ -49,6 +50,8 @@ class PrepareOptions:
     listener: str | None
     levels: int
     split: str
+    test_split: str
+    test_conversations: int
     glove: str
     glove_dim: int
     min_count: int
@@ -66,6 +69,33 @@ def find(folder: Path, subfolders: tuple[str, ...], name: str) -> Path:
     raise UserError(
         f"--source {folder}: no {name} there; looked for {', '.join(str(p) for p in places)}{own}"
     )
+
+
+def choose_test(asked: PrepareOptions, source: Path, folder: Path) -> Path:
+    """Where the dialogues lie with the test split that was asked for: as they are in the source, or in the
+    folder."""
+    if asked.test_split == TEST_SPLITS[0] and not asked.test_conversations:
+        return source
+    halves = asked.test_split != TEST_SPLITS[0]
+    found = {split: find(source, DIALOGUE_FOLDERS, f"{split}.csv") for split in read_from(asked)}
+    tables = {split: read_dialogues(found[split], made_by=None) for split in found if split != "train"}
+    if halves:
+        ids = tables["valid"]["conv_id"]
+        first = ids.isin(ids.unique()[::2])
+        tables = {"valid": tables["valid"][first], "test": tables["valid"][~first]}
+    if asked.test_conversations:
+        ids = tables["test"]["conv_id"]
+        tables["test"] = tables["test"][ids.isin(ids.unique()[: asked.test_conversations])]
+    if found["train"].parent != folder:
+        shutil.copyfile(found["train"], folder / found["train"].name)
+    for split, table in tables.items():
+        table.to_csv(folder / f"{split}.csv", columns=[*DIALOGUE_COLUMNS], index=False, quoting=csv.QUOTE_ALL)
+    return folder
+
+
+def read_from(asked: PrepareOptions) -> list[str]:
+    """The splits of the source that are read."""
+    return [s for s in SPLITS if s != "test" or asked.test_split == TEST_SPLITS[0]]
 
 
 def copy_dialogues(source: Path, paths: Paths) -> dict:
@@ -311,9 +341,13 @@ def sources_of(asked: PrepareOptions, paths: Paths, converted: Path) -> Sources:
             source = SAMPLE
         elif asked.source == "download":
             source = fetch_official(paths.data / "downloads")
-        return Sources(source, source, Sources(source, source, []).files)
+        dialogues = [find(source, DIALOGUE_FOLDERS, f"{split}.csv") for split in read_from(asked)]
+        return Sources(choose_test(asked, source, converted), source, dialogues + pair_files(source))
+    if asked.test_split != TEST_SPLITS[0]:
+        raise UserError(f"--test-split {asked.test_split}: only of the official dialogues, these are others")
     print("own dialogues")
     said = own_dialogues.convert(own, converted, asked.listener, asked.seed)
+    choose_test(asked, converted, converted)
     has_pairs = source.is_dir() and any(source.rglob("*-reddit.csv*"))
     return Sources(
         converted, source if has_pairs else None, own + (pair_files(source) if has_pairs else []), said
@@ -330,6 +364,11 @@ def origin_of(asked: PrepareOptions, sources: Sources) -> dict:
         "source": asked.source if asked.source in ("sample", "download") else "folder",
         **{f.name: storage.sha256(f) for f in files},
     }
+    # what is noted of older data has neither
+    if asked.test_split != TEST_SPLITS[0]:
+        origin["test_split"] = asked.test_split
+    if asked.test_conversations:
+        origin["test_conversations"] = asked.test_conversations
     if sources.own:
         origin |= {"source": "own", "own": sources.own}
     if asked.glove == "auto":
@@ -381,7 +420,7 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
     glove_source(asked, paths)  # fetched, and its head read, before anything is set aside
     with storage.replacing(outputs, paths.data / ".before"):
         if not sources.own:
-            print(f"EmpatheticDialogues from {sources.dialogues}")
+            print(f"EmpatheticDialogues from {sources.given[0].parent}")
         tables = copy_dialogues(sources.dialogues, paths)
         utterances = texts = tables["train"]["utterance"].tolist()
         if sources.pairs:

@@ -17,6 +17,7 @@ from typing import Any
 import advice
 import stages
 import storage
+from corpora import listener_turns
 from gathering import LIMIT, gather
 from options import SENTIMENT, Paths, UserError, named_places
 from recipes import PREPARED, Changes, Group, Recipe, Stage, lacks_data, lines_of, plan, stage_key
@@ -48,17 +49,18 @@ def recipe_of(results: Results, rows: Sequence[Row], source: str) -> Recipe:
     """The commands of the rows and of the steps that they build on, each command once, under its own name."""
     recipe: Recipe = {}
 
-    def add(command: str, after: tuple[str, ...]) -> tuple[str, ...]:
-        line = command.replace("--source SOURCE", f"--source {shlex.quote(source)}")
+    def add(command: str, after: tuple[str, ...], flags: str = "") -> tuple[str, ...]:
+        line = command.replace("--source SOURCE", f"--source {shlex.quote(source)}{flags and f' {flags}'}")
         recipe.setdefault(line, Group([line], after))
         return (line,)
 
-    def step(name: str) -> tuple[str, ...]:
-        before = tuple(line for other in results.steps[name].after for line in step(other))
-        return tuple(line for command in results.steps[name].commands for line in add(command, before))
+    def step(name: str, flags: str) -> tuple[str, ...]:
+        before = tuple(line for other in results.steps[name].after for line in step(other, flags))
+        return tuple(line for command in results.steps[name].commands for line in add(command, before, flags))
 
     for row in rows:
-        after = tuple(line for name in row.after for line in step(name))
+        flags = results.places.get(results.place_of(row), "")
+        after = tuple(line for name in row.after for line in step(name, flags))
         # one after the other, but for the seeds of one training
         for _, seeds in itertools.groupby(row.commands, key=without_seed):
             after = tuple(line for command in seeds for line in add(command, after))
@@ -279,10 +281,13 @@ def make_table(results: Results, name: str, request: Request) -> bool:
     beside = [row for row in results.of(name) if row not in rows]
     if strange := [row.row for row in rows if row.table != name]:
         raise UserError(f"--rows {' '.join(strange)}: of another table than {name}")
-    if other := other_data(request):
+    if request.record and request.record not in results.hardware:
+        known = ", ".join(results.hardware)
+        raise UserError(f"--record {request.record}: {FILE} names no such hardware; known: {known}")
+    if other := other_data(results, rows, request):
         if request.record:
-            raise UserError(f"--record: {other}; results.yaml has figures of the real ones alone")
-        print(f"warning: {other}; what is printed is not to be read beside the other rows", flush=True)
+            raise UserError(f"--record: {other}; results.yaml has figures of its own data alone")
+        warn_of(other)
     boxed = request.box.seconds and not request.dry_run
     if boxed:
         box = replace(request.box, gather=lambda: gather_places(table, rows, request))
@@ -295,16 +300,38 @@ def make_table(results: Results, name: str, request: Request) -> bool:
         if boxed:
             print("\n".join(gather_places(table, rows, request)))
     if request.record and not request.dry_run:
+        if other := other_data(results, rows, request):
+            raise UserError(f"--record: {other}; nothing is recorded")
         asked = {row.row: found[row.row] for row in rows}
         record(results, HERE / FILE, asked, request, request.record)
     return request.dry_run or all(found.get(row.row) for row in rows if row.commands)
 
 
-def other_data(request: Request) -> str:
-    """What the rows would be measured on, where a workdir's data are not the real corpora."""
-    made_from = advice.prepared_from(Path(request.workdir)) if request.source == PREPARED else None
-    said = {"sample": "the bundled sample, invented and small", "own": "own dialogues"}.get(made_from or "")
-    return f"the data in {request.workdir} are {said}" if said else ""
+def other_data(results: Results, rows: Sequence[Row], request: Request) -> str:
+    """What rows are measured on where that is not what the recorded ones were; empty where it is, or where
+    nothing is prepared yet."""
+    said = {"sample": "are the bundled sample, invented and small", "own": "are own dialogues"}
+    for place in dict.fromkeys(where(request, row, results.tables[row.table], FIRST_SEED) for row in rows):
+        paths = Paths(place)
+        if other := said.get(advice.prepared_from(paths.root) or ""):
+            return f"the data in {place} {other}"
+        first, test = results.first_test_conversation, paths.dialogues("test")
+        if first and test.exists() and listener_turns(test)[0].conv_id != first:
+            made = prepare_data_of(results, rows[0])
+            return f"the test split in {place} has other dialogues (theirs, from the official files: {made})"
+    return ""
+
+
+def prepare_data_of(results: Results, row: Row) -> str:
+    """The command that makes the data of a row."""
+    data = lines_of(recipe_of(results, [row], "SOURCE"))
+    return next(
+        (line for line in data if "prepare_data.py" in line), "python prepare_data.py --source SOURCE"
+    )
+
+
+def warn_of(other: str) -> None:
+    print(f"warning: {other}; what is printed is not to be read beside the other rows", flush=True)
 
 
 def show_table(
@@ -346,9 +373,6 @@ def gather_places(table: Table, rows: Sequence[Row], request: Request) -> list[s
 
 def record(results: Results, file: Path, found: dict[str, Measured], request: Request, hardware: str) -> None:
     """Write what was measured into results.yaml; rows that have figures already are left and named."""
-    if hardware not in results.hardware:
-        known = ", ".join(results.hardware)
-        raise UserError(f"--record {hardware}: {FILE} names no such hardware; known: {known}")
     data = load(file.read_text(encoding="utf-8"))
     left, written = [], []
     for entry in data["rows"]:
@@ -475,25 +499,28 @@ def check_row(results: Results, key: str, request: Request) -> bool:
     table = results.tables[row.table]
     if not row.commands and not row.in_table:
         raise UserError(f"--check {key}: the row has no commands; nothing here runs it")
-    mark = Path(request.workdir) / "results" / "tables" / "check.txt"
+    workdir = where(request, row, table, FIRST_SEED)
+    mark = Paths(workdir).results / "tables" / "check.txt"
     if not request.dry_run:
-        fresh = {place.name for place in Path(request.workdir).iterdir()} <= {"data"}
+        there = Path(workdir).iterdir() if Path(workdir).exists() else []
+        fresh = {place.name for place in there} <= {"data"}
         if not fresh and not (mark.exists() and mark.read_text(encoding="utf-8") == key):
             raise UserError(
                 f"--workdir {request.workdir}: --check {key} takes a folder that is new or empty, or holds "
-                "prepared data alone"
+                f"prepared data alone{f' ({workdir})' * (workdir != request.workdir)}"
             )
-        if lacks_data(request.source, request.workdir):
-            raise UserError(
-                f"--source {PREPARED}: {request.workdir} has no data/prepared.json; leave the flag out, or "
-                f"first: python prepare_data.py --source FOLDER --workdir {shlex.quote(request.workdir)}"
-            )
+        if lacks_data(request.source, workdir):
+            first = f"{prepare_data_of(results, row)} --workdir {shlex.quote(workdir)}"
+            missing = f"--source {PREPARED}: {workdir} has no data/prepared.json"
+            raise UserError(f"{missing}; leave the flag out, or first: {first}")
         storage.write_text(mark, key)
     found = [*run_rows(results, table, [row], request)[key].values()]
     if request.dry_run:
         return True
     if not found:
         raise UserError(f"{key}: its commands have left no figures; their logs: {mark.parent}")
+    if other := other_data(results, [row], request):
+        warn_of(other)
     now, good = over_seeds(found), True
     for name, recorded in row.figures.items():
         column = table.columns[name]

@@ -103,6 +103,12 @@ class Results:
     steps: dict[str, Step]
     tables: dict[str, Table]
     rows: dict[str, Row]
+    places: dict[str, str] = field(default_factory=dict)  # flags of prepare_data.py for the data of a place
+    first_test_conversation: str = ""  # of the test split that the rows were measured on
+
+    def place_of(self, row: Row) -> str:
+        """The folder below the workdir in which a row is made."""
+        return row.place or self.tables[row.table].place
 
     def of(self, table: str) -> list[Row]:
         return [row for row in self.rows.values() if row.table == table]
@@ -132,7 +138,8 @@ def parse(data: Mapping[str, Any], name: str = str(FILE)) -> Results:
         if problem:
             raise UserError(f"{name}, row {row.row}: {problem}")
         rows[row.row] = row
-    return Results(data["hardware"], steps, tables, rows)
+    more = {key: data[key] for key in ("places", "first_test_conversation") if key in data}
+    return Results(data["hardware"], steps, tables, rows, **more)
 
 
 def made(kind: Any, value: Mapping[str, Any], where: str) -> Any:
@@ -273,26 +280,31 @@ def page(results: Results) -> str:
         rows = results.of(table.name)
         lines += [f"## {table.name}", "", *paragraph(f"{table.title}. {table.about}")]
         lines += [*figures_of(table, rows, table.columns), "", *paragraph(table.says)]
-        lines += [*commands_of(rows), ""]
+        lines += [*commands_of(results, rows), ""]
         lines += [f"The table: `{table.evaluate}`", ""] * bool(table.evaluate)
     lines += ["## What the rows build on", ""]
     steps = [[name, "; ".join(step.after), shown(step.commands)] for name, step in results.steps.items()]
-    lines += [*markdown(["step", "after", "commands"], steps), "", "## Hardware", ""]
+    lines += [*markdown(["step", "after", "commands"], steps), "", "## Places", ""]
+    lines += paragraph(
+        "A row whose key is followed by a place is made in that folder below the workdir, which has data of "
+        "its own: the flags here are added to the commands of step data."
+    )
+    lines += [f"- {place}: `{flags}`" for place, flags in results.places.items()]
+    lines += ["", "## Hardware", ""]
     lines += [f"- {key}: {text}" for key, text in results.hardware.items()]
     return "\n".join(lines) + "\n"
 
 
-def commands_of(rows: Sequence[Row]) -> list[str]:
+def commands_of(results: Results, rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         if not row.commands and not row.commit:
             continue
         seconds = f"{row.seconds:,.0f} s" if row.seconds else ""
         seeds = ", ".join(map(str, row.seeds))
-        after = "; ".join(row.after)
-        lines.append(
-            [row.name, f"`{row.row}`", after, shown(row.commands), seconds, row.hardware, row.commit, seeds]
-        )
+        after, place = "; ".join(row.after), results.place_of(row)
+        key = f"`{row.row}`" + (f" in {place}" if place else "")
+        lines.append([row.name, key, after, shown(row.commands), seconds, row.hardware, row.commit, seeds])
         lines[-1].append(row.note)
     return markdown(["row", "key", "after", "commands", "time", "hardware", "commit", "seeds", "note"], lines)
 

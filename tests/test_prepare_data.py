@@ -20,6 +20,7 @@ import dataloaders
 import fetching
 import prepare_data
 import preparing
+from corpora import listener_turns
 from options import DIMENSIONS, SPLITS, Paths, UserError
 from pretrained import load_tokenizer
 from settings import pick
@@ -114,6 +115,31 @@ def test_packed_sources_prepare_the_same_dialogues_and_scores(prepared, three_le
             Paths(prepared).dialogues(split)
         )
         assert Paths(three_levels).vader(split).read_bytes() == Paths(prepared).vader(split).read_bytes()
+
+
+def test_half_of_the_validation_split_is_the_test_split_that_our_tables_have(corpus, tmp_path):
+    """By turns, so that nothing but the official files is needed to have the same items."""
+    source = tmp_path / "official"
+    shutil.copytree(corpus, source)
+    (source / "test.csv").unlink()  # is not read
+    flags = ["--test-split", "valid-half", "--split", "grouped"]
+    for more in ([], ["--test-conversations", "2"]):
+        prepare(source, tmp_path, *flags, *more, "--overwrite")
+        found = {s: listener_turns(Paths(tmp_path).dialogues(s)) for s in SPLITS}
+        convs = {s: list(dict.fromkeys(e.conv_id for e in found[s])) for s in SPLITS}
+        whole = list(dict.fromkeys(e.conv_id for e in listener_turns(corpus / "valid.csv")))
+        assert (convs["valid"], convs["test"]) == (whole[::2], whole[1::2][: 2 if more else None])
+    by_key = {e.key: e for e in listener_turns(corpus / "valid.csv")}
+    assert all(by_key[e.key] == e for e in found["valid"] + found["test"])
+    assert found["train"] == listener_turns(corpus / "train.csv")
+    noted = json.loads((tmp_path / "data" / "prepared.json").read_text())
+    assert (noted["test_split"], noted["test_conversations"]) == ("valid-half", 2)
+    with pytest.raises(UserError, match="already there|--overwrite"):
+        prepare(source, tmp_path, *flags)  # another test split is other data
+    chats = tmp_path / "chats.csv"
+    chats.write_text("conversation,speaker,text\n" + "".join(f"{n},a,hi\n{n},b,ho\n" for n in range(20)))
+    with pytest.raises(UserError, match="--test-split valid-half: only of the official dialogues"):
+        prepare(chats, tmp_path, "--test-split", "valid-half")
 
 
 def test_every_utterance_has_its_vader_score(prepared):

@@ -124,6 +124,24 @@ def test_the_sample_is_no_corpus_that_a_table_is_of(data, trained_copy, here, ca
     assert "are the bundled sample, invented and small; what is printed is not" in capsys.readouterr().out
 
 
+def test_a_row_is_of_the_test_split_it_was_measured_on(data, trained_copy, tmp_path, here, capsys):
+    data |= {"first_test_conversation": "hit:0_conv:0", "places": {"short": "--test-conversations 9"}}
+    data["rows"][0]["place"] = "short"
+    known = results.parse(data)
+    with pytest.raises(UserError, match="no data/prepared.json.* first: .*SOURCE --test-conversations 9 --w"):
+        reproductions.check_row(known, "bm25", request_of(tmp_path))
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "data").symlink_to(trained_copy / "data")
+    with pytest.raises(UserError, match="--record: the test split in .*short has other dialogues"):
+        request = request_of(tmp_path, record="here", rows=("bm25",))
+        reproductions.make_table(known, "retrieval", request)
+    reproductions.check_row(known, "bm25", request_of(tmp_path))
+    assert "has other dialogues (theirs, from the official files: python prep" in capsys.readouterr().out
+    assert (tmp_path / "short" / "results" / "retrieval" / "bm25.json").exists()
+    with pytest.raises(UserError, match="--record there: .* names no such hardware; known: here"):
+        reproductions.make_table(known, "retrieval", request_of(tmp_path, record="there", dry_run=True))
+
+
 def test_a_call_that_measures_nothing_leaves_the_page(data, trained_copy, here):
     reproductions.make_table(results.parse(data), "retrieval", request_of(trained_copy))
     page = trained_copy / "results" / "tables" / "retrieval.md"
