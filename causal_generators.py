@@ -290,12 +290,15 @@ def run(command: CausalCommand) -> dict | None:
 def train(command: CausalCommand, session: Session) -> dict:
     paths, options = command.paths, command.options
     known = marks.known(paths) if options.control else {}  # missing labels are missed at once
+    # of a run to begin from the base may be named by either flag
+    base = options.base or options.model
+    folder_of_base = base if Path(base).is_dir() else None
     model = CausalGenerator.start(
-        options.model,
+        base,
         rank=options.lora_rank,
         cache=paths.cache,
         device=session.device,
-        called=paths.name(options.model) if Path(options.model).is_dir() else None,
+        called=paths.name(folder_of_base) if folder_of_base else None,
         alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         exemplars=options.add_exemplars,
@@ -308,7 +311,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     )
     if options.init_from:
         begun = Path(options.init_from)
-        trained = load(begun, paths, session, options.base)
+        trained = load(begun, paths, session, folder_of_base)
         if trained.settings.base_sha256 != model.settings.base_sha256:
             raise UserError(
                 f"--init-from {begun}: of another base, {trained.settings.base}; give it as --model"
@@ -345,7 +348,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
         return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
 
-    sources = {"base": storage.source(options.model, paths, model.settings.base_sha256)}
+    sources = {"base": storage.source(base, paths, model.settings.base_sha256)}
     sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(
         command.rewards, command.sampled, paths
     )
@@ -373,7 +376,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         metric="nll",
         micro_batches_matter=bool(command.sampled.sampled_loss_w),
         mode="min",
-        reload=lambda place: load(place, paths, session, options.model),
+        reload=lambda place: load(place, paths, session, base),
         probe=lambda trained: trained(session.move(held.data.collate([0]))),
         same=IN_HALF[session.precision],
         evaluate_first=not command.training.epochs,
@@ -384,7 +387,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     result |= {"valid": loop.measure()}
     if split and session.main:
         # what was saved is in half precision: the replies are of that, as they will be later
-        saved = load(folder, paths, session, options.model)
+        saved = load(folder, paths, session, base)
         result[likelihood_key(split)] = predict(folder, saved, split, command, session)
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")

@@ -195,6 +195,10 @@ def test_a_base_is_named_without_its_place_and_found_again_where_it_was_moved(tr
     again = Responder.from_pretrained(folder, session=Session("cpu"), workdir=workdir, base=str(moved))
     assert again.reply(**asked) == first
     train_causal_lm.main([*words, "--base", str(moved)])
+    place = flags.index("--model")
+    rest = [*flags[:place], *flags[place + 2 :], "--no-predict", "--init-from", str(folder)]
+    for flag in ("--base", "--model"):  # either says where it lies
+        train_causal_lm.main([*rest, flag, str(moved), "--name", f"on-{flag[2:]}"])
     moved.rename(trained_copy / "data" / "llama")  # inside the workdir its place is named as seen from there
     words[words.index("--model") + 1] = str(trained_copy / "data" / "llama")
     train_causal_lm.main([*words[: words.index("--inference")], "--no-predict", "--name", "inside"])
