@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 import advice
 from bundled import HERE
-from hub import HUB_NAME
+from hub import HUB_NAME, OF_THE_PUBLISHED, OF_THE_RUN
 from options import DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths
 from storage import read_json, write_text
 
@@ -33,7 +34,7 @@ PAIRS = (
     "Trained on Empathy Mental Health (Sharma et al. 2020), whose academic, non-commercial terms hold for "
     "the weights.",
 )
-OF_THE_RUN = "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl."
+TURNS_TOO = "So does the licence of EmpatheticDialogues, CC BY-NC 4.0, from which it learnt, too."
 OF_THE_BUNDLE = "It stands here in half precision, without logs and predictions."
 FIGURES = "## Figures\n\n| | |\n|---|---|\n"
 #: how each kind of run is used, in the project's folder
@@ -75,10 +76,14 @@ def kind_of(folder: Path) -> str:
     return kind if kind in SNIPPETS else ""
 
 
-def licence(kind: str, critic: str, workdir: str) -> tuple[str, str]:
-    """Of the weights: its name on the hub, and a sentence. `critic`: of what, where it is one."""
+def licence(kind: str, critic: str, inputs: Iterable[str], workdir: str) -> tuple[str, str]:
+    """Of the weights: its name on the hub, and a sentence. `critic`: of what, where it is one; `inputs`: the
+    names of what it was made from."""
     known = LICENCES.get(advice.prepared_from(Path(workdir)) or "")
-    return known or (PAIRS if kind == "Critic" and critic in (*DIMENSIONS, JOINT) else DIALOGUES)
+    if known or kind != "Critic" or critic not in (*DIMENSIONS, JOINT):
+        return known or DIALOGUES
+    # a teacher has labelled listener turns
+    return (PAIRS[0], f"{PAIRS[1]} {TURNS_TOO}") if "dialogues train" in inputs else PAIRS
 
 
 def base_model(folder: Path, args: dict[str, Any]) -> str | None:
@@ -140,7 +145,7 @@ def rows(figures: dict[str, Any]) -> str:
 
 def bundled_card(card: str, folder: Path, figures: dict[str, Any]) -> str:
     """A run's card where it stands bundled in `folder` (bundling.py), with further figures."""
-    card = card.replace(OF_THE_RUN, OF_THE_BUNDLE)
+    card = card.replace(OF_THE_PUBLISHED, OF_THE_BUNDLE)
     if figures:
         card = card.replace(FIGURES, f"{FIGURES}{rows(figures)}\n", 1)
     # in the quotes that the formatter wants of a page in the repository
@@ -159,8 +164,10 @@ def write_card(folder: Path, result: dict) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if kind == "Critic" else {}
     workdir = str(args.get("workdir") or ".")
     made["command"] = command_to_show(made["command"], Paths(workdir))
-    licence_name, terms = licence(kind, config.get("kind", ""), workdir)
+    licence_name, terms = licence(kind, config.get("kind", ""), recorded["inputs"], workdir)
     resumed = f"; resumed {len(known['resumed'])} times" if "resumed" in known else ""
+    versions = known.get("versions", {})
+    packages = "".join(f", {name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
     inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in recorded["inputs"].items()]
     parts = [
         front_matter(kind, licence_name, base_model(folder, args)) + f"\n# {folder.parent.name}/{folder.name}"
@@ -179,8 +186,8 @@ def write_card(folder: Path, result: dict) -> None:
     if config:
         parts.append(f"## What it says\n\n{labels(config)}")
     parts += [
-        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}), "
-        f"{made['started']}{resumed}. {OF_THE_RUN}",
+        f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}"
+        f"{packages}), {made['started']}{resumed}. {OF_THE_RUN}",
         f"{FIGURES}{rows(result)}",
         "## Made from\n\n" + "\n".join(inputs),
         f"## Licence and limits\n\n{terms} Research code for empathetic replies in small talk in English. "

@@ -21,6 +21,9 @@ PUBLISHED = (
     *("README.md", "result.json", "*.safetensors", "*config.json", "modules.json"),
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
+#: of a run's card: what of it is only here, and what stands in its place where the run is published
+OF_THE_RUN = "All flags: args.json. Versions: environment.json. Every logged figure: metrics.jsonl."
+OF_THE_PUBLISHED = "It stands here without logs and predictions."
 #: user/name
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -48,6 +51,9 @@ class Run(ModelHubMixin):
         for inside in published(self.folder):
             (save_directory / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.folder / inside, save_directory / inside)
+        card = save_directory / "README.md"
+        said = card.read_text(encoding="utf-8").replace(OF_THE_RUN, OF_THE_PUBLISHED)
+        card.write_text(said, encoding="utf-8")
         if not (save_directory / "config.json").exists():  # of two encoders; the hub counts loads by it
             storage.write_json(save_directory / "config.json", {"model": "Retriever"})
 

@@ -95,6 +95,9 @@ def test_a_critics_card_says_what_its_labels_mean_and_whose_terms_hold(home):
     emo = (runs_of(home)["Critic"] / "README.md").read_text(encoding="utf-8")
     assert "| 0 | no warmth or concern |" in emo and "| 1 | warmth or concern |" in emo
     assert front_matter(emo)["license"] == "other" and "academic, non-commercial" in emo
+    assert "EmpatheticDialogues" not in emo  # taught by another critic it has read those, too
+    taught = cards.licence("Critic", "emo", ["pairs train", "dialogues train", "teacher"], str(home))
+    assert taught[0] == "other" and "CC BY-NC 4.0" in taught[1]
     sentiment = (Paths(home).critic("sentiment", "t5") / "README.md").read_text(encoding="utf-8")
     assert "from -1 (negative) to 1 (positive)" in sentiment
     assert front_matter(sentiment)["license"] == "cc-by-nc-4.0"
@@ -285,7 +288,11 @@ def test_nothing_but_weights_settings_words_and_the_card_is_published(home, tmp_
     assert {Path(name).suffix for name in there} == {".safetensors", ".json", ".md"}
     assert {"README.md", "question_encoder/modules.json", "context_encoder/0_BERT/config.json"} <= there
     assert not {"args.json", "environment.json", "sources.json", "metrics.jsonl"} & there
-    for name in there - {"config.json"}:  # as they were checked
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "args.json" in (run / "README.md").read_text(encoding="utf-8")
+    assert not {"args.json", "environment.json", "metrics.jsonl"} & {*re.findall(r"[a-z_]+\.jsonl?", card)}
+    assert f", torch {torch.__version__}" in card
+    for name in there - {"config.json", "README.md"}:  # as they were checked
         first, second = (hashlib.sha256((f / name).read_bytes()).digest() for f in (run, tmp_path / "out"))
         assert first == second
     with pytest.raises(UserError, match="not empty, so it is left alone"):
