@@ -44,6 +44,8 @@ from options import (
 from recipes import PREPARED, RECIPES, Changes, lacks_data, lines_of, plan, script_of, split_override
 
 HERE = Path(__file__).resolve().parent
+#: what --source can be beside a folder
+NAMED = ("download", "sample", PREPARED)
 #: of results/results.yaml
 TABLES = ("classifiers", "retrieval", "main", "ablations", "losses", "processor", "energy", "causal")
 
@@ -76,7 +78,8 @@ def parse_args(argv=None):
         action="append",
         default=[],
         metavar='"SCRIPT --FLAG VALUE"',
-        help="flags of one script's commands, over those above; may be given several times",
+        help="flags of one script's commands, over those above, with paths as the script is to get them; may "
+        "be given several times",
     )
     parser.add_argument(
         "--record",
@@ -105,13 +108,14 @@ def parse_args(argv=None):
         if args.workdir == ".":
             own = Path("results", "checks", args.check)
             args.workdir = str(own if Path.cwd() == HERE else HERE / own)
+    problems = problems_of(args)
+    if args.source not in NAMED:  # seen from here, and data/ is not that of the workdir
+        args.source = str(Path(args.source).resolve())
     if Path.cwd() != HERE:  # the commands run in the project's folder
         args.workdir = str(Path(args.workdir).resolve())
-        if args.source not in ("download", PREPARED):
-            args.source = str(Path(args.source).resolve())
-    if not args.dry_run:
+    if not args.dry_run and not problems:
         Path(args.workdir).mkdir(parents=True, exist_ok=True)
-    check(parser, args, problems_of(args))
+    check(parser, args, problems)
     return args
 
 
@@ -119,6 +123,10 @@ def problems_of(args) -> list[str]:
     """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
     places = [place for text in args.systems for place in named_places(text)[1] or [text]]
     problems = [f"--systems {place}: no such file" for place in places if not Path(place).exists()]
+    if args.source not in NAMED and not Path(args.source).exists():
+        problems.append(f"--source {args.source}: neither {', '.join(NAMED)} nor a folder")
+    elif args.recipe == "sample" and args.source not in NAMED:
+        problems.append(f"--source {args.source}: the recipe sample is of the bundled sample; leave it out")
     if args.render and args.dry_run:
         problems.append("--dry-run: --render runs no command, it writes README.md and docs/results.md")
     for flag in ("systems", "record", "rows"):

@@ -120,3 +120,19 @@ def test_a_row_that_there_is_not_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="emo-glove-t5"):
         reproduce.parse_args(["--check", "emo-glove-t6", "--workdir", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_the_source_is_a_place_of_the_users_not_of_the_workdir(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    words = ["--recipe", "glove", "--workdir", str(tmp_path / "run"), "--source"]
+    assert str(tmp_path / "data") in commands(*words, "data")[0]
+    monkeypatch.chdir(reproduce.HERE)
+    assert str(reproduce.HERE / "data" / "sample") in commands(*words, "data/sample")[0]
+    for recipe, source in (("glove", "nowhere"), ("sample", str(tmp_path))):
+        with pytest.raises(SystemExit):
+            reproduce.parse_args(["--recipe", recipe, "--source", source, "--workdir", str(tmp_path / "no")])
+    said = capsys.readouterr().err
+    assert "nowhere: neither download, sample, prepared nor a folder" in said
+    assert "the recipe sample is of the bundled sample" in said
+    assert not (tmp_path / "no").exists()
