@@ -125,8 +125,8 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         "--sampled-loss-w",
         type=WEIGHT,
         default=0.0,
-        help="weight of a policy gradient on replies that the model samples: critics' levels like the gold "
-        "reply's are the reward; 0: nothing is sampled",
+        help="weight of a policy gradient on replies that the model samples, rewarded by critics "
+        "(--sampled-reward); 0: nothing is sampled",
     )
     add(
         "--sampled-reward",
