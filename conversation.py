@@ -124,9 +124,10 @@ def _open_responder(
         say(f"warning: critics {doubt}")
     retriever = pool = None
     if not writer.reads_exemplars:
-        if options.pool or options.emotion:
+        flags = ("pool", "emotion", "path", "encoder", "column")
+        if given_too := [f"--{flag}" for flag in flags if getattr(options, flag)]:
             raise UserError(
-                f"--pool, --emotion: {folder} was trained without exemplars and reads none; leave them out"
+                f"{', '.join(given_too)}: {folder} was trained without exemplars and reads none; leave it out"
             )
     elif not options.pool and not paths.dialogues("train").exists():
         say(
@@ -330,6 +331,8 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
                 asked.append((number, text))
                 print(line, flush=True)
                 bad += [number] * ("error" in json.loads(line))
+    if not asked:
+        raise UserError(f"{place}: there is no dialogue to reply to")
     if bad:
         named = ", ".join(map(str, bad[:20])) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
         others = "; all the others have one" if len(bad) < len(asked) else ""
@@ -450,7 +453,8 @@ class Conversation:
             raise UserError("/save FILE: name a file")
         if not self.turns:
             raise UserError("/save: nothing was said yet; write something first")
-        if Path(name).exists():
-            raise UserError(f"{name}: already there; choose another name")
-        storage.write_text(Path(name), self.as_markdown() if name.endswith(".md") else self.as_line())
-        self.write(f"{name}: {len(self.turns)} turns")
+        file = Path(name).expanduser()
+        if file.exists():
+            raise UserError(f"{file}: already there; choose another name")
+        storage.write_text(file, self.as_markdown() if name.endswith(".md") else self.as_line())
+        self.write(f"{file}: {len(self.turns)} turns")

@@ -192,6 +192,11 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
             rows.append(row)
             lines.append(reader.line_num)
     except csv.Error as error:
+        if "field larger than" in str(error):
+            raise UserError(
+                f"{place}, line {reader.line_num}: a text of over {csv.field_size_limit():,} characters, "
+                "which a csv cannot hold here; shorten it, or give the file as .jsonl"
+            ) from error
         raise UserError(
             f"{place}, line {reader.line_num}: not readable as csv ({error}); a quotation mark that opens a "
             "text must close it, too"

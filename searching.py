@@ -100,6 +100,11 @@ def search(
 ) -> list[list[Hit]] | None:
     """The best `k` replies of a file for each question; written to `output` or shown."""
     asked, texts = questions
+    nested = output is not None and format_of(output) == "jsonl"
+    added = ["exemplars"] if nested else ["rank", "score", "exemplar", "line"]
+    if output:  # before the pool is embedded, which may take long
+        refuse_same_names(asked.columns, added, "rename it in the input")
+        storage.require_writable(output.parent)
     pool, rows = read_pool(retriever, pool_file, column, overwrite)
     check_emotion(emotion, pool)
     origin: dict[str, Any] = {
@@ -117,15 +122,13 @@ def search(
             for hit in hits:
                 print(f"  {hit.score:8.3f}  {hit.text}  (line {rows.lines[hit.place]})")
         return found
-    added = ["exemplars"] if format_of(output) == "jsonl" else ["rank", "score", "exemplar", "line"]
-    refuse_same_names(asked.columns, added, "rename it in the input")
     out: list[dict[str, Any]] = []
     for row, hits in zip(asked.rows, found, strict=True):
         each = [
             {"rank": n, "score": round(h.score, 4), "exemplar": h.text, "line": rows.lines[h.place]}
             for n, h in enumerate(hits, 1)
         ]
-        out += [row | {"exemplars": each}] if added == ["exemplars"] else [row | e for e in each]
+        out += [row | {"exemplars": each}] if nested else [row | e for e in each]
     write_records(output, [*asked.columns, *added], out, origin)
     print(f"{output}: {len(texts):,} questions, exemplars from {len(pool.texts):,} replies")
     return found

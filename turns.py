@@ -39,6 +39,10 @@ class Cast:
 def pick(row: Mapping[str, Any], part: str) -> Any:
     """What a row holds under one of the names of `part`; None where there is none."""
     lower = {str(key).strip().lower(): value for key, value in row.items()}
+    if part == "turns":  # "conversation" may be a dialogue's name as well as its turns
+        lists = [lower[name] for name in NAMES[part] if isinstance(lower.get(name), list)]
+        if lists:
+            return lists[0]
     return next((lower[name] for name in NAMES[part] if lower.get(name) is not None), None)
 
 

@@ -22,6 +22,7 @@ import retrieve
 import score
 import systems
 import train_t5
+import turns
 from options import Paths, UserError
 from settings import pick
 
@@ -157,6 +158,17 @@ def test_ctrl_c_stops_a_reply_and_not_the_conversation(monkeypatch):
     assert "the dialogue is where it was before this line" in said[-2] and "nothing was said yet" in said[-1]
 
 
+def test_a_text_that_no_csv_field_holds_is_said_to_be_long(tmp_path):
+    (tmp_path / "r.csv").write_text(f'reply\n"{"word " * 30_000}"\n')
+    with pytest.raises(UserError, match="line 2: a text of over 131,072 characters, .* as .jsonl"):
+        records.read_records(tmp_path / "r.csv")
+
+
+def test_a_dialogues_name_is_not_taken_for_its_turns():
+    for row in ({"conversation": "c12", "messages": ["hi"]}, {"Dialogue": 3, "utterances": ["hi"]}):
+        assert turns.pick(row, "turns") == ["hi"]
+
+
 def test_equal_dialogues_share_a_split_and_are_counted(tmp_path, capsys):
     said = [("a", "b"), ("c", "d"), ("a", "b"), ("e", "f"), ("a", "b")]
     drawn = own_dialogues.draw_splits(said, 1)
@@ -179,6 +191,8 @@ def test_a_published_model_is_not_read_as_a_file_of_replies():
         UserError, match=r"a published model; .*train_glove_t5\.py --inference .*--output DIR"
     ):
         systems.read_system(bundled.MINI / "generator", [], "test", Paths())
+    with pytest.raises(UserError, match="the run of a Critic, not of a generator"):
+        systems.read_system(bundled.MINI / "emo", [], "test", Paths())
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):

@@ -285,6 +285,12 @@ def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
     shown = capsys.readouterr().out
     assert "it is made again" in shown and shown.count("Tell me more.  (line 5)") == 1
 
+    (tmp_path / "asked.csv").write_text("text,score\nHello,1\n")
+    words = ["--pool", str(tmp_path / "new.txt"), "--input", str(tmp_path / "asked.csv")]
+    (tmp_path / "new.txt").write_text("I am so sorry.\n")
+    with pytest.raises(UserError, match="has a column score already"):
+        run(retrieve, home, *words, "--output", str(tmp_path / "out.csv"))
+    assert not (tmp_path / "new.txt.index.npz").exists()  # said before the pool is embedded
     (tmp_path / "replies.txt.index.npz.origin.json").unlink()
     with pytest.raises(UserError, match="no index of this program; move it"):
         run(retrieve, home, "--pool", str(pool), "Hello")
@@ -512,6 +518,12 @@ def test_dialogues_are_answered_as_they_stand_in_other_peoples_files(home, tmp_p
     assert [r.get("reply") for r in rows[:4]] == [answer] * 3 + [None] and rows[4]["reply"]
 
 
+def test_a_file_without_a_dialogue_is_no_work_that_was_done(home, tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="in.jsonl: there is no dialogue to reply to"):
+        run(respond, home, "--file", str(tmp_path / "in.jsonl"))
+
+
 def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(home, tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("My dog ran away.\nI got the job!\n{bad\nI am so tired.\n")
     output = tmp_path / "out.jsonl"
@@ -671,6 +683,10 @@ def test_a_saved_conversation_holds_its_turns(responder, tmp_path):
     saved = json.loads(file.read_text())
     assert saved["turns"] == turns and saved["answers"][0]["reply"] == turns[1]
     assert "already there" in said[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        talk(responder, "My dog ran away.", "/save ~/chat.md")
+    assert "My dog ran away." in (tmp_path / "chat.md").read_text()
 
 
 # --------------------------------------------------------------------------------------------------- distress
@@ -693,6 +709,10 @@ def test_the_notice_stands_before_anything_is_written(responder, home, monkeypat
         ("i dont want to wake up tomorrow", True),
         ("There is no reason\nto live.", True),
         ("She took an overdose last night", True),
+        ("I don\u00b4t want to live", True),
+        ("i don`t want to wake up", True),
+        ("thoughts of self\u2011harm", True),
+        ("selfharm again", True),
         ("I ended my lifeguard course", False),
         ("I could have died of embarrassment", False),
         ("My dog died and I am so sad", False),
