@@ -84,6 +84,12 @@ class Judge:
 # ----------------------------------------------------------------------------------------------------- loaded
 
 
+def named(text: str) -> list[str]:
+    """The judges of a flag's value, separated by commas; "none" names none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return [] if names == ["none"] else names
+
+
 def load(
     paths: Paths,
     session: Session,

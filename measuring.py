@@ -62,6 +62,9 @@ class Standard:
     critics: Callable[[Numbers, Sequence[str]], dict[str, np.ndarray]]
     session: Session
     extras: Extras = field(default_factory=Extras)
+    #: of the bootstrap of context AUC; of all other figures `comparison.Comparison` draws
+    resamples: int = 1000
+    seed: int = 42
 
     def __post_init__(self):
         self.gold = [normalise(e.response) for e in self.examples]
@@ -174,7 +177,9 @@ class Standard:
     def foretold(self, judge: str, dim: str, levels: np.ndarray, numbers: Numbers) -> dict[str, Estimate]:
         gold = self.gold_levels[judge][dim][list(numbers)]
         conversations = [self.examples[n].conv_id for n in numbers]
-        return {f"{judge}_{dim}_context_auc": context_auc(levels, gold, conversations)}
+        return {
+            f"{judge}_{dim}_context_auc": context_auc(levels, gold, conversations, self.resamples, self.seed)
+        }
 
     def context_only(self, numbers: Numbers, encoder: str | None, cache: Path) -> list[Row]:
         """What each judge's gold level can be foretold without a reply: a ceiling for context AUC."""

@@ -6,6 +6,7 @@ written under the target's level marks), or both.
 Letters in shapes: C contexts, N candidates of each.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import caches
 import judges
 import storage
 from corpora import Example, listener_turns, read_exemplars
+from intervals import LEAST_DRAWN, bootstrap, item_means, resamples
 from judges import Judge
 from measures import bleu
 from metrics import distinct
@@ -203,19 +205,16 @@ def choose(pool: Pool, levels: Mapping[str, np.ndarray], target: Target, weights
     return np.argmax(np.where(empty, -np.inf, total), axis=1)
 
 
-def interval(values: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float, float]:
-    """The mean of (C,) values, and the ends of its 95 % interval (percentile bootstrap over the contexts)."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+RESAMPLES = 2000  # of the conversations
 
 
-def intervals(levels: Mapping[str, np.ndarray], seed: int) -> dict[str, float]:
-    """{dim, dim_low, dim_high} of the levels of each dimension."""
-    found = {}
-    for dim, values in levels.items():
-        found[dim], found[f"{dim}_low"], found[f"{dim}_high"] = interval(values, seed)
+def with_intervals(levels: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, float]:
+    """{dim, dim_low, dim_high}: the mean of the levels of each dimension, and the ends of its 95 % interval,
+    nan where there is none. `drawn`: see `intervals.resamples`."""
+    found: dict[str, float] = {}
+    for dim, estimate in bootstrap({d: item_means(v) for d, v in levels.items()}, drawn).items():
+        low, high = estimate.interval() or (math.nan, math.nan)
+        found |= {dim: estimate.point, f"{dim}_low": low, f"{dim}_high": high}
     return found
 
 
@@ -280,9 +279,11 @@ def measured(
     {dim}_share, the share of replies that the judge rather says to show it; the costs (of the choices).
     """
     contexts, gold = [e.history for e in examples], [e.response for e in examples]
+    drawn = resamples([e.conv_id for e in examples], RESAMPLES, seed)
     rows: list[dict[str, Any]] = []
     for judge in panel:
-        rows.append({"judge": judge.name, "target": "gold"} | intervals(seen_by(judge, gold, contexts), seed))
+        people = with_intervals(seen_by(judge, gold, contexts), drawn)
+        rows.append({"judge": judge.name, "target": "gold"} | people)
         levels: dict[tuple, dict[str, np.ndarray]] = {}
         for choice in found:
             name = in_words(choice.target)
@@ -292,12 +293,12 @@ def measured(
             cost |= texts_cost(choice.replies, gold) | {"seconds": seconds.get(choice.count)}
             key: dict[str, Any] = {"judge": judge.name, "way": choice.way}
             key |= {"weight": choice.weight, "candidates": choice.count}
-            rows.append(key | {"target": name} | intervals(own, seed) | cost)
+            rows.append(key | {"target": name} | with_intervals(own, drawn) | cost)
             if 1 in choice.target.values():  # its 0 stands before it
                 (dim,) = choice.target
                 other = levels[choice.way, choice.weight, choice.count, in_words({dim: 0})]
                 moved = {d: own[d] - other[d] for d in own}
-                rows.append(key | {"target": f"{dim}: 1 - 0"} | intervals(moved, seed))
+                rows.append(key | {"target": f"{dim}: 1 - 0"} | with_intervals(moved, drawn))
     return pd.DataFrame(rows)
 
 
@@ -316,6 +317,8 @@ def in_words(target: Target) -> str:
 
 def level(row: pd.Series, dim: str, signed: bool = False) -> str:
     sign = "+" if signed else ""
+    if math.isnan(row[f"{dim}_low"]):
+        return f"{row[dim]:{sign}.2f}"
     return f"{row[dim]:{sign}.2f} [{row[f'{dim}_low']:{sign}.2f}, {row[f'{dim}_high']:{sign}.2f}]"
 
 
@@ -381,7 +384,10 @@ def page(
             parts += [f"## Levels as {judge} sees them, {way}, weight {weight:g}\n"]
             parts += [details(table, judge, way, weight)]
     parts += ["Log-probabilities are by the model that is told no marks, whatever it was told.\n"]
-    parts += ["In brackets: 95 % intervals by a bootstrap over the contexts.\n", *(f"{n}\n" for n in notes)]
+    parts += [
+        f"In brackets: 95 % intervals by a bootstrap over conversations ({LEAST_DRAWN} or more).\n",
+        *(f"{n}\n" for n in notes),
+    ]
     return "\n".join(parts)
 
 
@@ -390,6 +396,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {n: folder / n for n in ("metrics.json", "table.md", "control.csv", "candidates.csv")}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
+    storage.require_writable(folder)
     sampler = Sampler(options, paths, session)
     (ranker,) = judges.load(paths, session, [options.ranker], role="ranker")
     panel = judges.load(paths, session, options.judge)

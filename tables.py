@@ -167,6 +167,8 @@ def standard(
         critics=scores,
         session=session,
         extras=extras,
+        resamples=options.resamples,
+        seed=options.seed,
     )
 
 
@@ -176,7 +178,7 @@ def load_judges(
     """Those asked for; by default those that can be had, of the half of the pairs that no critic in a loss
     or reward has seen, where there is such a half. `served`: the critics of all systems."""
     if options.judges is not None:
-        return judges.load(paths, session, [] if options.judges == "none" else options.judges.split(","))
+        return judges.load(paths, session, judges.named(options.judges))
     return judges.load(paths, session, half=lineage.other_half(served))
 
 
@@ -423,6 +425,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION, UNMATCHED)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
+    storage.require_writable(files["metrics.json"].parent)
     # read before the measuring: what is wrong with it is said now
     ratings = validation.read_ratings(options.validate_metrics) if options.validate_metrics else None
     examples = listener_turns(paths.dialogues(options.split))

@@ -13,10 +13,11 @@ import control
 import steering
 from causal_models import CausalGenerator
 from corpora import listener_turns
+from intervals import resamples
 from options import DIMENSIONS, Paths, UserError
 from responder import CausalWriter, Weights, open_writer
 from session import Session
-from steering import Pool, choose, interval
+from steering import Pool, choose, with_intervals
 
 
 def pool(*log_probability: float) -> Pool:
@@ -39,11 +40,13 @@ def test_an_interval_holds_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     held = 0
     for n in range(200):
-        mean, low, high = interval(rng.random(60) < 0.3, n, draws=300)
+        drawn = resamples(np.arange(60), 300, n)
+        mean, low, high = with_intervals({"emo": rng.random(60) < 0.3}, drawn).values()
         held += low <= 0.3 <= high
         assert low <= mean <= high
     assert 0.88 <= held / 200 <= 0.99
-    assert interval(np.full(5, 0.25), 0) == (0.25, 0.25, 0.25)
+    few = with_intervals({"emo": np.full(5, 0.25)}, resamples(np.arange(5), 300, 0))
+    assert few["emo"] == 0.25 and np.isnan([few["emo_low"], few["emo_high"]]).all(), "of five there is none"
 
 
 @pytest.fixture

@@ -425,3 +425,25 @@ def test_a_judge_that_reads_the_context_foretells_nothing_from_a_constant_reply(
     standard = Standard(examples, [], None, [judge], lambda *_: {}, Session(device="cpu"))
     found = standard.context_auc(judge, [["ok .", "ok ."]] * 20, tuple(range(20)))
     assert {k: v.point for k, v in found.items()} == {"reading_emo_context_auc": 0.5}
+
+
+def test_a_context_auc_is_drawn_as_often_and_from_the_seed_that_the_table_says():
+    def ask(replies, _):
+        return np.array([len(reply) / 9 for reply in replies])
+
+    judge = judges.Judge("by length", {}, {}, {"emo": ask}, reads_context=False)
+    examples = [Example(str(n), 2, "sad", ("so",), "o" * (n % 9)) for n in range(40)]
+    samples = [["a" * (n * 7 % 5), "b"] for n in range(40)]
+    found = []
+    for resamples, seed in ((50, 1), (50, 2), (200, 1)):
+        asked = Standard(
+            examples, [], None, [judge], lambda *_: {}, Session("cpu"), resamples=resamples, seed=seed
+        )
+        [estimate] = asked.context_auc(judge, samples, tuple(range(40))).values()
+        found.append(estimate)
+    assert [len(estimate.replicates) for estimate in found] == [50, 50, 200]
+    assert len({estimate.interval() for estimate in found}) == 3
+
+
+def test_judges_are_named_with_or_without_blanks():
+    assert judges.named("tfidf, minilm-b") == ["tfidf", "minilm-b"] and judges.named("none") == []
