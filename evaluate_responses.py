@@ -156,6 +156,8 @@ def parse_args(argv=None):
     for flag, file in [*given, *(("--ratings", file) for file in args.ratings)]:
         if file and not Path(file).is_file():
             problems.append(f"{flag} {file}: no such file")
+    if args.rating_kit and args.validate_metrics:
+        problems.append("--validate-metrics: of a table, and --rating-kit makes none; call it twice")
     if bool(args.runs) == bool(args.ratings):
         problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
     for flag, folder in (("", args.exemplars), ("untuned-", args.untuned_exemplars)):

@@ -81,6 +81,7 @@ def read_system(
         if predictions.exists():
             return read_file(predictions, examples, paths, layout, references)
         if runs.is_published(path):
+            refuse_other_models(path)
             raise UserError(
                 f"{path}: a published model; have its replies written to a folder, and give that: "
                 f"{advice.replies(path, split, paths.root)} --output DIR"
@@ -105,8 +106,8 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths) -> System:
-    """A generator's run: its replies, the gold replies' perplexity, its number of parameters."""
+def refuse_other_models(folder: Path) -> None:
+    """Raises `UserError` for a folder that holds another model than a generator."""
     trained, _ = advice.kind_of(folder)
     if not trained and (folder / "config.json").exists():
         storage.read_json(folder / "config.json")  # what cannot be read is no sign of another kind of run
@@ -114,6 +115,11 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
         raise UserError(
             f"{folder}: the run of a {trained or 'retriever'}, not of a generator, whose replies are scored"
         )
+
+
+def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths) -> System:
+    """A generator's run: its replies, the gold replies' perplexity, its number of parameters."""
+    refuse_other_models(folder)
     predictions, likelihood = prediction_files(folder, split)
     if not predictions.exists():
         raise UserError(f"{predictions}: no such file; make it with: {advice.replies(folder, split)}")
@@ -315,7 +321,7 @@ def _letters(text: str) -> str:
 #: by what a reply finds its item: the places of (history, reference) that must agree, and what a note says
 WAYS: tuple[tuple[tuple[int, ...], str], ...] = (
     ((0, 1), ""),
-    ((0,), "matched by the history alone, their references being written otherwise"),
+    ((0,), "matched by the history alone"),
     ((1,), "matched by the reference alone"),
 )
 
@@ -339,12 +345,14 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
     found: Found = {}
     left, notes = list(range(len(replies))), []
     by_history = 0
+    referring = any(reference for _, reference in theirs)
     for parts, how in WAYS:
         before = len(left)
         left = _matched(found, left, parts, theirs, ours, replies)
         by_history += (0 in parts) * (before - len(left))
         if how and before > len(left):
-            notes.append(f"replies {how}: {before - len(left):,}")
+            why = ", their references being written otherwise" if parts == (0,) and referring else ""
+            notes.append(f"replies {how}{why}: {before - len(left):,}")
     before = len(left)
     left = _between(found, left, theirs, ours, replies)
     if before > len(left):

@@ -48,13 +48,15 @@ def read_ratings(file: str | Path) -> pd.DataFrame:
     rows = []
     for row, line in zip(records.rows, records.lines, strict=True):
         scale = str(row.get("scale") or ONE_SCALE).strip()
-        given = {str(row["rater"]): row["value"]} if long else {rater: row.get(rater) for rater in raters}
+        if long and (row.get("rater") is None or not str(row["rater"]).strip()):
+            raise UserError(f"{file}, line {line}: no rater; give each rating one, a name or a number")
+        given = {str(row["rater"]): row.get("value")} if long else {r: row.get(r) for r in raters}
         for rater, said in given.items():
             if said is None or not str(said).strip():
                 continue
             try:
                 value = float(said)
-            except ValueError:
+            except (TypeError, ValueError):
                 value = math.nan
             if not math.isfinite(value):
                 raise UserError(f"{file}, line {line}: the rating {str(said)[:20]!r} is no number")

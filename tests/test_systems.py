@@ -378,6 +378,13 @@ def test_without_keys_history_and_reference_find_the_item_in_any_order(tmp_path,
     assert [(reply.line, reply.text) for reply in system.left_out] == [(24, "lost")]
 
 
+def test_of_replies_without_references_none_is_said_to_be_written_otherwise(tmp_path):
+    rows = [{"context": " ".join(e.history), "response": f"r{n}"} for n, e in enumerate(EXAMPLES)]
+    pd.DataFrame(rows).to_csv(tmp_path / "p.csv", index=False)
+    [system] = read(tmp_path / "p.csv")
+    assert any("matched by the history alone: " in note for note in system.notes), system.notes
+
+
 def test_a_file_of_another_split_is_not_read_by_the_references_that_every_split_has(tmp_path):
     others = [f"Ref: nobody said {n} here\nPred: r{n}\n" for n in range(9)]
     (tmp_path / "p.txt").write_text("".join([*others, f"Ref: {GOLD[3]}\nPred: oh\n"]), encoding="utf-8")

@@ -71,6 +71,17 @@ def test_ratings_that_cannot_be_used_are_refused_in_words(wide, tmp_path):
     file.write_text("reply,score\nhello,4\n")
     with pytest.raises(UserError, match="rater and value, or a column for each rater"):
         read_ratings(file)
+    file = tmp_path / "long.jsonl"
+    file.write_text('{"reply":"x","rater":"A","value":3}\n{"reply":"y","rater":"A"}\n')
+    assert len(read_ratings(file)) == 1  # no value, no rating
+    for row, said in (
+        ('{"reply":"x","value":3}', "no rater"),
+        ('{"reply":"x","rater":1,"value":[4]}', "no num"),
+    ):
+        file.write_text(f'{{"reply":"x","rater":"A","value":3}}\n{row}\n')
+        with pytest.raises(UserError, match=f"long.jsonl, line 2: .*{said}"):
+            read_ratings(file)
+    file = tmp_path / "bad.csv"
     for ids in ("rater", "rater_id"):  # 1 and 2 are people, no ratings
         file.write_text(f"reply,{ids},rating\nhello,1,4\nhello,2,5\n")
         with pytest.raises(UserError, match=f"column {ids} names raters, .*; call that one value"):
