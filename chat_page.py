@@ -48,12 +48,17 @@ class PageOptions:
     precision: str
 
 
-def open_system(options: PageOptions, run: Path, paths: Paths, session: Session) -> System:
-    """Of two runs that are compared, one may read exemplars and the other none: the pool is for the one."""
-    asked = replace(options.respond, run=str(run))
+def reads_exemplars(run: Path) -> bool:
     config = run / "config.json"
-    if options.other and config.exists() and storage.read_json(config).get("exemplars") == "none":
-        asked = replace(asked, pool=None)
+    return not config.exists() or storage.read_json(config).get("exemplars") != "none"
+
+
+def open_system(options: PageOptions, run: Path, paths: Paths, session: Session, pool: bool) -> System:
+    """`pool`: whether what was said of exemplars is for this run; of two that are compared it may be for one
+    alone."""
+    asked = replace(options.respond, run=str(run))
+    if not pool:
+        asked = replace(asked, pool=None, column=None, path=None, encoder=None)
     responder = open_responder(asked, options.given, paths, session, options.family)
     return System(paths.note(run), run, responder)
 
@@ -67,7 +72,10 @@ def serve(options: PageOptions, paths: Paths, port: int) -> None:
         if runs[0].resolve() == runs[1].resolve():
             raise UserError(f"--other {options.other}: the same run as --model; name another one")
     session = Session(options.device, options.precision)
-    systems = [open_system(options, run, paths, session) for run in runs]
+    some_read = any(map(reads_exemplars, runs))
+    systems = [
+        open_system(options, run, paths, session, reads_exemplars(run) or not some_read) for run in runs
+    ]
     hosts = filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"])
     os.environ["NO_PROXY"] = ",".join(hosts)  # gradio asks its own server whether it is up
     try:

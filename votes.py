@@ -54,16 +54,23 @@ class Votes:
     def opened(self, looking: bool = False) -> Iterator[sqlite3.Connection]:
         """A transaction. Raises `UserError` where the file is none of ours or cannot be written. `looking`
         makes no file: where there is none, there are no votes."""
-        place = ":memory:" if looking and not self.file.exists() else self.file
+        place: Path | str = self.file
+        if looking:  # it may lie where nothing can be written
+            there = self.file.exists() and self.file.stat().st_size > 0
+            place = f"{self.file.absolute().as_uri()}?mode=ro" if there else ":memory:"
         try:
             if place == self.file:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(place, timeout=30)) as connection, connection:
+            with (
+                contextlib.closing(sqlite3.connect(place, timeout=30, uri=looking)) as connection,
+                connection,
+            ):
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version not in (0, VERSION):
                     raise UserError(f"{self.file}: votes of another version of this program; move it away")
-                connection.execute(TABLE)
-                connection.execute(f"PRAGMA user_version = {VERSION}")
+                if version == 0:
+                    connection.execute(TABLE)
+                    connection.execute(f"PRAGMA user_version = {VERSION}")
                 yield connection
         except sqlite3.Error as error:
             raise UserError(

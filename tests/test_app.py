@@ -82,6 +82,8 @@ def test_a_vote_is_kept_whole_and_exported(tmp_path, capsys):
     assert (rows[2]["run_a"], rows[2]["seed_a"], rows[2]["weights_a"]) == ("saved/two", "8", "bb")
     with pytest.raises(UserError, match="already there.*--overwrite"):
         votes.export(tmp_path / "votes.csv", overwrite=False)
+    with pytest.raises(UserError, match="readonly"), votes.opened(looking=True) as connection:
+        connection.execute("DELETE FROM votes")  # looking needs no right to write
     with pytest.raises(ValueError, match="C: none of A, B"):
         votes.add("v", ["Hi."], *sides, "C")
 
