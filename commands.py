@@ -388,7 +388,7 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
         problems.append("--replies: of sampling; beam search gives one reply to a context (--beams 1)")
     if args.replies > 1 and not args.predict:
         problems.append("--replies: --no-predict writes none; leave one of them out")
-    if args.sampled_reward == "energy" and args.samples < 3:
+    if args.sampled_loss_w and args.sampled_reward == "energy" and args.samples < 3:
         problems.append(
             "--samples: the energy score compares two of them beside a third; give 3 or more, or "
             "--sampled-reward distance"

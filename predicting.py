@@ -186,9 +186,12 @@ def write_predictions(
         "ppl_token": perplexity(sums["nll"], sums["tokens"]),
         "ppl_word": perplexity(sums["nll"], sums["words"]),
     }
+    made = f"{likelihood}: {len(examples):,} gold replies"
+    if decoding.predict:
+        made = f"{predictions}: {rows['response'].size:,} replies"
     print(
-        f"{predictions if decoding.predict else likelihood}: {len(examples):,} replies | gold replies' "
-        f"perplexity {result['ppl_token']:.2f} a token, {result['ppl_word']:.2f} a word"
+        f"{made} | gold replies' perplexity {result['ppl_token']:.2f} a token, "
+        f"{result['ppl_word']:.2f} a word"
     )
     return result
 
