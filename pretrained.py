@@ -154,7 +154,15 @@ def load_config(name: str | Path) -> Any:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    return from_hub(AutoTokenizer.from_pretrained, name, what="tokenizer")
+    """Raises `UserError` for one without words, as transformers makes it of a folder without its files."""
+    tokenizer = from_hub(AutoTokenizer.from_pretrained, name, what="tokenizer")
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not any(c.isalnum() for word in words for c in word):
+        raise UserError(
+            f"{name}: there are no files of its tokenizer, so that every word is unknown; save the tokenizer "
+            "there, too (tokenizer.save_pretrained)"
+        )
+    return tokenizer
 
 
 #: T5's relatives, whose encoder half stands alone

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    BertConfig,
     GPT2Model,
     PreTrainedTokenizerFast,
     T5Config,
@@ -269,6 +270,13 @@ def test_the_encoder_half_of_a_t5_is_a_critic_and_no_generator(tmp_path, words, 
     assert torch.equal(loaded.get_input_embeddings().weight, half.get_input_embeddings().weight)
     with pytest.raises(UserError, match="weights lack"):
         generators.load_t5(str(tmp_path), False, 0.1, Paths(prepared))
+
+
+def test_a_folder_without_its_tokenizer_is_no_model_whose_words_are_all_unknown(tmp_path):
+    for kind, config in (("bert", BertConfig(vocab_size=WORDS)), ("t5", T5Config(vocab_size=WORDS))):
+        config.save_pretrained(tmp_path / kind)
+        with pytest.raises(UserError, match=f"{kind}: there are no files of its tokenizer, .*save the tok"):
+            load_tokenizer(tmp_path / kind)
 
 
 # -------------------------------------------------------------------------------------------------- positions
