@@ -311,7 +311,11 @@ def train(command: CausalCommand, session: Session) -> dict:
     )
     if options.init_from:
         begun = Path(options.init_from)
-        trained = load(begun, paths, session, folder_of_base)
+        config = begun / "config.json"
+        noted = storage.read_json(config).get("base_sha256") if config.exists() else None
+        # --model says where its base lies, if it was moved
+        moved = folder_of_base if noted == model.settings.base_sha256 else None
+        trained = load(begun, paths, session, options.base or moved)
         if trained.settings.base_sha256 != model.settings.base_sha256:
             raise UserError(
                 f"--init-from {begun}: of another base, {trained.settings.base}; give it as --model"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -253,6 +254,22 @@ def sentiment_task(paths: Paths) -> CriticTask:
     )
 
 
+def warn_of_other_split(folder: Path, flags: Mapping[str, Any], session: Session) -> None:
+    """Say where the run to begin from may have learnt from pairs that this one holds out."""
+    file = folder / "args.json"
+    made_with = storage.read_json(file).get("args", {}) if file.exists() else {}
+    # by seeker all dimensions hold out the same posts; as prepared each its own
+    names = ["split_by"] + ["dim"] * (made_with.get("split_by") != "seeker")
+    if "dim" not in flags or "dim" not in made_with:
+        return
+    other = [f"--{n.replace('_', '-')} {made_with[n]}" for n in names if made_with.get(n) != flags[n]]
+    if other:
+        session.say(
+            f"WARNING: --init-from {folder}: trained with {' '.join(other)}, it may have learnt from pairs "
+            "that are held out here; figures of the validation side are then too good"
+        )
+
+
 def with_teacher(task: CriticTask, options: TeacherOptions, paths: Paths, session: Session) -> CriticTask:
     """The task with texts beside its pairs, as a teacher sees them: targets become rows, 1 at a pair's label,
     a teacher's probabilities times --teacher-w."""
@@ -320,6 +337,7 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     if options.init_from:
         folder = Path(options.init_from)
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        warn_of_other_split(folder, command.flags, session)
         trained = CriticModel.from_pretrained(folder).of(task.kind)
         if trained.settings.kind != task.kind:
             trained.head = critic.head  # another dimension's has learnt nothing of this one

@@ -138,6 +138,8 @@ class Run:
 
     def _open(self, resume: str, overwrite: bool, alone: bool) -> tuple[str, Path | None]:
         known = self._known()
+        if known:
+            self._refuse_itself()
         self._sweep(alone)
         if resume not in ("auto", "never"):
             return "resume", self._asked_for(resume)
@@ -160,6 +162,16 @@ class Run:
         self._refuse_finished_weights()
         print(f"note: {self.folder}: no checkpoint was written yet; the run begins at its beginning")
         return "new", None
+
+    def _refuse_itself(self) -> None:
+        """Raises `UserError` for a run made from what lies in its own folder, whose place it would take."""
+        here, workdir = self.folder.resolve(), Paths(self.args.get("workdir") or ".")
+        for name, entry in self.sources.items():
+            if workdir.find(entry["path"]).resolve().is_relative_to(here):
+                raise UserError(
+                    f"{self.folder}: it would be made from itself ({name}), whose place it takes; give the "
+                    "new run another --name"
+                )
 
     def _known(self) -> bool:
         """Whether this is a run's folder; a stranger's is refused."""

@@ -92,7 +92,8 @@ def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pai
     first, second = (load_file(run.with_name(n) / "model.safetensors") for n in ("taught", "again"))
     assert all(torch.equal(first[k], second[k]) for k in first)
     with pytest.raises(UserError, match="--teacher: not given then"):
-        train_empathy_classifier.main([*common, "--size", "tiny", "--name", "teacher", *teacher[:2]])
+        other = ["--teacher", str(run.with_name("taught"))]
+        train_empathy_classifier.main([*common, "--size", "tiny", "--name", "teacher", *other])
     with pytest.raises(UserError, match="teacher: a critic of emo with 2 labels; what is learnt is exp"):
         train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
 

@@ -1,6 +1,7 @@
 """--init-from: a new run begins with the weights of a finished one."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,7 +49,30 @@ def test_a_t5_goes_on_from_another_ones_weights(trained_copy):
     with pytest.raises(UserError, match="--compile: False then, True now"):  # other draws of dropout
         train_t5.main([*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2", "--compile"])
     with pytest.raises(UserError, match="--init-from: not given then"):
-        train_t5.main([*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2", "--init-from", run])
+        other = str(trained_copy / "saved" / "t5" / "again")
+        train_t5.main(
+            [*common, "--batch-size", "8", "--max-steps", "4", "--lr", "1e-2", "--init-from", other]
+        )
+
+
+def test_a_run_does_not_take_the_place_of_the_one_it_begins_from(trained_copy):
+    common = ["--workdir", str(trained_copy), *PLAIN, *STILL]
+    train_glove_t5.main([*common, "--name", "a"])
+    run = trained_copy / "saved" / "glove-t5" / "a"
+    before = (run / "model.safetensors").read_bytes()
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match=r"made from itself \(init\).* another --name"):
+            train_glove_t5.main([*common, "--name", "a", "--init-from", str(run), *more])
+    assert (run / "model.safetensors").read_bytes() == before and (run / "result.json").exists()
+
+
+def test_pairs_that_were_learnt_before_are_no_test_of_what_goes_on(trained_copy, capsys):
+    common = ["--workdir", str(trained_copy), "--size", "tiny", "--model", "glove-t5", *STILL]
+    first = str(trained_copy / "saved" / "empathy" / "glove-t5-emo")
+    for more, warned in (([], False), (["--split-by", "seeker"], True)):
+        train_empathy_classifier.main([*common, "--dim", "emo", "--init-from", first, "--name", "b", *more])
+        assert ("--split-by files, it may have learnt from pairs" in capsys.readouterr().out) == warned
+        shutil.rmtree(trained_copy / "saved" / "empathy" / "b")
 
 
 def test_another_start_is_another_run(trained_copy):
