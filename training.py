@@ -171,6 +171,12 @@ class Loop:
 
     def _prepare(self) -> None:
         self.total_steps = self._count_steps()
+        warmup, lr = self.options.warmup_steps, self.options.lr
+        if warmup >= self.total_steps > 0:
+            self.session.say(
+                f"WARNING: --warmup-steps {warmup}: the run has {self.total_steps} updates, so its rate "
+                f"never reaches --lr {lr:g}; give fewer, a tenth of them say"
+            )
         cache = Paths(self.run.args["workdir"]).cache
         self.update = Update(
             self.model, self.objective, self.data, self.options, self.session, self.total_steps, cache

@@ -44,6 +44,12 @@ def kill_at(step: int):
     return spoil
 
 
+def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys):
+    for steps, said in ((3, False), (99, True)):
+        train(tmp_path / str(steps), data=toy_data(count=8), batch_size=2, warmup_steps=steps, epochs=1)
+        assert ("so its rate never reaches --lr" in capsys.readouterr().out) == said
+
+
 # ---------------------------------------------------------------------------------------------- the objective
 
 
