@@ -168,11 +168,13 @@ def rank_scores(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
     """Average rank (0 is best) of each question's positive among all passages; recall@k and mean reciprocal
     rank in percent.
 
-    scores (Q, P), positive (Q,). Ties count half, so that constant vectors rank in the middle.
+    scores (Q, P), positive (Q,). A positive among equals may stand in any of their places: its rank is the
+    middle one, its recall the share of them before k.
     """
     own = scores[np.arange(len(positive)), positive][:, None]
-    ranks = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
-    recalls = {f"recall_{k}": 100 * float((ranks < k).mean()) for k in (1, 10, 50)}
+    above, equal = (scores > own).sum(1), (scores == own).sum(1)
+    ranks = above + (equal - 1) / 2
+    recalls = {f"recall_{k}": 100 * float(np.clip((k - above) / equal, 0, 1).mean()) for k in (1, 10, 50)}
     return {"average_rank": float(ranks.mean()), **recalls, "mrr": 100 * float((1 / (ranks + 1)).mean())}
 
 

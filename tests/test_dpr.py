@@ -465,19 +465,22 @@ def test_rank_report_equals_counting_one_by_one(count, passages, seed):
     rng = np.random.default_rng(seed)
     questions, contexts = (rng.integers(-2, 3, size=(n, 3)).astype(np.float32) for n in (count, passages))
     positive = rng.integers(0, passages, size=count)
-    ranks = []
+    ranks, places = [], []
     for question, place in zip(questions, positive, strict=True):
         scores = [float(question @ c) for c in contexts]
         better = sum(s > scores[place] for s in scores)
         equal = sum(s == scores[place] for j, s in enumerate(scores) if j != place)
         ranks.append(better + equal / 2)
+        places.append(range(better, better + equal + 1))  # where it may stand among its equals
     report = rank_report(questions, contexts, positive)
     assert report["average_rank"] == pytest.approx(sum(ranks) / count)
     for k in (1, 10, 50):
-        assert report[f"recall_{k}"] == pytest.approx(100 * sum(r < k for r in ranks) / count)
+        shares = [sum(place < k for place in own) / len(own) for own in places]
+        assert report[f"recall_{k}"] == pytest.approx(100 * sum(shares) / count)
 
 
 def test_constant_vectors_rank_in_the_middle():
     report = rank_report(np.ones((5, 4), np.float32), np.ones((101, 4), np.float32), np.arange(5))
     assert report["average_rank"] == 50
-    assert report["recall_1"] == 0
+    assert report["recall_1"] == pytest.approx(100 / 101)
+    assert report["recall_50"] == pytest.approx(100 * 50 / 101)
