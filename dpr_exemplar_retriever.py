@@ -11,7 +11,7 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 """
 
 import options
-from options import NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
+from options import NATURAL, SPLITS, TOKENS, Paths, add_common, add_device, check, make_parser
 from settings import SearchOptions, device_flags, pick
 
 
@@ -61,12 +61,12 @@ def parse_args(argv=None):
     )
     add(
         "--max-length",
-        type=NATURAL,
+        type=TOKENS,
         help="tokens of a query; the latest are kept (default: as the retriever was trained, else 128)",
     )
     add(
         "--max-passage-length",
-        type=NATURAL,
+        type=TOKENS,
         help="tokens of a candidate (default: as the retriever was trained, else 64)",
     )
     add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
@@ -79,8 +79,10 @@ def parse_args(argv=None):
             "--path: a trained retriever brings its own encoders and pooling; leave --encoder and "
             "--pooling out"
         )
-    if args.match == "random" and args.index != "flat":
-        problems.append("--index: --match random compares nothing; leave it out")
+    given = {"--index": args.index != "flat", "--path": args.path, "--encoder": args.encoder}
+    given |= {"--max-length": args.max_length, "--max-passage-length": args.max_passage_length}
+    if args.match == "random" and (unread := [flag for flag, value in given.items() if value]):
+        problems.append(f"{', '.join(unread)}: --match random compares nothing; leave it out")
     check(parser, args, problems)
     return args
 

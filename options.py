@@ -249,6 +249,7 @@ def number(
 
 COUNT = number(int, least=0)  # 0: none, or no limit
 NATURAL = number(int, least=1)
+TOKENS = number(int, least=8, most=512)  # of a text that an encoder reads
 WEIGHT = number(float, least=0)
 POSITIVE = number(float, above=0)
 SHARE = number(float, least=0, below=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/evaluate_retriever.py too
 
 import options
-from options import COUNT, NATURAL, Paths, add_common, add_device, check, make_parser, run_name
+from options import COUNT, NATURAL, TOKENS, Paths, add_common, add_device, check, make_parser, run_name
 from settings import SearchOptions, device_flags, pick
 
 
@@ -43,12 +43,12 @@ def parse_args(argv=None):
     add("--valid-queries", type=COUNT, default=1000, help="held-out questions; 0: all")
     add(
         "--max-length",
-        type=NATURAL,
+        type=TOKENS,
         help="tokens of a question; the latest are kept (default: as the retriever was trained, else 128)",
     )
     add(
         "--max-passage-length",
-        type=NATURAL,
+        type=TOKENS,
         help="tokens of a passage (default: as the retriever was trained, else 64)",
     )
     add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")

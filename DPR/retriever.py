@@ -19,7 +19,7 @@ from DPR.index import APPROXIMATE_FROM, Index
 from DPR.sentence_transformers_format import length_of
 from hub import Published, folder_of
 from options import Paths, UserError, texts_of
-from pretrained import load_tokenizer, offline
+from pretrained import load_tokenizer, offline, positions
 from session import Session
 from settings import DPR_HUB, SearchOptions
 from storage import fingerprint, hash_seed
@@ -57,6 +57,13 @@ class Encoders:
     def identity(self) -> dict[str, Any]:
         """What they are, wherever they lie."""
         return storage.content(self.origin)
+
+    def shorten(self, *asked: int | None) -> None:
+        """Where nobody has `asked` for a length, no side reads more tokens than its encoder can."""
+        for side, length in zip(self.sides, asked, strict=True):
+            most = positions(self.sides[side][0])
+            if length is None and most is not None:
+                self.lengths[side] = min(self.lengths[side], most)
 
     def require_fitting(self) -> None:
         """Raises `UserError` where an encoder cannot read as many tokens as it is asked to."""
@@ -319,7 +326,10 @@ class Retriever(Published):
             max_passage_length=max_passage_length,
             batch_size=batch_size,
         )
-        made = cls(Encoders(options, Paths()), session or Session())
+        encoders = Encoders(options, Paths())
+        encoders.shorten(max_length, max_passage_length)
+        encoders.require_fitting()
+        made = cls(encoders, session or Session())
         made.folder = folder
         return made
 

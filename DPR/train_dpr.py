@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DP
 
 import options
 from commands import add_training
-from options import COUNT, Paths, add_common, add_device, check, make_parser, number
+from options import COUNT, TOKENS, Paths, add_common, add_device, check, make_parser
 from settings import DPR_HUB, RetrieverOptions, TrainingOptions, device_flags, pick
 
 
@@ -42,9 +42,8 @@ def parse_args(argv=None):
         default="cls",
         help="cls is DPR's; mean for encoders trained so (MiniLM)",
     )
-    length = number(int, least=8, most=512)
-    add("--max-length", type=length, default=128, help="tokens of a question; the latest are kept")
-    add("--max-passage-length", type=length, default=64, help="tokens of a passage")
+    add("--max-length", type=TOKENS, default=128, help="tokens of a question; the latest are kept")
+    add("--max-passage-length", type=TOKENS, default=64, help="tokens of a passage")
     add("--hard-negatives", type=COUNT, default=1, help="per question")
     add("--other-negatives", type=COUNT, default=1, help="per question")
     add(
@@ -63,6 +62,9 @@ def parse_args(argv=None):
     add_device(parser)
     args = parser.parse_args(argv)
     problems = []
+    for side in DPR_HUB:
+        if args.encoder and getattr(args, f"{side}_encoder") != DPR_HUB[side]:
+            problems.append(f"--{side}-encoder: --encoder is for both sides; leave one of them out")
     if args.batch_size in (1, "auto") and args.hard_negatives == args.other_negatives == 0:
         problems.append(
             f"--batch-size {args.batch_size} without negatives: there may be nothing to tell the positive "

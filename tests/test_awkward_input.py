@@ -23,6 +23,7 @@ import score
 import systems
 import train_t5
 import turns
+from DPR import train_dpr
 from options import Paths, UserError
 from settings import pick
 
@@ -138,6 +139,9 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         (retrieve.parse_args, ["--pool", table, "--input", mine, "--output", table], "that is the input"),
         (retrieve.parse_args, ["--pool", "-", "hi"], "standard input has no place"),
         (score.parse_args, ["--input", table, "--output", table], "that is the input"),
+        (retrieve.parse_args, ["--pool", table, "--pooling", "mean", "hi"], "--pooling: goes with --encoder"),
+        (train_dpr.parse_args, ["--encoder", "minilm", "--question-encoder", mine], "is for both sides"),
+        (dpr_exemplar_retriever.parse_args, ["--match", "random", "--path", mine], "compares nothing"),
     ):
         with pytest.raises(SystemExit):
             parse([*map(str, words), *(["--overwrite"] if "--output" in words else [])])
