@@ -104,7 +104,7 @@ def search(
     added = ["exemplars"] if nested else ["rank", "score", "exemplar", "line"]
     if output:  # before the pool is embedded, which may take long
         refuse_same_names(asked.columns, added, "rename it in the input")
-        storage.require_writable(output.parent)
+        storage.require_room_for(output.parent)
     pool, rows = read_pool(retriever, pool_file, column, overwrite)
     check_emotion(emotion, pool)
     origin: dict[str, Any] = {

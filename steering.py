@@ -396,7 +396,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {n: folder / n for n in ("metrics.json", "table.md", "control.csv", "candidates.csv")}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
-    storage.require_writable(folder)
+    storage.require_room_for(folder)
     sampler = Sampler(options, paths, session)
     (ranker,) = judges.load(paths, session, [options.ranker], role="ranker")
     panel = judges.load(paths, session, options.judge)

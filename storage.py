@@ -123,6 +123,11 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error}); free space or rights there") from error
 
 
+def require_room_for(folder: Path) -> None:
+    """The same of a folder that may not be there yet, and is not made."""
+    require_writable(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+
+
 def write_text(path: Path, text: str, origin: dict | None = None) -> None:
     with whole_file(path, origin) as part:
         part.write_text(text, encoding="utf-8")

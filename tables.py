@@ -425,7 +425,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     folder = paths.results / options.name
     files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION, UNMATCHED)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
-    storage.require_writable(files["metrics.json"].parent)
+    storage.require_room_for(folder)
     # read before the measuring: what is wrong with it is said now
     ratings = validation.read_ratings(options.validate_metrics) if options.validate_metrics else None
     examples = listener_turns(paths.dialogues(options.split))
