@@ -26,7 +26,7 @@ from options import Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
 from scoring import as_json, described
-from searching import check_emotion, find_retriever, read_pool, training_pool
+from searching import check_emotion, find_retriever, pool_of, read_replies, training_pool
 from session import Session
 from settings import Decoding, target
 from storage import hash_seed
@@ -158,7 +158,8 @@ def find_exemplars(options: RespondOptions, run: Path, paths: Paths, session: Se
         say(f"note: no exemplars, which this generator reads ({error}); it writes without them")
         return None, None
     if options.pool:
-        pool, _ = read_pool(retriever, options.pool, options.column, options.overwrite)
+        replies = read_replies(options.pool, options.column)
+        pool = pool_of(retriever, options.pool, replies, options.overwrite)
     else:
         pool = training_pool(retriever, paths, matched_by(run, paths))
     say(f"exemplars from: {options.pool or paths.dialogues('train')}, {len(pool.texts):,} replies")

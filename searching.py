@@ -2,6 +2,7 @@
 shown."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,26 @@ def find_retriever(
     return Retriever.from_pretrained(folder, session)
 
 
-def read_pool(
-    retriever: Retriever, file: str, column: str | None = None, overwrite: bool = False
-) -> tuple[Pool, Records]:
-    """The replies of a file, each with a text; their vectors lie beside it. An emotion column is known."""
+def read_replies(file: str, column: str | None = None) -> tuple[list[str], Records]:
+    """(texts, rows) of the replies of a file, without those that are empty."""
     records = read_records(file)
     texts = records.texts(records.column(column, "--column"))
     there = [n for n, text in enumerate(texts) if text]
     if not there:
         raise UserError(f"{file}: every reply is empty")
-    kept = Records(
-        records.place, records.columns, [records.rows[n] for n in there], [records.lines[n] for n in there]
-    )
+    rows, lines = [records.rows[n] for n in there], [records.lines[n] for n in there]
+    return [texts[n] for n in there], replace(records, rows=rows, lines=lines)
+
+
+def pool_of(retriever: Retriever, file: str, replies: tuple[list[str], Records], overwrite: bool) -> Pool:
+    """The replies that `read_replies` has read of a file; their vectors lie beside it. An emotion column is
+    known."""
+    texts, rows = replies
     emotions = None
-    if "emotion" in records.columns and not records.plain:
-        emotions = [str(row.get("emotion", "")) for row in kept.rows]
+    if "emotion" in rows.columns and not rows.plain:
+        emotions = [str(row.get("emotion", "")) for row in rows.rows]
     index = Path(file).with_name(f"{Path(file).name}.index.npz")
-    pool = retriever.pool([texts[n] for n in there], index, emotions=emotions, overwrite=overwrite)
-    return pool, kept
+    return retriever.pool(texts, index, emotions=emotions, overwrite=overwrite)
 
 
 def training_pool(retriever: Retriever, paths: Paths, match: str = "reply") -> Pool:
@@ -100,32 +103,33 @@ def search(
 ) -> list[list[Hit]] | None:
     """The best `k` replies of a file for each question; written to `output` or shown."""
     asked, texts = questions
+    replies = read_replies(pool_file, column)
+    lines = replies[1].lines
     nested = output is not None and format_of(output) == "jsonl"
     added = ["exemplars"] if nested else ["rank", "score", "exemplar", "line"]
-    if output:  # before the pool is embedded, which may take long
-        refuse_same_names(asked.columns, added, "rename it in the input")
-        storage.require_room_for(output.parent)
-    pool, rows = read_pool(retriever, pool_file, column, overwrite)
-    check_emotion(emotion, pool)
     origin: dict[str, Any] = {
         "pool": storage.sha256(Path(pool_file)),
         "encoders": retriever.encoders.identity,
     }
     origin |= {"column": column, "top_k": k, "emotion": emotion}
     origin["questions"] = storage.fingerprint(str(asked.rows), texts)
-    if output and storage.ready(output, origin, overwrite):
-        return None
+    if output:  # before the pool is embedded, which may take long
+        refuse_same_names(asked.columns, added, "rename it in the input")
+        if storage.ready(output, origin, overwrite):
+            return None
+    pool = pool_of(retriever, pool_file, replies, overwrite)
+    check_emotion(emotion, pool)
     found = retriever.search(texts, pool, k, emotions=[emotion] * len(texts) if emotion else None)
     if output is None:
         for question, hits in zip(texts, found, strict=True):
             print(question)
             for hit in hits:
-                print(f"  {hit.score:8.3f}  {hit.text}  (line {rows.lines[hit.place]})")
+                print(f"  {hit.score:8.3f}  {hit.text}  (line {lines[hit.place]})")
         return found
     out: list[dict[str, Any]] = []
     for row, hits in zip(asked.rows, found, strict=True):
         each = [
-            {"rank": n, "score": round(h.score, 4), "exemplar": h.text, "line": rows.lines[h.place]}
+            {"rank": n, "score": round(h.score, 4), "exemplar": h.text, "line": lines[h.place]}
             for n, h in enumerate(hits, 1)
         ]
         out += [row | {"exemplars": each}] if nested else [row | e for e in each]

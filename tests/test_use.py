@@ -290,6 +290,10 @@ def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
     (tmp_path / "new.txt").write_text("I am so sorry.\n")
     with pytest.raises(UserError, match="has a column score already"):
         run(retrieve, home, *words, "--output", str(tmp_path / "out.csv"))
+    with pytest.raises(UserError, match="none.txt: cannot be read"):
+        run(retrieve, home, "--pool", str(tmp_path / "none.txt"), "Hello")
+    with pytest.raises(UserError, match="found.jsonl: already there, made with another"):
+        run(retrieve, home, *words, "--output", str(output))
     assert not (tmp_path / "new.txt.index.npz").exists()  # said before the pool is embedded
     (tmp_path / "replies.txt.index.npz.origin.json").unlink()
     with pytest.raises(UserError, match="no index of this program; move it"):
