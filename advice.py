@@ -15,8 +15,13 @@ from options import DIMENSIONS, JOINT, SENTIMENT, Paths, with_halves
 HERE = Path(__file__).resolve().parent
 #: flags of prepare_data.py that its note holds, as they are where nothing is said
 PREPARED_WITH = {
-    **{"levels": 2, "split": "paper", "test_split": "official", "test_conversations": 0},
-    **{"glove_dim": 300, "min_count": 0, "seed": 42},
+    "levels": 2,
+    "split": "paper",
+    "test_split": "official",
+    "test_conversations": 0,
+    "glove_dim": 300,
+    "min_count": 0,
+    "seed": 42,
 }
 #: the script of each family of generators (their folders under saved/)
 GENERATORS = {"t5": "train_t5.py", "glove-t5": "train_glove_t5.py", "causal-lm": "train_causal_lm.py"}

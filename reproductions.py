@@ -59,7 +59,7 @@ def recipe_of(results: Results, rows: Sequence[Row], source: str) -> Recipe:
         return tuple(line for command in results.steps[name].commands for line in add(command, before, flags))
 
     for row in rows:
-        flags = results.places.get(results.place_of(row), "")
+        flags = results.places.get(row.place_in(results.tables[row.table]), "")
         after = tuple(line for name in row.after for line in step(name, flags))
         # one after the other, but for the seeds of one training
         for _, seeds in itertools.groupby(row.commands, key=without_seed):
@@ -77,7 +77,7 @@ def where(request: Request, row: Row, table: Table, seed: int) -> str:
     folder = Path(request.workdir)
     if seed != FIRST_SEED:
         folder /= f"seed-{seed}"
-    return str(folder / (row.place or table.place))
+    return str(folder / row.place_in(table))
 
 
 # ---------------------------------------------------------------------------------------------------- running

@@ -84,6 +84,10 @@ class Row:
     paper: dict[str, Any] = field(default_factory=dict)  # source, figures
     readme: bool = True
 
+    def place_in(self, table: Table) -> str:
+        """The folder below the workdir in which it is made."""
+        return self.place or table.place
+
     @property
     def in_table(self) -> str:
         """The name of this row in what the table's `evaluate` writes; empty where it has none there."""
@@ -105,10 +109,6 @@ class Results:
     rows: dict[str, Row]
     places: dict[str, str] = field(default_factory=dict)  # flags of prepare_data.py for the data of a place
     first_test_conversation: str = ""  # of the test split that the rows were measured on
-
-    def place_of(self, row: Row) -> str:
-        """The folder below the workdir in which a row is made."""
-        return row.place or self.tables[row.table].place
 
     def of(self, table: str) -> list[Row]:
         return [row for row in self.rows.values() if row.table == table]
@@ -302,7 +302,7 @@ def commands_of(results: Results, rows: Sequence[Row]) -> list[str]:
             continue
         seconds = f"{row.seconds:,.0f} s" if row.seconds else ""
         seeds = ", ".join(map(str, row.seeds))
-        after, place = "; ".join(row.after), results.place_of(row)
+        after, place = "; ".join(row.after), row.place_in(results.tables[row.table])
         key = f"`{row.row}`" + (f" in {place}" if place else "")
         lines.append([row.name, key, after, shown(row.commands), seconds, row.hardware, row.commit, seeds])
         lines[-1].append(row.note)
