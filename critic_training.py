@@ -254,8 +254,8 @@ def sentiment_task(paths: Paths) -> CriticTask:
     )
 
 
-def warn_of_other_split(folder: Path, flags: Mapping[str, Any], session: Session) -> None:
-    """Say where the run to begin from may have learnt from pairs that this one holds out."""
+def warn_of_other_split(flag: str, folder: Path, flags: Mapping[str, Any], session: Session) -> None:
+    """Say where the run to begin from, or a teacher, may have learnt from pairs that this one holds out."""
     file = folder / "args.json"
     made_with = storage.read_json(file).get("args", {}) if file.exists() else {}
     # by seeker all dimensions hold out the same posts; as prepared each its own
@@ -265,7 +265,7 @@ def warn_of_other_split(folder: Path, flags: Mapping[str, Any], session: Session
     other = [f"--{n.replace('_', '-')} {made_with[n]}" for n in names if made_with.get(n) != flags[n]]
     if other:
         session.say(
-            f"WARNING: --init-from {folder}: trained with {' '.join(other)}, it may have learnt from pairs "
+            f"WARNING: {flag} {folder}: trained with {' '.join(other)}, it may have learnt from pairs "
             "that are held out here; figures of the validation side are then too good"
         )
 
@@ -319,6 +319,8 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     options, paths = command.options, command.paths
     session = Session(**command.device)
     if teacher:
+        for folder in map(Path, teacher.teacher):
+            warn_of_other_split("--teacher", folder, command.flags, session)
         task = with_teacher(task, teacher, paths, session)
     tokenizer, encoder, begin = load_backbone(options, paths)
     settings = CriticSettings(
@@ -337,7 +339,7 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     if options.init_from:
         folder = Path(options.init_from)
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
-        warn_of_other_split(folder, command.flags, session)
+        warn_of_other_split("--init-from", folder, command.flags, session)
         trained = CriticModel.from_pretrained(folder).of(task.kind)
         if trained.settings.kind != task.kind:
             trained.head = critic.head  # another dimension's has learnt nothing of this one

@@ -70,9 +70,16 @@ def served(run: Path, paths: Paths) -> list[Served]:
         led = set(DIMENSIONS) if made_with.get("args", {}).get("control") else {c.kind for c in found}
         by = labelled_by(places["labels train"], paths)
         found += [critic for critic in by if critic.kind in led and critic not in found]
-    if "init" in places and (places["init"].path / "args.json").exists():
-        found += served(places["init"].path, paths)
+    start = places.get("init")
+    if start and is_still(start) and (start.path / "args.json").exists():
+        found += served(start.path, paths)
     return found
+
+
+def is_still(run: runs.Source) -> bool:
+    """Whether the folder of a run that was begun from holds the weights of then."""
+    weights = storage.weights_file(run.path)
+    return weights.exists() and checksum(weights) == run.sha256
 
 
 def labelled_by(labels: runs.Source, paths: Paths) -> list[Served]:

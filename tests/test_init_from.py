@@ -69,10 +69,13 @@ def test_a_run_does_not_take_the_place_of_the_one_it_begins_from(trained_copy):
 def test_pairs_that_were_learnt_before_are_no_test_of_what_goes_on(trained_copy, capsys):
     common = ["--workdir", str(trained_copy), "--size", "tiny", "--model", "glove-t5", *STILL]
     first = str(trained_copy / "saved" / "empathy" / "glove-t5-emo")
-    for more, warned in (([], False), (["--split-by", "seeker"], True)):
-        train_empathy_classifier.main([*common, "--dim", "emo", "--init-from", first, "--name", "b", *more])
-        assert ("--split-by files, it may have learnt from pairs" in capsys.readouterr().out) == warned
-        shutil.rmtree(trained_copy / "saved" / "empathy" / "b")
+    teacher = ["--teacher", first, "--turns", "3"]
+    for flags in (["--init-from", first], teacher):
+        for more, warned in (([], False), (["--split-by", "seeker"], True)):
+            train_empathy_classifier.main([*common, "--dim", "emo", "--name", "b", *flags, *more])
+            said = f"{flags[0]} {first}: trained with --split-by files, it may have learnt from pairs"
+            assert (said in capsys.readouterr().out) == warned
+            shutil.rmtree(trained_copy / "saved" / "empathy" / "b")
 
 
 def test_another_start_is_another_run(trained_copy):

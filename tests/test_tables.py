@@ -225,6 +225,20 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
 
 
+def test_a_run_that_has_taken_the_place_of_the_one_begun_from_is_not_followed(tmp_path):
+    paths = Paths(tmp_path)
+    places = {name: tmp_path / name for name in ("first", "second")}
+    for name, other in (("first", "second"), ("second", "first")):
+        storage.write_json(places[name] / "args.json", {"inputs": {"critic emo": "1"}})
+        start = storage.source(places[other], paths, "of weights that lie there no more")
+        storage.write_json(places[name] / "sources.json", {"init": start})
+        storage.write_text(places[name] / "model.safetensors", name)
+    assert len(lineage.served(places["first"], paths)) == 1, "its own critic alone, and it comes to an end"
+    right = storage.source(places["first"], paths, storage.sha256(places["first"] / "model.safetensors"))
+    storage.write_json(places["second"] / "sources.json", {"init": right})
+    assert len(lineage.served(places["second"], paths)) == 2
+
+
 def test_the_notes_of_a_run_of_another_workdir_are_seen_from_there(tmp_path):
     there, here = Paths(tmp_path / "there"), Paths(tmp_path / "here")
     places = {name: there.saved / "empathy" / name for name in ("teacher", "pupil")}
