@@ -105,6 +105,8 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
+    if args.size != parser.get_default("size") and args.model not in ("t5", "glove-t5"):
+        problems.append("--size: of --model t5 and glove-t5; a pretrained encoder has its own")
     for flag in ("turns", "pieces", "teacher_w") if "teacher" in args and not args.teacher else ():
         if getattr(args, flag) != parser.get_default(flag):
             problems.append(f"--{flag.replace('_', '-')}: only with --teacher")

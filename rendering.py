@@ -161,7 +161,9 @@ class Page:
             )
         elif len(self.comparison.systems) > 1:
             lines.append("Every two systems in every column, with intervals and p: pairs.csv.")
-        most = max(Counter((test.one, test.other) for test in self.tests).values(), default=0)
+        by_seeds = {row.name for row in several}  # their p comes from the spread of the runs, too
+        alone = [(t.one, t.other) for t in self.tests if not {t.one, t.other} & by_seeds]
+        most = max(Counter(alone).values(), default=0)
         if most / (self.comparison.count + 1) >= 1 - LEVEL:  # the least p there is, corrected
             enough = round(2 * most / (1 - LEVEL), -2)
             lines.append(

@@ -346,13 +346,13 @@ class Run:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row, allow_nan=True) + "\n")
 
-    def logged(self, kind: str) -> list[dict]:
-        """What `log` has kept of one kind (train, valid), without step and epoch."""
+    def logged(self, kind: str, step: int | None = None) -> list[dict]:
+        """What `log` has kept of one kind (train, valid), without step and epoch; of one `step`, or of all."""
         rows = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         return [
             {k: v for k, v in row.items() if k not in ("step", "epoch", "kind")}
             for row in rows
-            if row["kind"] == kind
+            if row["kind"] == kind and step in (None, row["step"])
         ]
 
     def rewind(self, step: int, evaluation_due: bool) -> None:

@@ -63,6 +63,8 @@ def parse_args(argv=None):
         problems.append("--path: a trained retriever brings its own pooling; leave --pooling out")
     if args.bm25 and (args.pooling, args.similarity) != ("cls", "product"):
         problems.append("--bm25: has no vectors; leave --pooling and --similarity out")
+    if args.bm25 and (args.max_length or args.max_passage_length):
+        problems.append("--bm25: reads every word; leave --max-length and --max-passage-length out")
     check(parser, args, problems)
     return args
 

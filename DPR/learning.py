@@ -309,9 +309,12 @@ def train(
     if result.get("already_finished"):
         return None
     result |= {"questions": len(held.questions), "passages": len(held.passages)}
-    result |= {"before": loop.run.logged("valid")[0], "after": loop.measure()}
+    first = loop.run.logged("valid", step=0)  # none where metrics.jsonl was taken away
+    result |= {"before": first[0]} if first else {}
+    result["after"] = loop.measure()
     for when in ("before", "after"):
-        session.say(f"{when}: {result[when]}")
+        if when in result:
+            session.say(f"{when}: {result[when]}")
     middle = (len(held.passages) - 1) / 2  # where constant vectors rank
     if not result["after"]["average_rank"] < middle:
         session.say(

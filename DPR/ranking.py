@@ -5,6 +5,7 @@ stand beside what it logs.
 """
 
 import json
+import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -50,7 +51,10 @@ def bm25(questions: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: 
 
     idf = log(1 + (P - n + 0.5) / (n + 0.5)), n: passages with the word (Robertson and Zaragoza 2009).
     """
-    vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
+    word = r"(?u)\b\w+\b"
+    if not any(re.search(word, passage) for passage in passages):
+        return np.zeros((len(questions), len(passages)))
+    vectorizer = CountVectorizer(token_pattern=word)
     counts = vectorizer.fit_transform(passages).astype(np.float64)  # (P, W)
     lengths = np.asarray(counts.sum(1)).ravel()
     holding = np.asarray((counts > 0).sum(0)).ravel()

@@ -166,6 +166,12 @@ def test_flags_of_a_teacher_without_one_are_refused(capsys):
     assert all(f"--{flag}: only with --teacher" in said for flag in ("turns", "pieces", "teacher-w"))
 
 
+def test_a_pretrained_encoder_has_no_choice_of_size(capsys):
+    with pytest.raises(SystemExit):
+        train_empathy_classifier.parse_args(["--dim", "emo", "--model", "minilm", "--size", "small"])
+    assert "--size: of --model t5 and glove-t5" in capsys.readouterr().err
+
+
 def test_sentiment_is_learnt_from_mixtures_too(workdir):
     words = ["--workdir", str(workdir), *SHORT, "--size", "small", "--mixture-share", "1"]
     result = train_sentiment_regressor.main(words)

@@ -155,11 +155,13 @@ def test_the_best_of_few_items_is_not_bold_where_the_test_on_all_of_them_says_th
     assert "rouge_l" not in winners and ties["rouge_l"] == {"worse", "better"}
 
 
-@pytest.mark.parametrize(("count", "few"), [(100, True), (500, False)])
-def test_resamples_that_can_make_nothing_significant_are_said_to_be_too_few(count, few):
+@pytest.mark.parametrize(("count", "seeds", "few"), [(100, 1, True), (500, 1, False), (100, 2, False)])
+def test_resamples_that_can_make_nothing_significant_are_said_to_be_too_few(count, seeds, few):
+    """Where a system has several seeds, p comes from a distribution, which has tails without resamples."""
     rng = np.random.default_rng(6)
     rows = [simulated(rng, 200, kind=kind, name=kind) for kind in ("gold", "system")]
     rows.append(simulated(rng, 200, name="other"))
+    rows[-1].runs.extend(simulated(rng, 200).runs[0] for _ in range(1, seeds))
     comparison = Comparison(rows, COLUMNS, count=count, seed=0)
     comparison.settle(tuple(range(200)))
     tests, refused = comparison.tests(range(200))

@@ -25,6 +25,7 @@ def test_bm25_equals_the_formula_by_hand():
 
     expected = [2 * part(1, 3, 2), 2 * part(1, 6, 2), part(1, 1, 1)]
     assert scores[0] == pytest.approx(expected) and not scores[1].any()
+    assert bm25(["a dog"], ["?!", "..."]).tolist() == [[0, 0]], "passages without a word are equally far"
 
 
 def figures(workdir, name):
@@ -95,3 +96,6 @@ def test_words_have_no_cosine(capsys):
     with pytest.raises(SystemExit):
         evaluate_retriever.parse_args(["--bm25", "--similarity", "cosine"])
     assert "--bm25: has no vectors" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate_retriever.parse_args(["--bm25", "--max-length", "64"])
+    assert "--bm25: reads every word; leave --max-length" in capsys.readouterr().err
