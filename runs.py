@@ -347,7 +347,7 @@ class Run:
                 handle.write(json.dumps(row, allow_nan=True) + "\n")
 
     def logged(self, kind: str, step: int | None = None) -> list[dict]:
-        """What `log` has kept of one kind (train, valid), without step and epoch; of one `step`, or of all."""
+        """What `log` has kept of one kind (train, valid), without step and epoch; of one `step`, or all."""
         rows = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         return [
             {k: v for k, v in row.items() if k not in ("step", "epoch", "kind")}
