@@ -49,6 +49,15 @@ def command(script: str, *words: object, workdir: str | Path = ".", **flags: obj
     return shlex.join(line)
 
 
+def without_anew(words: list[str]) -> list[str]:
+    """A command without the flags that would begin its run anew or elsewhere."""
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word != "--overwrite" and not word.startswith("--resume") and before != "--resume":
+            kept.append(word)
+    return kept
+
+
 # ------------------------------------------------------------------------------------------- what makes what
 
 
@@ -187,8 +196,23 @@ PLACES = {
     "questions": r"data/dpr/(?P<name>.+)_\w+\.json",
     "critic": rf"saved/empathy/(?P<name>.+)-(?P<dim>{'|'.join([*DIMENSIONS, JOINT])})",
     "regressor": rf"saved/{SENTIMENT}/(?P<name>[^/]+)",
-    "retriever": r"saved/dpr/(?P<name>[^/]+)",
+    "retriever": r"saved/dpr/(?P<name>[^/]+)(?:/(?:question|context)_encoder)?",
 }
+
+
+def anew(run: Path, workdir: Path) -> str:
+    """The very command that a run was begun with, to begin it anew; empty where its folder does not say, or
+    was moved to another workdir."""
+    try:
+        noted = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        words = shlex.split(noted["command"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    given = [after for word, after in zip(words, words[1:], strict=False) if word == "--workdir"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
+    if Path(*given[-1:]).absolute() != workdir.absolute():
+        return ""
+    return shlex.join([*without_anew(words), "--overwrite"])
 
 
 def makes(path: str | Path, otherwise: str) -> str:
@@ -212,6 +236,9 @@ def makes(path: str | Path, otherwise: str) -> str:
         return retrieve(workdir, again=again)
     if place == "questions":
         return command("DPR.prepare_dpr_data", workdir=workdir, dataset=found["name"], overwrite=again)
+    run = path.parent if path.name.endswith("_encoder") else path
+    if again and (line := anew(run, workdir)):
+        return line
     if place == "retriever":
         return train_retriever(workdir, found["name"])
     return train_critic(found["dim"] if place == "critic" else SENTIMENT, found["name"], workdir)

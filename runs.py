@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import advice
 import checkpoints
 from options import Paths, UserError
 from storage import (
@@ -57,16 +58,8 @@ def command_line(again: bool = False) -> str:
     words = [w for w in sys.orig_argv[1:] if w != "-u"]  # torchrun's
     processes = os.environ.get("LOCAL_WORLD_SIZE")
     launcher = ["torchrun", "--standalone", f"--nproc-per-node={processes}"] if processes else ["python"]
-    return without_anew([*launcher, *words]) if again else shlex.join([*launcher, *words])
-
-
-def without_anew(words: list[str]) -> str:
-    """A command without the flags that would begin its run anew or elsewhere."""
-    kept = []
-    for before, word in zip(["", *words], words, strict=False):
-        if word != "--overwrite" and not word.startswith("--resume") and before != "--resume":
-            kept.append(word)
-    return shlex.join(kept)
+    words = [*launcher, *words]
+    return shlex.join(advice.without_anew(words) if again else words)
 
 
 def environment(device: str) -> dict:
@@ -409,6 +402,6 @@ def require_run(folder: Path, remedy: str) -> dict:
         began = read_json(file).get("command") if file.exists() else None
         raise UserError(
             f"{folder}: this run is not finished; the command that began it goes on with it"
-            + (f": {without_anew(shlex.split(began))}" if isinstance(began, str) else "")
+            + (f": {shlex.join(advice.without_anew(shlex.split(began)))}" if isinstance(began, str) else "")
         )
     return read_json(folder / "args.json")["args"]

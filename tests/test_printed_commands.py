@@ -185,6 +185,25 @@ def test_a_damaged_file_is_made_again_by_a_command_that_replaces_it(place):
         assert parse(command, place).overwrite
 
 
+def test_a_damaged_run_is_made_again_by_its_own_command(place):
+    """With the flags it was trained with, in the place where it lies."""
+    run = Paths(place).saved / "dpr" / "empd"
+    made = json.loads((run / "environment.json").read_text())
+    began = ["python", "-m", "DPR.train_dpr", "--epochs", "7", "--resume", "never", "--workdir", str(place)]
+    (run / "environment.json").write_text(json.dumps(made | {"command": shlex.join(began)}))
+    at = ["--workdir", str(place), "--device", "cpu", "--overwrite", "--path", str(run)]
+    (run / "question_encoder" / "model.safetensors").write_bytes(b"damaged")
+    (command,) = commands(refusal(dpr_exemplar_retriever.main, *at))
+    args = parse(command, place)
+    assert (args.epochs, args.overwrite, args.resume) == (7, True, "auto")
+    (run / "question_encoder" / "model.safetensors").unlink()
+    assert commands(refusal(dpr_exemplar_retriever.main, *at)) == [command]
+    moved = place / "moved"
+    shutil.copytree(run, moved / "saved" / "dpr" / "empd")
+    at[-1] = str(moved / "saved" / "dpr" / "empd")
+    assert "7" not in commands(refusal(dpr_exemplar_retriever.main, *at))[0], "it would train elsewhere"
+
+
 def test_a_run_that_is_no_generators_gets_no_table_and_no_advice_that_fails(place):
     for run in ("empathy/glove-t5-emo", "dpr/empd"):
         text = refusal(evaluate_responses.main, "--workdir", place, place / "saved" / run)
