@@ -8,7 +8,7 @@ the same items share their resamples: their difference is paired.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
@@ -153,12 +153,22 @@ def joined(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """One less the other, on the same resamples of the items; their runs have nothing in common."""
+    """One system less the other, on the same resamples of the items; their runs have nothing in common."""
     replicates = None
     if one.replicates is not None and other.replicates is not None:
         replicates = one.replicates - other.replicates
-    rough, among = one.rough or other.rough, one.among + other.among
-    return Estimate(one.point - other.point, replicates, rough, among=among)
+    among = among_runs(one, other)
+    return Estimate(one.point - other.point, replicates, one.rough or other.rough, among=among)
+
+
+def among_runs(one: Estimate, other: Estimate) -> tuple[tuple[float, int], ...]:
+    """What two systems' runs add to the variance of their difference. The one run of a system beside several
+    of the other would be as far from others of its own as those are from each other: s^2 / k becomes
+    s^2 (1 + 1 / k)."""
+    if bool(one.among) == bool(other.among):
+        return one.among + other.among
+    ((variance, free),) = one.among or other.among
+    return ((variance * (free + 2), free),)  # variance: s^2 / k, k: free + 1
 
 
 # ------------------------------------------------------------------------------------------------------ tests
@@ -171,11 +181,17 @@ def paired_p(one: Estimate, other: Estimate, gold: Estimate | None = None) -> fl
     are equal, and where gold stands midway between them: it is the larger p of the two (an intersection-union
     test; Berger 1982). A difference of distances folds at gold, and its resamples are no picture of chance.
     """
-    p = two_sided(difference(one, other))
-    if gold is None:
+    apart = difference(one, other)
+    p = two_sided(apart)
+    if gold is None or one.replicates is None or other.replicates is None:
         return p
-    moving = gold if gold.replicates is not None else Estimate(gold.point, np.zeros(1) + gold.point)
-    return float(np.maximum(p, two_sided(difference(difference(one, moving), difference(moving, other)))))
+    moving = gold.point if gold.replicates is None else gold.replicates
+    both = replace(
+        apart,
+        point=one.point + other.point - 2 * gold.point,
+        replicates=one.replicates + other.replicates - 2 * moving,
+    )
+    return float(np.maximum(p, two_sided(both)))
 
 
 def two_sided(found: Estimate) -> float:

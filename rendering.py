@@ -151,7 +151,10 @@ class Page:
         one = [cell(row.name) for row in self.comparison.systems if len(row.runs) == 1]
         several = [row for row in self.comparison.systems if len(row.runs) > 1]
         if one:
-            lines.append(f"One seed: {', '.join(one)}. What is bold or tied there is so of this one run.")
+            beside = " Beside a system of several seeds its own are taken to vary as much." * bool(several)
+            lines.append(
+                f"One seed: {', '.join(one)}. What is bold or tied there is so of this one run.{beside}"
+            )
         for row in several:
             lines.append(f"{cell(row.name)}: mean \u00b1 standard deviation over {len(row.runs)} runs.")
         if refused:

@@ -40,9 +40,11 @@ def test_systems_are_put_on_the_items_that_all_have_and_every_two_are_paired(
     assert both == pytest.approx((2.718281828**2 + 2.718281828**2.04) / 2)
     [test] = found["tests"]
     assert test["ppl_word"]["less"] == pytest.approx(near - both)
-    # every item has the same nats a word: no resample of items moves it, the two seeds alone do
+    # every item has the same nats a word: no resample of items moves it, the seeds alone do: with the
+    # spread s of the two, s^2 (1 + 1 / 2)
     low, high = test["ppl_word"]["interval"]
-    assert high - low == pytest.approx(12.706 * 2.718281828**2 * (2.718281828**0.04 - 1), rel=1e-3)
+    spread = 2.718281828**2 * (2.718281828**0.04 - 1) / 2**0.5
+    assert high - low == pytest.approx(2 * 12.706 * spread * 1.5**0.5, rel=1e-3)
     assert test["ppl_word"]["p"] > 0.05
     with pytest.raises(UserError, match="--overwrite"):
         likelihood.main([*words, "--workdir", str(workdir)])
