@@ -163,15 +163,16 @@ class Update:
         """This process's micro-batches of an update; nothing is drawn by chance.
 
         The examples are dealt out one by one, so that lengths (an update is sorted by them) come out even.
+        Every process has as many, as DDP waits for each in every backward pass: with a stand-in, where there
+        are too few examples.
         """
-        pieces = self.options.accumulate * self.session.world
+        rank, world = self.session.rank, self.session.world
+        pieces = self.options.accumulate * world
+        rounds = min(self.options.accumulate, math.ceil(len(numbers) / world))
         mine = []
-        for piece in range(self.session.rank, pieces, self.session.world):
+        for piece in range(rank, rounds * world, world):
             dealt = numbers[piece::pieces]
-            if dealt:
-                mine.append(self.collate(dealt, stand_in=False))
-            elif self.session.world > 1:  # DDP waits for every process in every backward pass
-                mine.append(self.collate(numbers[:1], stand_in=True))
+            mine.append(self.collate(dealt or numbers[:1], stand_in=not dealt))
         return mine
 
     def collate(self, numbers: list[int], stand_in: bool) -> MicroBatch:

@@ -48,6 +48,24 @@ def test_two_processes_train_as_one(way, trained_copy, tmp_path):
             assert a == pytest.approx(b, rel=near)
 
 
+def test_two_processes_finish_an_update_too_small_for_all_its_micro_batches(trained_copy):
+    """The last one of an epoch, of a retriever, whose micro-batches share their negatives."""
+    questions = json.loads(Paths(trained_copy).dpr_data("empd", "train").read_text())
+    assert len(questions) % 6 == 1, "the last of 6 = 2 processes x 3 micro-batches has one example"
+    words = [
+        "--workdir",
+        str(trained_copy),
+        "--encoder",
+        str(Paths(trained_copy).bert_tiny),
+        "--device",
+        "cpu",
+    ]
+    words += "--epochs 1 --batch-size 1 --accumulate 3 --log-every 1 --name ragged".split()
+    by_two_processes(run_script, "DPR.train_dpr", words)
+    losses = logged(trained_copy / "saved" / "dpr" / "ragged", "train")
+    assert len(losses) == len(questions) // 6 + 1 and all(row["nll"] > 0 for row in losses[:-1])
+
+
 def train_where_a_barrier_takes_a_gpu(folder: str) -> None:
     def barrier(*args, **named):
         raise RuntimeError("invalid device ordinal")  # as torch says where there is one GPU, to the second
