@@ -70,8 +70,9 @@ def add_training(
         "--batch-tokens",
         type=COUNT,
         default=0,
-        help="also close an update at so many padded tokens for each forward pass and process of it, "
-        "which share them about evenly; 0: no such limit",
+        help="also close an update at so many tokens for each forward pass and process of it, which share "
+        "them about evenly: examples times the longest one's, source and reply counted together (padded each "
+        "to its own longest they may take more); 0: no such limit",
     )
     add("--accumulate", type=NATURAL, default=1, help="forward passes per update")
     add(

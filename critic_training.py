@@ -255,7 +255,8 @@ def sentiment_task(paths: Paths) -> CriticTask:
 
 
 def warn_of_other_split(flag: str, folder: Path, flags: Mapping[str, Any], session: Session) -> None:
-    """Say where the run to begin from, or a teacher, may have learnt from pairs that this one holds out."""
+    """Say where the run to begin from, or a teacher, may have learnt from pairs that this one holds out, or
+    from posts that its --part leaves to others."""
     file = folder / "args.json"
     made_with = storage.read_json(file).get("args", {}) if file.exists() else {}
     # by seeker all dimensions hold out the same posts; as prepared each its own
@@ -267,6 +268,13 @@ def warn_of_other_split(flag: str, folder: Path, flags: Mapping[str, Any], sessi
         session.say(
             f"WARNING: {flag} {folder}: trained with {' '.join(other)}, it may have learnt from pairs "
             "that are held out here; figures of the validation side are then too good"
+        )
+    learnt = made_with.get("part", "all")
+    if flags["part"] not in ("all", learnt):
+        session.say(
+            f"WARNING: {flag} {folder}: trained with --part {learnt}, so what --part {flags['part']} makes "
+            "of it has learnt from the other half of the seeker posts, too; a judge of that half is no "
+            "stranger to it"
         )
 
 

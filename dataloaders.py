@@ -149,7 +149,7 @@ def plan_once(lengths: Sequence[int], batch_size: int, batch_tokens: int = 0) ->
     """All examples, longest first (running out of memory shows at once), in batches of like length.
 
     A batch closes at `batch_size` examples or, where `batch_tokens` > 0, before examples x longest would
-    exceed it.
+    exceed it. A length counts source and reply together; these are padded apart, which can take more.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

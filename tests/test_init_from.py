@@ -73,9 +73,12 @@ def test_pairs_that_were_learnt_before_are_no_test_of_what_goes_on(trained_copy,
     for flags in (["--init-from", first], teacher):
         for more, warned in (([], False), (["--split-by", "seeker"], True)):
             train_empathy_classifier.main([*common, "--dim", "emo", "--name", "b", *flags, *more])
+            told = capsys.readouterr().out
             said = f"{flags[0]} {first}: trained with --split-by files, it may have learnt from pairs"
-            assert (said in capsys.readouterr().out) == warned
+            assert (said in told) == warned and "--part" not in told
             shutil.rmtree(trained_copy / "saved" / "empathy" / "b")
+    train_empathy_classifier.main([*common, "--dim", "emo", "--name", "b", "--part", "a", *teacher])
+    assert f"--teacher {first}: trained with --part all, so what --part a" in capsys.readouterr().out
 
 
 def test_another_start_is_another_run(trained_copy):
