@@ -162,7 +162,7 @@ def require_order(rows: Sequence[tuple[Mapping[str, Any], int]], place: str) -> 
         if before is not None and int(number) <= before:
             raise UserError(
                 f"{place}, line {line}: turn {number} after turn {before}; sort the rows of a conversation, "
-                "the oldest first"
+                "the oldest first, or leave the column of these numbers out"
             )
         before = int(number)
 
@@ -275,6 +275,14 @@ def convert(files: Sequence[Path], folder: Path, listener: str | None, seed: int
     )
     count([d for d in dialogues if casts[d.name].opening], "where the listener begins: that turn left out")
     count([d for d in dialogues if len(casts[d.name].texts) < 2], "without a reply: left out")
+    listen = {casts[d.name].people[1] for d in answered}
+    both = [d for d in answered if casts[d.name].people[0] in listen]
+    who = ", ".join(sorted({casts[d.name].people[0] for d in both})[:3])
+    count(
+        both,
+        f"whose speaker listens in others ({who}): replies of both are learnt; --listener NAME says whose "
+        "should be",
+    )
     first = {texts: n for n, texts in reversed([*enumerate(said)])}
     again = [n for n, texts in enumerate(said) if first[texts] != n]
     across = [n for n in again if splits[n] != splits[first[said[n]]]]

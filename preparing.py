@@ -370,7 +370,10 @@ def origin_of(asked: PrepareOptions, sources: Sources) -> dict:
     if asked.test_conversations:
         origin["test_conversations"] = asked.test_conversations
     if sources.own:
-        origin |= {"source": "own", "own": sources.own}
+        held = sources.own["dialogues"]
+        if asked.test_conversations:
+            held = held | {"test": min(held["test"], asked.test_conversations)}
+        origin |= {"source": "own", "own": sources.own | {"dialogues": held}}
     if asked.glove == "auto":
         origin["glove"] = "auto, package" if glove_package_folder() else "auto"
     elif Path(asked.glove).is_file():

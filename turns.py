@@ -18,12 +18,17 @@ NAMES = {
     "id": ("id", "conversation_id", "conv_id", "dialogue_id", "dialog_id"),
     "speaker": ("speaker", "speaker_id", "speaker_idx", "role", "name", "author", "from"),
     "text": ("text", "utterance", "content", "message", "turn", "value"),
-    "order": ("utterance_idx", "utterance_index", "turn_idx", "turn_index", "turn_number"),
+    "order": (
+        *("utterance_idx", "utterance_index", "utterance_id"),
+        *("turn_idx", "turn_index", "turn_number", "turn_no", "turn_num", "turn_id"),
+        "turn",  # where the text stands under another name
+    ),
     "emotion": ("emotion", "feeling"),
     "split": ("split", "fold"),
 }
 #: a person of such a name listens, whoever begins
 LISTENERS = {"listener", "assistant", "bot", "chatbot", "gpt", "model"}
+LISTENERS |= {"supporter", "helper", "counselor", "counsellor", "therapist"}
 INSTRUCTIONS = "system"  # no person, where two others speak, or where it only opens a dialogue
 
 
@@ -34,6 +39,7 @@ class Cast:
     texts: list[str]
     joined: int  # turns that were joined to the one before, by the same person
     opening: bool  # whether a turn of the listener stood first, which answers nothing and is left out
+    people: tuple[str, ...]  # who speaks, then who listens
 
 
 def pick(row: Mapping[str, Any], part: str) -> Any:
@@ -43,7 +49,10 @@ def pick(row: Mapping[str, Any], part: str) -> Any:
         lists = [lower[name] for name in NAMES[part] if isinstance(lower.get(name), list)]
         if lists:
             return lists[0]
-    return next((lower[name] for name in NAMES[part] if lower.get(name) is not None), None)
+    names = [name for name in NAMES[part] if lower.get(name) is not None]
+    if part == "order" and names == ["turn"] and not set(NAMES["text"]) - {"turn"} & set(lower):
+        return None
+    return lower[names[0]] if names else None
 
 
 def word(value: Any, what: str, place: str) -> str:
@@ -103,6 +112,7 @@ def cast(said: Sequence[tuple[str, str]], place: str, listener: str | None = Non
     if listener is None and len(named) == 1:
         listener = named[0]
     texts: list[str] = []
+    heard: list[str] = []
     last, joined, opening = None, 0, False
     for speaker, text in said:
         if not texts and speaker == listener:
@@ -112,10 +122,11 @@ def cast(said: Sequence[tuple[str, str]], place: str, listener: str | None = Non
             joined += 1
         else:
             texts.append(text)
+            heard.append(speaker)
             last = speaker
     if (longest := max(map(len, texts), default=0)) > LONGEST:
         raise UserError(
             f"{place}: a turn (all that one person says until the other does) of {longest:,} "
             f"characters, more than {LONGEST:,}; shorten it"
         )
-    return Cast(texts, joined, opening)
+    return Cast(texts, joined, opening, tuple(heard[:2]))

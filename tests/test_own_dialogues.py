@@ -196,6 +196,34 @@ def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
     assert all_rows(tmp_path / "out")["x"] == ["text 1", "text 2 text 10"]
 
 
+@pytest.mark.parametrize("order", ["turn_id", "turn"])
+def test_rows_that_are_numbered_another_way_than_they_stand_are_refused(order, tmp_path):
+    rows = "".join(f"{c},{n},{'ab'[n]},text {n}\n" for c in "xyz" for n in (1, 0))
+    (tmp_path / "a.csv").write_text(f"conversation,{order},speaker,text\n{rows}")
+    with pytest.raises(UserError, match=r"line 3: turn 0 after turn 1; sort the rows"):
+        converted([tmp_path / "a.csv"], tmp_path / "out")
+    texts = "".join(f"{c},{'ab'[n]},{9 - n}\n" for c in "xyz" for n in (0, 1))
+    (tmp_path / "a.csv").write_text(f"conversation,speaker,turn\n{texts}")  # the text itself
+    converted([tmp_path / "a.csv"], tmp_path / "out")
+    assert all_rows(tmp_path / "out")["x"] == ["9", "8"]
+
+
+def test_who_speaks_in_one_dialogue_and_listens_in_another_is_named(tmp_path, capsys):
+    one = [("ann", "I lost my job."), ("bob", "Oh no.")]
+    other = [("bob", "Hello, what brings you here?"), ("ann", "I lost my job."), ("bob", "Oh.")]
+    file = jsonl(tmp_path / "a.jsonl", one, one, other)
+    said = "whose speaker listens in others"
+    converted([file], tmp_path / "out")
+    assert f"3 {said} (ann, bob): replies of both are learnt; --listener NAME" in capsys.readouterr().out
+    converted([file], tmp_path / "out", listener="bob")
+    assert said not in capsys.readouterr().out
+    named = [
+        [(name.replace("bob", "Supporter"), text) for name, text in turns] for turns in (one, one, other)
+    ]
+    converted([jsonl(tmp_path / "b.jsonl", *named)], tmp_path / "out")
+    assert all_rows(tmp_path / "out")["b:3"] == ["I lost my job.", "Oh."]
+
+
 def test_turns_longer_than_sentencepiece_expects_and_words_that_glove_lacks_are_prepared(tmp_path, capsys):
     said = " ".join(f"sound{n} of words" for n in range(400))  # above 4,192 bytes
     file = jsonl(
