@@ -158,6 +158,12 @@ def parse_args(argv=None):
             problems.append(f"{flag} {file}: no such file")
     if args.rating_kit and args.validate_metrics:
         problems.append("--validate-metrics: of a table, and --rating-kit makes none; call it twice")
+    tables_own = ("relevance", "judges", "fluency_model", "bertscore_model", "resamples")
+    for flag in tables_own if args.rating_kit else ():
+        if getattr(args, flag) != parser.get_default(flag):
+            problems.append(f"--{flag.replace('_', '-')}: of a table, and --rating-kit makes none")
+    if args.rating_mode != parser.get_default("rating_mode") and not args.rating_kit:
+        problems.append("--rating-mode: of --rating-kit N")
     if bool(args.runs) == bool(args.ratings):
         problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
     for flag, folder in (("", args.exemplars), ("untuned-", args.untuned_exemplars)):

@@ -228,8 +228,11 @@ def read_ratings(files: Iterable[str | Path], key: pd.DataFrame) -> pd.DataFrame
         tables.append(table.assign(place=[f"{file}, line {line}" for line in table["line"]]))
     ratings = pd.concat(tables, ignore_index=True)
     values = list(SCALES) if mode == LIKERT else ["chosen"]
-    names = ["reply"] if mode == LIKERT else ["first", "second"]
+    names = ["reply"]
     ratings[values] = ratings[values].apply(lambda column: column.str.strip())
+    if mode == AB:  # a pair is one thing in whichever order it was shown
+        names = ["one of two", "other of two"]
+        ratings[names] = np.sort(ratings[["first", "second"]].to_numpy(dtype=str), axis=1)
     ratings = ratings.drop_duplicates(["rater", "item", *names, *values])
     twice = ratings[ratings.duplicated(["rater", "item", *names], keep=False)]
     if len(twice):
@@ -238,7 +241,7 @@ def read_ratings(files: Iterable[str | Path], key: pd.DataFrame) -> pd.DataFrame
             f"{other}: {twice['rater'].iloc[0]} rated the same otherwise in {one}; give the newest file of a "
             "rater alone, and to two people of one name two names"
         )
-    return ratings.drop(columns=["line", "place"])
+    return ratings.drop(columns=["line", "place", "one of two", "other of two"], errors="ignore")
 
 
 def check_row(row: dict, where: str, kit: str, mode: str, known: set[tuple[str, str]]) -> None:

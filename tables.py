@@ -5,6 +5,7 @@ columns.py; what is compared: comparison.py; how it is shown: rendering.py, page
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,9 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
     found: list[Named] = []
     for text in options.runs:
         name, places = named_places(text)
+        again = [place for place, times in Counter(Path(p).resolve() for p in places).items() if times > 1]
+        if again:
+            raise UserError(f"{text}: {again[0]} is given twice; each place is one seed")
         read: list[System] = []
         for place in places:
             systems = read_system(
@@ -115,6 +119,11 @@ def replies(options: TableOptions, paths: Paths) -> tuple[list[Example], list[di
     numbers = settled(options, examples, lines)
     found: list[dict] = [{"name": "gold", "replies": [examples[i].response for i in numbers]}]
     for line in lines:
+        if len(line.systems) > 1:
+            raise UserError(
+                f"--rating-kit: {line.name} has {len(line.systems)} runs, and people rate the replies of "
+                "one; give it alone"
+            )
         found.append({"name": line.name, "replies": restrict(line.systems[0], numbers).replies})
     about = [f"{of_items(options, numbers, set_hash(examples, numbers))}; the kit's are drawn of these."]
     return [examples[i] for i in numbers], found, about + notes(lines, {}, [], paths)

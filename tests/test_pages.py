@@ -193,6 +193,12 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
     assert "| mime : empdg | too few (n = 1) |" in text and "| one/lempex : empdg | too few (n = 1) |" in text
     assert "Krippendorff's alpha of the choices: a single rater" in text
     assert "same word by word count as ties unseen: 1." in text
+    turned = [(*row[:3], row[4], row[3], row[5]) for row in rows]  # the same choices, shown the other way
+    files = [file, save(tmp_path / "b.csv", "ab", turned)]
+    assert len(ratings.read_ratings(files, key)) == len(rows), "equal ones count once"
+    save(tmp_path / "b.csv", "ab", [(*row[:5], "tie") for row in turned])
+    with pytest.raises(UserError, match="Anna rated the same otherwise in"):
+        ratings.read_ratings(files, key)
     (tmp_path / "ab" / "ratings.csv").write_text("of an earlier kit")
     with pytest.raises(UserError, match=r"ratings\.csv; add --overwrite"):
         ratings.report([file], tmp_path / "ab", overwrite=False)

@@ -225,6 +225,13 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
 
 
+def test_a_run_that_is_given_twice_is_no_second_seed(tmp_path):
+    (tmp_path / "run").mkdir()
+    twice = argparse.Namespace(runs=[f"x={tmp_path / 'run'},{tmp_path / 'other' / '..' / 'run'}"])
+    with pytest.raises(UserError, match="run is given twice; each place is one seed"):
+        tables.read_all(twice, [], Paths(tmp_path))
+
+
 def test_a_run_that_has_taken_the_place_of_the_one_begun_from_is_not_followed(tmp_path):
     paths = Paths(tmp_path)
     places = {name: tmp_path / name for name in ("first", "second")}
