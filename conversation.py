@@ -220,20 +220,27 @@ def reply(responder: Responder, turns: list[str], options: RespondOptions, **cha
 # ------------------------------------------------------------------------------------------------- from files
 
 
-def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
-    """(id or None, turns) of a line: plain text is one turn; JSON a list of turns, or an object with one.
-
-    A turn is a text, or an object with a speaker and a text (turns.py). Raises `UserError` where the line is
-    no such thing, or its last turn is the listener's.
-    """
+def named_dialogue(text: str, where: str, is_json: bool) -> tuple[Any, Any]:
+    """(id or None, turns as they stand there) of a line: plain text is one turn; JSON a list of turns, a
+    text, or an object with an id and turns. Raises `UserError` where it is damaged."""
     if not is_utf8(text):
         raise UserError(f"{where}: not UTF-8")
-    if text[0] not in "[{":
+    if text[0] not in "[{" and not (is_json and text[0] == '"'):
         return None, [text]
-    found: Any = json_value(text, where)
-    name = None
+    try:
+        found: Any = json_value(text, where)
+    except UserError as error:
+        raise UserError(
+            f"{error}; a plain text that begins like JSON stands in quotation marks in a .jsonl"
+        ) from error
     if isinstance(found, dict):
-        found, name = pick(found, "turns"), pick(found, "id")
+        return pick(found, "id"), pick(found, "turns")
+    return None, [found] if isinstance(found, str) else found
+
+
+def read_turns(found: Any, where: str) -> list[str]:
+    """The turns of a dialogue. A turn is a text, or an object with a speaker and a text (turns.py). Raises
+    `UserError` where there is no such list, or its last turn is the listener's."""
     if not isinstance(found, list):
         raise UserError(
             f"{where}: expected a list of turns, each a plain text and the last the one to be answered, "
@@ -242,7 +249,7 @@ def read_dialogue(text: str, where: str) -> tuple[Any, list[str]]:
     said = said_by(found, where)
     turns = cast(said, where).texts if any(isinstance(t, dict) for t in found) else [text for _, text in said]
     check_turns(turns)
-    return name, turns
+    return turns
 
 
 def refuse_indented(text: str, place: str) -> None:
@@ -259,7 +266,8 @@ def answer_line(
     """The row of one line: its id (or line number) with the reply, or with what is wrong with it."""
     where, name = f"{place}, line {number}", None
     try:
-        name, turns = read_dialogue(text, where)
+        name, found_there = named_dialogue(text, where, is_json=format_of(place) == "jsonl")
+        turns = read_turns(found_there, where)
         if found := distress.notice(turns[::2]):
             say(f"{where}: {found}")
         row = as_row(reply(responder, turns, options))
@@ -454,8 +462,12 @@ class Conversation:
             raise UserError("/save FILE: name a file")
         if not self.turns:
             raise UserError("/save: nothing was said yet; write something first")
-        file = Path(name).expanduser()
-        if file.exists():
+        try:
+            file = Path(name).expanduser()
+            there = file.exists()
+        except (OSError, RuntimeError) as error:  # too long a name; ~ of somebody unknown
+            raise UserError(f"/save {name[:80]}: no name for a file ({error}); choose another") from error
+        if there:
             raise UserError(f"{file}: already there; choose another name")
         storage.write_text(file, self.as_markdown() if name.endswith(".md") else self.as_line())
         self.write(f"{file}: {len(self.turns)} turns")

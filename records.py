@@ -4,6 +4,7 @@ written back.
 Nothing heavy is imported. The corpora's files have readers of their own, in dataloaders.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -61,7 +62,7 @@ class Records:
         found = []
         for row, line in zip(self.rows, self.lines, strict=True):
             said = row.get(column) or ()
-            turns = (said,) if isinstance(said, str) else said
+            turns = self.listed(said) if isinstance(said, str) else said
             if isinstance(turns, list):
                 turns = [pick(t, "text") if isinstance(t, dict) else t for t in turns]
             if not isinstance(turns, list | tuple) or not all(isinstance(t, str) for t in turns):
@@ -71,6 +72,14 @@ class Records:
                 )
             found.append(tuple(t.strip() for t in turns if t.strip()))
         return found
+
+    def listed(self, said: str) -> list | tuple[str]:
+        """The turns of a table's cell: a list of them as JSON, as tables are written here, or one text."""
+        if said.lstrip().startswith("[") and not self.plain:
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(found := json.loads(said), list):
+                    return found
+        return (said,)
 
 
 def format_of(path: Path | str) -> str:

@@ -17,7 +17,7 @@ runs, or names on the hub (user/name). English only.
 import sys
 
 import options
-from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
+from options import NATURAL, WEIGHT, Paths, UserError, add_common, add_device, check, make_parser
 from records import check_output
 from settings import pick, target
 from use_commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
@@ -86,6 +86,8 @@ def main(argv=None):
         return conversation.once(responder, args.turns, asked)
     if args.file or not sys.stdin.isatty():
         return conversation.respond_to_file(responder, args.file or "-", args.output, asked)
+    if args.output:
+        raise UserError("--output: of --file; a conversation is kept with its command /save FILE")
     return conversation.Conversation(responder, asked).run()
 
 

@@ -55,6 +55,8 @@ def parse_args(argv=None):
     problems = check_output(args.output, [args.input])
     if bool(args.texts) == bool(args.input):
         problems.append("give either replies as arguments or a file with --input (- is standard input)")
+    if args.texts and args.format:
+        problems.append("--format: of --input")
     check(parser, args, problems)
     return args
 

@@ -1,6 +1,7 @@
 """Exemplars for people's own texts, out of people's own replies: the pool, the questions, what is written or
 shown."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,11 @@ def read_replies(file: str, column: str | None = None) -> tuple[list[str], Recor
     there = [n for n, text in enumerate(texts) if text]
     if not there:
         raise UserError(f"{file}: every reply is empty")
+    if len(there) < len(texts):
+        line = next(line for line, text in zip(records.lines, texts, strict=True) if not text)
+        column = "" if records.plain else f" (column {records.column(column, '--column')})"
+        empty = f"{len(texts) - len(there):,} replies are empty, the first in line {line}{column}"
+        print(f"note: {file}: {empty}; they are left out", file=sys.stderr)
     rows, lines = [records.rows[n] for n in there], [records.lines[n] for n in there]
     return [texts[n] for n in there], replace(records, rows=rows, lines=lines)
 
@@ -51,7 +57,7 @@ def pool_of(retriever: Retriever, file: str, replies: tuple[list[str], Records],
     texts, rows = replies
     emotions = None
     if "emotion" in rows.columns and not rows.plain:
-        emotions = [str(row.get("emotion", "")) for row in rows.rows]
+        emotions = some_emotions([str(row.get("emotion") or "") for row in rows.rows])
     index = Path(file).with_name(f"{Path(file).name}.index.npz")
     return retriever.pool(texts, index, emotions=emotions, overwrite=overwrite)
 
@@ -64,8 +70,13 @@ def training_pool(retriever: Retriever, paths: Paths, match: str = "reply") -> P
     answering = [" ".join(t.history) for t in turns] if match == "context" else None
     key = storage.fingerprint(str(retriever.encoders.identity), answering or texts)[:16]
     file = paths.cache / f"pool-{key}.npz"
-    owners, emotions = [t.conv_id for t in turns], [t.emotion for t in turns]
+    owners, emotions = [t.conv_id for t in turns], some_emotions([t.emotion for t in turns])
     return retriever.pool(texts, file, owners, emotions, answering=answering)
+
+
+def some_emotions(emotions: list[str]) -> list[str] | None:
+    """None where nothing has an emotion: own dialogues may come without."""
+    return emotions if any(emotions) else None
 
 
 def check_emotion(emotion: str | None, pool: Pool | None) -> None:

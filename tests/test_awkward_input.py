@@ -150,6 +150,36 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         conversation.respond_to_file(None, str(table), None, None)
 
 
+def test_turns_that_score_has_written_into_a_cell_are_turns_again(tmp_path):
+    (tmp_path / "a.csv").write_text('reply,history\nOh.,"[""My dog died."", ""[sigh] no""]"\nOh.,[sigh] no\n')
+    found = records.read_records(tmp_path / "a.csv").turns("history")
+    assert found == [("My dog died.", "[sigh] no"), ("[sigh] no",)]
+
+
+def test_a_line_without_a_reply_keeps_its_own_name(monkeypatch):
+    asked = pick(conversation.RespondOptions, respond.parse_args([]))
+    monkeypatch.setattr(conversation, "reply", lambda _, turns, __: turns)
+    monkeypatch.setattr(conversation, "as_row", lambda turns: {"reply": turns[-1].upper()})
+
+    def row(text: str, place: str = "a.jsonl") -> dict:
+        return conversation.answer_line(None, asked, 7, text, place)
+
+    wrong = row('{"id": "x", "turns": ["My dog died.", "Oh no."]}')
+    assert wrong["id"] == "x" and "turns" in wrong["error"]
+    assert row('"Caf\\u00e9"')["reply"] == "CAF\u00c9"
+    assert row('"Oh", she said.', "a.txt")["reply"] == '"OH", SHE SAID.'
+    assert "plain text that begins like JSON" in row("[sigh] My dog died.", "a.txt")["error"]
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/chat.jsonl", "x" * 300])
+def test_a_name_that_no_file_can_have_leaves_the_conversation_as_it_is(name):
+    asked = pick(conversation.RespondOptions, respond.parse_args([]))
+    talk = conversation.Conversation(None, asked, input, print)
+    talk.turns = ["hello", "hi"]
+    with pytest.raises(UserError, match="/save .*: no name for a file"):
+        talk.save(name)
+
+
 def test_ctrl_c_stops_a_reply_and_not_the_conversation(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
