@@ -30,7 +30,8 @@ def parse_args(argv=None):
     parser.add_argument("--output", metavar="FILE", help="write the figures there too, as JSON")
     add_device(parser)
     args = parser.parse_args(argv)
-    check(parser, args)
+    unread = [kind for kind in CRITICS if getattr(args, kind) and kind not in args.kinds]
+    check(parser, args, [f"--{kind}: not among --kinds {' '.join(args.kinds)}" for kind in unread])
     return args
 
 

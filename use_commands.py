@@ -76,6 +76,8 @@ def pool_problems(args: argparse.Namespace) -> list[str]:
         problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
     if args.pooling != "cls" and not args.encoder:
         problems.append("--pooling: goes with --encoder; a trained retriever has its own")
+    if args.column and not args.pool:
+        problems.append("--column: of --pool FILE")
     if args.pool == "-":
         problems.append("--pool: a file, beside which its vectors are kept; standard input has no place")
     return problems

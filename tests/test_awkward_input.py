@@ -15,6 +15,7 @@ import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
 import own_dialogues
+import probe_critics
 import records
 import reproduce
 import respond
@@ -142,6 +143,15 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         (retrieve.parse_args, ["--pool", table, "--pooling", "mean", "hi"], "--pooling: goes with --encoder"),
         (train_dpr.parse_args, ["--encoder", "minilm", "--question-encoder", mine], "is for both sides"),
         (dpr_exemplar_retriever.parse_args, ["--match", "random", "--path", mine], "compares nothing"),
+        (respond.parse_args, ["--column", "x", "hi"], "--column: of --pool FILE"),
+        (score.parse_args, ["--format", "csv", "hi"], "--format: of --input"),
+        (probe_critics.parse_args, ["a", "--kinds", "emo", "--exp", "x"], "--exp: not among --kinds emo"),
+        (evaluate_responses.parse_args, [mine, "--rating-mode", "ab"], "--rating-mode: of --rating-kit N"),
+        (
+            evaluate_responses.parse_args,
+            [mine, "--rating-kit", "2", "--judges", "tfidf"],
+            "--judges: of a table, and --rating-kit makes none",
+        ),
     ):
         with pytest.raises(SystemExit):
             parse([*map(str, words), *(["--overwrite"] if "--output" in words else [])])
