@@ -311,9 +311,11 @@ def kept_answers(
     return found
 
 
-def respond_to_file(responder: Responder, source: str, output: str | None, options: RespondOptions) -> None:
-    """JSON, a line a dialogue, to `output` or standard output. Raises `UserError` at the end where lines
-    were bad."""
+def respond_to_file(
+    opened: Callable[[], Responder], source: str, output: str | None, options: RespondOptions
+) -> None:
+    """JSON, a line a dialogue, to `output` or standard output. `opened`: gives who replies, once the files
+    have been seen to be fit. Raises `UserError` at the end where lines were bad."""
     if output and Path(output).exists() and not options.overwrite:
         raise UserError(f"{output}: already there; add --overwrite to replace it, or choose another --output")
     place = "standard input" if source == "-" else source
@@ -322,13 +324,15 @@ def respond_to_file(responder: Responder, source: str, output: str | None, optio
         raise UserError(f"{source}: a dialogue a line is read here, as text or as JSON (.jsonl), no table")
     bad, asked = [], []
 
-    def answered(number: int, text: str) -> str:
-        return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=False)
-
     with open_text(source) as handle:
         if format_of(source) == "jsonl":
             refuse_indented(handle.read().strip(), place)
             handle.seek(0)
+        responder = opened()
+
+        def answered(number: int, text: str) -> str:
+            return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=False)
+
         if output:
             asked = list(lines_of(handle))
             found = kept_answers(responder, asked, answered, Path(output), options)

@@ -408,6 +408,13 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
         if any(old.resolve() in file.resolve().parents for old in outputs):
             flag = "--source" if file in sources.given else "--glove"
             raise UserError(f"{flag}: {file} stands where the outputs go; move it elsewhere")
+    of_pairs = [
+        f for f, given in (("--levels", asked.levels != 2), ("--split", asked.split != "paper")) if given
+    ]
+    if of_pairs and not sources.pairs:
+        raise UserError(
+            f"{', '.join(of_pairs)}: of labelled pairs, and --source {asked.source} has none; leave it out"
+        )
     origin = origin_of(asked, sources)
     expected = [p for p in outputs if sources.pairs or p != paths.pairs_dir]
     # everything was made from the same files before

@@ -17,7 +17,7 @@ runs, or names on the hub (user/name). English only.
 import sys
 
 import options
-from options import NATURAL, WEIGHT, Paths, UserError, add_common, add_device, check, make_parser
+from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
 from records import check_output
 from settings import pick, target
 from use_commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
@@ -69,8 +69,10 @@ def parse_args(argv=None):
     if args.turns and args.file:
         problems.append("give either a dialogue as arguments or dialogues with --file")
     problems += check_output(args.output, [args.file, args.pool], (".jsonl", ".ndjson"))
-    if args.output and args.turns:
-        problems.append("--output: only for --file or standard input")
+    if args.output and (args.turns or (not args.file and sys.stdin.isatty())):
+        problems.append(
+            "--output: only for --file or standard input; a conversation is kept with its command /save FILE"
+        )
     check(parser, args, problems)
     return args
 
@@ -81,14 +83,15 @@ def main(argv=None):
 
     asked = pick(conversation.RespondOptions, args)
     session = conversation.Session(args.device, args.precision)
-    responder = conversation.open_responder(asked, critic_runs(args), Paths(args.workdir), session)
+
+    def responder():
+        return conversation.open_responder(asked, critic_runs(args), Paths(args.workdir), session)
+
     if args.turns:
-        return conversation.once(responder, args.turns, asked)
+        return conversation.once(responder(), args.turns, asked)
     if args.file or not sys.stdin.isatty():
         return conversation.respond_to_file(responder, args.file or "-", args.output, asked)
-    if args.output:
-        raise UserError("--output: of --file; a conversation is kept with its command /save FILE")
-    return conversation.Conversation(responder, asked).run()
+    return conversation.Conversation(responder(), asked).run()
 
 
 if __name__ == "__main__":

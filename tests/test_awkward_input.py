@@ -160,6 +160,33 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         conversation.respond_to_file(None, str(table), None, None)
 
 
+def test_a_conversation_on_a_terminal_has_no_output_which_is_said_before_anything_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
+    asked = ["--output", str(tmp_path / "r.jsonl")]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert respond.parse_args(asked).output  # of standard input
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit):
+        respond.parse_args(asked)
+    assert "is kept with its command /save FILE" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_answered_is_refused_before_a_generator_is_opened(tmp_path):
+    asked = pick(conversation.RespondOptions, respond.parse_args([]))
+    indented, kept = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
+    indented.write_text('{\n  "turns": ["hi"]\n}\n')
+    kept.write_text("mine\n")
+
+    def opened():
+        raise AssertionError("minutes of loading")
+
+    for source, output in ((indented, None), (tmp_path / "t.txt", kept)):
+        with pytest.raises(UserError):
+            conversation.respond_to_file(opened, str(source), output and str(output), asked)
+    assert kept.read_text() == "mine\n"
+
+
 def test_turns_that_score_has_written_into_a_cell_are_turns_again(tmp_path):
     (tmp_path / "a.csv").write_text('reply,history\nOh.,"[""My dog died."", ""[sigh] no""]"\nOh.,[sigh] no\n')
     found = records.read_records(tmp_path / "a.csv").turns("history")

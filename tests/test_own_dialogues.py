@@ -236,6 +236,15 @@ def test_turns_longer_than_sentencepiece_expects_and_words_that_glove_lacks_are_
     assert "warning: to a GloVe model" in capsys.readouterr().out
 
 
+def test_flags_of_pairs_are_refused_where_there_are_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"turns": ["Hello.", f"Hi {n}."]}) + "\n" for n in range(9))
+    )
+    for flags in (["--levels", "3"], ["--split", "grouped"]):
+        with pytest.raises(UserError, match=f"{flags[0]}: of labelled pairs"):
+            prepare_data.main(["--source", str(tmp_path / "a.jsonl"), "--workdir", str(tmp_path), *flags])
+
+
 def test_official_folders_are_not_taken_for_own_dialogues(corpus, tmp_path):
     assert own_dialogues.files_in(corpus) == own_dialogues.files_in(SAMPLE) == []
 
