@@ -4,7 +4,7 @@ As light as options.py, so that `--help` answers at once.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from options import (
     COUNT,
@@ -17,6 +17,7 @@ from options import (
     Parser,
     batch_count,
     check,
+    given,
     number,
     run_name,
 )
@@ -360,14 +361,14 @@ def check_generator(parser: Parser, args: argparse.Namespace) -> argparse.Namesp
             "train on"
         )
     if args.targets and not args.inference:
-        given = {
+        asked = {
             "--add-exemplars none": args.add_exemplars != "none",
             "--empathy-loss-w 0": args.empathy_loss_w,
             "--sentiment-loss-w 0": args.sentiment_loss_w,
             "--sampled-loss-w 0": args.sampled_loss_w,
             "no --control": args.control,
         }
-        needed = [flag for flag, without in given.items() if without]
+        needed = [flag for flag, without in asked.items() if without]
         if needed:
             problems.append(
                 "--targets all: the speaker's turns have neither exemplars nor labels; it needs "
@@ -396,22 +397,58 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
         )
     check(parser, args, problems)
     if args.inference:
-        ignored = [k for k, v in vars(args).items() if v != parser.get_default(k) and k not in OF_INFERENCE]
-        if ignored:
-            flags = ", ".join(f"--{k.replace('_', '-')}" for k in ignored)
-            print(
-                f"note: {flags}: ignored, since --inference trains nothing and takes the run's own settings"
-            )
-    sampling = [k for k in ("top_k", "top_p", "temperature") if getattr(args, k) != parser.get_default(k)]
-    if args.beams > 1 and sampling:
-        flags = ", ".join(f"--{k.replace('_', '-')}" for k in sampling)
-        print(f"note: {flags}: ignored, since --beams {args.beams} samples nothing")
-    if "family" in vars(args):
+        note_ignored(
+            given(parser, args, [k for k in vars(args) if k not in OF_INFERENCE]),
+            "--inference trains nothing and takes the run's own settings",
+        )
+    else:
+        for names, why in unread(args):
+            note_ignored(given(parser, args, names), why)
+    if args.beams > 1:
+        note_ignored(
+            given(parser, args, ("top_k", "top_p", "temperature")), f"--beams {args.beams} samples nothing"
+        )
+    if "family" in args:
         note_void_family(parser, args, CRITICS)
     return args
 
 
+def unread(args: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Flags that a training with these arguments does not read, and why."""
+    weights = {kind: vars(args).get("empathy_loss_w", 0.0) for kind in DIMENSIONS}
+    if only := vars(args).get("empathy_losses"):
+        weights = {kind: w for kind, w in weights.items() if kind in only}
+    weights["sentiment"] = vars(args).get("sentiment_loss_w", 0.0)
+    led = [kind for kind in CRITICS if weights.get(kind)]
+    if not led:
+        yield ("critic_ramp", "strategy", "critic_targets", "balance"), "no critic's loss counts"
+    if not args.sampled_loss_w:
+        yield (
+            ("samples", "sampled_top_k", "sampled_temperature", "sampled_examples", "sampled_reward"),
+            "--sampled-loss-w is 0",
+        )
+        yield tuple(kind for kind in CRITICS if kind not in led), "no loss is that critic's"
+        if not led:
+            yield ("family",), "no loss is a critic's"
+            if not args.control:
+                yield ("labels",), "neither a loss nor --control compares with labels"
+    way = args.add_exemplars
+    if way == "none":
+        yield ("top_exemplars", "exemplar_len", "exemplars"), "--add-exemplars is none"
+    if way != "t5":
+        yield ("exemplar_model",), "it is of --add-exemplars t5"
+    if way != "glove-t5":
+        yield ("exemplar_layers",), "it is of --add-exemplars glove-t5"
+    if vars(args).get("lora_rank") == 0:
+        yield ("lora_alpha", "lora_dropout"), "--lora-rank 0 trains all weights"
+
+
+def note_ignored(flags: Sequence[str], why: str) -> None:
+    if flags:
+        print(f"note: {', '.join(flags)}: ignored, since {why}")
+
+
 def note_void_family(parser: Parser, args: argparse.Namespace, kinds: Iterable[str]) -> None:
     """Say that --family chooses nothing, where critics of all `kinds` are named."""
-    if args.family != parser.get_default("family") and all(getattr(args, kind) for kind in kinds):
-        print(f"note: --family {args.family}: ignored, since each critic is named by itself")
+    if all(getattr(args, kind) for kind in kinds):
+        note_ignored(given(parser, args, ["family"]), "each critic is named by itself")

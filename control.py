@@ -8,7 +8,7 @@ For each context of the split so many candidates are sampled once, and kept: ano
 samples nothing again. Of the first N the best is taken for each target: a level, 0 or 1, of one dimension,
 and for no target. The judges, which must have ranked nothing, give each of these replies its level of all
 three dimensions. Control is the difference between target 1 and target 0 (95 % intervals by a bootstrap over
-the contexts), of the mean level and of the share of replies that show it. Beside it stands the cost: mean
+conversations), of the mean level and of the share of replies that show it. Beside it stands the cost: mean
 log-probability of a token by the model without a target, BLEU-4 (normalised), Distinct-2, words, and seconds
 to sample N candidates for one context.
 Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder of a critic of all dimensions
@@ -26,6 +26,7 @@ from options import (
     add_common,
     add_device,
     check,
+    given,
     make_parser,
     run_name,
 )
@@ -73,6 +74,9 @@ def parse_args(argv=None):
         problems.append(
             f"--judge {args.ranker}: it is the ranker; a judge must not have ranked what it judges"
         )
+    if set(args.ways) == {"marks"}:
+        unread = given(parser, args, ["empathy_w"])
+        problems += [f"{flag}: of ranking; --ways marks takes the likeliest" for flag in unread]
     check(parser, args, problems)
     return args
 

@@ -5,8 +5,8 @@ As light as options.py, so that `--help` answers at once.
 
 import argparse
 
-from commands import add_init_from
-from options import COUNT, JOINT, NATURAL, POSITIVE, SHARE, Parser, check, number
+from commands import add_init_from, note_ignored
+from options import COUNT, JOINT, NATURAL, POSITIVE, SHARE, Parser, check, given, number
 
 #: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
 GLOVE_CRITIC = {
@@ -30,6 +30,9 @@ MINILM_CRITIC = {
     "epochs": 2,
     "schedule": "linear",
 }
+
+#: what --baselines reads
+OF_BASELINES = {"dim", "class_weights", "split_by", "part", "baselines", "workdir", "seed", "overwrite"}
 
 
 def add_critic_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,15 +108,21 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    if args.size != parser.get_default("size") and args.model not in ("t5", "glove-t5"):
+    if given(parser, args, ["size"]) and args.model not in ("t5", "glove-t5"):
         problems.append("--size: of --model t5 and glove-t5; a pretrained encoder has its own")
-    for flag in ("turns", "pieces", "teacher_w") if "teacher" in args and not args.teacher else ():
-        if getattr(args, flag) != parser.get_default(flag):
-            problems.append(f"--{flag.replace('_', '-')}: only with --teacher")
+    if "teacher" in args and not args.teacher:
+        problems += [
+            f"{f}: only with --teacher" for f in given(parser, args, ("turns", "pieces", "teacher_w"))
+        ]
     if getattr(args, "dim", "") == JOINT:
         for flag in ("teacher", "class_weights", "mixture_share", "baselines"):
             if getattr(args, flag):
                 problems.append(f"--dim {JOINT}: --{flag.replace('_', '-')} is of one dimension")
+    if getattr(args, "baselines", False):
+        note_ignored(
+            given(parser, args, [k for k in vars(args) if k not in OF_BASELINES]),
+            "--baselines trains nothing",
+        )
     own = {"glove-t5": GLOVE_CRITIC, "minilm": MINILM_CRITIC}.get(args.model, T5_CRITIC | {"lr": t5_lr})
     for name, value in ({"epochs": 12, "schedule": "constant"} | own).items():
         if getattr(args, name) is None:

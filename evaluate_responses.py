@@ -27,12 +27,19 @@ from options import (
     add_common,
     add_device,
     check,
+    given,
     make_parser,
     named_places,
     number,
     run_name,
 )
 from settings import device_flags, pick
+
+#: flags that only tables read
+OF_TABLES = (
+    *("family", "judges", "nearest", "relevance", "fluency_model", "bertscore_model", "resamples"),
+    *("cases", "exemplars", "untuned_exemplars", "validate_metrics"),
+)
 
 
 def parse_args(argv=None):
@@ -152,17 +159,17 @@ def parse_args(argv=None):
     for text in args.runs:
         places = named_places(text)[1]
         problems += [f"{p}: no such run folder or file" for p in places or [text] if not Path(p).exists()]
-    given = [("--references", args.references), ("--validate-metrics", args.validate_metrics)]
-    for flag, file in [*given, *(("--ratings", file) for file in args.ratings)]:
+    files = [("--references", args.references), ("--validate-metrics", args.validate_metrics)]
+    for flag, file in [*files, *(("--ratings", file) for file in args.ratings)]:
         if file and not Path(file).is_file():
             problems.append(f"{flag} {file}: no such file")
-    if args.rating_kit and args.validate_metrics:
-        problems.append("--validate-metrics: of a table, and --rating-kit makes none; call it twice")
-    tables_own = ("relevance", "judges", "fluency_model", "bertscore_model", "resamples")
-    for flag in tables_own if args.rating_kit else ():
-        if getattr(args, flag) != parser.get_default(flag):
-            problems.append(f"--{flag.replace('_', '-')}: of a table, and --rating-kit makes none")
-    if args.rating_mode != parser.get_default("rating_mode") and not args.rating_kit:
+    if args.ratings:
+        unread = given(parser, args, ["rating_kit", "split", "items", "format", "references", *OF_TABLES])
+        problems += [f"{flag}: of systems, and --ratings reads none" for flag in unread]
+    elif args.rating_kit:
+        unread = given(parser, args, OF_TABLES)
+        problems += [f"{flag}: of a table, and --rating-kit makes none; call it twice" for flag in unread]
+    elif given(parser, args, ["rating_mode"]):
         problems.append("--rating-mode: of --rating-kit N")
     if bool(args.runs) == bool(args.ratings):
         problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")

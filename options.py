@@ -319,6 +319,12 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
         parser.error("\n  " + "\n  ".join(found))
 
 
+def given(parser: Parser, args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those flags, of the `names` that a parser has, that are not at their default, as a user writes them."""
+    changed = [n for n in names if n in args and getattr(args, n) != parser.get_default(n)]
+    return [f"--{name.replace('_', '-')}" for name in changed]
+
+
 def refuse_existing(paths: list[Path], overwrite: bool, elsewhere: str = "another --workdir") -> None:
     """Nothing already on disk is replaced unless the user says so; `elsewhere`: the flag that moves it."""
     there = [str(p) for p in paths if p.exists()]

@@ -65,7 +65,7 @@ def parse_args(argv=None):
         "--baselines",
         action="store_true",
         help="train nothing: measure the majority class and TF-IDF + logistic regression on these sides, to "
-        "results/classifiers/DIM.json",
+        "results/classifiers/DIM.json, of other sides or one half DIM-seeker.json, DIM-a.json",
     )
     add_training(parser, epochs=None, lr=None, batch_size=16, schedule=None)
     add_device(parser)

@@ -10,6 +10,7 @@ import pytest
 
 import advice
 import bundled
+import control
 import conversation
 import dpr_exemplar_retriever
 import evaluate_responses
@@ -22,6 +23,9 @@ import respond
 import retrieve
 import score
 import systems
+import train_causal_lm
+import train_empathy_classifier
+import train_glove_t5
 import train_t5
 import turns
 from DPR import train_dpr
@@ -152,6 +156,8 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
             [mine, "--rating-kit", "2", "--judges", "tfidf"],
             "--judges: of a table, and --rating-kit makes none",
         ),
+        (evaluate_responses.parse_args, ["--ratings", mine, "--items", "last"], "--items: of systems"),
+        (control.parse_args, ["a", "--ways", "marks", "--empathy-w", "9"], "--empathy-w: of ranking"),
     ):
         with pytest.raises(SystemExit):
             parse([*map(str, words), *(["--overwrite"] if "--output" in words else [])])
@@ -185,6 +191,43 @@ def test_a_file_that_cannot_be_answered_is_refused_before_a_generator_is_opened(
         with pytest.raises(UserError):
             conversation.respond_to_file(opened, str(source), output and str(output), asked)
     assert kept.read_text() == "mine\n"
+
+
+NO_CRITIC = ["--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
+EMO = str(bundled.MINI / "emo")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (
+            train_t5,
+            [*NO_CRITIC, "--strategy", "1", "--critic-ramp", "9"],
+            "--critic-ramp, --strategy: ignored",
+        ),
+        (train_t5, ["--strategy", "1", "--critic-ramp", "9"], ""),
+        (train_t5, [*NO_CRITIC, "--family", "t5-a"], "--family: ignored"),
+        (train_t5, [*NO_CRITIC, "--labels", "x"], "--labels: ignored"),
+        (train_t5, [*NO_CRITIC, "--labels", "x", "--control", "marks"], ""),
+        (train_t5, ["--samples", "6"], "--samples: ignored, since --sampled-loss-w is 0"),
+        (train_t5, ["--samples", "6", "--sampled-loss-w", "1"], ""),
+        (train_t5, ["--empathy-losses", "exp", "--emo", EMO], "--emo: ignored"),
+        (train_t5, ["--empathy-losses", "exp", "--exp", EMO], ""),
+        (train_t5, [*NO_CRITIC, "--emo", EMO, "--sampled-loss-w", "1"], ""),
+        (train_t5, ["--add-exemplars", "none", "--top-exemplars", "3"], "--top-exemplars: ignored"),
+        (train_glove_t5, ["--exemplar-layers", "3"], "--exemplar-layers: ignored"),
+        (train_glove_t5, ["--exemplar-layers", "3", "--add-exemplars", "glove-t5"], ""),
+        (train_causal_lm, ["--lora-rank", "0", "--lora-alpha", "8"], "--lora-alpha: ignored"),
+        (train_causal_lm, ["--emo", EMO], "--emo: ignored"),
+        (train_causal_lm, ["--exemplar-len", "90", "--add-exemplars", "prepend"], ""),
+        (train_empathy_classifier, ["--dim", "emo", "--baselines", "--epochs", "3"], "--epochs: ignored"),
+        (train_empathy_classifier, ["--dim", "emo", "--baselines", "--part", "a"], ""),
+    ],
+)
+def test_a_training_says_which_flags_it_does_not_read(script, words, said, capsys):
+    script.parse_args(words)
+    printed = capsys.readouterr().out
+    assert (f"note: {said}" in printed) if said else ("ignored" not in printed)
 
 
 def test_turns_that_score_has_written_into_a_cell_are_turns_again(tmp_path):
