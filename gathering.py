@@ -11,7 +11,7 @@ from bundled import is_bundled
 from options import Paths
 
 #: of a run: what it was, what it logged, what a reader of its weights needs, and what it wrote
-OF_A_RUN = ("*.json", "*.jsonl", "*.tsv", "*.csv", "*.model", "README.md")
+OF_A_RUN = ("*.json", "*.jsonl", "*.tsv", "*.csv", "*.model", "*.jinja", "README.md")
 OF_RESULTS = ("*.json", "*.md", "*.png", "*.csv", "*.log")
 OWN = {"gathered", ".gathered"}  # in results/: what was gathered, and what is just being
 MEGABYTE = 10**6

@@ -185,6 +185,7 @@ def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
         (run_folder / "checkpoints" / "step-1").mkdir(parents=True)
         (run_folder / "result.json").write_text("{}", encoding="utf-8")
         (run_folder / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+        (run_folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
         for place in (run_folder, run_folder / "checkpoints" / "step-1"):
             save_file({"w": torch.rand(numbers)}, place / "model.safetensors")
     target = tmp_path / "results" / "glove" / "gathered"
@@ -192,6 +193,7 @@ def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
         left = gather(Paths(tmp_path), target, limit=10**6)
         assert left == ["saved/t5/large/model.safetensors (4.1 MB in half precision)"]
         assert (target / "saved/t5/large/metrics.jsonl").exists()
+        assert (target / "saved/t5/large/chat_template.jinja").exists()  # else a run speaks another language
         assert load_file(target / "saved/t5/small/model.safetensors")["w"].dtype == torch.float16
         assert not list(target.rglob("checkpoints")) and not list(target.parent.glob(".gathered"))
         assert sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) < 10**6
