@@ -390,6 +390,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         return result
     result |= {"valid": loop.measure()}
     if split and session.main:
+        loop.make_room()
         # what was saved is in half precision: the replies are of that, as they will be later
         saved = load(folder, paths, session, base)
         result[likelihood_key(split)] = predict(folder, saved, split, command, session)

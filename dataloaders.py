@@ -168,12 +168,12 @@ class Data:
     """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its
     cost.
 
-    `reply_lengths`: of the replies to be written, whose logits take most of the memory.
+    `further_lengths`: of what else takes memory: replies to be written (their logits), a question's passages.
     """
 
     lengths: list[int]
     collate: Callable[[list[int]], dict]
-    reply_lengths: list[int] = field(default_factory=list)
+    further_lengths: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -107,7 +107,7 @@ class PooledFrozen(Way):
         self.place = place = exemplar_model(str(place or self.name), paths)
         with own_random_stream(0):  # t5-tiny's weights are random: draw the same ones in training and in use
             self.tokenizer = load_tokenizer(place)
-            self.encoder = load_encoder(place, from_scratch=self.name == "t5-tiny").to(session.device).eval()
+            self.encoder = load_encoder(place, from_scratch=self.name == "t5-tiny").eval()
         self._inputs = {
             "exemplar encoder": storage.weights_hash(self.encoder),
             "exemplar words": tokenizer_hash(self.tokenizer),
@@ -138,6 +138,7 @@ class PooledFrozen(Way):
         key = fingerprint(*self.inputs().values(), self.max_len, self.session.precision, texts)[:32]
         file = self.paths.cache / f"exemplars-{key}.npz"
         table = caches.cached(file, lambda: {"vectors": self.encoded(texts)})["vectors"]
+        self.encoder.cpu()  # a training has no more use for it
         return dict(zip(texts, table, strict=True))
 
     def encoded(self, texts: list[str]) -> np.ndarray:
@@ -146,6 +147,7 @@ class PooledFrozen(Way):
         if not texts:
             return table
         session = self.session
+        self.encoder.to(session.device)
         marked = [EXEMPLAR_PREFIX + t for t in texts]
         with CUTTING:
             rows = self.tokenizer(marked, truncation=True, max_length=self.max_len + 8)["input_ids"]

@@ -22,7 +22,7 @@ from models import Generator, token_nll
 from options import Paths, UserError, refuse_existing
 from pretrained import without_word
 from quick import cast_frozen
-from session import Session, own_random_stream
+from session import Session, is_out_of_memory, own_random_stream
 from settings import Decoding, StageCommand
 from storage import fingerprint, hash_seed
 
@@ -122,7 +122,9 @@ class Predictor:
         """The rows of some batches, as `caches.in_chunks` asks for them."""
         try:
             parts = [self.batch(number, numbers) for number, numbers in group]
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             size = self.decoding.predict_batch_size
             raise UserError(f"--predict-batch-size {size}: out of memory; try {max(1, size // 2)}") from error
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

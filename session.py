@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    InitProcessGroupKwargs,
     find_executable_batch_size,
     gather_object,
     recursively_apply,
@@ -48,6 +50,8 @@ class Session:
         self.accelerator = Accelerator(
             cpu=device == "cpu" or not torch.cuda.is_available(),
             mixed_precision="no",  # autocast below decides, not `accelerate launch`
+            # the others wait while the first writes a checkpoint, gigabytes to a slow disk
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
         self.device = self.accelerator.device
         if self.device.type == "cuda":
@@ -201,7 +205,26 @@ def largest_that_fits(most: int, try_out: Callable[[int], int]) -> int:
         )
 
     sizes = smaller()
-    return find_executable_batch_size(try_out, most, reduce_batch_size_fn=lambda: next(sizes))()
+
+    def tried(size: int) -> int:
+        try:
+            return try_out(size)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):  # not all of these accelerate takes for one
+                raise torch.OutOfMemoryError("CUDA out of memory.") from error
+            raise
+
+    return find_executable_batch_size(tried, most, reduce_batch_size_fn=lambda: next(sizes))()
+
+
+#: how what torch calls on says that memory is at its end, beside torch's own error
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -210,8 +233,7 @@ def fits(what: str):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        ended = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not ended:
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"{what} does not fit into memory; give a smaller --model or --size") from error
 
@@ -222,13 +244,15 @@ def memory_advice(where: str, args, anew: bool = False):
     are no flags that a run can go on with."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         advice = smaller_batches(args, anew) or "shorter sequences or a smaller model"
         if advice.startswith("-") and not anew and not args.batch_tokens:
             advice += ", or a new run with --batch-size auto"
         raise UserError(
             f"{where}: out of memory with --batch-size {args.batch_size} --accumulate {args.accumulate}; try "
-            f"{advice} ({str(error).splitlines()[0][:120]})"
+            f"{advice} ({str(error).partition(chr(10))[0][:120]})"
         ) from error
 
 

@@ -498,6 +498,8 @@ class Loop:
             return
         folder, remedy = self.run.folder, f"the checkpoints in {self.run.checkpoints} are kept"
         with own_random_stream(self.options.seed), torch.no_grad(), self.session.autocast():
+            trained = self.probe(self.model).float()
+            self.make_room()
             try:
                 loaded = self.reload(folder).to(self.session.device).eval()
                 # as the trained one was: same products, same rounding
@@ -506,7 +508,9 @@ class Loop:
                 raise UserError(
                     f"{folder}: what was saved cannot be loaded again ({error}); {remedy}"
                 ) from error
-            trained, found = self.probe(self.model).float(), self.probe(loaded).float()
+            found = self.probe(loaded).float()
+            del loaded
+            self.model.to(self.session.device)
         scale = max(1.0, float(trained.abs().max()))
         apart = float("inf") if found.shape != trained.shape else float((found - trained).abs().max())
         if not apart <= self.same * scale:  # nor where it is no number
@@ -514,6 +518,14 @@ class Loop:
                 f"{folder}: what was saved answers otherwise than the trained model (by {apart:.3g}); "
                 f"{remedy}"
             )
+
+    def make_room(self) -> None:
+        """Take the trained model, and what its optimizer held, off the device: another one comes there."""
+        self.model.zero_grad(set_to_none=True)
+        self.update.optimizer.state.clear()
+        self.model.cpu()
+        if self.session.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def finish(self, result: dict) -> None:
         """Write the card and result.json, which marks the run as finished; let go of checkpoints and lock."""

@@ -233,16 +233,18 @@ def fit_batch_size(
     model: nn.Module, objective: Objective, data, options: TrainingOptions, session: Session
 ) -> TrainingOptions:
     """--batch-size auto: the most examples that fit at their longest; accumulation keeps the usual batch an
-    update. `data` has `collate(numbers)`, `lengths` and `reply_lengths`."""
+    update. `data` has `collate(numbers)`, `lengths` and `further_lengths`."""
     if session.world > 1:
         raise UserError(
             "--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun"
         )
     longest = []
-    for lengths in (data.lengths, data.reply_lengths):
+    for lengths in (data.lengths, data.further_lengths):
         if lengths:
             longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
     quicken(model, session.device, options.compile)  # other attention takes other memory
+    if session.precision == "bf16":  # so do frozen weights: as `Update` has them
+        cast_frozen(model, torch.bfloat16)
 
     def try_out(size: int) -> int:
         model.train().zero_grad(set_to_none=True)
@@ -251,8 +253,9 @@ def fit_batch_size(
         # the second time beside gradients, as in accumulation
         for order in longest * 2:
             with session.autocast():
-                batch = objective.prepare(model, data.collate(order[:size]))
-                terms = objective.terms(model, session.move(batch))
+                batch = session.move(objective.prepare(model, data.collate(order[:size])))
+            with session.autocast():  # another: what was cast without gradients is not used with them
+                terms = objective.terms(model, batch)
             torch.stack([t.float() for t in terms.values()]).sum().backward()
         del states
         return size

@@ -113,7 +113,9 @@ def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: di
             "text_numbers": torch.tensor(chosen),  # (N,)
         }
 
-    return Data([len(q) for q in questions], collate)
+    return Data(
+        [len(q) for q in questions], collate, [sum(len(encoded[number[t]]) for t in row) for row in passages]
+    )
 
 
 # --------------------------------------------------------------------------------------------------- training

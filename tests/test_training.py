@@ -806,6 +806,59 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
 
 
+#: as a GPU says it, where it is not torch's own allocator that fails
+ELSEWHERE = [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: out of memory",
+]
+
+
+@pytest.mark.parametrize("said", ELSEWHERE)
+def test_memory_that_ends_elsewhere_is_out_of_memory_too(tmp_path, said):
+    short = {"memory": 3, "memory_error": RuntimeError(said)}
+    loop = train(tmp_path / "auto", **short, batch_size="auto", effective_batch=8, max_steps=1)
+    assert (loop.options.batch_size, loop.options.accumulate) == (2, 4)
+    with pytest.raises(
+        UserError, match="out of memory with --batch-size 4 .* try --batch-size 2 --accumulate 2"
+    ):
+        train(tmp_path / "run", **short)
+
+
+def test_batch_size_auto_has_the_frozen_weights_as_they_are_in_training(tmp_path, monkeypatch):
+    seen = []
+
+    class Frozen(Net):
+        def __init__(self, dropout):
+            super().__init__(dropout)
+            self.body[0].requires_grad_(False)
+
+        def forward(self, ids):
+            seen.append(self.body[0].weight.dtype)
+            return super().forward(ids)
+
+    monkeypatch.setattr("toy.Net", Frozen)
+    auto = {"batch_size": "auto", "effective_batch": 8, "max_steps": 1, "precision": "bf16"}
+    train(tmp_path / "run", **auto, evaluate=lambda _: {"loss": 1.0})
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_what_was_saved_is_checked_without_the_trained_models_memory(tmp_path):
+    held = []
+
+    def reload(folder):
+        held.append(
+            len(loop.update.optimizer.state) + sum(p.grad is not None for p in loop.model.parameters())
+        )
+        copy = Net(0.1)
+        copy.load_state_dict(loop.model.state_dict())
+        return copy
+
+    loop = toy_loop(tmp_path / "run", max_steps=2)
+    loop.reload, loop.probe = reload, lambda net: net(torch.ones(1, 2, dtype=torch.long))[0]
+    loop.train()
+    assert held == [0]
+
+
 def test_batch_size_auto_tries_the_kernels_that_will_train(tmp_path, monkeypatch):
     tried, forward = [], Net.forward
     monkeypatch.setattr(Net, "forward", lambda net, ids: tried.append(type(net.body[2])) or forward(net, ids))

@@ -88,12 +88,13 @@ def toy_loop(
     spoil=None,
     evaluate=None,
     memory: int = 0,
+    memory_error: Exception | None = None,
     data: Data | None = None,
     micro_batches_matter: bool = False,
     **changes,
 ) -> Loop:
     """`spoil(loop, terms) -> terms` may damage a step's loss terms; `evaluate(loop)` replaces the real
-    evaluation; `memory`: the most examples that fit."""
+    evaluation; `memory`: the most examples that fit, `memory_error`: what more of them raise."""
     flags = DEFAULTS | changes
     options = TrainingOptions(**{f.name: flags[f.name] for f in dataclasses.fields(TrainingOptions)})
     session = Session(flags["device"], flags["precision"], flags["seed"], flags["deterministic"])
@@ -108,7 +109,7 @@ def toy_loop(
 
         def terms(self, net, batch):
             if memory and len(batch["kind"]) > memory:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
+                raise memory_error or torch.OutOfMemoryError("CUDA out of memory.")
             words, kind = net(batch["input"])
             real = batch["input"] > 0
             out = {
