@@ -1,7 +1,7 @@
 """The third family's stage: a causal language model trained, decoded and measured like the other generators.
 
-What the model computes stands in causal_models.py, how a dialogue becomes tokens in chats.py. The loop, the
-predictions and the figures are those of generators.py.
+What the model computes stands in causal_models.py, how a dialogue becomes tokens in chats.py. The loop is
+that of training.py, predictions and figures are those of predicting.py.
 """
 
 from collections.abc import Sequence
@@ -261,7 +261,7 @@ class CausalPredictor(Predictor):
 def predictor_of(
     model: CausalGenerator, split: str, paths: Paths, decoding: Decoding, session: Session
 ) -> tuple[SplitData, CausalPredictor]:
-    """What `generators.write_predictions` takes: every listener turn of a split, each a sequence of its own;
+    """What `predicting.write_predictions` takes: every listener turn of a split, each a sequence of its own;
     for the likelihood alone packed as in training, which reads a dialogue once."""
     if not decoding.predict:
         packed = sequences(model, split, paths)

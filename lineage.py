@@ -11,7 +11,7 @@ import runs
 import storage
 from options import DIMENSIONS, Paths
 
-#: of the seeker posts that a critic has learnt from (dataloaders.choose_pairs): a half, or both
+#: of the seeker posts that a critic has learnt from (corpora.choose_pairs): a half, or both
 ALL, UNKNOWN = "all", "unknown"
 OTHER = {"a": "b", "b": "a"}
 

@@ -186,7 +186,7 @@ class Standard:
         held = [self.examples[i] for i in numbers]
         values: dict[str, Estimate] = {}
         for judge in self.judges:
-            found, _ = context_predictor(judge, self.training, held, self.session, cache, encoder)
+            found = context_predictor(judge, self.training, held, self.session, cache, encoder)
             for dim, chances in found.items():
                 values |= self.foretold(judge.name, dim, chances, numbers)
         return [

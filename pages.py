@@ -282,6 +282,7 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
         pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="valid"),
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 2 + len(terms)))
-    figure.savefig(target, dpi=120)
+    with storage.whole_file(target) as part:
+        figure.savefig(part, dpi=120, format="png")
     pyplot.close(figure)
     return True

@@ -1,7 +1,7 @@
 """People's own files: the rows of a csv, a jsonl or a plain text file, read with all their columns and
 written back.
 
-Nothing heavy is imported. The corpora's files have readers of their own, in dataloaders.
+Nothing heavy is imported. The corpora's files have readers of their own, in corpora.
 """
 
 import contextlib
@@ -46,7 +46,8 @@ class Records:
         return found
 
     def texts(self, column: str) -> list[str]:
-        """One text a row, without white space around it. Raises `UserError` where a row has none."""
+        """One text a row, without white space around it, empty where there is none. Raises `UserError` where what
+        stands there is no text."""
         found = []
         for row, line in zip(self.rows, self.lines, strict=True):
             text = row.get(column)
@@ -269,7 +270,7 @@ def write_records(
     path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], origin: dict | None = None
 ) -> None:
     """A csv or a jsonl (by the name's ending) with a note of what it was made from, whole or not at all."""
-    import storage  # late: brings torch
+    import storage  # late: brings pandas
 
     kind = format_of(path)
     if kind == "jsonl":

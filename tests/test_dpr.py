@@ -381,7 +381,7 @@ def test_an_encoder_of_the_other_side_is_refused(bert, tmp_path):
 
 @pytest.mark.parametrize("how", ["cut", "lacks a layer", "other width"])
 def test_weights_that_do_not_fill_the_model_are_refused(bert, tmp_path, how):
-    """Nothing of an encoder may be left at random in silence (PAPER.md, fault 18)."""
+    """Nothing of an encoder may be left at random in silence."""
     folder = tmp_path / "bert"
     shutil.copytree(bert, folder)
     if how == "cut":

@@ -140,7 +140,7 @@ def test_retrieval_equals_sorting_what_the_rule_allows(rule, world):
             for i, c in enumerate(corpus)
             if c.conv_id != e.conv_id and (rule == "all" or c.emotion == e.emotion)
         ]
-        assert len(row) == min(k, len(allowed))  # never fewer (PAPER.md, fault 13)
+        assert len(row) == min(k, len(allowed))  # never fewer, as in the published code
         assert row == oracle(query, candidates, allowed, k)
 
 
