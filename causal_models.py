@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import runs
 from chats import SYSTEM, chat_format, pad_id, target_places
 from options import OtherPrecision, Paths, UserError
-from pretrained import backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
+from pretrained import Settings, backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
@@ -143,7 +143,7 @@ def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tup
 
 
 @dataclass(frozen=True)
-class CausalSettings:
+class CausalSettings(Settings):
     """What a saved causal generator is, and how its input is cut; reads and writes its `config.json`."""
 
     base: str  # smollm2, a hub name, or a folder's name (`Paths.name`; where it lies: sources.json)
@@ -185,9 +185,8 @@ class CausalSettings:
             raise UserError(
                 f"{folder}: holds no causal generator by its config.json; give a run of train_causal_lm.py"
             )
-        names = {f.name for f in dataclasses.fields(cls)}
         try:
-            return cls(**{k: v for k, v in stored.items() if k in names})
+            return cls.of(stored)
         except TypeError as error:
             raise UserError(f"{file}: does not say what the model is ({error})") from error
 

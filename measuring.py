@@ -16,9 +16,10 @@ import metrics
 from answers import Turns
 from comparison import Measured, Numbers, Row
 from corpora import Example
-from dataloaders import plan_once
+from dataloaders import pad, plan_once
 from intervals import Additive, Estimate, item_means, ratio
 from judges import Judge, context_auc, context_predictor
+from models import token_nll
 from normalising import normalise
 from session import Session
 
@@ -272,23 +273,16 @@ def text_nll(model, tokenizer, texts: Sequence[str], session: Session, title: st
     model = model.to(session.device).eval()
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     distinct = list(dict.fromkeys(texts))
-    rows = [[begin, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in distinct]
+    tokens = tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+    rows = [np.array([begin, *row]) for row in tokens]
     found = np.zeros(len(distinct))
     for group in tqdm(plan_once([len(r) for r in rows], 32), desc=title, disable=None, leave=False):
-        width = max(len(rows[i]) for i in group)
-        ids = torch.full((len(group), width), begin)
-        mask = torch.zeros((len(group), width), dtype=torch.long)
-        for place, i in enumerate(group):
-            ids[place, : len(rows[i])] = torch.tensor(rows[i])
-            mask[place, : len(rows[i])] = 1
-        ids, mask = ids.to(session.device), mask.to(session.device)
-        if width == 1:
+        ids, mask = session.move(pad([rows[i] for i in group], begin))  # (B, L)
+        if ids.shape[1] == 1:
             continue
         with session.autocast():
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        sums = (nll.view(len(group), -1) * mask[:, 1:]).sum(1)
-        for i, value in zip(group, sums.tolist(), strict=True):
-            found[i] = value
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        written = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        found[group] = token_nll(logits, written).sum(1).cpu()
     number = {text: n for n, text in enumerate(distinct)}
     return found[[number[text] for text in texts]]

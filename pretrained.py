@@ -32,8 +32,7 @@ from storage import load_weights, save_weights
 
 
 class Settings:
-    """Base of the frozen dataclasses that say what a saved model is: they read and write its
-    `config.json`."""
+    """Base of the frozen dataclasses that say what a saved model is, as its `config.json` has it."""
 
     @classmethod
     def of(cls, stored: "Self | Mapping[str, Any]") -> Self:

@@ -46,8 +46,8 @@ class Records:
         return found
 
     def texts(self, column: str) -> list[str]:
-        """One text a row, without white space around it, empty where there is none. Raises `UserError` where what
-        stands there is no text."""
+        """One text a row, without white space around it, empty where there is none. Raises `UserError` where
+        what stands there is no text."""
         found = []
         for row, line in zip(self.rows, self.lines, strict=True):
             text = row.get(column)

@@ -62,23 +62,27 @@ def command_line(again: bool = False) -> str:
     return shlex.join(advice.without_anew(words) if again else words)
 
 
-def environment(device: str) -> dict:
-    """Where and with what a run was made."""
+def commit() -> str:
+    """Of this code, and whether it has been changed since."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:
-        commit = subprocess.run(
+        found = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
         dirty = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
         ).stdout.strip()
-        commit += " with uncommitted changes" if dirty else ""
     except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
+        return "unknown"
+    return found + " with uncommitted changes" * bool(dirty)
+
+
+def environment(device: str) -> dict:
+    """Where and with what a run was made."""
     return {
         "command": command_line(),
-        "commit": commit,
+        "commit": commit(),
         "device": device,
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
@@ -89,8 +93,7 @@ def environment(device: str) -> dict:
 
 def made_by() -> str:
     """The last line of a table's foot."""
-    made = environment("")
-    return f"Commit {made['commit']}; `{made['command']}`."
+    return f"Commit {commit()}; `{command_line()}`."
 
 
 class Run:

@@ -106,7 +106,7 @@ class Process:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         self.command, self.log, self.prefix, self.began = command, log, prefix, time.monotonic()
         self.unsaid = ""  # why not all of its output is in its log
-        self.commit = runs.environment("")["commit"]
+        self.commit = runs.commit()
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stdout=subprocess.PIPE,

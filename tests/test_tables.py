@@ -374,7 +374,6 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
     """bert-tiny stands in MiniLM's place; the raters give each text its length."""
     for place in (biencoder, retriever, judges):
         monkeypatch.setattr(place, "resolve", lambda name: str(prepared / "data" / "bert-tiny"))
-    monkeypatch.setattr(judges, "find_spec", lambda name: True)
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     examples = listener_turns(Paths(tmp_path).dialogues("test"))
     said = {
