@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import corpora
 import storage
+import systems
 from corpora import Example
 from DPR.learning import read_entries
-from options import UserError
+from options import Paths, UserError
 
 SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -84,6 +85,19 @@ def valid_exemplars(rows):
 
 def valid_replies(replies):
     assert len(replies) == len(EXAMPLES) and all(map(is_text, replies))
+
+
+def replies_of(path):
+    return systems.read_file(path, EXAMPLES, Paths(path.parent))
+
+
+def valid_systems(found):
+    """What tables read: each reply a text for an item of the split, none twice."""
+    assert found
+    for system in found:
+        assert len(system.replies) == len(system.numbers) == len(set(system.numbers)) > 0
+        assert all(map(is_text, system.replies)) and set(system.numbers) <= set(range(len(EXAMPLES)))
+        assert any(text.strip() for text in system.replies)
 
 
 def valid_entries(entries):
@@ -200,6 +214,24 @@ LOADERS = {
         lambda p: corpora.read_predictions(p, EXAMPLES),
         valid_replies,
     ),
+    **{
+        f"replies, {name}": Loader(name, content, replies_of, valid_systems)
+        for name, content in {
+            "predictions.tsv": csv_bytes(corpora.PREDICTION_COLUMNS, [(*k, 'so "é"') for k in KEYS], "\t"),
+            "theirs.csv": csv_bytes(
+                ("history", "reference", "reply"),
+                [(" ".join(e.history), e.response, "so, sad") for e in EXAMPLES],
+            ),
+            "theirs.jsonl": b"".join(
+                json.dumps({"reference": e.response, "prediction": "so sad"}).encode() + b"\n"
+                for e in EXAMPLES
+            ),
+            "theirs.json": json.dumps(
+                [{"context": e.history, "gold": e.response, "generated": "Oh."} for e in EXAMPLES]
+            ).encode(),
+            "theirs.txt": "".join(f"Ref: {e.response}\nPred: so sad\n" for e in EXAMPLES).encode(),
+        }.items()
+    },
     "entries": Loader("empd_train.json", json.dumps(ENTRIES).encode(), read_entries, valid_entries),
     "json": Loader(
         "args.json",
