@@ -450,5 +450,5 @@ def note_ignored(flags: Sequence[str], why: str) -> None:
 
 def note_void_family(parser: Parser, args: argparse.Namespace, kinds: Iterable[str]) -> None:
     """Say that --family chooses nothing, where critics of all `kinds` are named."""
-    if all(getattr(args, kind) for kind in kinds):
-        note_ignored(given(parser, args, ["family"]), "each critic is named by itself")
+    if given(parser, args, ["family"]) and all(getattr(args, kind) for kind in kinds):
+        note_ignored([f"--family {args.family}"], "each critic is named by itself")
