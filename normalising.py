@@ -8,7 +8,7 @@ import functools
 import re
 import unicodedata
 
-VERSION = "1"
+VERSION = "2"  # 1: words cut in two by more than one blank stayed apart
 DESCRIPTION = (
     f"normaliser version {VERSION}: unicode NFKC, case folded, quotes and dashes straightened, entities and "
     "end tokens of tokenizers removed, contractions opened (don't = do n't = do not; it's = it is), every "
@@ -42,7 +42,7 @@ JOINED = [
     (re.compile(r"(?<=\w)\s*n\s*'\s*t\b"), "n't"),  # do n't, don 't, don ' t
     (re.compile(r"(?<=\w)\s*'\s*(s|m|d|re|ve|ll)\b"), r"'\1"),
 ]
-IN_TWO = re.compile(r"\b(?:gon na|wan na|got ta|gim me|lem me)\b")  # nltk's
+IN_TWO = re.compile(r"\b(?:gon\s+na|wan\s+na|got\s+ta|gim\s+me|lem\s+me)\b")  # nltk's
 MOSES = re.compile(r"@([-,.])@")  # a mark inside a word
 CONTRACTION = re.compile(r"(\w+?)(n't|'(?:s|m|d|re|ve|ll))\b")
 ENDINGS = {"n't": "not", "'m": "am", "'d": "would", "'re": "are", "'ve": "have", "'ll": "will"}
@@ -85,7 +85,7 @@ def _once(text: str) -> str:
         for pattern, new in JOINED:
             text = pattern.sub(new, text)
         text = CONTRACTION.sub(_opened, text)
-    text = IN_TWO.sub(lambda found: found[0].replace(" ", ""), text)
+    text = IN_TWO.sub(lambda found: "".join(found[0].split()), text)
     return " ".join(OPENED.get(word, word) for word in WORD.findall(text))
 
 

@@ -18,9 +18,16 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 SAMPLE = ROOT / "data" / "sample"
+
+# the same generated examples in every run, so that what passes here passes there; others by hand:
+# HYPOTHESIS_PROFILE=other pytest
+settings.register_profile("same", derandomize=True)
+settings.register_profile("other")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 #: minutes in which a guarantee is shown again that a sibling shows in every run; by hand: pytest -m slow

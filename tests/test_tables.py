@@ -92,7 +92,7 @@ def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made)
         r"No paired test below 200 items of 30 conversations: two and mixed: 14 items of \d+ c", page
     )
     for text in (page, *((folder / f"case_studies.{kind}").read_text() for kind in ("md", "html"))):
-        assert re.search(r"Commit \w+.*`python .*`\.", text) and "normaliser version 1" in text
+        assert re.search(r"Commit \w+.*`python .*`\.", text) and "normaliser version 2" in text
         assert content["set"] in text
 
 
