@@ -378,6 +378,16 @@ def say_loading(name: str) -> None:
         print(f"{name}: loading packages ({packages} ...), then data and models", file=sys.stderr, flush=True)
 
 
+#: how what torch calls on says that memory is at its end, beside torch's own kind of error
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
 def run(main: Callable[[], object]) -> None:
     """Entry point of a script: what the user can mend (a `UserError`, a place that cannot be written, a
     package that is not there) becomes one plain message and exit code 2, Ctrl-C outside of training 130."""
@@ -407,7 +417,7 @@ def run(main: Callable[[], object]) -> None:
         why = (str(error) or type(error).__name__).splitlines()[0][:120]
         if "No space left on device" in str(error):  # in a library's own kind of error
             refused = f"no space left on the disk ({why})"
-        elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        elif is_out_of_memory(error):
             refused = (
                 "out of memory; smaller batches need less (see --help), and so does ending what else runs "
                 f"there ({why})"

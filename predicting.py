@@ -19,10 +19,10 @@ from corpora import listener_turns
 from dataloaders import Data, SplitData, plan_once
 from metrics import count_words, perplexity, unknown_words
 from models import Generator, token_nll
-from options import Paths, UserError, refuse_existing
+from options import Paths, UserError, is_out_of_memory, refuse_existing
 from pretrained import without_word
 from quick import cast_frozen
-from session import Session, is_out_of_memory, own_random_stream
+from session import Session, own_random_stream
 from settings import Decoding, StageCommand
 from storage import fingerprint, hash_seed
 

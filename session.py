@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from options import UserError
+from options import UserError, is_out_of_memory
 
 
 class Session:
@@ -215,16 +215,6 @@ def largest_that_fits(most: int, try_out: Callable[[int], int]) -> int:
             raise
 
     return find_executable_batch_size(tried, most, reduce_batch_size_fn=lambda: next(sizes))()
-
-
-#: how what torch calls on says that memory is at its end, beside torch's own error
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager

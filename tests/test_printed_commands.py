@@ -312,7 +312,12 @@ def test_a_missing_package_says_how_to_get_the_environment(prefix, remedy, monke
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), MemoryError()]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
 )
 def test_running_out_of_memory_is_one_line_with_a_remedy(error, monkeypatch, capsys):
     def main():
