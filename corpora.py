@@ -38,7 +38,6 @@ EXEMPLAR_COLUMNS = (
     "exemplars_index",
     "scores",
 )
-PREDICTION_COLUMNS = ("conv_id", "utterance_idx", "response")
 #: the longest utterance index that is believed; guards against absurd numbers in damaged files
 MAX_TURNS = 10_000
 
@@ -47,10 +46,6 @@ MAX_TURNS = 10_000
 OFFICIAL_COLUMNS = (*DIALOGUE_COLUMNS, "selfeval", "tags")
 #: the official selfeval: the grades of both persons, 5|5|5_2|2|5
 GRADES = re.compile(r"[0-9]*[|_][0-9|_]*")
-#: what tokenizers write for their control tokens
-CONTROL_TOKEN = re.compile(
-    r"</?s>|<pad>|<unk>|<mask>|<[be]os>|<extra_id_\d+>|\[(?:PAD|SEP|CLS|UNK|MASK)\]|<\|\w+\|>"
-)
 
 
 def _not_official(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
@@ -285,62 +280,3 @@ def read_exemplars(path: Path, examples: Sequence[Example], top: int | None = No
             raise UserError(f"{path}, line {line}: exemplars is not a JSON list of texts")
         texts.append(row[:top])
     return _covering(dict(zip(_keyed(table, path), texts, strict=True)), examples, path, made_by)
-
-
-def read_predictions(path: Path, examples: Sequence[Example]) -> list[str]:
-    """The reply for each of `examples` from a tab-separated predictions file (anybody's).
-
-    Written without quoting, or quoted as pandas and Excel do. Rows that answer none of `examples` are an
-    error, and so are replies that consist of control tokens; a control token inside a reply is warned about.
-    """
-    made_by = "a train_*.py run, or --inference RUN"
-    table = read_rows(path, PREDICTION_COLUMNS, made_by=made_by, delimiter="\t", unquoted=not_a_prediction)
-    keys = _keyed(table, path)
-    refuse_unknown(path, keys, examples)
-    check_control_tokens(path, table["response"], table["line"])
-    return _covering(dict(zip(keys, table["response"], strict=True)), examples, path, made_by)
-
-
-def refuse_unknown(path: Path, keys: Sequence[tuple[str, int]], examples: Sequence[Example]) -> None:
-    """Raise `UserError` where a file of replies answers what is none of `examples`."""
-    known = {e.key for e in examples}
-    unknown = [key for key in keys if key not in known]
-    if unknown:
-        first = ", ".join(f"{conv} utterance {index}" for conv, index in unknown[:3])
-        raise UserError(
-            f"{path}: {len(unknown):,} of {len(keys):,} rows are no listener turn of this split (first: "
-            f"{first}); give the predictions of this split, one row for each listener turn"
-        )
-
-
-def not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
-    """A function that says why a row cannot be a row of an unquoted predictions file."""
-
-    def why_not(row: list[str]) -> str | None:
-        if len(row) == len(header):
-            return None
-        return (
-            f"{len(row)} columns, expected {len(header)}; a reply with a tab or a line break in it is "
-            "written in quotation marks (pandas: to_csv(path, sep='\\t', index=False)), or with blanks in "
-            "their place"
-        )
-
-    return why_not
-
-
-def check_control_tokens(path: Path, replies: Sequence[str], lines: Sequence[int]) -> None:
-    """Refuse replies of nothing but control tokens; warn of one inside a reply, since it counts as a word."""
-    inside = []
-    for reply, line in zip(replies, lines, strict=True):
-        if CONTROL_TOKEN.search(reply):
-            inside.append(line)
-            if not CONTROL_TOKEN.sub("", reply).strip():
-                raise UserError(
-                    f"{path}, line {line}: the reply is nothing but control tokens ({reply[:40]!r}); decode "
-                    "without them (skip_special_tokens=True) and write the file again"
-                )
-    if inside:
-        print(
-            f"warning: {path}: {len(inside):,} replies hold control tokens (first: line {inside[0]}), which "
-            "count as words here; decode without them (skip_special_tokens=True) and write the file again"
-        )

@@ -21,6 +21,7 @@ from pathlib import Path
 import options
 from options import (
     COUNT,
+    ITEM_SETS,
     LAYOUTS,
     SPLITS,
     Paths,
@@ -56,7 +57,7 @@ def parse_args(argv=None):
     add("--split", choices=SPLITS[1:], default="test", help="which split the predictions are of")
     add(
         "--items",
-        choices=["all", "last", "non-last", "shared"],
+        choices=ITEM_SETS,
         default="all",
         help="the listener turns that the tables are of: all, each conversation's last, the others, or those "
         "that every system answers",

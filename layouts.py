@@ -11,18 +11,19 @@ import dataclasses
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import corpora
 import records
 import storage
 import tabular
 from options import LAYOUTS, UserError
 
 DELIMITERS = {"tsv": "\t", "csv": ",", "tilde": "~"}
+#: of our own predictions.tsv
+COLUMNS = ("conv_id", "utterance_idx", "response")
 ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 #: what columns and labels are called, small and without blanks and marks -> what they hold
 NAMES = {
@@ -194,17 +195,32 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error as error:
         raise UserError(f"{path}, line 1: cannot be read ({error})") from error
-    columns = list(corpora.PREDICTION_COLUMNS)  # so that a file of one column is told what it lacks
+    columns = list(COLUMNS)  # so that a file of one column is told what it lacks
     roles: dict[str, str] = {}
     systems: dict[str, list[str]] = {}
     if len(header) > 1:
         roles, systems = _roles(path, header)
         columns = [*roles.values(), *(c for group in systems.values() for c in group)]
-    unquoted = corpora.not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
+    unquoted = _not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
     table = tabular.read_rows(path, columns, made_by=None, delimiter=delimiter, unquoted=unquoted)
     lines = table.pop("line").tolist()
     found = _systems(path, table.to_dict("records"), lines, roles, systems)
     return _noted(found, header if systems else [], roles, systems)
+
+
+def _not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:
+    """A function that says why a row cannot be a row of an unquoted predictions file."""
+
+    def why_not(row: list[str]) -> str | None:
+        if len(row) == len(header):
+            return None
+        return (
+            f"{len(row)} columns, expected {len(header)}; a reply with a tab or a line break in it is "
+            "written in quotation marks (pandas: to_csv(path, sep='\\t', index=False)), or with blanks in "
+            "their place"
+        )
+
+    return why_not
 
 
 def _noted(

@@ -26,6 +26,8 @@ SPLITS = ("train", "valid", "test")
 TEST_SPLITS = ("official", "valid-half")
 #: what --format takes; auto: by the name's ending, and in a text file by its labels (layouts.py)
 LAYOUTS = ("auto", "tsv", "csv", "tilde", "jsonl", "json", "lines", "ref-pred", "blocks", "ref-lines")
+#: what --items takes: listener turns of the split; shared: those that every system answers
+ITEM_SETS = ("all", "last", "non-last", "shared")
 #: flag value -> (name in our csv files, name of the official Empathy Mental Health file)
 DIMENSIONS = {
     "emo": ("emotion", "emotional-reactions"),

@@ -49,10 +49,10 @@ def named(word: str) -> tuple[str, list[str]]:
 def known(place: str, split: str, examples) -> dict[int, tuple[float, ...]]:
     """{number of a listener turn: systems.LIKELIHOOD of its gold reply}"""
     from predicting import prediction_files
-    from systems import likelihood_of
+    from systems import likelihoods_of
 
     file = prediction_files(Path(place), split)[1] if Path(place).is_dir() else Path(place)
-    found = likelihood_of(file, examples).get("likelihoods")
+    found = likelihoods_of(file, examples)
     if not found:
         lacks = "no gold reply of this split" if file.exists() else "no such file"
         raise UserError(f"{file}: {lacks}; it is written by --inference RUN --no-predict --output FOLDER")

@@ -20,10 +20,11 @@ import updates
 from causal_generators import load
 from causal_models import CausalGenerator
 from chats import chat_ids
-from corpora import listener_turns, read_predictions
+from corpora import listener_turns
 from options import Paths, UserError
 from responder import Responder
 from session import Session
+from systems import read_run
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_run_is_complete_and_stands_on_the_table(trained_copy, flags, exemplar
     train_causal_lm.main([*flags, "--add-exemplars", exemplars])
     folder = trained_copy / "saved" / "causal-lm" / ("plain" if exemplars == "none" else "exemplars")
     examples = listener_turns(Paths(trained_copy).dialogues("test"))
-    assert len(read_predictions(folder / "predictions.tsv", examples)) == len(examples)
+    assert read_run(folder, examples, "test", Paths(trained_copy)).numbers == list(range(len(examples)))
     likelihood = pd.read_csv(folder / "likelihood.csv")
     assert likelihood["utterance_idx"].tolist() == [e.utterance_idx for e in examples]
     assert (likelihood["tokens"] > 1).all() and (likelihood["nll"] > 0).all()

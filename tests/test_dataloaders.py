@@ -287,13 +287,6 @@ READERS = {
         ",",
         "dpr_exemplar_retriever.py",
     ),
-    "predictions": (
-        corpora.read_predictions,
-        corpora.PREDICTION_COLUMNS,
-        lambda keys: [(*k, str(k)) for k in keys],
-        "\t",
-        "--inference",
-    ),
     "vader": (
         corpora.read_sentiment,
         corpora.VADER_COLUMNS,
@@ -336,9 +329,6 @@ def test_values_are_joined_by_key_whatever_the_order_of_the_file(tmp_path):
         write_table(tmp_path / "l.csv", corpora.LABEL_COLUMNS[:-1], labels_rows(shuffled)), EXAMPLES
     )
     assert labels == {"emo": [2, 0, 0], "exp": [1] * 3, "int": [2] * 3, "sentiment": [0.2, 0.3, 0.0]}
-    answers = [(*k, f"{k[0]} {k[1]}") for k in shuffled if k[0] != "other"]
-    replies = write_table(tmp_path / "p.tsv", corpora.PREDICTION_COLUMNS, answers, "\t")
-    assert corpora.read_predictions(replies, EXAMPLES) == ["c1 2", "c1 4", "NA 2"]
     scores = write_table(
         tmp_path / "v.csv", corpora.VADER_COLUMNS, [(*k, "", n / 4) for n, k in enumerate(shuffled)]
     )

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import corpora
+import layouts
 import storage
 import systems
 from corpora import Example
@@ -81,10 +82,6 @@ def valid_labels(labels):
 def valid_exemplars(rows):
     assert len(rows) == len(EXAMPLES)
     assert all(isinstance(row, list) and len(row) <= 2 and all(map(is_text, row)) for row in rows)
-
-
-def valid_replies(replies):
-    assert len(replies) == len(EXAMPLES) and all(map(is_text, replies))
 
 
 def replies_of(path):
@@ -208,16 +205,10 @@ LOADERS = {
         lambda p: corpora.read_exemplars(p, EXAMPLES, top=2),
         valid_exemplars,
     ),
-    "predictions": Loader(
-        "predictions.tsv",
-        csv_bytes(corpora.PREDICTION_COLUMNS, [(*k, 'so "é", NA') for k in KEYS], "\t"),
-        lambda p: corpora.read_predictions(p, EXAMPLES),
-        valid_replies,
-    ),
     **{
         f"replies, {name}": Loader(name, content, replies_of, valid_systems)
         for name, content in {
-            "predictions.tsv": csv_bytes(corpora.PREDICTION_COLUMNS, [(*k, 'so "é"') for k in KEYS], "\t"),
+            "predictions.tsv": csv_bytes(layouts.COLUMNS, [(*k, 'so "é"') for k in KEYS], "\t"),
             "theirs.csv": csv_bytes(
                 ("history", "reference", "reply"),
                 [(" ".join(e.history), e.response, "so, sad") for e in EXAMPLES],
@@ -486,7 +477,10 @@ def test_our_own_files_give_back_what_was_written(folder, texts):
     storage.write_csv(
         folder / "v.csv", keys.assign(utterance=replies, sentiment=[n / 7 for n in range(len(keys))])
     )
-    assert corpora.read_predictions(folder / "p.tsv", examples) == replies
+    [system] = layouts.read_outputs(folder / "p.tsv")
+    assert [(reply.key, reply.text) for reply in system.replies] == [
+        (e.key, reply) for e, reply in zip(examples, replies, strict=True)
+    ]
     assert corpora.read_exemplars(folder / "e.csv", examples) == exemplars
     assert corpora.read_sentiment(folder / "v.csv", examples) == [n / 7 for n in range(len(keys))]
     assert corpora.read_vader(folder / "v.csv")["utterance"].tolist() == replies

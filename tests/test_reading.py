@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpora
+import layouts
 import storage
+import systems
 import tabular
 from corpora import Example
 from DPR.learning import read_entries
-from options import UserError
+from options import Paths, UserError
 from records import read_records
 
 COLUMNS = "conv_id utterance_idx context prompt speaker_idx utterance selfeval tags".split()
@@ -240,16 +242,21 @@ def predictions(path, replies=REPLIES, **options):
     return path
 
 
+def replies_of(path, examples):
+    [system] = systems.read_file(path, examples, Paths(path.parent))
+    return system.replies
+
+
 @pytest.mark.parametrize("quoting", QUOTINGS)
 def test_predictions_of_pandas_are_the_replies(tmp_path, quoting):
     path = predictions(tmp_path / "p.tsv", quoting=quoting)
-    assert corpora.read_predictions(path, examples()) == REPLIES
+    assert replies_of(path, examples()) == REPLIES
 
 
 def test_predictions_without_quoting_keep_their_marks(tmp_path):
     replies = ['"Oh no" she said', '"quoted"', 'he "so"', '"so he', 'said"', '""']
     path = predictions(tmp_path / "p.tsv", replies, quoting=csv.QUOTE_NONE, quotechar=None)
-    assert corpora.read_predictions(path, examples()) == replies
+    assert replies_of(path, examples()) == replies
 
 
 @pytest.mark.parametrize("odd", ['"a ""b"" c"', '"quoted"', "a\tb", "a\nb", '"', '""', '"""', 'x "y" z'])
@@ -257,22 +264,20 @@ def test_our_own_predictions_come_back_whatever_they_hold(tmp_path, odd):
     replies = [odd, "plain", odd]
     keys = pd.DataFrame([e.key for e in examples(3)], columns=["conv_id", "utterance_idx"])
     storage.write_csv(tmp_path / "p.tsv", keys.assign(response=replies), sep="\t")
-    assert corpora.read_predictions(tmp_path / "p.tsv", examples(3)) == replies
+    assert replies_of(tmp_path / "p.tsv", examples(3)) == replies
 
 
 def test_gold_replies_of_the_official_format_come_back_through_pandas(prepared, tmp_path):
-    from options import Paths
-
     gold = corpora.listener_turns(Paths(prepared).dialogues("train"))
-    table = pd.DataFrame([(*e.key, e.response) for e in gold], columns=corpora.PREDICTION_COLUMNS)
+    table = pd.DataFrame([(*e.key, e.response) for e in gold], columns=layouts.COLUMNS)
     table.loc[0, "response"] = gold[0].response + ' "so"'
     table.to_csv(tmp_path / "gold.tsv", sep="\t", index=False)
-    assert corpora.read_predictions(tmp_path / "gold.tsv", gold) == table["response"].tolist()
+    assert replies_of(tmp_path / "gold.tsv", gold) == table["response"].tolist()
 
 
 def test_a_bare_tab_in_a_reply_is_refused(tmp_path):
     path = lines(tmp_path / "p.tsv", "own:1\t2\tOh dear,\tso", header="conv_id\tutterance_idx\tresponse")
-    message = refusal(path, lambda p: corpora.read_predictions(p, examples(1)))
+    message = refusal(path, lambda p: replies_of(p, examples(1)))
     assert "p.tsv, line 2: 4 columns, expected 3" in message
     assert "to_csv" in message
 
@@ -294,14 +299,12 @@ def test_a_mark_at_the_head_of_a_tsv_cell_swallows_no_rows(tmp_path, first, last
 
 def test_predictions_with_commas_for_tabs_are_told_so(tmp_path):
     path = predictions(tmp_path / "p.tsv", sep=",")
-    assert "separated by commas, expected tabs" in refusal(
-        path, lambda p: corpora.read_predictions(p, examples())
-    )
+    assert "separated by commas, expected tabs" in refusal(path, lambda p: replies_of(p, examples()))
 
 
 def test_the_first_turns_that_are_not_in_the_split_are_named(tmp_path):
     path = predictions(tmp_path / "p.tsv")
-    message = refusal(path, lambda p: corpora.read_predictions(p, examples(4)))
+    message = refusal(path, lambda p: replies_of(p, examples(4)))
     assert "2 of 6 rows" in message
     assert "own:1 utterance 10, own:1 utterance 12" in message
 
@@ -309,18 +312,18 @@ def test_the_first_turns_that_are_not_in_the_split_are_named(tmp_path):
 @pytest.mark.parametrize("reply", ["</s>", "</s> <pad>", "<pad><pad></s>", "[SEP]", "<unk> <extra_id_0>"])
 def test_a_reply_of_control_tokens_is_refused(tmp_path, reply):
     path = predictions(tmp_path / "p.tsv", ["fine", reply])
-    message = refusal(path, lambda p: corpora.read_predictions(p, examples(2)))
+    message = refusal(path, lambda p: replies_of(p, examples(2)))
     assert "p.tsv, line 3" in message
     assert "skip_special_tokens" in message
 
 
 def test_a_control_token_inside_a_reply_is_warned_about_and_kept(tmp_path, capsys):
     path = predictions(tmp_path / "p.tsv", ["fine", "I am sorry.</s>"])
-    assert corpora.read_predictions(path, examples(2))[1] == "I am sorry.</s>"
+    assert replies_of(path, examples(2))[1] == "I am sorry.</s>"
     assert "warning" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("index", ["2.0", "2", " 2 ", "2."])
 def test_an_index_that_pandas_made_a_float_is_the_same_turn(tmp_path, index):
     path = lines(tmp_path / "p.tsv", f"own:1\t{index}\thello", header="conv_id\tutterance_idx\tresponse")
-    assert corpora.read_predictions(path, examples(1)) == ["hello"]
+    assert replies_of(path, examples(1)) == ["hello"]

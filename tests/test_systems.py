@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import storage
-from corpora import CONTROL_TOKEN, Example
+from corpora import Example
+from matching import CONTROL_TOKEN
 from measures import bleu
 from measuring import Standard
 from normalising import normalise, words
@@ -539,7 +540,7 @@ def test_a_likelihood_that_was_read_otherwise_than_the_replies_were_written_is_l
     for changes, there in (({"seed": 2}, True), ({"exemplars": {"path": "e", "sha256": "2"}}, False)):
         storage.write_csv(likelihood, table, origin=note | changes)
         [system] = read(predictions.parent)
-        assert bool(system.perplexities) == there
+        assert bool(system.likelihoods) == there
         assert ("read with another exemplars than" in capsys.readouterr().out) != there
 
 
@@ -554,8 +555,10 @@ def test_perplexity_on_a_set_is_of_its_items(tmp_path):
     storage.write_json(storage.origin_file(predictions), note)
     [system] = read(predictions.parent)
     assert system.name == "out" and system.decoding.startswith("beam search, 8 beams")
-    assert system.perplexities["ppl_word"] == pytest.approx(2.718281828**3)
-    assert restrict(system, [1, 3]).perplexities["ppl_token"] == pytest.approx(2.718281828)
+    found = Standard.likelihoods(system.likelihoods, range(5))
+    assert found["ppl_word"].point == pytest.approx(2.718281828**3)
+    few = restrict(system, [1, 3])
+    assert Standard.likelihoods(few.likelihoods, few.numbers)["ppl_token"].point == pytest.approx(2.718281828)
     # a file without the later columns has no more
     assert Standard.likelihoods(system.likelihoods, (0, 2)).keys() == {"ppl_token", "ppl_word"}
     storage.write_csv(predictions.with_name("likelihood.csv"), table.assign(words=2, nll_end=1, nll_class=""))
