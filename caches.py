@@ -32,6 +32,17 @@ def cached(
     return arrays
 
 
+def kept(file: Path | None, make: Callable[[Path | None], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """`cached` of a long stage, which goes on where it stopped: `make` gets the folder for its parts, see
+    `in_chunks`, and they go once the whole is kept."""
+    if file is None:
+        return make(None)
+    parts = file.with_suffix("")
+    found = cached(file, lambda: make(parts))
+    shutil.rmtree(parts, ignore_errors=True)
+    return found
+
+
 def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
     """What an npz holds; None where there is no such file, or one that is damaged, which is said."""
     try:

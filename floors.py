@@ -3,9 +3,9 @@
 A column in which one of these beats a system says little about that system.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -81,15 +81,12 @@ def nearest_by_minilm(
     """The same by MiniLM's cosine; the known histories' vectors stay in the cache."""
     retriever = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
     encoders = retriever.encoders
-    keep = paths.cache / (
-        "histories-" + storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
-    )
+    key = storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
 
-    def make() -> dict[str, np.ndarray]:
-        return {"vectors": encoders.embed("question", list(known), session, "training", keep)}
+    def make(parts: Path | None) -> dict[str, np.ndarray]:
+        return {"vectors": encoders.embed("question", list(known), session, "training", parts)}
 
-    vectors = caches.cached(keep.with_suffix(".npz"), make)["vectors"]
-    shutil.rmtree(keep, ignore_errors=True)
+    vectors = caches.kept(paths.cache / f"histories-{key}.npz", make)["vectors"]
     queries = encoders.embed("question", list(asked), session, "histories")
     index = Index(of_length_one(vectors), held)
     return [row[0][0] for row in index.search(of_length_one(queries), 1, owners)]

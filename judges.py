@@ -273,17 +273,6 @@ def training_critics(critics: Judges, cache: Path) -> dict[str, Valued]:
     return valued(critics, "critic", cache, expected)
 
 
-def kept(cache: Path | None, key: str, make: Callable[[Path | None], np.ndarray]) -> np.ndarray:
-    """`make(folder for parts)`, or what it gave before: a table made again costs nothing, and one that was
-    interrupted goes on."""
-    if cache is None:
-        return make(None)
-    parts = cache / f"contexts-{key[:24]}"
-    found = caches.cached(parts.with_suffix(".npz"), lambda: {"rows": make(parts)})["rows"]
-    shutil.rmtree(parts, ignore_errors=True)
-    return found
-
-
 # ----------------------------------------------------------------------------------------------------- judged
 
 #: words that often stand in replies of each dimension, in a stack that says nothing
@@ -446,9 +435,11 @@ def context_predictor(
         place = resolve(encoder)
         side, tokenizer = load_side(encoder, "question", "mean").to(session.device), load_tokenizer(place)
         key = storage.fingerprint(storage.identity(place), session.precision, before)
-        vectors = kept(
-            cache, key, lambda keep: embed(side, tokenizer, before, session, 128, True, "contexts", keep=keep)
-        )
+
+        def make(parts: Path | None) -> dict[str, np.ndarray]:
+            return {"rows": embed(side, tokenizer, before, session, 128, True, "contexts", keep=parts)}
+
+        vectors = caches.kept(cache and cache / f"contexts-{key[:24]}.npz", make)["rows"]
     turns = np.array([[len(e.history) / 10] for e in (*train, *held)])
     rows = sparse.hstack([sparse.csr_matrix(vectors), turns]).tocsr()
     judged = judge.levels([e.response for e in train], [e.history for e in train])

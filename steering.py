@@ -131,16 +131,17 @@ class Sampler:
                 values.append(self.writer.log_probability(history, self.exemplars[n], text))
             return {"numbers": np.array(places), "values": np.array(values)}
 
-        def make() -> dict[str, np.ndarray]:
+        def make(parts: Path | None) -> dict[str, np.ndarray]:
             with torch.inference_mode(), self.session.autocast():
-                return caches.in_chunks([*range(len(said))], work, file.with_suffix(""), "costs", size=64)
+                return caches.in_chunks([*range(len(said))], work, parts, "costs", size=64)
 
-        file = self.file("told nothing", said)
-        values = dict(zip(said, caches.cached(file, make)["values"].tolist(), strict=True)) if said else {}
-        storage.remove(file.with_suffix(""))
-        costs = {id(c): [values[pair] for pair in enumerate(c.replies) if pair in values] for c in marked}
+        values = {}
+        if said:
+            costs = caches.kept(self.file("told nothing", said), make)["values"]
+            values = dict(zip(said, costs.tolist(), strict=True))
+        known = {id(c): [values[pair] for pair in enumerate(c.replies) if pair in values] for c in marked}
         return [
-            replace(c, log_probability=float(np.mean(costs[id(c)]))) if id(c) in costs else c for c in found
+            replace(c, log_probability=float(np.mean(known[id(c)]))) if id(c) in known else c for c in found
         ]
 
     def file(self, *further: object) -> Path:
@@ -155,7 +156,6 @@ class Sampler:
     def pool(self, marks: Target | None = None) -> Pool:
         """`most` candidates of every context: from the cache, or sampled; an interrupted call goes on."""
         title = f"candidates, marks {in_words(marks)}" if marks else "candidates"
-        file = self.file(self.most, *([title] if marks else []))
 
         def work(numbers: list[int]) -> dict[str, np.ndarray]:
             found = [self.sample(n, self.most, marks) for n in numbers]
@@ -165,12 +165,10 @@ class Sampler:
                 "log_probability": np.array([[value for _, value in row] for row in found]),
             }
 
-        def make() -> dict[str, np.ndarray]:
-            numbers = list(range(len(self.examples)))
-            return caches.in_chunks(numbers, work, file.with_suffix(""), title, size=4)
+        def make(parts: Path | None) -> dict[str, np.ndarray]:
+            return caches.in_chunks([*range(len(self.examples))], work, parts, title, size=4)
 
-        rows = caches.cached(file, make)
-        storage.remove(file.with_suffix(""))
+        rows = caches.kept(self.file(self.most, *([title] if marks else [])), make)
         return Pool(rows["replies"], np.where(rows["replies"] == "", -np.inf, rows["log_probability"]))
 
     def seconds(self) -> dict[int, float]:
