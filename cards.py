@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 import advice
+import markup
 from bundled import HERE
 from hub import HUB_NAME, OF_THE_PUBLISHED, OF_THE_RUN
 from options import DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths
@@ -120,9 +121,9 @@ def labels(config: dict[str, Any]) -> str:
     if config.get("heads"):
         return "\n\n".join(labels({"kind": kind, "outputs": n}) for kind, n in config["heads"].items())
     meanings = MEANINGS.get(config["kind"], {}).get(config["outputs"], ())
-    rows = [f"| {level} | {meaning} |" for level, meaning in enumerate(meanings)]
+    rows = [(str(level), meaning) for level, meaning in enumerate(meanings)]
     name = DIMENSIONS[config["kind"]][0] if config["kind"] in DIMENSIONS else config["kind"]
-    return "\n".join([f"| {name} | the reply |", "|---|---|", *rows])
+    return markup.table([name, "the reply"], rows)
 
 
 def command_to_show(command: str, paths: Paths) -> str:

@@ -8,7 +8,6 @@ import html
 import json
 import math
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -18,8 +17,10 @@ import jinja2
 import matplotlib
 import pandas as pd
 
+import markup
 import storage
 from corpora import Example
+from markup import cell
 from options import CRITICS
 
 matplotlib.use("Agg")  # draws into files, with no screen
@@ -63,14 +64,6 @@ def render(template: str, **content: object) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**content)
-
-
-def cell(text: str) -> str:
-    """Text that is safe in a markdown table or page: no HTML, no markup, no column breaks, one line."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    # emphasis, code, links and images, by which a reply could hide a part of itself or fetch something
-    text = re.sub(r"[\\`*\[\]~]|(?<!\w)_|_(?!\w)", lambda sign: f"&#{ord(sign[0])};", text)
-    return text.replace("|", "\\|")
 
 
 # ----------------------------------------------------------------------------------------------- case studies
@@ -206,11 +199,11 @@ def one_case(n: int, i: int, section: Section, example: Example) -> list[str]:
         lines.append(f"> exemplar {rank}: {cell(text)}  ")
     kinds = judges_of(section)
     titles = ["", "reply", *map(cell, kinds)]
-    lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for system in section.systems:
-        scores = [score(system, kind, i) for kind in kinds]
-        lines.append("| " + " | ".join([cell(system["name"]), cell(system["replies"][i]), *scores]) + " |")
-    return [*lines, ""]
+    rows = [
+        [cell(system["name"]), cell(system["replies"][i]), *(score(system, kind, i) for kind in kinds)]
+        for system in section.systems
+    ]
+    return [*lines, "", markup.table(titles, rows), ""]
 
 
 def html_cases(

@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+import markup
 import runs
 import storage
 from corpora import Example
 from intervals import holm
+from markup import cell
 from options import UserError, refuse_existing
-from pages import cell, render
+from pages import render
 from tabular import read_rows
 from validation import alpha
 
@@ -308,13 +310,14 @@ def likert_lines(ratings: pd.DataFrame, key: pd.DataFrame) -> list[str]:
     systems = list(dict.fromkeys(key["system"]))
     joined = ratings.merge(key[["item", "reply", "system"]], on=["item", "reply"])
     names = [SCALES[s][0] for s in SCALES]
-    lines = ["| system | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    rows = []
     for system in systems:
         of_items = joined[joined["system"] == system].groupby("item")[list(SCALES)].mean()
-        lines.append(f"| {cell(system)} | " + " | ".join(mean_cell(of_items[s]) for s in SCALES) + " |")
+        rows.append([cell(system), *(mean_cell(of_items[s]) for s in SCALES)])
     alphas = [agreement(ratings.pivot(index="rater", columns="reply", values=s), "ordinal") for s in SCALES]
-    lines.append("| *Krippendorff's alpha* | " + " | ".join(alphas) + " |")
-    lines += [
+    rows.append(["*Krippendorff's alpha*", *alphas])
+    lines = [
+        markup.table(["system", *names], rows),
         "",
         "Means of items (1 to 5; an item's raters averaged first), with 95 % intervals of the mean (t). "
         "Alpha: ordinal, over the replies that two or more rated.",
@@ -388,9 +391,9 @@ def outcome_lines(outcomes: dict[tuple[str, str], pd.Series]) -> list[str]:
     raw = {str(k): sign_test(counts[k][0], counts[k][2]) for k in enough}
     adjusted = holm(raw)
     titles = list(dict.fromkeys(title for _, title in outcomes))
-    lines = ["| win / tie / loss | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    rows = []
     for pair in dict.fromkeys(pair for pair, _ in outcomes):
-        cells = []
+        cells = [cell(pair)]
         for title in titles:
             case = (pair, title)
             if str(case) not in adjusted:
@@ -400,9 +403,9 @@ def outcome_lines(outcomes: dict[tuple[str, str], pd.Series]) -> list[str]:
             if adjusted[str(case)] < 0.05:
                 text = f"**{text}**"
             cells.append(f"{text}, p {raw[str(case)]:.3f}")
-        lines.append(f"| {cell(pair)} | " + " | ".join(cells) + " |")
+        rows.append(cells)
     return [
-        *lines,
+        markup.table(["win / tie / loss", *titles], rows),
         "",
         "Items that the first of the two wins, ties, loses: the sum of its raters' judgements. p: two-sided "
         f"sign test over items, ties left out; bold: below .05 after Holm's correction over the {len(raw)} "

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+import markup
 from columns import GROUPS, Column
 from comparison import Comparison, Row, Sizes, Test, best
 from intervals import FEWEST, FEWEST_DRAWN, LEVEL, Estimate
-from pages import cell
+from markup import cell
 
 MARKS = (
     "**bold**: significantly better than every other system (paired bootstrap over conversations, with "
@@ -81,13 +82,13 @@ class Page:
     def block(self, columns: Sequence[Column], interval: bool, kinds: Sequence[str]) -> str:
         """One markdown table, of the rows of some kinds that have any of its columns."""
         titles = ["system", *(cell(c.title) for c in columns)]
-        lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        rows = []
         for row in self.comparison.rows:
             if row.kind in kinds and any(c.key in self.table[row.name] for c in columns):
                 cells = [self.marked(row, column, interval) for column in columns]
                 name = cell(row.name) + " \u2021" * (row.name in self.flattered.get(columns[0].group, ()))
-                lines.append(f"| {' | '.join([name, *cells])} |")
-        return "\n".join(lines)
+                rows.append([name, *cells])
+        return markup.table(titles, rows)
 
     def main(self) -> str:
         """The compact table."""

@@ -21,7 +21,7 @@ from corpora import listener_turns
 from gathering import LIMIT, gather
 from options import SENTIMENT, Paths, UserError, named_places
 from recipes import PREPARED, Changes, Group, Recipe, Stage, lacks_data, lines_of, plan, stage_key
-from results import FILE, Column, Figure, Results, Row, Table, cell, figures_of, load, not_run, write
+from results import FILE, Column, Figure, Results, Row, Table, figures_of, load, not_run, write
 
 HERE = Path(__file__).resolve().parent
 FIRST_SEED = 42  # of every command that is given none
@@ -352,7 +352,7 @@ def show_table(
 
 def page_of(table: Table, rows: Sequence[Row]) -> str:
     lines = [f"# {table.title}", "", table.about, "", *figures_of(table, rows, table.columns), ""]
-    lines += [f"- {cell(row.name)}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
+    lines += [f"- {row.name}: `{'; '.join(row.commands)}`" for row in rows if row.commands]
     return "\n".join(lines) + "\n"
 
 

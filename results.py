@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+import markup
 import storage
 from options import UserError, named_places
 
@@ -208,13 +209,8 @@ def write(file: Path, data: Mapping[str, Any]) -> None:
 # -------------------------------------------------------------------------------------------------- rendering
 
 
-def cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    out = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return out + ["| " + " | ".join(map(cell, line)) + " |" for line in lines]
+    return markup.table(header, [[text.replace("|", "\\|") for text in line] for line in lines]).split("\n")
 
 
 def paragraph(text: str) -> list[str]:

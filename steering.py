@@ -19,6 +19,7 @@ import torch
 
 import caches
 import judges
+import markup
 import storage
 from corpora import Example, listener_turns, read_exemplars
 from intervals import LEAST_DRAWN, bootstrap, item_means, resamples
@@ -330,11 +331,6 @@ def texts_cost(replies: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
     }
 
 
-def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def summary(table: pd.DataFrame, measure: str = "") -> str:
     """Control: the difference of each dimension's level (or "_share") between its targets, by each judge."""
     rows = []
@@ -346,7 +342,7 @@ def summary(table: pd.DataFrame, measure: str = "") -> str:
         costs = [f"{np.mean([row[c] for row in aimed]):.2f}" for c in ("log_probability", "norm_bleu_4")]
         rows.append([judge, way, f"{weight:g}", f"{count:g}", *moved, *costs])
     costs = ["log-prob. under a target", "BLEU-4 under a target"]
-    return as_table(["judge", "way", "weight", "N", *DIMENSIONS, *costs], rows)
+    return markup.table(["judge", "way", "weight", "N", *DIMENSIONS, *costs], rows) + "\n"
 
 
 def details(table: pd.DataFrame, judge: str, way: str, weight: float) -> str:
@@ -360,7 +356,7 @@ def details(table: pd.DataFrame, judge: str, way: str, weight: float) -> str:
         count = "" if pd.isna(row["candidates"]) else f"{row['candidates']:g}"
         costs = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in COSTS]
         rows.append([row["target"], count, *(level(row, dim) for dim in DIMENSIONS), *costs])
-    return as_table(["target", "N", *DIMENSIONS, *COSTS.values()], rows)
+    return markup.table(["target", "N", *DIMENSIONS, *COSTS.values()], rows) + "\n"
 
 
 def page(

@@ -28,10 +28,11 @@ from critics import load_judges as load_critics
 from DPR.retriever import own_conversations
 from exports import as_numbers, items_table, pairs_table, unmatched_table, worth
 from lineage import Served
+from markup import cell
 from measures import require_length, signature
 from measuring import Extras, Standard, normalised_sets
 from options import CRITICS, DIMENSIONS, Paths, UserError, named_places, refuse_existing
-from pages import cell, html_cases, markdown_cases, plot_learning, sections, traits
+from pages import html_cases, markdown_cases, plot_learning, sections, traits
 from rendering import Page
 from session import Session
 from systems import System, item_set, read_system, require_complete, restrict, set_hash

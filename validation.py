@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, rankdata
 
+import markup
 from metrics import split_words
 from options import UserError
 from records import REPLY_COLUMNS, read_records
@@ -96,19 +97,22 @@ class Validation:
     def table(self) -> str:
         """Markdown: a row for each column, a column for each scale."""
         scales = list(self.raters)
-        lines = ["| | " + " | ".join(scales) + " |", "|---" * (len(scales) + 1) + "|"]
         agreed = [f"{self.raters[s].alpha:.2f}" for s in scales]
-        lines.append("| *raters: Krippendorff's alpha (ordinal)* | " + " | ".join(agreed) + " |")
         others = [f"{self.raters[s].against_others:.2f}" for s in scales]
-        lines.append("| *raters: one against the mean of the others* | " + " | ".join(others) + " |")
+        rows = [
+            ["*raters: Krippendorff's alpha (ordinal)*", *agreed],
+            ["*raters: one against the mean of the others*", *others],
+        ]
         for column in next(iter(self.correlations.values())):
             found = [self.correlations[s][column] for s in scales]
             cells = [f"{c.rho:.2f} ({c.low:.2f} to {c.high:.2f}, n = {c.count})" for c in found]
-            lines.append(f"| {column} | " + " | ".join(cells) + " |")
+            rows.append([column, *cells])
         said = [f"{s}: {self.raters[s].count} raters, {self.raters[s].texts} texts" for s in scales]
-        lines += ["", f"Spearman's rank correlation with the raters' mean, 95 % interval. {'; '.join(said)}."]
-        lines.append(f"{self.matched} of the {self.rated} rated texts stand among the replies.")
-        return "\n".join(lines) + "\n"
+        return (
+            f"{markup.table(['', *scales], rows)}\n\n"
+            f"Spearman's rank correlation with the raters' mean, 95 % interval. {'; '.join(said)}.\n"
+            f"{self.matched} of the {self.rated} rated texts stand among the replies.\n"
+        )
 
 
 def plain(text: str) -> str:
