@@ -214,10 +214,10 @@ class Vader:
     def __init__(self):
         self.analyser, self.known = SentimentIntensityAnalyzer(), {}
 
-    def __call__(self, replies: Sequence[str], title: str) -> Additive:
-        for text in tqdm(set(replies) - self.known.keys(), desc=title, disable=None, leave=False):
+    def __call__(self, texts: Sequence[str], title: str) -> list[float]:
+        for text in tqdm(set(texts) - self.known.keys(), desc=title, disable=None, leave=False):
             self.known[text] = self.analyser.polarity_scores(text.translate(APOSTROPHES))["compound"]
-        return item_means([self.known[text] for text in replies])
+        return [self.known[text] for text in texts]
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> Additive:

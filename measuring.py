@@ -107,7 +107,7 @@ class Standard:
             hits = [reply in shown[i] for reply, i in zip(plain, numbers, strict=True)]
             found["verbatim_exemplar"] = measures.shares(hits)
             found["words_exemplar"] = measures.copied_words(plain, [shown[i] for i in numbers])
-        found["vader"] = self.vader(replies, f"{name}: VADER")
+        found["vader"] = item_means(self.vader(replies, f"{name}: VADER"))
         found |= self.likelihoods(likelihoods or {}, numbers) | self.stand_ins(name, replies, plain, numbers)
         first: dict[str, np.ndarray] = {}
         for judge in self.judges:

@@ -12,7 +12,6 @@ import torch
 from sklearn.model_selection import GroupShuffleSplit
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5Config, T5Tokenizer
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import own_dialogues
 import storage
@@ -31,7 +30,8 @@ from glove_models import (
     read_glove,
     save_glove,
 )
-from options import APOSTROPHES, DIMENSIONS, SPLITS, TEST_SPLITS, Paths, UserError, refuse_existing
+from measures import Vader
+from options import DIMENSIONS, SPLITS, TEST_SPLITS, Paths, UserError, refuse_existing
 from pretrained import load_tokenizer
 from records import FORMATS
 from turns import LONGEST
@@ -118,10 +118,9 @@ def copy_dialogues(source: Path, paths: Paths) -> dict:
 
 def score_dialogues(tables: dict, paths: Paths) -> None:
     """VADER's compound sentiment of every utterance, in [-1, 1]; the text stays as it is."""
-    analyser = SentimentIntensityAnalyzer()
+    vader = Vader()
     for split, table in tables.items():
-        texts = tqdm(table["utterance"].tolist(), desc=f"VADER, {split}", disable=None, leave=False)
-        scores = [analyser.polarity_scores(text.translate(APOSTROPHES))["compound"] for text in texts]
+        scores = vader(table["utterance"].tolist(), f"VADER, {split}")
         columns = table[["conv_id", "utterance_idx", "utterance"]]
         storage.write_csv(paths.vader(split), columns.assign(sentiment=scores))
 

@@ -126,7 +126,7 @@ def test_most_frequent_vader_and_cosine():
     assert measures.most_frequent(["a", "b", "a", "a"]).point == 75
     assert measures.most_frequent(["", ""]).point == 100
     vader = measures.Vader()
-    found = vader(["", "I love it!", "I hate it, I can\u2019t."], "").items()
+    found = vader(["", "I love it!", "I hate it, I can\u2019t."], "")
     assert found[0] == 0 and found[1] > 0.5 and found[2] < -0.5
     vectors = np.array([[1.0, 0.0], [3.0, 4.0]])
     assert measures.cosines(vectors, vectors[::-1]).point == pytest.approx(0.6)
