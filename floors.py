@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
 
 import caches
 import searching
@@ -88,13 +89,8 @@ def nearest_by_minilm(
 
     vectors = caches.kept(paths.cache / f"histories-{key}.npz", make)["vectors"]
     queries = encoders.embed("question", list(asked), session, "histories")
-    index = Index(of_length_one(vectors), held)
-    return [row[0][0] for row in index.search(of_length_one(queries), 1, owners)]
-
-
-def of_length_one(vectors: np.ndarray) -> np.ndarray:
-    """(N, E) so that an inner product is a cosine."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    index = Index(normalize(vectors), held)
+    return [row[0][0] for row in index.search(normalize(queries), 1, owners)]
 
 
 def replies(

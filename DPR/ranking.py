@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
 
 import storage
 from advice import makes
@@ -107,9 +108,7 @@ def measure(options: RankingOptions, search: SearchOptions, session: Session, pa
         questions = encoders.embed("question", held.questions, session, "questions")
         passages = encoders.embed("context", held.passages, session, "passages")
         if options.similarity == "cosine":
-            questions, passages = (
-                v / np.linalg.norm(v, axis=1, keepdims=True) for v in (questions, passages)
-            )
+            questions, passages = normalize(questions), normalize(passages)
         scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
     seconds = time.monotonic() - began
     if narrow:
