@@ -173,11 +173,12 @@ def lines_for(args) -> list[str]:
         return []
     import reproductions
     import results
+    from rows import recipe_of
 
     data = results.read(HERE / results.FILE)
     rows = [reproductions.row_of(data, args.check)] if args.check else data.of(args.table)
     tables = {data.tables[row.table].evaluate for row in rows} - {""}
-    return [*lines_of(reproductions.recipe_of(data, rows, args.source)), *tables]
+    return [*lines_of(recipe_of(data, rows, args.source)), *tables]
 
 
 def flags_of(script: str) -> set[str]:
@@ -247,11 +248,12 @@ def main(argv=None):
         return run_recipe(args.recipe, args.workdir, args.source, changes, box, args.dry_run)
     import reproductions
     import results
+    from rows import Request
 
     if args.render:
         return results.render(HERE)
     data = results.read(HERE / results.FILE)
-    request = reproductions.Request(
+    request = Request(
         args.workdir,
         args.source,
         changes,

@@ -9,12 +9,14 @@ import json
 import pytest
 
 import recipes
+import recording
 import reproduce
 import reproductions
 import results
 import stages
 import storage
 from options import UserError
+from rows import Request, evaluation, names_its_seed, read_figures, recipe_of, where
 
 RANKS = {"average_rank": {"title": "average rank", "digits": 1}, "mrr": {"title": "MRR", "digits": 1}}
 OLD = {"title": "an old one", "digits": 1, "retired": "another took its place"}
@@ -73,8 +75,8 @@ def here(monkeypatch):
     monkeypatch.setattr(stages, "Process", InThisProcess)
 
 
-def request_of(workdir, **more) -> reproductions.Request:
-    return reproductions.Request(str(workdir), "prepared", recipes.Changes(), stages.Box(), **more)
+def request_of(workdir, **more) -> Request:
+    return Request(str(workdir), "prepared", recipes.Changes(), stages.Box(), **more)
 
 
 def test_a_table_shows_the_paper_and_ours_and_what_could_not_be_run(data, trained_copy, here, capsys):
@@ -162,7 +164,7 @@ def test_what_was_measured_is_recorded_with_its_commit_beside_what_stood_there(d
     note = tmp_path / "results" / "tables" / "stages.json"
     entry = {"seconds": 3.0, "line": "", "finished": True, "commit": "1234567890"}
     storage.write_json(note, {f"{MEASURE.removeprefix('python ')} --bm25": entry})
-    reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
+    recording.record(results.parse(data), file, found, request_of(tmp_path), "here")
     rows = results.read(file).rows
     assert (rows["bm25"].state, rows["bm25"].commit) == ("run", "1234567")
     assert rows["bm25"].figures == {"mrr": [12.346, 11.0, 13.0]} and rows["bm25"].seeds == [0]
@@ -173,7 +175,7 @@ def test_what_was_measured_is_recorded_with_its_commit_beside_what_stood_there(d
     note.unlink()
     for commit in ("12 with uncommitted changes", "abcdef1234"):  # of a stage that finished long ago
         storage.write_json(tmp_path / "results" / "retrieval" / "environment.json", {"commit": commit})
-        reproductions.record(results.parse(data), file, found, request_of(tmp_path), "here")
+        recording.record(results.parse(data), file, found, request_of(tmp_path), "here")
     assert (
         "not recorded: bm25: figures belong to a commit, and it was run at 12 with" in capsys.readouterr().out
     )
@@ -189,7 +191,7 @@ def test_a_run_that_was_finished_before_is_recorded_with_its_own_commit_and_seco
     asked = (own, table, request_of(tmp_path))
     for trained, commit, seconds in ((597.7, "earlier", 597.7), (12.0, "later", 15.3)):
         storage.write_json(tmp_path / "saved" / "c" / "result.json", {"seconds": trained})
-        assert (reproductions.commit_of(*asked), reproductions.seconds_of(*asked)) == (commit, seconds)
+        assert (recording.commit_of(*asked), recording.seconds_of(*asked)) == (commit, seconds)
 
 
 @pytest.mark.parametrize(
@@ -206,9 +208,9 @@ def test_a_run_that_was_finished_before_is_recorded_with_its_own_commit_and_seco
 def test_seeds_are_recorded_as_the_rows_own_trainings_name_them(data, commands, run, seeds, of_7):
     data["rows"].append(row("own", "python x") | {"commands": [f"python {c}" for c in commands], "run": run})
     own = results.parse(data).rows["own"]
-    assert reproductions.seeds_of(own, [42]) == seeds
-    assert reproductions.seeds_of(own, [7]) == of_7, "of --seed"
-    assert reproductions.names_its_seed(own) == (of_7 != [7])
+    assert recording.seeds_of(own, [42]) == seeds
+    assert recording.seeds_of(own, [7]) == of_7, "of --seed"
+    assert names_its_seed(own) == (of_7 != [7])
 
 
 @pytest.mark.parametrize(
@@ -231,13 +233,13 @@ def test_every_seed_has_a_folder_of_its_own_and_their_mean_is_shown(data, tmp_pa
     parsed = results.parse(data)
     bm25 = parsed.rows["bm25"]
     for seed, value in ((42, 10.0), (43, 20.0)):
-        place = reproductions.where(request, bm25, parsed.tables["retrieval"], seed)
+        place = where(request, bm25, parsed.tables["retrieval"], seed)
         file = tmp_path / place / bm25.result[0]
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"mrr": value}), encoding="utf-8")
     table = parsed.tables["retrieval"]
-    runs = [reproductions.read_figures(table, bm25, p) for p in (tmp_path, tmp_path / "seed-43")]
-    shown = table.columns["mrr"].show(reproductions.over_seeds(runs)["mrr"])
+    runs = [read_figures(table, bm25, p) for p in (tmp_path, tmp_path / "seed-43")]
+    shown = table.columns["mrr"].show(recording.over_seeds(runs)["mrr"])
     assert shown == "15.0 ± 7.1"
 
 
@@ -267,7 +269,7 @@ def test_another_judge_makes_another_table(data, tmp_path):
         judge = tmp_path / "saved" / "empathy" / "minilm-emo"
         storage.write_text(judge / "result.json", figure)
         request = request_of(tmp_path, systems=(__file__,))
-        seen.append(reproductions.evaluation(table, [], str(tmp_path), request, []).identity)
+        seen.append(evaluation(table, [], str(tmp_path), request, []).identity)
     assert seen[0] == seen[1] != seen[2]
 
 
@@ -339,7 +341,7 @@ def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
     for text in ("I see.", "Oh no!", "I see."):
         theirs.write_text(text, encoding="utf-8")
         request = request_of(tmp_path, systems=(str(theirs),))
-        seen.append(reproductions.evaluation(table, [], str(tmp_path), request, []).identity)
+        seen.append(evaluation(table, [], str(tmp_path), request, []).identity)
     assert seen[0] == seen[2] != seen[1]
 
 
@@ -349,21 +351,21 @@ def test_a_row_of_seeds_is_one_system_and_is_scored_once_all_of_them_are_there(d
     parsed = results.parse(data)
     table, scored = parsed.tables["retrieval"], parsed.rows["bm25"]
     for seed in (42, 43):
-        assert reproductions.evaluation(table, [scored], str(tmp_path), request_of(tmp_path), []) is None
+        assert evaluation(table, [scored], str(tmp_path), request_of(tmp_path), []) is None
         storage.write_json(tmp_path / "saved" / "x" / f"a-{seed}" / "result.json", {})
-    stage = reproductions.evaluation(table, [scored], str(tmp_path), request_of(tmp_path), [])
+    stage = evaluation(table, [scored], str(tmp_path), request_of(tmp_path), [])
     assert stage is not None
     assert f"seeds={tmp_path}/saved/x/a-42,{tmp_path}/saved/x/a-43" in stage.command
     figures = {"systems": {"seeds": {"mrr": 1.5}}, "intervals": {"seeds": {"mrr": [1.0, 2.0]}}}
     storage.write_json(tmp_path / "results" / "main" / "metrics.json", figures)
-    assert reproductions.read_figures(table, scored, tmp_path) == {"mrr": [1.5, 1.0, 2.0]}
+    assert read_figures(table, scored, tmp_path) == {"mrr": [1.5, 1.0, 2.0]}
 
 
 def test_the_tables_are_those_of_the_data():
     data = results.read(reproduce.HERE / results.FILE)
     assert set(reproduce.TABLES) == set(data.tables)
     for name in data.tables:
-        recipe = reproductions.recipe_of(data, data.of(name), "download")
+        recipe = recipe_of(data, data.of(name), "download")
         lines = recipes.lines_of(recipe)
         assert len(lines) == len(set(lines)) and lines[0].startswith("python prepare_data.py")
         recipes.plan(recipe, ".", "download", recipes.Changes())  # each after what it builds on
@@ -379,7 +381,7 @@ def test_seeds_of_one_training_do_not_wait_for_each_other():
         + ["python b.py --path saved/again-43"],
     )
     base, one, other, last = recipes.plan(
-        reproductions.recipe_of(data, [row], "download"), ".", "download", recipes.Changes()
+        recipe_of(data, [row], "download"), ".", "download", recipes.Changes()
     )
     assert (base.after, one.after, other.after, last.after) == ((), (0,), (0,), (1, 2))
 
