@@ -200,17 +200,35 @@ PLACES = {
 }
 
 
+def noted_command(note: Path) -> tuple[list[str], dict[str, str]]:
+    """The command in a note of what was made, and its flags that name a place; empty where it says none."""
+    try:
+        words = shlex.split(json.loads(note.read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [], {}
+    given = {}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in ("--workdir", "--output"):
+            given[flag] = value if equals else after
+    return words, given
+
+
 def anew(run: Path, workdir: Path) -> str:
     """The very command that a run was begun with, to begin it anew; empty where its folder does not say, or
     was moved to another workdir."""
-    try:
-        noted = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        words = shlex.split(noted["command"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    words, given = noted_command(run / "environment.json")
+    if not words or Path(given.get("--workdir", ".")).absolute() != workdir.absolute():
         return ""
-    given = [after for word, after in zip(words, words[1:], strict=False) if word == "--workdir"]
-    given += [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
-    if Path(*given[-1:]).absolute() != workdir.absolute():
+    return shlex.join([*without_anew(words), "--overwrite"])
+
+
+def written_by(file: Path) -> str:
+    """The very command that wrote a file of labels or exemplars, to write it again; empty where the note
+    beside it does not say, or where that command would write elsewhere."""
+    words, given = noted_command(file.with_name(f"{file.name}.origin.json"))
+    place = given.get("--output") or Paths(given.get("--workdir", ".")).dialogues_dir
+    if not words or Path(place).absolute() != file.parent.absolute():
         return ""
     return shlex.join([*without_anew(words), "--overwrite"])
 
@@ -221,6 +239,8 @@ def makes(path: str | Path, otherwise: str) -> str:
     What is there already (damaged, say) is to be replaced.
     """
     path = Path(path)
+    if line := written_by(path):
+        return line
     matches = {p: re.fullmatch(rf"(?:(?P<root>.*)/)?{r}", path.as_posix()) for p, r in PLACES.items()}
     place, found = next(((p, m) for p, m in matches.items() if m), ("", None))
     if found is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 import advice
+import runs
 import storage
 from corpora import LABEL_COLUMNS, listener_turns, read_sentiment
 from critics import critic_scores, load_critics, quality, unread, wholes
@@ -34,7 +35,8 @@ def label(
         if "WARNING" in (known := quality(folder, dim)):
             session.say(f"critic {dim}: {folder} | {known}")
         weights = storage.sha256(folder / "model.safetensors")
-        critic_origins[dim] = {"critic": paths.note(folder), "sha256": weights}
+        levels = labellers[dim].critic.settings.outputs
+        critic_origins[dim] = {"critic": paths.note(folder), "sha256": weights, "levels": levels}
     for split in splits:
         target, dialogues, vader = paths.labels(split), paths.dialogues(split), paths.vader(split)
         for file in (dialogues, vader):
@@ -63,7 +65,7 @@ def label(
             rows[scorer] = critic_scores(critic, data, session, asked, batch_size, kept[-1])
         columns |= {dim: scorer.own(rows[scorer.whole]).argmax(1) for dim, scorer in labellers.items()}
         table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
-        storage.write_csv(target, table, origin=origin)
+        storage.write_csv(target, table, origin=origin | {"command": runs.command_line()})
         for folder in kept:
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{target}: {len(table):,} listener turns; {label_shares(table)}")

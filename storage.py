@@ -413,8 +413,13 @@ def read_origin(path: Path) -> dict:
 
 
 def content(origin: dict) -> dict:
-    """What identifies an origin: of an entry with a sha256 that alone; its path is for people."""
-    return {k: v["sha256"] if isinstance(v, dict) and "sha256" in v else v for k, v in origin.items()}
+    """What identifies an origin: of an entry with a sha256 that alone; its path is for people, as the command
+    is."""
+    return {
+        k: v["sha256"] if isinstance(v, dict) and "sha256" in v else v
+        for k, v in origin.items()
+        if k != "command"
+    }
 
 
 def ready(path: Path, origin: dict, overwrite: bool) -> bool:

@@ -12,6 +12,7 @@ import pandas as pd
 
 import advice
 import caches
+import runs
 import storage
 from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
 from DPR.biencoder import embed, load_saved, load_side, require_fitting, resolve
@@ -191,7 +192,8 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
         if split != "train":
             own = own_conversations(examples, corpus)
         hits = matching.hits(split, examples, own)
-        write_exemplars(paths.exemplars(split), examples, corpus, hits, origin)
+        made = origin | {"command": runs.command_line()}
+        write_exemplars(paths.exemplars(split), examples, corpus, hits, made)
     shutil.rmtree(keep, ignore_errors=True)
 
 

@@ -185,6 +185,36 @@ def test_a_damaged_file_is_made_again_by_a_command_that_replaces_it(place):
         assert parse(command, place).overwrite
 
 
+@pytest.mark.parametrize("output", [None, "mine"])
+def test_old_exemplars_and_labels_are_made_again_as_they_were_made(place, output, monkeypatch, capsys):
+    """Not as they would be by default: of any emotion, by these critics, in that place."""
+    paths, at = Paths(place), ["--workdir", str(place), "--device", "cpu"]
+    to = ["--output", str(place / output)] if output else ["--overwrite"]
+    asked = [
+        "--path",
+        str(paths.saved / "dpr" / "empd"),
+        *"--candidates all --match context --top-k 2".split(),
+    ]
+    critics = [w for d in ("emo", "exp", "int") for w in (f"--{d}", str(paths.critic(d, "glove-t5")))]
+    for main, script, words in (
+        (dpr_exemplar_retriever.main, "dpr_exemplar_retriever.py", [*at, *asked, *to]),
+        (label_dialogues.main, "label_dialogues.py", [*at, *critics, *to]),
+    ):
+        monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", script, *words])
+        main(words)
+        assert not main([*words, "--overwrite"] if output else words)  # what made it is not the command
+    capsys.readouterr()
+    dialogues = paths.dialogues("train")
+    dialogues.write_text(dialogues.read_text().replace("the", "that", 1))
+    given = ["--exemplars", str(place / output), "--labels", str(place / output)] if output else []
+    train_glove_t5.main([*short(place), "--size", "tiny", "--max-steps", "1", *given])
+    made = {command[0]: parse(command, place) for command in commands(capsys.readouterr().out)}
+    again = made["dpr_exemplar_retriever.py"]
+    assert (again.candidates, again.match, again.top_k, again.overwrite) == ("all", "context", 2, True)
+    assert made["label_dialogues.py"].emo == critics[1] and made["label_dialogues.py"].overwrite
+    assert {a.output for a in (again, made["label_dialogues.py"])} == {to[1] if output else None}
+
+
 def test_a_damaged_run_is_made_again_by_its_own_command(place):
     """With the flags it was trained with, in the place where it lies."""
     run = Paths(place).saved / "dpr" / "empd"
