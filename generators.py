@@ -4,7 +4,7 @@ What a generator computes stands in models.Generator, what critics are asked in 
 enter in exemplars.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import advice
 import exemplars
 import marks
 import storage
-from commands import DECODING
+from commands import DECODING, never_read
 from corpora import Example, all_turns, listener_turns, read_exemplars, read_labels
 from critics import Judges, LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
@@ -32,8 +32,14 @@ from objectives import (
     draw_replies,
     gradient_norms,
 )
-from options import DIMENSIONS, Paths, UserError
-from predicting import decoding_arguments, inference, likelihood_key, write_predictions
+from options import DIMENSIONS, SENTIMENT, Paths, UserError
+from predicting import (
+    decoding_arguments,
+    inference,
+    likelihood_key,
+    prediction_files,
+    write_predictions,
+)
 from pretrained import (
     asks_for_own_head,
     begin_from,
@@ -165,31 +171,38 @@ def split_data(
 def critic_targets(
     split: str, examples: list[Example], critics: CriticSet, family: str, paths: Paths
 ) -> dict[str, list]:
-    """{critic: the label of each example's gold reply}, checked against what the critics know."""
-    file = paths.labels(split)
-    found = gold_labels(split, examples, paths, family)
-    for kind, critic in critics.critics.items():
-        if not critic.settings.is_regressor and max(found[kind]) >= critic.settings.outputs:
-            raise UserError(
-                f"{file}: {kind} label {max(found[kind])}, but the critic knows {critic.settings.outputs} "
-                "labels; label with critics of the same --levels, or train this one on them"
-            )
+    """{critic: the label of each example's gold reply}, of as many levels as the critic knows."""
+    levels = {k: c.settings.outputs for k, c in critics.critics.items() if not c.settings.is_regressor}
+    found = gold_labels(split, examples, paths, family, levels)
     return {kind: found[kind] for kind in critics.critics}
 
 
 def gold_labels(
-    split: str, examples: list[Example], paths: Paths, family: str | None = None
+    split: str,
+    examples: list[Example],
+    paths: Paths,
+    family: str | None = None,
+    levels: Mapping[str, int] | None = None,
 ) -> dict[str, list]:
     """{kind: the label of each example's gold reply}; says where they are older than what they were made
-    from. `family`: whose critics label by default (None: those that are there)."""
+    from. `family`: whose critics label by default (None: those that are there). `levels`: how many the
+    critics know that read these labels; of others, label 1 would mean something else."""
     file = paths.labels(split)
     storage.require_file(file, advice.label(paths.root, family, file.parent))
     found = read_labels(file, examples)
     made_from = storage.read_origin(file)
     sources = {"dialogues": paths.dialogues(split), "vader": paths.vader(split)}
     for dim in DIMENSIONS:
-        if isinstance(made_from.get(dim), dict):
-            sources[dim] = paths.find(made_from[dim]["critic"]) / "model.safetensors"
+        noted = made_from[dim] if isinstance(made_from.get(dim), dict) else {}
+        if "critic" in noted:
+            sources[dim] = paths.find(noted["critic"]) / "model.safetensors"
+        known = (levels or {}).get(dim)
+        there = max(noted.get("levels", 0), max(found[dim]) + 1)  # an older note does not say
+        if known and (there > known or ("levels" in noted and there != known)):
+            raise UserError(
+                f"{file}: its {dim} labels are of {there} levels, and the critic knows {known}; label with "
+                f"critics of the same --levels, or give another --{dim}"
+            )
     storage.warn_if_stale(file, sources)
     return found
 
@@ -305,7 +318,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
         return Generator.from_pretrained(folder)
 
-    folder = paths.saved / family / (command.name or options.default_name)
+    folder = paths.saved / family / command.name
     sources = run_sources(backbone, way, chosen, settings, paths)
     sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(
         command.rewards, command.sampled, paths
@@ -322,7 +335,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         flags=command.flags,
         inputs=run_inputs(settings, way, sources),
         sources=sources,
-        free=DECODING | {"log_gradients"},
+        free=DECODING | {"log_gradients"} | never_read(command.flags),
         metric="nll",
         micro_batches_matter=bool(options.balance or command.sampled.sampled_loss_w),
         mode="min",
@@ -331,6 +344,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     )
     result = loop.train()
     if result.get("already_finished"):
+        say_finished(folder, split, paths, session)
         return result
     result |= {"valid": loop.measure()}
     if predicted and split and session.main:
@@ -340,6 +354,14 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     loop.finish(result)
     session.say(f"next: {advice.after_training(folder, split, paths.root)}")
     return result
+
+
+def say_finished(folder: Path, split: str | None, paths: Paths, session: Session) -> None:
+    """What comes after a run that a call finds finished: its replies, where they were not asked for then."""
+    if split and not prediction_files(folder, split)[0].exists():
+        session.say(f"next, its replies: {advice.replies(folder, split, paths.root)}")
+    else:
+        session.say(f"next: {advice.after_training(folder, split, paths.root)}")
 
 
 def sampling_arguments(
@@ -365,14 +387,8 @@ def sampled_replies(
     contexts = [e.history for e in examples]
     if options.sampled_reward == "energy":
         return SampledReplies(EnergyScore(critics, contexts, [e.response for e in examples]), draw, options)
-    file = paths.labels("train")
-    labels = gold_labels("train", examples, paths)
-    for kind, scorer in critics.items():
-        if max(labels[kind]) > scorer.limits[1]:  # no reply could come near it
-            raise UserError(
-                f"{file}: {kind} label {max(labels[kind]):g}, but the critic that rewards knows values up to "
-                f"{scorer.limits[1]}; label with critics of the same --levels, or give another --{kind}"
-            )
+    levels = {kind: int(scorer.limits[1]) + 1 for kind, scorer in critics.items() if kind != SENTIMENT}
+    labels = gold_labels("train", examples, paths, levels=levels)
     rewards = Distance(critics, contexts, {kind: labels[kind] for kind in critics})
     return SampledReplies(rewards, draw, options)
 

@@ -228,8 +228,27 @@ def test_labels_that_the_rewarding_critic_does_not_know_are_refused(trained_copy
     table.loc[0, "int"] = 2
     table.to_csv(file, index=False)
     words = ["--workdir", str(trained_copy), *TINY, "--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
-    with pytest.raises(UserError, match="int label 2.* up to 1; .*--levels.*--int"):
-        train_glove_t5.main([*words, *"--sampled-loss-w 1 --sampled-reward distance".split()])
+    sampled = "--sampled-loss-w 1 --sampled-reward distance".split()
+    with pytest.raises(UserError, match="its int labels are of 3 levels, and the critic knows 2; .*--int"):
+        train_glove_t5.main([*words, *sampled])
+    with pytest.raises(UserError, match="its int labels are of 3 levels, and the critic knows 2; .*--int"):
+        train_glove_t5.main(words[:-4])
+
+
+def test_labels_of_fewer_levels_than_the_critics_mean_something_else(trained_copy):
+    """Level 1 of two is "at all", of three "weakly"."""
+    file = Paths(trained_copy).labels("train")
+    note = json.loads(storage.origin_file(file).read_text())
+    assert [note[dim]["levels"] for dim in ("emo", "exp", "int")] == [2, 2, 2]
+    # as if they were of a critic with one level less than the loss's
+    storage.write_csv(
+        file, pd.read_csv(file).assign(exp=0), origin=note | {"exp": note["exp"] | {"levels": 1}}
+    )
+    words = ["--workdir", str(trained_copy), *TINY, "--add-exemplars", "none"]
+    none = "--empathy-loss-w 0 --sentiment-loss-w 0 --sampled-loss-w 1 --sampled-reward distance".split()
+    for more in ([], none):
+        with pytest.raises(UserError, match="its exp labels are of 1 levels, and the critic knows 2"):
+            train_glove_t5.main([*words, *more])
 
 
 def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is_there(trained_copy, capsys):
