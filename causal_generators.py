@@ -19,12 +19,12 @@ import marks
 import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll
 from chats import causal_data, pad_id, prompt_data
-from commands import DECODING
+from commands import DECODING, never_read
 from corpora import Example, listener_turns, read_exemplars
 from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by
-from generators import reward_sources, sampled_replies, validate
+from generators import reward_sources, sampled_replies, say_finished, validate
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
 from options import Paths, UserError
 from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
@@ -362,7 +362,7 @@ def train(command: CausalCommand, session: Session) -> dict:
             sources[f"exemplars {name}"] = storage.source(paths.exemplars(name), paths)
     if options.control:
         sources["labels train"] = storage.source(paths.labels("train"), paths)
-    folder = paths.saved / FAMILY / (command.name or options.default_name)
+    folder = paths.saved / FAMILY / command.name
     loop = Loop(
         command.training,
         session,
@@ -376,7 +376,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         inputs={name: entry["sha256"] for name, entry in sources.items()}
         | {"tokenizer": tokenizer_hash(model.tokenizer), "chat format": storage.fingerprint(str(model.chat))},
         sources=sources,
-        free=DECODING,
+        free=DECODING | never_read(command.flags),
         metric="nll",
         micro_batches_matter=bool(command.sampled.sampled_loss_w),
         mode="min",
@@ -387,6 +387,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     )
     result = loop.train()
     if result.get("already_finished"):
+        say_finished(folder, split, paths, session)
         return result
     result |= {"valid": loop.measure()}
     if split and session.main:

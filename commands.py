@@ -4,7 +4,8 @@ As light as options.py, so that `--help` answers at once.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from options import (
     COUNT,
@@ -441,6 +442,11 @@ def unread(args: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("exemplar_layers",), "it is of --add-exemplars glove-t5"
     if vars(args).get("lora_rank") == 0:
         yield ("lora_alpha", "lora_dropout"), "--lora-rank 0 trains all weights"
+
+
+def never_read(flags: Mapping[str, Any]) -> set[str]:
+    """What `unread` names of a training's flags: a run goes on with others."""
+    return {name for names, _ in unread(argparse.Namespace(**flags)) for name in names}
 
 
 def note_ignored(flags: Sequence[str], why: str) -> None:

@@ -62,6 +62,13 @@ def command_line(again: bool = False) -> str:
     return shlex.join(advice.without_anew(words) if again else words)
 
 
+def typed(flag: str) -> bool:
+    """Whether this process's command gives a flag (`warmup_steps`)."""
+    given = f"--{flag.replace('_', '-')}"
+    no = f"--no-{given[2:]}"
+    return any(word in (given, no) or word.startswith(f"{given}=") for word in sys.orig_argv)
+
+
 def commit() -> str:
     """Of this code, and whether it has been changed since."""
     here = Path(__file__).resolve().parent
@@ -301,6 +308,10 @@ class Run:
         """Refuse a resume whose mathematics differ from the saved run's; list the other differences."""
         saved = read_json((checkpoint or self.folder) / "args.json")
         before, now = saved.get("args", {}), self.args
+        # the code of then had no such flag: where none is given now, it goes on as it would have then
+        for k in sorted(k for k in now.keys() - before.keys() - self.free if not typed(k)):
+            print(f"note: --{k.replace('_', '-')}: not recorded when the run began, so it is not compared")
+            before = before | {k: now[k]}
         changed = {
             k: (before.get(k), now.get(k))
             for k in sorted(before.keys() | now.keys())

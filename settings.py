@@ -175,7 +175,7 @@ class StageCommand:
     paths: Paths
     sampled: SampledOptions
     rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
-    name: str | None
+    name: str
     predict_split: str | None  # None: no predictions after training
     inference: str | None
     output: str | None  # of inference: where predictions go, if not to the run
@@ -192,15 +192,17 @@ class GeneratorCommand(StageCommand):
     critics: dict[str, Path]  # the run folder of each critic that the loss asks for
 
 
-def stage_fields(args: argparse.Namespace, family: str) -> dict[str, Any]:
-    """The fields of a `StageCommand`; `family`: whose critics reward."""
+def stage_fields(args: argparse.Namespace, family: str, name: str) -> dict[str, Any]:
+    """The fields of a `StageCommand`; `family`: whose critics reward; `name`: the run's, where none is given,
+    without what its loss on sampled replies adds."""
+    rewarded = f"-{args.sampled_reward}" if args.sampled_loss_w else ""
     return {
+        "name": args.name or name + rewarded,
         "training": pick(TrainingOptions, args),
         "decoding": pick(Decoding, args),
         "paths": Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
         "sampled": pick(SampledOptions, args),
         "rewards": reward_folders(args, family),
-        "name": args.name,
         "predict_split": args.predict_split if args.predict else None,
         "inference": args.inference,
         "output": args.output,
@@ -214,7 +216,9 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
     options = pick(GeneratorOptions, args)
     leading = args.family or family
     critics = {kind: critic_folder(args, kind, leading) for kind in options.critics}
-    return GeneratorCommand(family=family, options=options, critics=critics, **stage_fields(args, leading))
+    return GeneratorCommand(
+        family=family, options=options, critics=critics, **stage_fields(args, leading, options.default_name)
+    )
 
 
 def critic_folder(args: argparse.Namespace, kind: str, family: str) -> Path:
@@ -264,7 +268,8 @@ class CausalCommand(StageCommand):
 
 def causal_command(args: argparse.Namespace) -> CausalCommand:
     """The door at which a causal language model's `args` end."""
-    return CausalCommand(options=pick(CausalOptions, args), **stage_fields(args, args.family))
+    options = pick(CausalOptions, args)
+    return CausalCommand(options=options, **stage_fields(args, args.family, options.default_name))
 
 
 @dataclass(frozen=True)

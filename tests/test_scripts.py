@@ -281,6 +281,17 @@ def test_every_combination_trains_and_writes_replies(trained_copy, family, exemp
     assert (folder / "predictions.tsv").read_text() == sampled  # the saved run is the trained model
 
 
+def test_a_finished_run_takes_flags_that_nothing_reads_and_says_how_to_get_its_replies(trained_copy, capsys):
+    words = [*short(trained_copy), "--size", "tiny", "--max-steps", "1", "--name", "bare", *NO_CRITICS]
+    words += ["--add-exemplars", "none"]
+    train_glove_t5.main([*words, "--no-predict"])
+    capsys.readouterr()
+    train_glove_t5.main([*words, "--samples", "3", "--top-exemplars", "2"])
+    out = capsys.readouterr().out
+    assert "--top-exemplars, --exemplar-len: ignored" in out and "already finished" in out
+    assert f"its replies: python train_glove_t5.py --workdir {trained_copy} --inference" in out
+
+
 @pytest.mark.parametrize("strategy", ["1", "2"])
 def test_both_gumbel_strategies_run(trained_copy, strategy):
     train_glove_t5.main(

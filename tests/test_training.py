@@ -444,6 +444,20 @@ def test_changed_mathematics_is_refused_with_both_values_and_the_rest_is_listed(
     assert "--save-every was 2, is now 3" in capsys.readouterr().out
 
 
+def test_a_flag_that_the_code_of_then_did_not_have_is_no_other_setting(tmp_path, capsys, monkeypatch):
+    train(tmp_path / "run")
+    file = tmp_path / "run" / "args.json"
+    saved = json.loads(file.read_text())
+    del saved["args"]["clip"]
+    file.write_text(json.dumps(saved))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train_t5.py", "--clip=1"])
+    with pytest.raises(UserError, match="--clip: None then, .* now"):  # one that is given may be one
+        toy_loop(tmp_path / "run").train()
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train_t5.py"])
+    assert toy_loop(tmp_path / "run").train()["already_finished"]
+    assert "note: --clip: not recorded when the run began" in capsys.readouterr().out
+
+
 def test_resume_never_refuses_what_is_there_and_overwrite_begins_anew(tmp_path):
     interrupted(tmp_path / "run")
     with pytest.raises(UserError, match="--overwrite"):
