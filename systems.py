@@ -144,13 +144,16 @@ def read_file(
     layout: str = "auto",
     references: Path | None = None,
 ) -> list[System]:
-    """The systems of one file; what --inference wrote to a folder of its own is named after that."""
+    """The systems of one file; a single one of a file called predictions is named after its folder."""
     outputs = read_outputs(file, layout, references)
     systems = [placed(output, examples, file) for output in outputs]
+    if len(systems) > 1:
+        return systems
     origin = storage.read_origin(file)
     named = file.name.startswith("predictions")
-    if not origin or not (named or "model" in origin) or len(systems) > 1:  # score.py leaves a note, too
-        return systems
+    name = file.parent.resolve().name if named else systems[0].name
+    if not origin or not (named or "model" in origin):  # score.py leaves a note, too
+        return [dataclasses.replace(systems[0], name=name)]
     split = origin.get("split")
     if split in SPLITS:  # written by --inference
         storage.warn_if_stale(file, {"dialogues": paths.dialogues(split)})
@@ -162,7 +165,7 @@ def read_file(
     return [
         dataclasses.replace(
             systems[0],
-            name=file.parent.resolve().name if named else systems[0].name,
+            name=name,
             run=run,
             decoding=decoding_in_words(origin),
             origin=origin,

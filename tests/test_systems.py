@@ -574,3 +574,12 @@ def test_what_score_py_wrote_is_a_file_of_replies_as_any_other(tmp_path):
     storage.write_json(storage.origin_file(tmp_path / "scored.csv"), {"prefix": "", "emo": {"sha256": "0"}})
     [system] = read(tmp_path / "scored.csv")
     assert system.name == "scored" and not system.likelihoods
+
+
+def test_predictions_of_different_folders_are_told_apart_by_these(tmp_path):
+    keys = pd.DataFrame([e.key for e in EXAMPLES], columns=["conv_id", "utterance_idx"])
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        storage.write_csv(tmp_path / name / "predictions.tsv", keys.assign(response=name), sep="\t")
+        for place in (tmp_path / name, tmp_path / name / "predictions.tsv"):
+            assert [system.name for system in read(place)] == [name]
