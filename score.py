@@ -16,7 +16,7 @@ from pathlib import Path
 
 import options
 from options import NATURAL, Paths, add_common, add_device, check, make_parser
-from records import check_output
+from records import REPLY_COLUMNS, check_output
 from settings import device_flags
 from use_commands import add_critic_runs, critic_runs
 
@@ -36,7 +36,7 @@ def parse_args(argv=None):
         choices=["csv", "tsv", "jsonl", "text"],
         help="of the input (default: by its name; - is text)",
     )
-    add("--column", help="the reply's column (default: the first of reply, response, text, utterance)")
+    add("--column", help=f"the reply's column (default: the first of {', '.join(REPLY_COLUMNS)})")
     add(
         "--context",
         help="what came before the reply: its column (in a jsonl also a list of turns), "
