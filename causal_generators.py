@@ -26,7 +26,7 @@ from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, say_finished, validate
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
-from options import Paths, UserError
+from options import Paths, UserError, by_flag
 from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
 from pretrained import begin_from
 from sampling import cache_name, sample, side_by_side
@@ -315,17 +315,16 @@ def train(command: CausalCommand, session: Session) -> dict:
         noted = storage.read_json(config).get("base_sha256") if config.exists() else None
         # --model says where its base lies, if it was moved
         moved = folder_of_base if noted == model.settings.base_sha256 else None
-        trained = load(begun, paths, session, options.base or moved)
-        if trained.settings.base_sha256 != model.settings.base_sha256:
-            raise UserError(
-                f"--init-from {begun}: of another base, {trained.settings.base}; give it as --model"
-            )
-        begin_from(model, trained, begun)
-        if options.lora_rank and trained.settings.lora_alpha != model.settings.lora_alpha:
-            raise UserError(
-                f"--init-from {begun}: its adapter counts for more or less than this one's would; give "
-                f"--lora-alpha {trained.settings.lora_alpha}"
-            )
+        with by_flag("--init-from"):
+            trained = load(begun, paths, session, options.base or moved)
+            if trained.settings.base_sha256 != model.settings.base_sha256:
+                raise UserError(f"{begun}: of another base, {trained.settings.base}; give it as --model")
+            begin_from(model, trained, begun)
+            if options.lora_rank and trained.settings.lora_alpha != model.settings.lora_alpha:
+                raise UserError(
+                    f"{begun}: its adapter counts for more or less than this one's would; give "
+                    f"--lora-alpha {trained.settings.lora_alpha}"
+                )
         del trained
     # the others are measured without marks: in use nobody knows a reply's levels before it is written
     marks_seed = options.seed if options.control else None

@@ -27,7 +27,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import runs
 from chats import SYSTEM, chat_format, pad_id, target_places
 from options import OtherPrecision, Paths, UserError
-from pretrained import Settings, backbone_config, from_hub, load_pretrained, load_tokenizer, without_word
+from pretrained import (
+    Settings,
+    backbone_config,
+    from_hub,
+    load_pretrained,
+    load_tokenizer,
+    nothing_there,
+    without_word,
+)
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
@@ -177,9 +185,7 @@ class CausalSettings(Settings):
     def load(cls, folder: Path) -> "CausalSettings":
         file = Path(folder) / "config.json"
         if not file.exists():
-            raise UserError(
-                f"{folder}: no trained causal generator (no config.json); finish its training first"
-            )
+            raise nothing_there(Path(folder), "causal generator")
         stored = read_json(file)
         if stored.pop("model", None) != "CausalGenerator":
             raise UserError(
@@ -359,7 +365,7 @@ class CausalGenerator(nn.Module):
         settings = CausalSettings.load(folder)
         name = "adapter_model.safetensors" if settings.rank else "model.safetensors"
         if not (folder / name).exists():
-            raise UserError(f"{folder}: no trained causal generator (no {name}); finish its training first")
+            raise nothing_there(folder, "causal generator")
         named = base or settings.base
         if not settings.rank:
             config = backbone_config(settings.backbone or {})

@@ -26,7 +26,7 @@ from glove_models import glove_config, load_vectors, set_word_vectors
 from mixtures import Mixtures, loss_of_nothing, mean_target, word_frequencies
 from models import Critic as CriticModel
 from models import CriticSettings, Mixture
-from options import DIMENSIONS, JOINT, SENTIMENT, Paths, UserError, refuse_existing
+from options import DIMENSIONS, JOINT, SENTIMENT, Paths, UserError, by_flag, refuse_existing
 from pretrained import (
     begin_from,
     load_encoder,
@@ -346,12 +346,13 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     critic = CriticModel(settings, encoder)
     if options.init_from:
         folder = Path(options.init_from)
-        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+        with by_flag("--init-from"):
+            trained = CriticModel.from_pretrained(folder).of(task.kind)
+            require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+            if trained.settings.kind != task.kind:
+                trained.head = critic.head  # another dimension's has learnt nothing of this one
+            begin_from(critic, trained, folder)
         warn_of_other_split("--init-from", folder, command.flags, session)
-        trained = CriticModel.from_pretrained(folder).of(task.kind)
-        if trained.settings.kind != task.kind:
-            trained.head = critic.head  # another dimension's has learnt nothing of this one
-        begin_from(critic, trained, folder)
     # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)

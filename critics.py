@@ -22,7 +22,7 @@ from dataloaders import Data, critic_data, encode, plan_once
 from hub import Published, folder_given, folder_of
 from models import Critic as CriticModel
 from models import CriticSet
-from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, texts_of, with_halves
+from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, by_flag, texts_of, with_halves
 from pretrained import load_tokenizer
 from session import Session
 
@@ -390,14 +390,15 @@ def open_critics(folders: Mapping[str, Path], session: Session, flags: Collectio
     critics = {}
     loaded: dict[Path, Critic] = {}
     for kind, folder in folders.items():
-        flag = f"--{kind} " if kind in flags else ""  # not every command that judges has it
-        try:
+        flag = f"--{kind}" if kind in flags else ""  # not every command that judges has it
+        with by_flag(flag):
             loaded[folder] = loaded.get(folder) or Critic.from_pretrained(folder, session)
-        except UserError as error:
-            raise UserError(f"{flag}{error}") from error
-        if kind not in (kinds := loaded[folder].critic.settings.kinds):
-            taken = f"holds a critic of {', '.join(kinds)}, none of {kind}; it takes one of all dimensions"
-            raise UserError(f"{flag}{folder}: {holds(kinds) if flag else taken}")
+            if kind not in (kinds := loaded[folder].critic.settings.kinds):
+                taken = (
+                    f"holds a critic of {', '.join(kinds)}, none of {kind}; it takes one of all dimensions, "
+                    "or the folder that holds one of each (emo/, exp/, int/)"
+                )
+                raise UserError(f"{folder}: {holds(kinds) if flag else taken}")
         critics[kind] = loaded[folder].of(kind)
     return critics
 

@@ -32,7 +32,7 @@ from objectives import (
     draw_replies,
     gradient_norms,
 )
-from options import DIMENSIONS, SENTIMENT, Paths, UserError
+from options import DIMENSIONS, SENTIMENT, Paths, UserError, by_flag
 from predicting import (
     decoding_arguments,
     inference,
@@ -122,8 +122,10 @@ def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Pat
     exemplars.begin(model, paths, options.seed)
     if options.init_from:
         folder = Path(options.init_from)
-        require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
-        begin_from(model, Generator.from_pretrained(folder), folder, fresh=("exemplar_encoder.", "fusion."))
+        with by_flag("--init-from"):
+            trained = Generator.from_pretrained(folder)
+            require_same_words(folder, load_tokenizer(folder), settings.tokenizer)
+            begin_from(model, trained, folder, fresh=("exemplar_encoder.", "fusion."))
     return model
 
 
@@ -295,7 +297,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     # read before the training: what would be missing after it is missed now
     split = command.predict_split
     predicted = split_data(settings, split, tokenizer, way, paths) if split else None
-    arguments = sampling_arguments(tokenizer, model.vocabulary, settings, command.sampled)
+    drawing = command.sampled.decoding(settings.tgt_len)
+    arguments = decoding_arguments(drawing, tokenizer, model.vocabulary)
     drawn = draw_replies(tokenizer, arguments, session.device)
     rewards = load_critics(command.rewards, family, session)
     sampled = sampled_replies(command.sampled, rewards, train.examples, drawn, paths, session)
@@ -362,13 +365,6 @@ def say_finished(folder: Path, split: str | None, paths: Paths, session: Session
         session.say(f"next, its replies: {advice.replies(folder, split, paths.root)}")
     else:
         session.say(f"next: {advice.after_training(folder, split, paths.root)}")
-
-
-def sampling_arguments(
-    tokenizer, vocabulary: int, settings: GeneratorSettings, options: SampledOptions
-) -> dict[str, Any]:
-    """Of `generate`, for a loss on sampled replies."""
-    return decoding_arguments(options.decoding(settings.tgt_len), tokenizer, vocabulary)
 
 
 def sampled_replies(

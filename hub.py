@@ -14,7 +14,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 import storage
-from options import UserError
+from options import UserError, by_flag
 
 #: weights, settings, words, figures, the card: no logs, no replies, no code, nothing but safetensors and JSON
 PUBLISHED = (
@@ -85,10 +85,8 @@ def folder_of(run: str | Path, **download: Any) -> Path:
 
 def folder_given(flag: str, run: str | Path) -> Path:
     """`folder_of` what was given by a flag, which an error names."""
-    try:
+    with by_flag(flag):
         return folder_of(str(run))
-    except UserError as error:
-        raise UserError(f"{flag} {error}") from error
 
 
 class Published:

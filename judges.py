@@ -158,8 +158,9 @@ def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
         return elsewhere
     if not advice.variant_of(name):
         return (
-            f"no {name} {role}: {paths.critic(lacking[0], name)} is not there; give the folder of a critic, "
-            "or one of tfidf, minilm, t5 and glove-t5"
+            f"no {name} {role}: {paths.critic(lacking[0], name)} is not there; give the folder of a critic "
+            "of all dimensions, one that holds a critic of each (emo/, exp/, int/), or one of tfidf, minilm, "
+            "t5 and glove-t5"
         )
     kinds = lacking if len(lacking) < len(DIMENSIONS) else [JOINT]  # one reading for all costs a third
     make = "; ".join(advice.train_critic(kind, name, paths.root) for kind in kinds)

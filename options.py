@@ -9,6 +9,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (an older one stops here, before a
     sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2])  # noqa: UP031
 
 import argparse
+import contextlib
 import difflib
 import errno
 import math
@@ -16,7 +17,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -325,6 +326,15 @@ def given(parser: Parser, args: argparse.Namespace, names: Iterable[str]) -> lis
     """Those flags, of the `names` that a parser has, that are not at their default, as a user writes them."""
     changed = [n for n in names if n in args and getattr(args, n) != parser.get_default(n)]
     return [f"--{name.replace('_', '-')}" for name in changed]
+
+
+@contextlib.contextmanager
+def by_flag(flag: str) -> Iterator[None]:
+    """What is refused in this block was given by `flag`, which the error names where it is not empty."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag} {error}".lstrip()) from error
 
 
 def refuse_existing(paths: list[Path], overwrite: bool, elsewhere: str = "another --workdir") -> None:

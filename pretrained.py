@@ -68,11 +68,8 @@ class SavedModule(nn.Module):
         folder = Path(folder)
         name = cls.__name__.lower()
         config, weights = folder / "config.json", folder / "model.safetensors"
-        unfinished = UserError(
-            f"{folder}: no trained {name} (config.json, model.safetensors); finish its training first"
-        )
         if not config.exists():
-            raise unfinished
+            raise nothing_there(folder, name)
         try:
             settings = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -80,15 +77,30 @@ class SavedModule(nn.Module):
         held = settings.pop("model", None) if isinstance(settings, dict) else None
         if held != cls.__name__:
             what = f"but a {held}" if isinstance(held, str) else "by its config.json"
+            if held == "CausalGenerator":
+                what = "of this kind but a causal language model (train_causal_lm.py)"
             raise UserError(f"{folder}: holds no {name} {what}; give the folder of a trained {name}")
         if not weights.exists():
-            raise unfinished
+            raise nothing_there(folder, name)
         try:
             model = cls(settings)
             load_weights(model, weights)
         except Exception as error:
             raise UserError(f"{weights}: does not fit its config.json, or is damaged ({error})") from error
         return model.eval()
+
+
+def nothing_there(folder: Path, what: str) -> UserError:
+    """The error for a folder that should hold a trained model, `what`, and does not."""
+    if not folder.is_dir():
+        return UserError(f"{folder}: no such folder; give that of a trained {what}")
+    if (folder / "args.json").exists():
+        return UserError(f"{folder}: no trained {what} yet; finish its training first")
+    runs = sorted(file.parent.name for file in folder.glob("*/config.json"))
+    hint = f"; it holds {', '.join(runs[:5])}{' ...' * (len(runs) > 5)}" if runs else ""
+    return UserError(
+        f"{folder}: no trained {what} (no config.json and weights){hint}; give the folder of one"
+    )
 
 
 def without_places(settings: Settings) -> Settings:
@@ -323,7 +335,7 @@ def begin_from(model: nn.Module, trained: nn.Module, folder: Path, fresh: tuple[
     unlike += sorted(name for name in given.keys() - own.keys() if not name.startswith(fresh))
     if unlike:
         raise UserError(
-            f"--init-from {folder}: {len(unlike)} tensors differ in shape, or are on one side alone "
+            f"{folder}: {len(unlike)} tensors differ in shape, or are on one side alone "
             f"({', '.join(unlike[:3])} ...); build the model with the flags of its args.json"
         )
     model.load_state_dict({**own, **{name: given[name] for name in fits}})

@@ -65,16 +65,17 @@ def parse_args(argv=None):
 def t5_work(args, session, paths: Paths, options) -> Work:
     """Of a T5 or GloVe-T5."""
     import exemplars
-    from generators import sampling_arguments, split_data
+    from generators import split_data
     from models import Generator, token_nll
     from objectives import OF_AN_EXAMPLE, draw_replies, sampled_nll
+    from predicting import decoding_arguments
     from pretrained import load_tokenizer
 
     model = Generator.from_pretrained(args.run).to(session.device).eval()
     tokenizer = load_tokenizer(args.run)
     found = split_data(model.settings, "train", tokenizer, exemplars.Way(), paths, whole=False)
     batch = found.data.collate(chosen(len(found.data), args))
-    arguments = sampling_arguments(tokenizer, model.vocabulary, model.settings, options)
+    arguments = decoding_arguments(options.decoding(model.settings.tgt_len), tokenizer, model.vocabulary)
     arguments["max_new_tokens"] = args.new_tokens
     draw = draw_replies(tokenizer, arguments, session.device)
     alone = {

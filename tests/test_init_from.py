@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 
+import generators
 import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
@@ -117,6 +118,24 @@ def test_a_critic_begins_from_another_dimension_with_a_new_head(trained_copy):
     with pytest.raises(UserError, match="--init-from.*args.json"):
         wider = ["--layers", "2", "--name", "wider", "--init-from", emo]
         train_empathy_classifier.main([*short, "--dim", "emo", *wider])
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere", "no such folder"),
+        ("saved", "no trained generator"),
+        ("saved/empathy/glove-t5-emo", "Critic"),
+    ],
+)
+def test_what_is_no_generator_is_told_before_anything_is_sought_in_it(trained_copy, monkeypatch, place, said):
+    """Least of all on the hub, which a mistyped folder's name would be taken for."""
+    folder, load = trained_copy / place, generators.load_tokenizer
+    monkeypatch.setattr(
+        generators, "load_tokenizer", lambda f: pytest.fail(f"{f}") if f == folder else load(f)
+    )
+    with pytest.raises(UserError, match=f"--init-from {folder}: .*{said}"):
+        train_glove_t5.main(["--workdir", str(trained_copy), *PLAIN, *STILL, "--init-from", str(folder)])
 
 
 def test_a_causal_adapter_goes_on_and_another_base_is_refused(trained_copy, tmp_path):
