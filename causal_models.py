@@ -251,11 +251,6 @@ class CausalGenerator(nn.Module):
         """V, the length of the table of words; it can be padded beyond the tokenizer's."""
         return len(self.lm.get_input_embeddings().weight)
 
-    def parameter_counts(self) -> tuple[int, int]:
-        """(trained, total)"""
-        each = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(n for n, trained in each if trained), sum(n for n, _ in each)
-
     def state_dict(self, *args, **kwargs):  # type: ignore[override]
         """The trained weights alone: a frozen base is no part of a checkpoint."""
         frozen = {n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}

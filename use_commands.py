@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from options import CRITICS, NATURAL, POSITIVE, OtherPrecision, number
+from records import REPLY_COLUMNS
 
 TOP_P = number(float, above=0, most=1)
 
@@ -58,7 +59,7 @@ def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
     add(
         "--column",
         metavar="NAME",
-        help="of --pool: the reply's column (default: reply, response, text, utterance)",
+        help=f"of --pool: the reply's column (default: the first of {', '.join(REPLY_COLUMNS)})",
     )
     add("--path", metavar="RUN", help="a train_dpr run: its folder or hub name (default: saved/dpr/empd)")
     add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")

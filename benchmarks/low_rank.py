@@ -137,6 +137,7 @@ def main(argv=None):
     from causal_models import CausalGenerator, base_of
     from runs import require_run
     from storage import read_json
+    from updates import count_parameters
 
     session, paths, file = reporting.begin(args, "low_rank")
     begun = {}
@@ -154,7 +155,7 @@ def main(argv=None):
     for rank in sorted(args.ranks):
         reporting.say(f"rank {rank}")
         model, row = adapter(tuned, base, rank, paths.cache, session.device)
-        row["MB"] = 2 * model.parameter_counts()[0] / 1e6
+        row["MB"] = 2 * count_parameters(model)[0] / 1e6
         row["ppl_word"] = perplexity(model, args, paths, session)
         found[f"rank {rank}"] = row
         if args.output:
