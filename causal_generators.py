@@ -25,6 +25,7 @@ from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, say_finished, validate
+from models import until_end
 from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
 from options import Paths, UserError, by_flag
 from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
@@ -110,8 +111,7 @@ def draw_replies(
         read = asked["attention_mask"].bool()
         before = [ids[mask] for ids, mask in zip(asked["input_ids"], read, strict=True)]
         numbers = [n for n in numbers for _ in range(samples)]
-        end = out == model.chat.end_id
-        written = end.cumsum(1) - end.long() == 0  # (M, T), up to the first end
+        written = until_end(out == model.chat.end_id)  # (M, T)
         replies = [ids[mask] for ids, mask in zip(out, written, strict=True)]
         together = samples if side_by_side(model.lm) else 1  # of a prompt's replies in one sequence
         rows = [(before[n // samples], replies[n : n + together]) for n in range(0, len(replies), together)]

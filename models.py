@@ -497,6 +497,11 @@ class Generator(SavedModule):
         )
 
 
+def until_end(ended: Tensor) -> Tensor:
+    """(N, T), whether a token is an end -> whether it belongs to the reply: up to the first end, that too."""
+    return ended.cumsum(1) - ended.long() == 0
+
+
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """(B, T, V), (B, T) with -100 -> the negative log-likelihood of each token, (B, T), 0 where there is
     none."""

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from critics import Judges, scores
-from models import CriticSet, Generator, soft_response, token_nll
+from models import CriticSet, Generator, soft_response, token_nll, until_end
+from pretrained import decoded
 from settings import GeneratorOptions, SampledOptions
 from updates import Objective
 from vocabulary import logits_nll, product_kind, read_replies
@@ -225,12 +226,11 @@ def draw_replies(tokenizer, arguments: dict, device: torch.device) -> Draw:
         part |= {k: batch[k].to(device) for k in OF_A_BATCH & batch.keys()}
         # (M, T), after the decoder's start
         out = model.generate(part, num_return_sequences=samples, **arguments)[:, 1:]
-        end = out == tokenizer.eos_token_id
-        mask = end.cumsum(1) - end.long() == 0  # up to the first end
+        mask = until_end(out == tokenizer.eos_token_id)
         part |= {"labels": out.masked_fill(~mask, -100), "reply_mask": mask.long()}
         part["suppressed"] = torch.tensor(arguments.get("suppress_tokens", []), dtype=torch.long)
-        texts = [" ".join(t.split()) for t in tokenizer.batch_decode(out, skip_special_tokens=True)]
-        return Drawn(part, [batch["numbers"][r] for r in rows.tolist() for _ in range(samples)], texts)
+        numbers = [batch["numbers"][r] for r in rows.tolist() for _ in range(samples)]
+        return Drawn(part, numbers, decoded(tokenizer, out))
 
     return draw
 

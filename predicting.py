@@ -20,7 +20,7 @@ from dataloaders import Data, SplitData, plan_once
 from metrics import count_words, perplexity, unknown_words
 from models import Generator, token_nll
 from options import Paths, UserError, is_out_of_memory, refuse_existing
-from pretrained import without_word
+from pretrained import decoded, without_word
 from quick import cast_frozen
 from session import Session, own_random_stream
 from settings import Decoding, StageCommand
@@ -75,7 +75,7 @@ def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -
     """Replies, each on one line, to the examples of a batch; several to one example side by side."""
     with strict_but_for_top_p(arguments):
         out = model.generate(batch, **arguments)  # (B, T)
-    return [" ".join(text.split()) for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
+    return decoded(tokenizer, out)
 
 
 #: of each gold reply: nats of all tokens and of its end alone, tokens, and how many of them are unknown

@@ -164,6 +164,11 @@ def load_config(name: str | Path) -> Any:
     return from_hub(AutoConfig.from_pretrained, name)
 
 
+def decoded(tokenizer, ids: Tensor) -> list[str]:
+    """(N, T) tokens as texts without control tokens, each on one line."""
+    return [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
 def load_tokenizer(name: str | Path) -> Any:
     """Raises `UserError` for one without words, as transformers makes it of a folder without its files."""
     tokenizer = from_hub(AutoTokenizer.from_pretrained, name, what="tokenizer")

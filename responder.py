@@ -25,10 +25,10 @@ from DPR.retriever import Hit, Pool, Retriever
 from hub import Published, folder_of
 from marks import in_words, of_target
 from metrics import unknown_words
-from models import Generator, token_nll
+from models import Generator, token_nll, until_end
 from options import CRITICS, Paths, UserError, texts_of
 from predicting import decoding_arguments
-from pretrained import load_tokenizer
+from pretrained import decoded, load_tokenizer
 from records import require_utf8
 from searching import check_emotion
 from session import Session, own_random_stream
@@ -83,7 +83,7 @@ def dialogue(turns: Sequence[str], reply: str = "") -> Example:
 
 def mean_log_probability(each: Tensor, ended: Tensor) -> list[float]:
     """(N, T) of each token, and whether it is an end -> the mean up to the first end, itself included."""
-    counted = (ended.cumsum(1) - ended.long()) == 0
+    counted = until_end(ended)
     return (each.masked_fill(~counted, 0).sum(1) / counted.sum(1)).tolist()
 
 
@@ -140,9 +140,8 @@ class Seq2SeqWriter(Writer):
         # of the model itself, not of what sampling leaves of it
         each = self.model.t5.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)
         said = out.sequences[:, -each.shape[1] :]  # (N, T) without what it was made to begin with
-        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        ended = said == self.tokenizer.eos_token_id
-        return list(zip([" ".join(t.split()) for t in texts], mean_log_probability(each, ended), strict=True))
+        likely = mean_log_probability(each, said == self.tokenizer.eos_token_id)
+        return list(zip(decoded(self.tokenizer, said), likely, strict=True))
 
     def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
         batch = self.encode(turns, texts, reply=reply)
