@@ -2,7 +2,7 @@
 
   python app.py                                                 the newest generator in saved/
   python app.py --model saved/t5/lempex --pool replies.txt      with exemplars out of your own replies
-  python app.py --model saved/t5/lempex --other saved/t5/t5     side by side, blinded, with a vote
+  python app.py --model saved/t5/lempex --other saved/t5/plain     side by side, blinded, with a vote
   python app.py --export-votes votes.csv                        what was voted, as a table
 
 Shown are the reply, the exemplars that it read, and what the critics see in it. The page is served on

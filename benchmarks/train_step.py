@@ -12,7 +12,7 @@ position), beside ours with either attention: a training takes eager on a CPU an
 
 seconds: median of the repeats. GiB: the peak of a process of its own that makes two updates (on CUDA, of the
 device). floor: the step's matrix products alone, each as often as in the step; share: how much of the step's
-time that is. Written to results/train_step_SHAPE.json.
+time that is. Written to results/benchmarks/train_step_SHAPE.json.
 """
 
 import argparse
