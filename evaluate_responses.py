@@ -1,4 +1,4 @@
-"""Score systems' replies against the gold ones, beside floors that understand nothing: tables, and case studies.
+"""Score systems' replies against the gold ones, beside floors that understand nothing: tables, case studies.
 
   python evaluate_responses.py saved/t5/lempex saved/t5/plain       runs, or predictions.tsv files of anybody
   python evaluate_responses.py saved/glove-t5/lempex --family glove-t5 --name glove

@@ -4,8 +4,8 @@ time of a run.
     loss = sum_k weight_k * (sum of term k over the update) / (units of term k in the update)
 
 Sums and units run over all micro-batches and processes of the update, so 8x1, 4x2 and 2x4 micro-batches, or
-two processes, give one and the same gradient (but where a term depends on the micro-batch: the retriever's, and
-with --balance or --sampled-loss-w).
+two processes, give one and the same gradient (but where a term depends on the micro-batch: the retriever's,
+and with --balance or --sampled-loss-w).
 """
 
 import contextlib

@@ -7,7 +7,8 @@ A model that has read the corpus on the web would make every figure on its test 
 reply is begun with its own first words, and the model goes on greedily: counted are the replies whose next
 words it then has exactly. Asked twice, since nobody knows how it would have read them: as a chat, and as
 plain text, a turn a line. A few replies are guessed by anybody ("I'm so sorry to hear that ..."): another
-model that cannot have read them, or an adapter beside its base, says how many. Writes results/benchmarks/memorised.json.
+model that cannot have read them, or an adapter beside its base, says how many. Writes
+results/benchmarks/memorised.json.
 """
 
 import sys

@@ -26,6 +26,7 @@ import reproduce
 import respond
 import retrieve
 import score
+import settings
 import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
@@ -872,3 +873,21 @@ def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_sam
     for other in (["--beams", "2"], ["--no-predict"]):
         with pytest.raises(SystemExit):
             train_glove_t5.main([*again, "--replies", "2", *other])
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "name"),
+    [
+        (train_t5, "", "lempex"),
+        (train_t5, "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0", "plain"),
+        (train_t5, "--empathy-loss-w 0 --sentiment-loss-w 0 --sampled-loss-w 1", "exemplars-energy"),
+        (train_glove_t5, "--add-exemplars glove-t5", "pool-glove-critics"),
+        (train_causal_lm, "--sampled-loss-w 1 --sampled-reward distance", "plain-distance"),
+        (train_causal_lm, "--sampled-loss-w 1 --name mine", "mine"),
+    ],
+)
+def test_a_run_is_called_what_it_learns_from(script, words, name):
+    """No two ablations share a name, least of all the paper's plain T5."""
+    command = settings.causal_command if script is train_causal_lm else settings.generator_command
+    family = [] if script is train_causal_lm else ["t5"]
+    assert command(script.parse_args(words.split()), *family).name == name
