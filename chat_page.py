@@ -221,7 +221,7 @@ class TalkTab:
         """The values of all that shows a conversation."""
         turns, last = talk.turns if talk else [], talk.answers[-1] if talk and talk.answers else None
         if last and last.notes and not note:
-            note = " ".join(f"{said[0].upper()}{said[1:]}." for said in last.notes)
+            note = views.sentences(last.notes)
         return (
             talk,
             views.dialogue(turns),

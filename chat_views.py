@@ -4,7 +4,7 @@ Knows nothing of gradio.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from critics import Critic, Score
@@ -91,6 +91,11 @@ def quiet(text: str) -> str:
 def how_to(text: str, command: str) -> str:
     """What is missing, with the command that helps."""
     return f'<p class="quiet">{escape(text)}<br><code>{escape(command)}</code></p>'
+
+
+def sentences(notes: Iterable[str]) -> str:
+    """A responder's notes as running text."""
+    return " ".join(f"{said[0].upper()}{said[1:]}." for said in notes)
 
 
 def note(text: str) -> str:

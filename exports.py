@@ -14,8 +14,11 @@ from rendering import Page
 from systems import System
 
 
-def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequence[Example]) -> pd.DataFrame:
-    """One row for each item of each run, one column for each score that an item has by itself."""
+def items_table(
+    rows: Sequence[Row], columns: Sequence[Column], examples: Sequence[Example], numbers: Sequence[int]
+) -> pd.DataFrame:
+    """One row for each item of each run, one column for each score that an item has by itself; `in_table`:
+    whether it is one of `numbers`, of which the tables are."""
     parts = []
     for row in rows:
         for run_number, run in enumerate(row.runs):
@@ -25,6 +28,7 @@ def items_table(rows: Sequence[Row], columns: Sequence[Column], examples: Sequen
             part = pd.DataFrame(keys, columns=["conv_id", "utterance_idx"])
             part.insert(0, "run", run_number + 1)
             part.insert(0, "system", row.name)
+            part["in_table"] = np.isin(run.numbers, numbers)
             part["reply"] = run.replies
             values = {
                 c.key: np.round(run.item_values(c.key), 5)

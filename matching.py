@@ -119,7 +119,8 @@ def _refuse_unknown(path: Path, keys: Sequence[tuple[str, int]], examples: Seque
         first = ", ".join(f"{conv} utterance {index}" for conv, index in unknown[:3])
         raise UserError(
             f"{path}: {len(unknown):,} of {len(keys):,} rows are no listener turn of this split (first: "
-            f"{first}); give the predictions of this split, one row for each listener turn"
+            f"{first}); give the predictions of this split, one row for each listener turn, as it calls them "
+            f"({examples[0].conv_id} utterance {examples[0].utterance_idx} ...)"
         )
 
 

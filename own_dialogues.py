@@ -90,7 +90,9 @@ def read(file: Path) -> list[Dialogue]:
     by_name: dict[str, str] = {}
     for dialogue in found:
         if dialogue.name in by_name:
-            remedy = "give each its own id" if kind == "jsonl" else "keep the rows of a conversation together"
+            remedy = "give each its own id"
+            if kind != "jsonl":
+                remedy = "keep the rows of a conversation together, and give another one another id"
             raise UserError(
                 f"{dialogue.place}: conversation {dialogue.name[:40]} was there already "
                 f"({by_name[dialogue.name]}); {remedy}"

@@ -45,6 +45,7 @@ COLUMN_KEYS = {
     "int": "interpretation: the same for putting into words what the speaker feels",
     "sentiment": "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
 }
+PLAIN = ("case", "emotion", "context", "exemplars", "system", "reply")
 TERMS = {
     "nll": "nats a token",
     "emo": "nats an example",
@@ -143,10 +144,10 @@ def judges_of(section: Section) -> list[str]:
     return list(dict.fromkeys(kind for system in section.systems for kind in system["scores"]))
 
 
-def keys_of(shown: list[Section], keys: dict[str, str] | None = None) -> dict[str, str]:
-    """What each column of the page means; `keys` adds to COLUMN_KEYS, or overrules it."""
+def keys_of(shown: list[Section], keys: dict[str, str] | None, plain: Sequence[str]) -> dict[str, str]:
+    """What each column of the page means, the `plain` ones and the judges'; `keys` adds to COLUMN_KEYS, or
+    overrules it."""
     explained = COLUMN_KEYS | (keys or {})
-    plain = ["case", "emotion", "context", "exemplars", "system", "reply", "words"]
     judges = [kind for section in shown for kind in judges_of(section)]
     return {k: explained.get(k, "a judge's score of the reply") for k in dict.fromkeys([*plain, *judges])}
 
@@ -165,7 +166,8 @@ def markdown_cases(
     if small_models(shown):
         lines += [SMALL_MODEL, ""]
     lines += [f"Rule: {rule(len(examples), count, seed)}", ""]
-    lines += [f"- **{cell(name)}**: {cell(text)}" for name, text in keys_of(shown, keys).items()] + [""]
+    explained = keys_of(shown, keys, PLAIN)
+    lines += [*(f"- **{cell(name)}**: {cell(text)}" for name, text in explained.items()), ""]
     for section in shown:
         lines += [f"# {section.title}: {', '.join(cell(s['name']) for s in section.systems)}", ""]
         for n, i in enumerate(choose(len(examples), count, seed), start=1):
@@ -234,7 +236,7 @@ def html_cases(
         "cases.html",
         tables=tables,
         rule=rule(len(examples), count, seed),
-        keys=keys_of(shown, keys),
+        keys=keys_of(shown, keys, [*PLAIN, "words"]),
         foot=[html.unescape(line) for line in foot],  # lines of a markdown table's foot
         warning=SMALL_MODEL.replace("`", "") if small_models(shown) else "",
     )

@@ -71,7 +71,8 @@ class PairTab:
         for trigger in (send.click, message.submit):
             widgets.listen(trigger, self.ask, [state, message], seen, **widgets.WRITING)
         for choice, button in zip(CHOICES, choices, strict=True):
-            widgets.listen(button.click, self.voter(choice), [state], seen)
+            # one after the other: a second click finds nothing to vote on
+            widgets.listen(button.click, self.voter(choice), [state], seen, **widgets.WRITING)
         widgets.listen(fresh.click, lambda: self.shown(Pair()), [], seen, **widgets.WRITING)
         widgets.listen(count.click, self.counted, [], [counted])
         widgets.download(table, "votes.csv", self.as_csv, [])
@@ -103,7 +104,9 @@ class PairTab:
         except UserError as error:
             yield self.shown(pair, str(error), message)
             return
-        yield self.shown(replace(asked, shown=self.order.sample(found, 2)))
+        # of either: which of the two it was of would tell them apart
+        notes = dict.fromkeys(note for _, answer in found for note in answer.notes)
+        yield self.shown(replace(asked, shown=self.order.sample(found, 2)), views.sentences(notes))
 
     def counted(self) -> str:
         try:

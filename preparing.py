@@ -348,6 +348,8 @@ def sources_of(asked: PrepareOptions, paths: Paths, converted: Path) -> Sources:
     said = own_dialogues.convert(own, converted, asked.listener, asked.seed)
     choose_test(asked, converted, converted)
     has_pairs = source.is_dir() and any(source.rglob("*-reddit.csv*"))
+    if source.is_file() and any(source.parent.glob("*-reddit.csv*")):
+        print(f"note: pairs beside the dialogues are read if the folder is given: --source {source.parent}")
     return Sources(
         converted, source if has_pairs else None, own + (pair_files(source) if has_pairs else []), said
     )

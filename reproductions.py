@@ -123,7 +123,7 @@ def gather_places(table: Table, rows: Sequence[Row], request: Request) -> list[s
     what there is to say of it."""
     seeds = range(FIRST_SEED, FIRST_SEED + request.seeds)
     places = dict.fromkeys(where(request, row, table, seed) for seed in seeds for row in rows)
-    there = [Path(place) for place in places if Paths(place).saved.exists()]
+    there = [p for p in map(Path, places) if Paths(p).saved.exists() or Paths(p).results.exists()]
     target = Paths(request.workdir).results / "tables" / "gathered"
     said = []
     for place in there:

@@ -281,7 +281,8 @@ class Answer:
         if self.unread:
             found.append(f"the dialogue is long; its oldest {self.unread} turns were left out or cut")
         if self.unknown:
-            words = ", ".join(self.unknown[:5]) + (" ..." if len(self.unknown) > 5 else "")
+            words = ", ".join(f"{w[:40]}..." if len(w) > 40 else w for w in self.unknown[:5])
+            words += " ..." if len(self.unknown) > 5 else ""
             found.append(f"words that this generator does not know: {words}")
         return found
 

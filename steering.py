@@ -111,6 +111,8 @@ class Sampler:
         if self.writer.reads_exemplars:
             file = paths.exemplars(options.split)
             self.exemplars = read_exemplars(file, self.examples, self.writer.top_exemplars)
+        elif paths.exemplars_dir != paths.dialogues_dir:
+            session.say(f"note: --exemplars: ignored, since {options.run} reads none")
 
     def sample(self, number: int, count: int, marks: Target | None = None) -> list[tuple[str, float]]:
         """Candidates for one context, from its own random stream."""

@@ -419,9 +419,21 @@ def write_cases(
     if shown is not None and untuned is not None:
         retrievers = {"tuned retriever": shown, "untuned retriever": [untuned[i] for i in numbers]}
     systems = cases(lines, rows, against.examples, numbers)
-    keys: dict[str, str] = {}
-    for judge in against.judges:
-        keys |= {score_name(c.key): c.formula for c in judge_columns(judge.name, list(DIMENSIONS))}
+    keys = {
+        score_name(f"{judge.name}_{dim}_level"): f"by the judge {judge.name}, the probability that the reply "
+        f"reaches level 1 of {name}"
+        for judge in against.judges
+        for dim, (name, _) in DIMENSIONS.items()
+    }
+    several = [line for line in lines if len(line.systems) > 1]
+    foot = [
+        *(
+            f"{cell(line.name)}: replies and levels of {line.systems[0].name} alone, the first of its "
+            f"{len(line.systems)} runs."
+            for line in several
+        ),
+        *foot,
+    ]
     chosen = [against.examples[i] for i in numbers]
     for name, page in PAGES.items():
         sides = sections(systems, shown, retrievers)
@@ -485,12 +497,13 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     first = "\n\n".join([page.main(), *below])
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
     write_cases(options, against, lines, rows, numbers, files, untuned, about)
-    items = items_table(rows, columns, examples)
+    items = items_table(rows, columns, examples, numbers)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:
         rated = f"{options.validate_metrics}, with every system on all its items."
         # a floor gives a text to an item that it was not said to
-        said_there = items_table([r for r in rows if r.kind in ("gold", "system")], columns, examples)
+        people = [r for r in rows if r.kind in ("gold", "system")]
+        said_there = items_table(people, columns, examples, numbers)
         validated = [worth(ratings, said_there, columns), rated, *about]
         storage.write_text(files[VALIDATION], "\n\n".join(validated) + "\n")
     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import advice
 import storage
 from options import UserError, refuse_existing
 
@@ -118,7 +119,8 @@ class Votes:
         """All votes as csv. Raises `UserError` where there are none, or the file is there."""
         table = self.table()
         if table.empty:
-            raise UserError(f"{self.file}: no votes yet; collect some with: python app.py --other RUN")
+            collect = advice.command("app.py", workdir=self.file.parent.parent, other="RUN")
+            raise UserError(f"{self.file}: no votes yet; collect some with: {collect}")
         refuse_existing([file], overwrite, "another file")
         storage.write_csv(file, table)
         print(f"{file}: {len(table):,} votes")

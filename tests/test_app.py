@@ -117,11 +117,11 @@ def test_without_gradio_one_line_says_how_to_install_it(tmp_path, monkeypatch):
 class Says:
     """A responder that always says the same."""
 
-    def __init__(self, text: str):
-        self.text = text
+    def __init__(self, text: str, unread: int = 0):
+        self.text, self.unread = text, unread
 
     def reply(self, turns, *_, **__) -> Answer:
-        return Answer(self.text, [], [], 0, None, 1)
+        return Answer(self.text, [], [], self.unread, None, 1)
 
 
 @pytest.mark.skipif(find_spec("gradio") is None, reason="not installed: gradio (requirements-app.txt)")
@@ -139,6 +139,24 @@ def test_which_run_stands_first_is_drawn_anew_and_named_nowhere(tmp_path):
         assert f"A</strong>{pair.shown[0][1].reply}" in seen[3] and "saved/" not in str(seen)
         first.add(pair.shown[0][0].name)
     assert first == {"saved/one", "saved/two"}
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="not installed: gradio (requirements-app.txt)")
+def test_what_did_not_reach_a_run_is_said_beside_two_replies_without_its_letter(tmp_path):
+    from pair_tab import PairTab, System
+
+    systems = []
+    for name, unread in (("saved/one", 2), ("saved/two", 0)):
+        (tmp_path / name).mkdir(parents=True)
+        systems.append(System(name, tmp_path / name, Says(f"as {name[-3:]} says", unread)))
+    options = pick(RespondOptions, app.parse_args(["--seed", "1"]))
+    *_, (_, *seen) = PairTab(systems, options, Votes(tmp_path / "votes.sqlite")).ask(None, "Hi")
+    assert "The dialogue is long; its oldest 2 turns were left out or cut." in seen[-1]
+
+
+def test_words_that_a_run_does_not_know_are_named_in_few_letters():
+    [note] = Answer("so", [], [], 0, None, 1, ("y" * 9000, "blorp")).notes
+    assert "blorp" in note and len(note) < 120
 
 
 # --------------------------------------------------------------------------------------------- in the browser

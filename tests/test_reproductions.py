@@ -251,12 +251,15 @@ def test_at_the_end_of_the_time_a_tables_runs_are_gathered(data, tmp_path, monke
     for place in (tmp_path, tmp_path / "seed-43"):
         (place / "saved" / "dpr" / "empd").mkdir(parents=True)
         (place / "saved" / "dpr" / "empd" / "metrics.jsonl").write_text("{}", encoding="utf-8")
-    request = dataclasses.replace(request_of(tmp_path, seeds=2), box=stages.Box(seconds=60))
+    (tmp_path / "seed-44" / "results" / "classifiers").mkdir(parents=True)  # a row that trains nothing
+    (tmp_path / "seed-44" / "results" / "classifiers" / "emo.json").write_text("{}", encoding="utf-8")
+    request = dataclasses.replace(request_of(tmp_path, seeds=3), box=stages.Box(seconds=60))
     with pytest.raises(SystemExit):
         reproductions.make_table(results.parse(data), "retrieval", request)
     found = tmp_path / "results" / "tables" / "gathered"
     for name in ("workdir", "seed-43"):
         assert (found / name / "saved" / "dpr" / "empd" / "metrics.jsonl").exists()
+    assert (found / "seed-44" / "results" / "classifiers" / "emo.json").exists()
     monkeypatch.setattr(reproductions, "run_rows", lambda *_: {})  # it ends in time: with its page
     reproductions.make_table(results.parse(data), "retrieval", request)
     assert (found / "workdir" / "results" / "tables" / "retrieval.md").exists()

@@ -94,6 +94,22 @@ def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made)
     for text in (page, *((folder / f"case_studies.{kind}").read_text() for kind in ("md", "html"))):
         assert re.search(r"Commit \w+.*`python .*`\.", text) and "normaliser version 2" in text
         assert content["set"] in text
+    for kind in ("md", "html"):  # a page shows one run's replies, and says whose
+        text = (folder / f"case_studies.{kind}").read_text()
+        assert "two: replies and levels of exact alone, the first of its 2 runs." in text
+        assert "tfidf, the probability that the reply reaches level 1 of exploration" in text
+        assert "signed gap" not in text
+
+
+def test_items_of_the_tables_are_marked_among_all_that_were_scored(made):
+    folder, content, examples = made
+    items = pd.read_csv(folder / "items.csv", dtype={"conv_id": str})
+    assert len(items.query("system == 'mixed'")) == len(examples)
+    asked = items[items["in_table"]]
+    assert (asked.groupby(["system", "run"]).size() == 9).all()
+    means = asked.groupby("system")["length"].mean()
+    for name in ("gold", "mixed", "some"):
+        assert means[name] == pytest.approx(content["systems"][name]["length"])
 
 
 def test_gold_written_otherwise_scores_100_and_two_seeds_have_a_mean_and_a_spread(made):
@@ -141,7 +157,10 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     reached = [(mine[f"tfidf_{dim}_level"].astype(float) >= 0.5).mean() for dim in DIMENSIONS]
     assert zero["tfidf_diff_epitome"] == pytest.approx(sum(reached))
     assert "Mean level by tfidf of texts that show nothing" in (folder / "table.md").read_text()
-    assert "- **tfidf: emo**: mean probability that" in (folder / "case_studies.md").read_text()
+    assert (
+        "- **tfidf: emo**: by the judge tfidf, the probability that"
+        in (folder / "case_studies.md").read_text()
+    )
 
 
 def test_every_score_of_every_item_is_kept_and_averages_to_the_table(made):
