@@ -309,6 +309,7 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
     found += problems
     if not flags.get("dry_run") and not Path(flags.get("workdir", ".")).is_dir():
         found.append(f"--workdir {args.workdir}: no such folder")
+    found += in_the_workdir(flags)
     if flags.get("overwrite") and flags.get("resume") not in (None, "auto", "never"):
         found.append("--overwrite begins anew, --resume CHECKPOINT goes on; give one of them")
     if flags.get("batch_size") == "auto" and "accumulate" in flags:
@@ -320,6 +321,24 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
         parser.error(found[0])
     if found:
         parser.error("\n  " + "\n  ".join(found))
+
+
+def in_the_workdir(flags: Mapping[str, Any]) -> list[str]:
+    """Places to be read that are not there as seen from the current folder, and are as seen from the
+    workdir."""
+    root, out = Path(flags.get("workdir", ".")), []
+    for name, value in flags.items():
+        for text in value if isinstance(value, list) else [value]:
+            if name in ("workdir", "output") or not isinstance(text, str) or "/" not in text:
+                continue
+            for place in text.partition("=")[2].split(",") if "=" in text else [text]:
+                there = root / place
+                if there != Path(place) and not os.path.exists(place) and os.path.exists(there):
+                    out.append(
+                        f"{place}: not there, but {there} is; give that: flags name places as seen from the "
+                        "current folder, not from --workdir"
+                    )
+    return out
 
 
 def given(parser: Parser, args: argparse.Namespace, names: Iterable[str]) -> list[str]:

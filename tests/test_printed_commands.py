@@ -27,6 +27,7 @@ import options
 import prepare_data
 import recipes
 import reproduce
+import score
 import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
@@ -310,6 +311,20 @@ def test_a_flag_of_another_name_is_told_ours(words, ours, capsys):
 )
 def test_a_value_that_cannot_be_is_one_line_with_its_flag(words, capsys):
     assert words[0] in said(train_t5.parse_args, words, capsys)
+
+
+def test_a_place_that_lies_in_the_workdir_is_named_as_it_is_seen_from_here(place, monkeypatch, capsys):
+    monkeypatch.chdir(place.parent)
+    at = ["--workdir", place.name]
+    emo = "saved/empathy/glove-t5-emo"
+    for parse_args, words, seen in (
+        (train_glove_t5.parse_args, ["--emo", emo], emo),
+        (dpr_exemplar_retriever.parse_args, ["--path=saved/dpr/empd"], "saved/dpr/empd"),
+    ):
+        assert f"{seen}: not there, but {place.name}/{seen} is" in said(parse_args, [*at, *words], capsys)
+    dpr_exemplar_retriever.parse_args([*at, "--output", "saved/dpr/empd"])  # where something is to be written
+    score_texts = [*at, "yes/no " + "long " * 2000]
+    assert score.parse_args(score_texts).texts == score_texts[2:]
 
 
 @pytest.mark.parametrize("script", sorted(PARSE))
