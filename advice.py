@@ -206,6 +206,8 @@ def noted_command(note: Path) -> tuple[list[str], dict[str, str]]:
         words = shlex.split(json.loads(note.read_text(encoding="utf-8"))["command"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [], {}
+    if words[:1] not in (["python"], ["torchrun"]):  # a file that came from elsewhere may say anything
+        return [], {}
     given = {}
     for word, after in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
