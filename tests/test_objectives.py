@@ -343,7 +343,7 @@ def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
         "bf16",
     ]
     train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "3", "--sampled-examples", "1"])
-    file = trained_copy / "saved" / "glove-t5" / "plain-critics" / "metrics.jsonl"
+    file = trained_copy / "saved" / "glove-t5" / "plain-critics-energy" / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
 
