@@ -1,4 +1,4 @@
-"""What a system has to beat: replies that nobody has understood anything for, and levels without a reply.
+"""What a system has to beat: replies that take no understanding, and levels without a reply.
 
 A column in which one of these beats a system says little about that system.
 """

@@ -425,12 +425,12 @@ def write_cases(
         for judge in against.judges
         for dim, (name, _) in DIMENSIONS.items()
     }
-    several = [line for line in lines if len(line.systems) > 1]
     foot = [
         *(
             f"{cell(line.name)}: replies and levels of {line.systems[0].name} alone, the first of its "
             f"{len(line.systems)} runs."
-            for line in several
+            for line in lines
+            if len(line.systems) > 1
         ),
         *foot,
     ]
