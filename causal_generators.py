@@ -26,7 +26,7 @@ from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by
 from generators import reward_sources, sampled_replies, say_finished, validate
 from models import until_end
-from objectives import Draw, Drawn, SampledReplies, drawn_nll, some
+from objectives import Draw, Drawn, ReplyObjective, SampledReplies, drawn_nll, some
 from options import Paths, UserError, by_flag
 from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
 from pretrained import begin_from
@@ -35,7 +35,6 @@ from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
 from storage import hash_seed
 from training import Loop
-from updates import Objective
 from vocabulary import logits_nll
 
 FAMILY = "causal-lm"
@@ -44,35 +43,20 @@ FAMILY = "causal-lm"
 IN_HALF = {"fp32": 1e-2, "bf16": 5e-2}
 
 
-class CausalObjective(Objective):
-    """nll: negative log-likelihood of the gold replies and their ends, over their tokens.
-
-    `sampled`: a loss on replies that the model samples.
-    """
-
-    measured = ("nll",)
+class CausalObjective(ReplyObjective):
+    """nll: negative log-likelihood of the gold replies and their ends, over their tokens."""
 
     def __init__(self, sampled: SampledReplies | None = None) -> None:
-        self.sampled = sampled
-        self.weights = {"nll": 1.0, **(sampled.weights if sampled else {})}
+        super().__init__({"nll": 1.0}, sampled)
 
-    def prepare(self, model: nn.Module, batch: dict) -> dict:
-        return self.sampled.prepare(model, batch) if self.sampled else batch
+    def gold_units(self, batch: dict) -> dict[str, float]:
+        return {"nll": float(len(batch["target_ids"]))}
 
-    def units(self, batch: dict) -> dict[str, float]:
-        units = {"nll": float(len(batch["target_ids"]))}
-        return units | (self.sampled.units(batch) if self.sampled and "sampled" in batch else {})
-
-    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        terms = self.losses(model, batch, strategy=0)
-        if self.sampled and "sampled" in batch:
-            nll = sampled_nll(model, batch["sampled"], self.sampled.options)
-            terms |= self.sampled.terms(nll, batch)
-        return terms
-
-    def losses(self, model: nn.Module, batch: dict, strategy: int) -> dict[str, Tensor]:
-        """As `generators.validate` asks; there is no soft reply here, and so no strategy."""
+    def losses(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         return {"nll": logits_nll(model(batch), batch["target_ids"]).sum()}  # (N, V) -> (N,) -> ()
+
+    def sampled_nll(self, model: nn.Module, sampled: dict, options: SampledOptions) -> Tensor:
+        return sampled_nll(model, sampled, options)
 
 
 def sampled_nll(model: nn.Module, drawn: dict, options: SampledOptions) -> Tensor:
@@ -349,7 +333,7 @@ def train(command: CausalCommand, session: Session) -> dict:
 
     def evaluate() -> dict[str, float]:
         batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
-        return validate(model, objective, held, batches, session)  # type: ignore[arg-type]
+        return validate(model, objective, held, batches, session)
 
     sources = {"base": storage.source(base, paths, model.settings.base_sha256)}
     sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, T5ForConditionalGeneration
 
 import advice
@@ -28,6 +29,7 @@ from objectives import (
     Draw,
     EnergyScore,
     GeneratorObjective,
+    ReplyObjective,
     SampledReplies,
     draw_replies,
     gradient_norms,
@@ -213,8 +215,8 @@ def gold_labels(
 
 
 def validate(
-    model: Generator,
-    objective: GeneratorObjective,
+    model: nn.Module,
+    objective: ReplyObjective,
     held: SplitData,
     batches: list[list[int]],
     session: Session,
@@ -227,10 +229,10 @@ def validate(
     totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for numbers in session.over(batches, "valid"):
         batch = objective.foresee(held.data.collate(numbers))
-        units = objective.units(batch)
+        units = objective.gold_units(batch)
         batch = session.move(batch)
         with session.autocast():
-            sums = objective.losses(model, batch, strategy=0)
+            sums = objective.losses(model, batch)
         # a GPU is waited for once a batch
         for name, value in zip(names, torch.stack([sums[k].float() for k in names]).tolist(), strict=True):
             totals[name] += value

@@ -51,13 +51,13 @@ def balanced(logits: Tensor, share: float, critics: int) -> tuple[Tensor, ...]:
     return _Balanced.apply(logits, share, critics)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def gradient_norms(model: nn.Module, objective: "GeneratorObjective", batch: dict) -> dict[str, float]:
+def gradient_norms(model: nn.Module, objective: "ReplyObjective", batch: dict) -> dict[str, float]:
     """{grad_TERM: the length of the gradient that a term, at its full weight (whatever --critic-ramp has
     reached), would send to the model's weights by itself} on one batch; of the nll and the critics."""
     trained = [p for p in model.parameters() if p.requires_grad]
     found = {}
     with torch.enable_grad():
-        units, terms = objective.units(batch), objective.losses(model, batch, strategy=0)
+        units, terms = objective.gold_units(batch), objective.losses(model, batch)
         for name in terms:
             weight = objective.weights[name]
             if not weight:
@@ -269,7 +269,48 @@ def sampled_nll(model: nn.Module, sampled: dict, options: SampledOptions) -> Ten
 # ------------------------------------------------------------------------------------------------- objectives
 
 
-class GeneratorObjective(Objective):
+class ReplyObjective(Objective):
+    """What a generator of any family is trained on: `losses` of the gold replies and, where `sampled` is
+    there, the loss on replies that the model samples."""
+
+    def __init__(self, weights: dict[str, float], sampled: SampledReplies | None):
+        #: the terms that an evaluation measures: nothing is sampled in one
+        self.measured = list(weights)
+        self.sampled, self.weights = sampled, weights | (sampled.weights if sampled else {})
+
+    def prepare(self, model: nn.Module, batch: dict) -> dict:
+        batch = self.foresee(batch)
+        return self.sampled.prepare(model, batch) if self.sampled else batch
+
+    def units(self, batch: dict) -> dict[str, float]:
+        drawn = self.sampled.units(batch) if self.sampled and "sampled" in batch else {}
+        return self.gold_units(batch) | drawn
+
+    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        terms = self.gold_terms(model, batch)
+        if self.sampled and "sampled" in batch:
+            nll = self.sampled_nll(model, batch["sampled"], self.sampled.options)
+            terms |= self.sampled.terms(nll, batch)
+        return terms
+
+    def gold_units(self, batch: dict) -> dict[str, float]:
+        """How many units each of `losses` sums over."""
+        raise NotImplementedError
+
+    def losses(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        """The sums of the `measured` terms, with gradient: what an evaluation reads, and no draw."""
+        raise NotImplementedError
+
+    def gold_terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        """The same as an update minimises them."""
+        return self.losses(model, batch)
+
+    def sampled_nll(self, model: nn.Module, sampled: dict, options: SampledOptions) -> Tensor:
+        """(M,) of sampled replies, with gradient, under the distribution that they were drawn from."""
+        raise NotImplementedError
+
+
+class GeneratorObjective(ReplyObjective):
     """The paper's eq. 14, every term over its own unit:
 
         loss = main_w * nll + empathy_w * (emo + exp + int) + sentiment_w * sentiment
@@ -281,12 +322,8 @@ class GeneratorObjective(Objective):
     """
 
     def __init__(self, critics: CriticSet, options: GeneratorOptions, sampled: SampledReplies | None = None):
-        self.critics, self.options, self.sampled = critics, options, sampled
-        self.weights = {term: options.weight(term) for term in ("nll", *critics.critics)}
-        #: the terms that an evaluation measures: nothing is sampled in one
-        self.measured = list(self.weights)
-        if sampled:
-            self.weights |= sampled.weights
+        super().__init__({term: options.weight(term) for term in ("nll", *critics.critics)}, sampled)
+        self.critics, self.options = critics, options
 
     def others(self) -> list[nn.Module]:
         return list(self.critics.critics.values())
@@ -300,23 +337,19 @@ class GeneratorObjective(Objective):
     def foresee(self, batch: dict) -> dict:
         return batch | {"cut": self.critics.cut(batch)} if self.critics else batch
 
-    def prepare(self, model: nn.Module, batch: dict) -> dict:
-        batch = self.foresee(batch)
-        return self.sampled.prepare(model, batch) if self.sampled else batch
+    def gold_units(self, batch: dict) -> dict[str, float]:
+        examples = dict.fromkeys(self.measured, float(len(batch["labels"])))
+        return examples | {"nll": float(batch["reply_mask"].sum())}
 
-    def units(self, batch: dict) -> dict[str, float]:
-        units = dict.fromkeys(self.weights, float(len(batch["labels"])))
-        units |= {"nll": float(batch["reply_mask"].sum())}
-        return units | (self.sampled.units(batch) if self.sampled and "sampled" in batch else {})
+    def gold_terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
+        return self.losses(model, batch, self.options.strategy, self.options.balance)
 
-    def terms(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        terms = self.losses(model, batch, self.options.strategy, self.options.balance)
-        if self.sampled and "sampled" in batch:
-            nll = sampled_nll(model, batch["sampled"], self.sampled.options)
-            terms |= self.sampled.terms(nll, batch)
-        return terms
+    def sampled_nll(self, model: nn.Module, sampled: dict, options: SampledOptions) -> Tensor:
+        return sampled_nll(model, sampled, options)
 
-    def losses(self, model: nn.Module, batch: dict, strategy: int, balance: float = 0.0) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batch: dict, strategy: int = 0, balance: float = 0.0
+    ) -> dict[str, Tensor]:
         kinds = list(self.critics.critics)
         views = None
         if kinds and self.options.critic_targets == "soft":

@@ -127,7 +127,7 @@ def perplexity(model, args, paths, session) -> float:
     held = sequences(model, "valid", paths, conversations=args.conversations)
     batches = plan_once(held.data.lengths, len(held.data.lengths), args.batch_tokens)
     with torch.inference_mode():
-        return validate(model, CausalObjective(), held, batches, session)["ppl_word"]  # type: ignore[arg-type]
+        return validate(model, CausalObjective(), held, batches, session)["ppl_word"]
 
 
 def main(argv=None):
