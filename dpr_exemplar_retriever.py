@@ -11,6 +11,7 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 """
 
 import options
+from commands import note_ignored
 from options import NATURAL, SPLITS, TOKENS, Paths, add_common, add_device, check, make_parser
 from settings import SearchOptions, device_flags, pick
 
@@ -80,10 +81,13 @@ def parse_args(argv=None):
             "--pooling out"
         )
     given = {"--index": args.index != "flat", "--path": args.path, "--encoder": args.encoder}
+    given |= {"--pooling": args.pooling != "cls"}
     given |= {"--max-length": args.max_length, "--max-passage-length": args.max_passage_length}
     if args.match == "random" and (unread := [flag for flag, value in given.items() if value]):
         problems.append(f"{', '.join(unread)}: --match random compares nothing; leave it out")
     check(parser, args, problems)
+    if args.match == "context" and args.max_passage_length:
+        note_ignored(["--max-passage-length"], "--match context reads no reply")
     return args
 
 

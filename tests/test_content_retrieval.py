@@ -102,6 +102,8 @@ def test_an_index_for_exemplars_by_chance_is_refused(capsys):
     with pytest.raises(SystemExit):
         dpr_exemplar_retriever.parse_args(["--match", "random", "--index", "ivf"])
     assert "--index: --match random compares nothing" in capsys.readouterr().err
+    dpr_exemplar_retriever.parse_args(["--match", "context", "--max-passage-length", "9"])
+    assert "note: --max-passage-length: ignored" in capsys.readouterr().out
 
 
 def test_random_exemplars_keep_the_rules_and_come_again(workdir, tmp_path):
