@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ def typed(flag: str) -> bool:
     given = f"--{flag.replace('_', '-')}"
     no = f"--no-{given[2:]}"
     return any(word in (given, no) or word.startswith(f"{given}=") for word in sys.orig_argv)
+
+
+def signals_to_stop() -> list[signal.Signals]:
+    """Ctrl-C, SIGTERM, and the end of the terminal, unless nohup has it ignored."""
+    heeded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * heeded]
 
 
 def commit() -> str:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from options import UserError, is_out_of_memory
+from runs import signals_to_stop
 
 
 class Session:
@@ -124,12 +125,12 @@ class Session:
 
     def say(self, text: str) -> None:
         if self.main:
-            with contextlib.suppress(BrokenPipeError):  # whoever read along is gone; the work goes on
+            with contextlib.suppress(OSError):  # reader or terminal is gone; the work goes on
                 tqdm.write(text)
 
 
 class Signals:
-    """SIGTERM and SIGINT set a flag that the loop reads at a step's end; a second signal exits at once.
+    """Signals to stop set a flag that the loop reads at a step's end; a second one exits at once.
 
     Ctrl-C under torchrun, and some cluster schedulers, deliver one wish twice: what comes within a second is
     not a second.
@@ -139,7 +140,7 @@ class Signals:
         self.number, self._since = 0, 0.0
         self._old = {}
         with contextlib.suppress(ValueError):  # not the main thread: leave the handlers alone
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals_to_stop():
                 self._old[number] = signal.signal(number, self._set)
         return self
 

@@ -1,7 +1,7 @@
 """Run the stages of a plan: finished ones skipped, several at once where asked, within a box of time.
 
-A stage that is told to stop (Ctrl-C, SIGTERM, the end of the box) saves what it has; the same call goes on
-from there.
+A stage that is told to stop (Ctrl-C, SIGTERM, the end of the terminal or of the box) saves what it has; the
+same call goes on from there.
 """
 
 import contextlib
@@ -97,14 +97,19 @@ class Process:
         ended: Callable[[], None],
         prefix: str = "  ",
         threads: int = 0,
+        gpu: str = "",
     ):
+        """`gpu`: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; without one, all."""
         log.parent.mkdir(parents=True, exist_ok=True)
         # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
         alone = threads == 0 and sys.stderr.isatty()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if threads:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         self.command, self.log, self.prefix, self.began = command, log, prefix, time.monotonic()
+        self.gpu = gpu
         self.unsaid = ""  # why not all of its output is in its log
         self.commit = runs.commit()
         self.process = subprocess.Popen(
@@ -172,8 +177,8 @@ class Outcome:
 
 @contextlib.contextmanager
 def handling(stop: Callable) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `stop`."""
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Signals to stop go to `stop`."""
+    before = {number: signal.signal(number, stop) for number in runs.signals_to_stop()}
     try:
         yield
     finally:
@@ -181,10 +186,21 @@ def handling(stop: Callable) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch  # late: takes seconds
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcome:
     """Run what has not finished, each stage after all that it builds on.
 
     A failure ends the run once what is running has ended, with `box.keep_going` only what builds on it.
+    Several at once share the GPUs evenly, each stage on one.
     """
     outcome, running = Outcome(), dict[int, Process]()
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -193,6 +209,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     waiting = list(range(len(stages)))
     deadline = box.deadline
     threads = max(1, (os.cpu_count() or 1) // box.parallel) if box.parallel > 1 else 0
+    gpus = visible_gpus() if box.parallel > 1 else []
 
     def stop(number: int, frame: object = None) -> None:
         outcome.stopped = outcome.stopped or number
@@ -211,7 +228,9 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
         script = Path(script_of(stage.command)).name.removesuffix(".py")
         log = logs / f"{place + 1:02d}-{script}.log"
         prefix = f"  [{place + 1}] " if threads else "  "
-        running[place] = Process(stage.command, log, lambda: ended.put(place), prefix, threads)
+        busy = [process.gpu for process in running.values()]
+        gpu = min(gpus, key=busy.count) if len(gpus) > 1 else ""
+        running[place] = Process(stage.command, log, lambda: ended.put(place), prefix, threads, gpu)
         if outcome.stopped:  # the signal came while it began
             running[place].process.send_signal(outcome.stopped)
 

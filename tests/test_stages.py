@@ -68,6 +68,19 @@ def test_stages_run_at_once_where_none_needs_the_other(make, tmp_path):
     assert lines[-2:] == ["begin c", "end c"]
 
 
+def test_stages_that_run_at_once_share_the_gpus(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    for parallel, seen in ((2, ["3", "5"]), (1, ["3, 5", "3, 5"])):
+        todo = make({"a": (0, ()), "b": (0, ())})
+        for stage in todo:  # both run at once
+            said = "import os, time; time.sleep(2); print('sees', os.environ['CUDA_VISIBLE_DEVICES'])"
+            stage.command[:] = ["-c", said]
+        logs = tmp_path / str(parallel) / "logs"
+        assert run(todo, logs.parent, parallel=parallel).left == []
+        found = [line for file in logs.iterdir() for line in file.read_text().splitlines()]
+        assert sorted(found) == [f"sees {gpus}" for gpus in seen]
+
+
 def test_at_the_end_of_the_time_a_stage_saves_and_the_next_call_goes_on(make, tmp_path, capsys):
     todo = make({"a": (60, ()), "b": (0, ("a",))})
     began = time.monotonic()

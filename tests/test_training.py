@@ -588,7 +588,9 @@ def start(folder: Path, **settings) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number, code):
     process = start(tmp_path / "cut", epochs=4, pause=0.1)
     wait_for_step(tmp_path / "cut", 3)
