@@ -41,7 +41,10 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
         place.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # a stage that is running took it away
             shutil.copyfile(file, place)
-    for file, _ in by_size(finished_weights(paths.saved)):
+    for file, size in by_size(finished_weights(paths.saved)):
+        if used + size // 2 > limit:  # half precision halves it at best: not worth reading
+            left.append(f"{paths.note(file)} (at least {size / 2 / MEGABYTE:.1f} MB in half precision)")
+            continue
         weights = {name: half(tensor) for name, tensor in load_file(file).items()}
         size = sum(tensor.nbytes for tensor in weights.values()) + MEGABYTE // 10  # names and shapes
         if used + size > limit:

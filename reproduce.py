@@ -139,6 +139,11 @@ def problems_of(args) -> list[str]:
         )
     if args.seeds > 1 and (args.recipe or args.render or args.seed is not None):
         problems.append("--seeds: goes with --table or --check, and without --seed")
+    if args.batch_size == "auto" and args.parallel > 1:
+        problems.append(
+            "--batch-size auto fills a GPU, and --parallel lets stages share one: give a number, or leave "
+            "--parallel out"
+        )
     if args.override:
         problems += override_problems(args)
     return problems

@@ -139,8 +139,7 @@ def dpr_loss(questions: Tensor, contexts: Tensor, positive: Tensor, same: Tensor
     """
     with torch.autocast(questions.device.type, enabled=False):  # at scores near 100, bf16 has steps of 0.5
         scores = questions.float() @ contexts.float().T  # (B, E) @ (E, N) -> (B, N)
-    copies = same.clone()
-    copies[torch.arange(len(positive)), positive] = False
+    copies = same.scatter(1, positive[:, None], False)
     return F.cross_entropy(scores.masked_fill(copies, -torch.inf), positive, reduction="sum")
 
 

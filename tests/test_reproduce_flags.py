@@ -78,6 +78,14 @@ def test_figures_of_other_commands_than_the_rows_own_are_not_recorded(tmp_path, 
     assert "--record: what is recorded are the rows' own commands" in capsys.readouterr().err
 
 
+def test_no_stage_measures_a_gpu_that_others_are_filling(tmp_path, capsys):
+    words = ["--recipe", "t5", "--batch-size", "auto", "--workdir", str(tmp_path)]
+    assert reproduce.parse_args(words).batch_size == "auto"
+    with pytest.raises(SystemExit):
+        reproduce.parse_args([*words, "--parallel", "2"])
+    assert "--batch-size auto fills a GPU, and --parallel" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("family", ["t5", "glove-t5"])
 def test_what_judges_a_recipes_table_has_seen_other_posts_than_its_critics(family, tmp_path):
     """By the commands alone: which critics are trained, of which half, and which of them label and lead."""

@@ -204,7 +204,7 @@ def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
     target = tmp_path / "results" / "glove" / "gathered"
     for _ in range(2):  # what it has gathered itself is not gathered again
         left = gather(Paths(tmp_path), target, limit=10**6)
-        assert left == ["saved/t5/large/model.safetensors (4.1 MB in half precision)"]
+        assert left == ["saved/t5/large/model.safetensors (at least 4.0 MB in half precision)"]
         assert (target / "saved/t5/large/metrics.jsonl").exists()
         assert (target / "saved/t5/large/chat_template.jinja").exists()  # else a run speaks another language
         assert load_file(target / "saved/t5/small/model.safetensors")["w"].dtype == torch.float16
