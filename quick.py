@@ -122,7 +122,24 @@ class Norm(nn.Module):
         return rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon).to(kind)
 
 
-#: transformers' modules that compute what `Norm` does
+class FeedForward(nn.Module):
+    """T5's, without the cast of its inner activation to the type of the weights: autocast undoes it."""
+
+    def __init__(self, plain: nn.Module):
+        super().__init__()
+        for name, child in plain.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts: Any = self
+        gated = hasattr(self, "wi_0")
+        inner = parts.act(parts.wi_0(x)) * parts.wi_1(x) if gated else parts.act(parts.wi(x))
+        return parts.wo(parts.dropout(inner))  # type: ignore[no-any-return]
+
+
+#: transformers' modules that compute what `FeedForward` does
+FEED_FORWARDS = {"T5DenseActDense", "T5DenseGatedActDense"}
+#: and what `Norm` does
 NORMS = {"T5LayerNorm", "LlamaRMSNorm"}
 
 
@@ -142,6 +159,8 @@ def quicken(model: nn.Module, device: torch.device, compiling: bool = False) -> 
         for name, child in module.named_children():
             if type(child) is nn.Dropout and on_cpu and not compiling:
                 setattr(module, name, Dropout(child.p).train(child.training))  # a frozen model's stays off
+            if type(child).__name__ in FEED_FORWARDS and not compiling:
+                setattr(module, name, FeedForward(child).train(child.training))
             if type(child).__name__ in NORMS and not compiling:
                 setattr(module, name, Norm(child.weight, child.variance_epsilon).train(child.training))
 
@@ -153,7 +172,10 @@ def cast_frozen(model: nn.Module, kind: torch.dtype) -> None:
     From then on `model` works under autocast alone.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    module: Any
     for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):  # peft's, which would cast to fp32 and autocast back
+            module.cast_input_dtype_enabled = False
         if not isinstance(module, nn.Linear) or id(module.weight) in tables:
             continue
         for weight in module.parameters(recurse=False):

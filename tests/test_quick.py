@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerFF
 
 import glove_models
 import quick
@@ -64,6 +65,27 @@ def test_a_norm_in_few_passes_is_the_plain_one(precision):
     for plain, quickened in zip(*found, strict=True):
         same = float((plain - quickened).norm() / plain.norm())
         assert same < (1e-6 if precision == "fp32" else 5e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+def test_a_feed_forward_with_fewer_casts_is_the_plain_one_to_the_bit(kind, precision):
+    config = T5Config(d_model=16, d_ff=24, feed_forward_proj=kind, dropout_rate=0.0)
+    plain = T5LayerFF(config).DenseReluDense
+    holder, found, widest = nn.Sequential(plain), [], []
+    x = torch.randn(3, 5, 16)
+    for _ in range(2):
+        holder.zero_grad()
+        holder[0].wo.register_forward_pre_hook(lambda _, given: widest.append(given[0].dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = holder(x)
+        out.float().square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in holder.parameters())])
+        names = [name for name, _ in holder.named_parameters()]
+        quick.quicken(holder, CPU)
+    assert isinstance(holder[0], quick.FeedForward) and names == [n for n, _ in holder.named_parameters()]
+    assert all(map(torch.equal, *found)) and len(found[0]) == len(names) + 1 > 2
+    assert widest[0] == torch.float32 and widest[-1] == {"fp32": torch.float32}.get(precision, torch.bfloat16)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -120,7 +142,9 @@ def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp
             nn.init.normal_(weight)  # zeros let nothing through
     ids = torch.randint(5, 40, (2, 9))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "target_mask": ids > 10}
-    found = []
+    found, read = [], []
+    (adapter,) = [m for n, m in model.named_modules() if n.endswith("0.mlp.down_proj.lora_A.default")]
+    adapter.register_forward_pre_hook(lambda _, given: read.append(given[0].dtype))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(batch)
@@ -129,6 +153,7 @@ def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp
         found.append([logits, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
         quick.cast_frozen(model, torch.bfloat16)
     assert all(map(torch.equal, *found)) and len(found[0]) > 2
+    assert read == [torch.float32, torch.bfloat16]  # by the adapter: no cast to and fro
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert all(kind == torch.float32 for name, kind in kinds.items() if "lora" in name or "embed" in name)
     assert [k for n, k in kinds.items() if n.endswith("q_proj.base_layer.weight")][0] == torch.bfloat16
