@@ -391,7 +391,7 @@ def predict(
     session: Session,
     output: Path | None = None,
 ) -> dict[str, float]:
-    model = model.to(session.device).for_use()  # laid out for where it runs
+    model = model.for_use(session.device, session.precision)
     found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
     if model.settings.base_sha256 != CausalSettings.load(folder).base_sha256:
         predictor.notes = {"base": model.settings.base_sha256}

@@ -36,6 +36,7 @@ from pretrained import (
     nothing_there,
     without_word,
 )
+from quick import cast_frozen
 from session import own_random_stream
 from storage import read_json, sha256, share, sync, weights_hash, write_json
 
@@ -292,13 +293,18 @@ class CausalGenerator(nn.Module):
         known = {t for t in control if t < self.vocabulary}  # a tokenizer can know tokens without a row
         return sorted(known | set(without_word(self.tokenizer, self.vocabulary)))
 
-    def for_use(self) -> "CausalGenerator":
-        """The same function in eval mode, for good and faster: the adapter inside its base's weights, SDPA,
-        and on a CPU each matrix laid out as a product with few rows reads it fastest."""
+    def for_use(self, device: torch.device | str = "cpu", precision: str = "fp32") -> "CausalGenerator":
+        """The same function on `device` in eval mode, for good and faster: the adapter inside its base's
+        weights, SDPA, and on a CPU each matrix laid out as a product with few rows reads it fastest. In bf16
+        (from then on under autocast alone) that device never holds the weights in fp32."""
         if self.settings.rank:
             self.lm = self.lm.merge_and_unload()
         with contextlib.suppress(ValueError):  # a model that has none keeps its own
             self.lm.set_attn_implementation("sdpa")  # slow only in the backward pass
+        self.requires_grad_(False)
+        if precision == "bf16":
+            cast_frozen(self, torch.bfloat16)
+        self.to(device)
         for part in self.modules():
             if isinstance(part, nn.Linear) and part.weight.device.type == "cpu":
                 part.weight.data = part.weight.data.t().contiguous().t()

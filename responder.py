@@ -158,7 +158,7 @@ class CausalWriter(Writer):
         from causal_generators import load  # late: brings peft
 
         model = load(folder, paths, session, base)
-        self.model, self.session = model.to(session.device).for_use(), session
+        self.model, self.session = model.for_use(session.device, session.precision), session
         self.settings, self.tokenizer = model.settings, model.tokenizer
         self.reads_exemplars = self.settings.exemplars != "none"
         self.top_exemplars, self.marks = self.settings.top_exemplars, self.settings.marks

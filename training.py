@@ -38,7 +38,7 @@ from session import (
 )
 from settings import TrainingOptions
 from storage import load_weights, read_json, save_weights, share, sync, write_json
-from updates import NotFinite, Objective, Update, count_parameters, fit_batch_size
+from updates import NotFinite, Objective, Update, count_parameters, fit_batch_size, placed
 
 #: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
 #: content
@@ -132,7 +132,7 @@ class Loop:
         self.evaluate, self.export, self.metric, self.mode = evaluate, export, metric, mode
         self.reload, self.probe, self.same = reload, probe, same
         with fits("the model"):
-            self.model = model.to(session.device)
+            self.model = placed(model, session)
         self.state = State(evaluation_due=evaluate_first)
         self._best_before = 0  # best_step when the checkpoint before was written
         self._stored = -1  # the step whose weights, optimizer and random streams stand in its checkpoint
@@ -501,7 +501,7 @@ class Loop:
             trained = self.probe(self.model).float()
             self.make_room()
             try:
-                loaded = self.reload(folder).to(self.session.device).eval()
+                loaded = placed(self.reload(folder), self.session).eval()
                 # as the trained one was: same products, same rounding
                 quicken(loaded, self.session.device, self.options.compile)
             except UserError as error:

@@ -68,6 +68,13 @@ class MicroBatch:
     weight: float  # 0: a stand-in, where this process has no example left in the update but must take part
 
 
+def placed(model: nn.Module, session: Session) -> nn.Module:
+    """The model on its device, where frozen weights that bf16 products read never lie in fp32."""
+    if session.precision == "bf16":
+        cast_frozen(model, torch.bfloat16)
+    return model.to(session.device)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay on matrices only: norms (T5's are not nn.LayerNorm) and biases are vectors."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -96,8 +103,8 @@ class Update:
         total_steps: int,
         cache: Path = Path(),
     ):
-        """`data` has `collate(numbers)` (dataloaders.Data); `total_steps` is where the learning rate's
-        schedule ends; `cache`: where compiled code is kept."""
+        """`model` is `placed`; `data` has `collate(numbers)` (dataloaders.Data); `total_steps` is where the
+        learning rate's schedule ends; `cache`: where compiled code is kept."""
         self.model, self.objective, self.data, self.options, self.session = (
             model,
             objective,
@@ -106,8 +113,6 @@ class Update:
             session,
         )
         quicken(model, session.device, options.compile)
-        if session.precision == "bf16":
-            cast_frozen(model, torch.bfloat16)
         if options.compile and session.world > 1:
             raise UserError("--compile: tried with one process alone; leave it out under torchrun")
         if options.compile:
@@ -244,8 +249,6 @@ def fit_batch_size(
         if lengths:
             longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
     quicken(model, session.device, options.compile)  # other attention takes other memory
-    if session.precision == "bf16":  # so do frozen weights: as `Update` has them
-        cast_frozen(model, torch.bfloat16)
 
     def try_out(size: int) -> int:
         model.train().zero_grad(set_to_none=True)

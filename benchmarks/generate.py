@@ -179,7 +179,7 @@ def measure_causal(args, session, paths: Paths) -> dict:
         reporting.say(f"the language model of {args.causal}")
         model = Endless.from_pretrained(args.causal, cache=paths.cache, device=session.device)
         turns = listener_turns(paths.dialogues("valid"))
-    model = model.to(session.device).for_use()
+    model = model.for_use(session.device, session.precision)
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(turns))[: args.contexts]).tolist()
     prompts = prompt_data([turns[n] for n in chosen], model.tokenizer, **model.settings.layout)
     batch = session.move(prompts.collate(list(range(len(chosen)))))

@@ -84,7 +84,7 @@ def measure(place: str, examples: list, args, session) -> dict[str, float]:
     from causal_models import CausalGenerator
 
     model = CausalGenerator.from_pretrained(place, cache=Paths(args.workdir).cache, device=session.device)
-    model = model.for_use().to(session.device)
+    model = model.for_use(session.device)
     rows = [asked(model, e, args.given, args.words) for e in examples]
     shares = {}
     for way in ("chat", "plain"):

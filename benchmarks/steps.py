@@ -32,7 +32,7 @@ from objectives import GeneratorObjective
 from options import CRITICS, DIMENSIONS
 from session import Session
 from settings import TrainingOptions, causal_command, generator_command
-from updates import Update
+from updates import Update, placed
 
 EXEMPLARS = 10
 TINY_LLAMA = LLAMA | {"vocab_size": 300, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -175,13 +175,13 @@ def own_step(shape, tokenizer, examples, texts, targets, way: str, critics, args
         labels=targets,
         critic_context_len=critics.context_len,
     )
-    model = Generator(settings).to(session.device)
+    model = Generator(settings)
     objective = GeneratorObjective(critics, options)
     return one_update(model, objective, data, command.training, session, command.paths.cache)
 
 
 def one_update(model, objective, data: Data, options: TrainingOptions, session: Session, cache: Path) -> Step:
-    update = Update(model, objective, data, options, session, total_steps=1000, cache=cache)
+    update = Update(placed(model, session), objective, data, options, session, total_steps=1000, cache=cache)
     numbers = list(range(len(data)))
     update.following = numbers
     return lambda: update(numbers)
@@ -256,9 +256,8 @@ def causal_ways(args, session: Session) -> dict[str, Step]:
         base.set_attn_implementation("sdpa" if way == "plain" else way.removeprefix("ours-"))
         model = CausalGenerator(CausalSettings("random", "", rank), base, tokenizer)
         data = causal_data(examples, tokenizer, packed=True, **model.settings.layout)
-        model = model.to(session.device)
         if way == "plain":
-            found[way] = plain_causal_step(model, data, session)
+            found[way] = plain_causal_step(model.to(session.device), data, session)
         else:
             cache = command.paths.cache
             found[way] = one_update(model, CausalObjective(), data, command.training, session, cache)

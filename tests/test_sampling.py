@@ -206,6 +206,20 @@ def test_for_use_the_adapter_goes_into_the_weights_and_the_function_stays(model,
     assert after.log_probability.tolist() == pytest.approx(before.log_probability.tolist(), abs=1e-4)
 
 
+def test_for_use_in_bf16_its_weights_are_cast_once_and_it_says_the_same(model, tmp_path):
+    model.save_pretrained(tmp_path / "run")
+    batch, found = prompts(model, [0, 1, 3]), []
+    for precision, kept in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        ready = CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path).for_use("cpu", precision)
+        products = [n for n, m in ready.named_modules() if n.endswith("_proj") and m.weight.dtype == kept]
+        assert len(products) == 7 * len(ready.lm.model.layers)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            found.append(
+                ready.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            )
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("keeps", [True, False], ids=["keys and values kept", "none kept"])
 @pytest.mark.parametrize("ngram", [0, 1], ids=["", "words said once"])
 def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngram, monkeypatch):
