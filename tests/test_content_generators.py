@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 import evaluate_responses
 import glove_models
+import probe_critics
 import train_glove_t5
 import train_t5
 from corpora import Example, listener_turns, read_exemplars
@@ -315,8 +316,8 @@ def write_labels(folder: Path, split: str, examples: list[Example]) -> dict[tupl
 
 
 @torch.no_grad()
-def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor, target: float) -> float:
-    """Of one soft reply (T, V) after its context: cross-entropy, or squared error of the sentiment.
+def critic_scores(critic: Critic, tokenizer, example: Example, soft: torch.Tensor) -> torch.Tensor:
+    """What it says of one soft reply (T, V) after its context.
 
     As in the critic's own training at most reply_len tokens and then </s>; the end of a whole reply is as
     soft.
@@ -330,10 +331,18 @@ def critic_loss(critic: Critic, tokenizer, example: Example, soft: torch.Tensor,
         soft = torch.cat([soft[:reads], end])
     soft = soft[None]
     mask = torch.ones(soft.shape[:2], dtype=torch.long)
-    found = critic.forward_soft(context, torch.ones_like(context), soft, mask)[0]
-    if critic.settings.kind == "sentiment":
-        return (float(found[0]) - target) ** 2
-    return -float(found.log_softmax(-1)[target])
+    return critic.forward_soft(context, torch.ones_like(context), soft, mask)[0]
+
+
+def critic_loss(scores: torch.Tensor, target: float | torch.Tensor) -> float:
+    """Cross-entropy, or squared error of the sentiment; with its own view of the gold reply as the target,
+    the divergence from that."""
+    if len(scores) == 1:
+        return (float(scores) - float(target)) ** 2
+    if isinstance(target, torch.Tensor):
+        own = target.log_softmax(-1)
+        return float((own.exp() * (own - scores.log_softmax(-1))).sum())
+    return -float(scores.log_softmax(-1)[target])
 
 
 class Recorder:
@@ -349,9 +358,12 @@ class Recorder:
         return soft
 
 
-@pytest.mark.parametrize(("family", "strategy"), [("t5", 0), ("glove-t5", 1), ("t5", 2)])
+@pytest.mark.parametrize(
+    ("family", "strategy", "targets"),
+    [("t5", 0, "labels"), ("glove-t5", 1, "labels"), ("t5", 2, "labels"), ("glove-t5", 0, "soft")],
+)
 def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
-    trained_copy, monkeypatch, family, strategy
+    trained_copy, monkeypatch, family, strategy, targets
 ):
     """One update over all training examples at a rate that moves nothing: the saved model is the one that was
     asked."""
@@ -365,6 +377,7 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
     gumbel = Recorder(torch.nn.functional.gumbel_softmax)
     monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", gumbel)
     flags = ["--labels", str(trained_copy / "mine"), "--dropout", "0", "--strategy", str(strategy)]
+    flags += ["--critic-targets", targets]
     flags += ["--main-loss-w", "0.7", "--empathy-loss-w", "0.3", "--sentiment-loss-w", "1.9"]
     flags += ["--batch-size", str(len(splits["train"])), "--max-steps", "1", "--log-every", "1"]
     folder = train(trained_copy, family, *flags, "--lr", "1e-12", "--no-predict")
@@ -382,7 +395,10 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
             soft = soft_reply(logits)
             for kind, critic in critics.items():
                 target = labels[split][example.key][kind]
-                sums[kind] += critic_loss(critic, tokenizer, example, soft, target)
+                if targets == "soft":
+                    gold = F.one_hot(batch["labels"][0], soft.shape[1]).float()
+                    target = critic_scores(critic, tokenizer, example, gold)
+                sums[kind] += critic_loss(critic_scores(critic, tokenizer, example, soft), target)
         units = {kind: tokens if kind == "nll" else len(splits[split]) for kind in sums}
         return {kind: total / units[kind] for kind, total in sums.items()}
 
@@ -405,6 +421,16 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
     # an evaluation is of whole replies and without noise, whatever the strategy
     row = logged(folder, "valid")[0]
     assert {kind: row[kind] for kind in WEIGHTS} == pytest.approx(by_hand("valid", None, softmax), rel=1e-4)
+    if (strategy, targets) == (0, "labels"):  # and so is what the critics are asked beforehand
+        words = ["--workdir", str(trained_copy), "--device", "cpu", "--labels", str(trained_copy / "mine")]
+        probed = probe_critics.main([*words, str(folder), "--family", family, "--examples", "99"])
+        gold = torch.cat([alone(tokenizer, e, TGT_LEN)["labels"][0] for e in splits["valid"]])
+        share = torch.bincount(gold, minlength=model.vocabulary) / len(gold)
+        means = {"soft_replies": softmax, "nothing": lambda logits: share.expand(len(logits), -1)}
+        for what, soft in means.items():
+            asked = by_hand("valid", TGT_LEN, soft)
+            found = {kind: losses[f"loss_of_{what}"] for kind, losses in probed.items()}
+            assert found == pytest.approx({kind: asked[kind] for kind in CRITICS}, rel=1e-4)
     if strategy == 1:  # the noise of a Gumbel distribution, at temperature 1
         given, soft = gumbel.calls[0]
         noise = soft.clamp(min=1e-38).log() - given

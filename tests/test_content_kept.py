@@ -10,16 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
+from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
 
+import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
+from causal_generators import load
+from chats import chat_ids
 from corpora import listener_turns, read_pairs, read_vader
 from DPR import prepare_dpr_data, train_dpr
 from models import Critic, Generator
 from options import Paths
+from session import Session
 
 
 def train(script, workdir, flags: str) -> None:
@@ -71,6 +76,21 @@ def test_the_classifier_of_the_best_macro_f1_on_valid_is_kept(workdir):
     assert kept == pytest.approx(100 * f1_score(valid["label"], predicted, average="macro"))
 
 
+def test_the_heads_of_the_best_mean_macro_f1_on_valid_are_kept(workdir):
+    flags = "--model glove-t5 --size tiny --dim all --lr 0.05 --max-steps 8 --head-dropout 0.8"
+    train(train_empathy_classifier, workdir, flags)
+    folder = Paths(workdir).critic("all", "glove-t5")
+    kept = kept_value(folder, "macro_f1", max)
+    joint, tokenizer, each = Critic.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), []
+    for dim in ("emo", "exp", "int"):
+        valid, predicted = read_pairs(Paths(workdir).pairs(dim, "valid")), []
+        for post, reply in zip(valid["seeker_post"], valid["response_post"], strict=True):
+            logits = critic_output(joint.of(dim), tokenizer, [post], reply, context_len=0)
+            predicted.append(logits.index(max(logits)))
+        each.append(100 * f1_score(valid["label"], predicted, average="macro"))
+    assert kept == pytest.approx(sum(each) / 3)
+
+
 def test_the_regressor_of_the_lowest_error_on_valid_is_kept(workdir):
     flags = "--model t5 --size tiny --lr 2 --warmup-steps 6 --max-steps 6 --dropout 0.3 --context-len 30"
     train(train_sentiment_regressor, workdir, flags)
@@ -118,6 +138,27 @@ def test_the_generator_of_the_lowest_nll_on_valid_is_kept(workdir, script, famil
             nll += float(F.cross_entropy(model(batch)[0], labels[0], reduction="sum"))
         tokens += labels.numel()
     assert kept == pytest.approx(nll / tokens, rel=1e-4)
+
+
+def test_the_language_model_of_the_lowest_nll_on_valid_is_kept(workdir):
+    base = save_llama(workdir / "llama", make_tokenizer())
+    flags = (
+        f"--model {base} --name run --lr 0.2 --schedule constant --max-steps 9 --epochs 9 --lora-dropout 0.3"
+    )
+    train(train_causal_lm, workdir, f"{flags} --lora-rank 2 --batch-size 4 --batch-tokens 0 --no-predict")
+    folder = Paths(workdir).saved / "causal-lm" / "run"
+    kept = kept_value(folder, "nll", min)
+
+    model = load(folder, Paths(workdir), Session("cpu"))
+    nll = tokens = 0
+    for example in listener_turns(Paths(workdir).dialogues("valid")):
+        before = chat_ids(model.tokenizer, example.history, src_len=model.settings.src_len).tolist()
+        reply = [*ids_of(model.tokenizer, example.response), model.chat.end_id]
+        with torch.no_grad():
+            logits = model.lm(torch.tensor([before + reply])).logits[0, len(before) - 1 : -1]
+        nll += float(F.cross_entropy(logits, torch.tensor(reply), reduction="sum"))
+        tokens += len(reply)
+    assert kept == pytest.approx(nll / tokens, rel=1e-3)
 
 
 @torch.no_grad()

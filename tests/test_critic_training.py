@@ -98,6 +98,31 @@ def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pai
         train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
 
 
+def test_a_critic_is_asked_about_a_reply_that_says_nothing_and_held_against_a_guess(workdir):
+    words = ["--workdir", str(workdir), *SHORT, "--dim", "emo", "--size", "tiny"]
+    result = train_empathy_classifier.main(words)
+    folder, paths = workdir / "saved" / "empathy" / "glove-t5-emo", Paths(workdir)
+    critic, tokenizer = CriticModel.from_pretrained(folder), load_tokenizer(folder)
+
+    def ids_of(text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids[: critic.settings.reply_len], tokenizer.eos_token_id]
+
+    learnt, held = (read_pairs(paths.pairs("emo", split)) for split in ("train", "valid"))
+    read = torch.tensor([i for reply in learnt["response_post"] for i in ids_of(reply)])
+    share = torch.bincount(read, minlength=len(critic.embeddings)) / len(read)
+    before, total = torch.tensor([[tokenizer.eos_token_id]]), 0.0
+    for reply, label in zip(held["response_post"], held["label"], strict=True):
+        soft = share.expand(1, len(ids_of(reply)), -1)
+        mask = torch.ones(soft.shape[:2], dtype=torch.long)
+        with torch.no_grad():
+            said = critic.forward_soft(before, torch.ones_like(before), soft, mask)[0]
+        total -= float(said.log_softmax(-1)[label])
+    assert result["loss_of_nothing"] == pytest.approx(total / len(held), rel=1e-4)
+    rate = held["label"].mean()
+    assert result["loss_of_a_guess"] == pytest.approx(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate))
+
+
 def test_of_several_teachers_the_mean_is_learnt(workdir, monkeypatch):
     common = ["--workdir", str(workdir), *SHORT, "--dim", "emo", "--size", "tiny"]
     folders = [str(workdir / "saved" / "empathy" / name) for name in ("one", "two")]
@@ -115,6 +140,7 @@ def test_of_several_teachers_the_mean_is_learnt(workdir, monkeypatch):
     first, second, both = pupil("a", folders[0]), pupil("b", folders[1]), pupil("c", *folders)
     assert not np.allclose(first[-7:], second[-7:], atol=1e-4)
     np.testing.assert_allclose(both, (first + second) / 2)
+    np.testing.assert_allclose(first.sum(1), [1.0] * (len(first) - 7) + [0.5] * 7, rtol=1e-5)  # --teacher-w
     sources = json.loads((workdir / "saved" / "empathy" / "c" / "sources.json").read_text())
     assert [sources[name]["path"][-3:] for name in ("teacher", "teacher 2")] == ["one", "two"]
     with pytest.raises(UserError, match="--teacher: fewer given then"):
