@@ -1,7 +1,7 @@
 """What a training step costs, by part: operations counted on shapes alone, bytes held, the floor in seconds.
 
   python benchmarks/cost.py
-  python benchmarks/cost.py --sizes mini paper --batch 64 --source 60 --vocabulary 21132 10933
+  python benchmarks/cost.py --sizes mini paper --batch 64 --source 60 --vocabulary 21132
 
 Operations: what torch's flop counter sees in the matrix products of the forward and backward pass (a
 multiplication and an addition count as two), on tensors that have shapes and no numbers: no weights are

@@ -2,7 +2,7 @@
 
   python benchmarks/sampled_step.py --workdir demo                       both bundled generators
   python benchmarks/sampled_step.py --part causal --contexts 8 --repeats 1
-  python benchmarks/sampled_step.py --emo saved/empathy/minilm-emo --exp ... --int ... --sentiment ...
+  python benchmarks/sampled_step.py --emo saved/empathy/minilm-emo      other critics than the bundled
 
 Training dialogues of the workdir, as a training takes them (--sampled-examples, --samples). `draw`: replies
 are sampled, by `generate` with the source read once a reply, or once a context. `judge`: critics read them

@@ -473,5 +473,6 @@ def test_decoding_flags_arrive_in_decoding(workdir):
     assert predict(workdir, folder, "--beams", "4", "--no-repeat-ngram", "1") == unrepeated != beams
     assert predict(workdir, folder, "--top-k", "1") == greedy
     assert predict(workdir, folder, "--temperature", "1e-6") == greedy
+    assert predict(workdir, folder, "--top-p", "1e-6") == greedy
     sampled = predict(workdir, folder)
     assert sampled != greedy and greedy != beams and beams != sampled

@@ -91,6 +91,17 @@ def test_levels_under_every_target_stand_beside_their_difference_and_cost(traine
     assert (moved[moved["candidates"] == 6][list(DIMENSIONS)] != 0).any(axis=None)
 
 
+def test_likelihood_counts_as_much_as_is_asked_for(flags):
+    words = [*flags, "--ranker", "glove-t5", "--judge", "tfidf", "--empathy-w", "0.01", "--timed", "0"]
+    chosen = []
+    for weight in ("1000", "0"):  # against the same small weight of the distance
+        control.main([*words, "--likelihood-w", weight, "--overwrite"])
+        table = pd.read_csv(Paths(flags[2]).results / "control" / "control.csv")
+        rows = table[(table["candidates"] == 6) & table["target"].isin([f"{d}=1" for d in DIMENSIONS])]
+        chosen.append(rows["log_probability"].mean())
+    assert chosen[0] > chosen[1]
+
+
 def test_another_ranker_samples_nothing_again_and_an_interrupted_call_goes_on(
     trained_copy, flags, monkeypatch
 ):

@@ -66,6 +66,22 @@ def test_every_link_between_the_pages_leads_to_a_file():
         assert not missing, page.name
 
 
+def anchors(page: Path) -> set[str]:
+    """As the pages are shown: a heading in small letters, without marks, its blanks hyphens."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def test_every_link_to_a_part_of_a_page_leads_to_a_heading():
+    pages, count = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], 0
+    for page in pages:
+        for place, part in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            count += 1
+            assert part in anchors(page.parent / place if place else page), f"{page.name}: {place}#{part}"
+    assert count
+
+
 def test_no_table_of_a_page_is_cut_in_two():
     """A row after an empty line is shown as a line of bars, unless it heads a table of its own."""
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:

@@ -1,5 +1,6 @@
 """Every script in process, on the tiny configs: what it leaves behind, what it prints, how it refuses."""
 
+import importlib
 import itertools
 import json
 import os
@@ -17,9 +18,12 @@ import torch
 from conftest import ROOT, swap_words
 from safetensors.torch import load_file, save_file
 
+import app
+import control
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
+import prepare_data
 import probe_critics
 import recipes
 import reproduce
@@ -709,7 +713,7 @@ def test_predictions_are_not_overwritten_silently(trained_copy):
 # ------------------------------------------------------------------------------------- commands as documented
 
 #: they use what the stages have made, and are no stages
-USE = (respond, score, retrieve, probe_critics)
+USE = (respond, score, retrieve, probe_critics, control, app)
 PARSERS = {
     **{
         m.__name__ + ".py": m.parse_args
@@ -732,25 +736,34 @@ PARSERS = {
 }
 
 
-def documented() -> list[str]:
-    """Every command line in the READMEs and in the scripts' docstrings, and all that the recipes run."""
-    import prepare_data
+DOCUMENTED = PARSERS | {"prepare_data.py": prepare_data.parse_args}
+for _file in sorted((ROOT / "benchmarks").glob("*.py")):
+    if "def parse_args" in _file.read_text(encoding="utf-8"):
+        DOCUMENTED[f"benchmarks/{_file.name}"] = importlib.import_module(
+            f"benchmarks.{_file.stem}"
+        ).parse_args
 
-    PARSERS["prepare_data.py"] = prepare_data.parse_args
+
+def on_one_line(match: re.Match) -> str:
+    return re.sub(r"\s*\n\s*", " ", match.group())
+
+
+def documented() -> list[str]:
+    """Every command line on the pages and in the scripts' docstrings, and all that the recipes run."""
     texts = [
         p.read_text(encoding="utf-8")
-        for p in (ROOT / "README.md", ROOT / "DPR" / "README.md", ROOT / "data" / "README.md")
+        for p in (ROOT / "README.md", *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md"))
     ]
-    texts += [sys.modules[f.__module__].__doc__ for f in PARSERS.values()]
+    texts += [sys.modules[f.__module__].__doc__ for f in DOCUMENTED.values()]
     starts = (
         r"(?:python|torchrun \S+ \S+) (?:-m )?((?:"
-        + "|".join(re.escape(n) for n in PARSERS)
+        + "|".join(re.escape(n) for n in DOCUMENTED)
         + r")(?: [^\n`#·]*)?)"
     )
     found = [
-        re.split(r"\s{3,}| \.\.\.| -->", line)[0].strip()
+        re.split(r"\s{3,}| \.\.\.| -->|: ", line)[0].strip()
         for text in texts
-        for line in re.findall(starts, text)
+        for line in re.findall(starts, re.sub(r"(?<!`)`[^`]+`(?!`)", on_one_line, text))
     ]
     for recipe in recipes.RECIPES.values():
         found += [line.removeprefix("-m ") for line in recipes.lines_of(recipe("download"))]
@@ -761,8 +774,8 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
     import shlex
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "corpora").mkdir()
+    for place in ("demo", "corpora", "RUN", "RUNS", "FOLDER", "SOURCE"):  # these stand for one's own
+        (tmp_path / place).mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
     commands = documented()
     assert len(commands) > 40
@@ -770,16 +783,18 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
     for line in commands:
         name, *words = shlex.split(line)
         words = [str(tmp_path / w[2:]) if w.startswith("~/") else w for w in words]
+        words = ["causal" if w == "NAME" else w for w in words]
         if "--workdir" in words:
             (tmp_path / words[words.index("--workdir") + 1]).mkdir(parents=True, exist_ok=True)
         for word in words:
             for place in word.removeprefix("plain=").split(","):
-                if place.startswith(("saved/", "demo/")):
+                if re.match(r"(own[^/]*/)?saved/|demo/", place):
                     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-            if word.endswith((".csv", ".tsv", ".jsonl", ".txt")) and "/" not in word:
+            if word.endswith((".csv", ".tsv", ".jsonl", ".txt")) and not word.startswith(("saved", "/")):
+                (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / word).touch()
         try:
-            PARSERS[name](words)
+            DOCUMENTED[name](words)
         except SystemExit:
             refused.append(line)
     assert not refused

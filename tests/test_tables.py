@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from sacrebleu.metrics import BLEU
+from test_causal_models import make_tokenizer, save_llama
 
+import causal_models
 import evaluate_responses
 import floors
 import judges
@@ -22,6 +24,7 @@ from columns import COLUMNS, critic_columns, judge_columns
 from corpora import Example, listener_turns
 from DPR import biencoder, retriever
 from judges import Judge
+from measuring import text_nll
 from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
 from session import Session
@@ -60,6 +63,29 @@ def made(prepared, tmp_path_factory):
             words = [*common, f"two={exact},{sorry}", mixed, some, "--items", "shared"]
             content = evaluate_responses.main(words)
     return folder / "results" / "evaluation", content, examples
+
+
+def test_a_language_model_says_how_fluent_a_system_is(workdir, tmp_path):
+    examples = listener_turns(Paths(workdir).dialogues("test"))
+    replies = ["Oh, I am so sorry!", *["That is sad ."] * (len(examples) - 1)]
+    file, place = write(tmp_path / "mine.tsv", examples, replies), tmp_path / "llama"
+    words = [
+        "--workdir",
+        str(workdir),
+        "--device",
+        "cpu",
+        "--family",
+        "t5",
+        "--cases",
+        "2",
+        "--judges",
+        "tfidf",
+    ]
+    base = save_llama(place, make_tokenizer())
+    found = evaluate_responses.main([*words, "--fluency-model", base, file])["systems"]["mine"]["fluency_ppl"]
+    model, tokenizer = causal_models.load_base(base, tmp_path)
+    nll = text_nll(model, tokenizer, replies, Session(device="cpu"), "").sum()
+    assert found == pytest.approx(np.exp(nll / (7 + 4 * (len(examples) - 1))), rel=1e-4)  # words and signs
 
 
 def test_a_level_is_the_mean_over_all_samples_of_a_context(made):

@@ -31,7 +31,7 @@ from options import Paths, UserError
 from pretrained import load_tokenizer
 from responder import CausalWriter, Responder, Weights, mean_log_probability
 from session import Session
-from settings import pick
+from settings import Decoding, pick
 from vocabulary import logits_nll
 
 REPLIES = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
@@ -409,6 +409,17 @@ def test_what_a_long_dialogue_loses_is_said(responder, capsys):
     options = pick(conversation.RespondOptions, respond.parse_args([]))
     conversation.once(responder, ["Hello", "Hi", "and " * 38 + "so"], options)
     assert "its oldest 2 turns were left out or cut" in capsys.readouterr().err
+
+
+def test_the_flags_of_a_choice_and_of_decoding_arrive(home):
+    words = ["--run", str(home / "saved" / "glove-t5" / "exemplars"), "--workdir", str(home)]
+    words += (
+        "--likelihood-w 0.25 --empathy-w 7 --sentiment-w 3 --top-p 0.6 --top-k 4 --temperature 0.5".split()
+    )
+    options = pick(conversation.RespondOptions, respond.parse_args([*words, "--max-new-tokens", "9"]))
+    opened = conversation.open_responder(options, {}, Paths(home), Session("cpu"))
+    assert opened.weights == Weights(0.25, 7.0, 3.0)
+    assert opened.decoding == Decoding(4, 0.5, 9, top_p=0.6)
 
 
 @pytest.mark.parametrize("turns", [(), ("a", "b"), ("a", " ", "c")])
