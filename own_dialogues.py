@@ -121,12 +121,10 @@ def of_lines(records: Records) -> list[Dialogue]:
 def of_rows(records: Records) -> list[Dialogue]:
     """The dialogues of a csv."""
     known = {column.strip().lower() for column in records.columns}
-    for part in COLUMNS:
-        if not known & set(NAMES[part]):
-            raise UserError(
-                f"{records.place}, line 1: no column for the {part}; name it one of {', '.join(NAMES[part])} "
-                f"(found: {', '.join(records.columns)[:200]})"
-            )
+    if missing := [part for part in COLUMNS if not known & set(NAMES[part])]:
+        wanted = "; ".join(f"no column for the {p}: name it one of {', '.join(NAMES[p])}" for p in missing)
+        found_here = f"(found: {', '.join(records.columns)[:200]})"
+        raise UserError(f"{records.place}, line 1: {wanted} {found_here}")
     numbered = list(zip(records.rows, records.lines, strict=True))
     found = []
     for name, group in itertools.groupby(numbered, key=lambda pair: str(pick(pair[0], "conversation"))):

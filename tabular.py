@@ -53,7 +53,7 @@ def read_rows(
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), None)
         if header is None:
             raise UserError(f"{path}: the file is empty; {remedy}")
-        places = _places(path, header, columns, text, delimiter)
+        places = _places(path, header, columns, text, delimiter, remedy if made_by else "rename it there")
         if unquoted is None:
             rows = _quoted_rows(path, text, delimiter, header, remedy)
         else:
@@ -84,7 +84,9 @@ def file_content(path: Path, remedy: str) -> bytes:
     return b"".join(pieces)
 
 
-def _places(path: Path, header: list[str], columns: Sequence[str], text: str, delimiter: str) -> list[int]:
+def _places(
+    path: Path, header: list[str], columns: Sequence[str], text: str, delimiter: str, remedy: str
+) -> list[int]:
     """Where each of `columns` stands in the header; a file with another separator is told so."""
     missing = [c for c in columns if c not in header]
     if missing:
@@ -97,9 +99,8 @@ def _places(path: Path, header: list[str], columns: Sequence[str], text: str, de
                         f"{path}, line 1: separated by {name}, expected {wanted}; convert it with: "
                         f"{_converting(path, sign, delimiter)}"
                     )
-        raise UserError(
-            f"{path}, line 1: missing column {', '.join(missing)} (found: {', '.join(header)[:200]})"
-        )
+        found = f"(found: {', '.join(header)[:200]}); {remedy}"
+        raise UserError(f"{path}, line 1: missing column {', '.join(missing)} {found}")
     twice = [c for c in columns if header.count(c) > 1]
     if twice:
         raise UserError(f"{path}, line 1: column {', '.join(twice)} stands there twice")

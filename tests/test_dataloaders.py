@@ -156,7 +156,12 @@ FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
     [
         pytest.param("", None, "empty", id="empty file"),
         pytest.param(HEADER + "\n", None, "no rows", id="header only"),
-        pytest.param("\n".join([HEADER.replace(",prompt", ""), *FIRST]), 1, "prompt", id="missing column"),
+        pytest.param(
+            "\n".join([HEADER.replace(",prompt", ""), *FIRST]),
+            1,
+            "make it again with: python prepare_data.py",
+            id="missing column",
+        ),
         pytest.param(
             "\n".join([HEADER, *FIRST, turn("c2", 1, emotion="hungry")]), 4, "hungry", id="unknown emotion"
         ),

@@ -122,7 +122,12 @@ def test_files_named_by_their_split_keep_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("a.csv", "id,who,text\n1,a,b\n", "line 1: no column for the speaker; name it one of speaker"),
+        ("a.csv", "id,who,text\n1,a,b\n", "line 1: no column for the speaker: name it one of speaker"),
+        (
+            "a.csv",
+            "id,who,said\n1,a,b\n",
+            "no column for the speaker: name it one of .*no column for the text: name it one of .*id, who",
+        ),
         (
             "a.csv",
             "id,speaker,text\n1,a,b\n2,a,b\n1,b,c\n",
