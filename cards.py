@@ -13,7 +13,7 @@ import advice
 import markup
 from bundled import HERE
 from hub import HUB_NAME, OF_THE_PUBLISHED, OF_THE_RUN
-from options import DIMENSIONS, JOINT, MEANINGS, SENTIMENT, Paths
+from options import DIMENSIONS, JOINT, SENTIMENT, Paths
 from storage import read_json, write_text
 
 #: what a package of requirements-offline.txt carries, on the hub
@@ -120,10 +120,9 @@ def labels(config: dict[str, Any]) -> str:
         return "One number from -1 (negative) to 1 (positive), learnt from VADER's compound score."
     if config.get("heads"):
         return "\n\n".join(labels({"kind": kind, "outputs": n}) for kind, n in config["heads"].items())
-    meanings = MEANINGS.get(config["kind"], {}).get(config["outputs"], ())
-    rows = [(str(level), meaning) for level, meaning in enumerate(meanings)]
-    name = DIMENSIONS[config["kind"]][0] if config["kind"] in DIMENSIONS else config["kind"]
-    return markup.table([name, "the reply"], rows)
+    known = DIMENSIONS[config["kind"]]
+    rows = [(str(level), text) for level, text in enumerate(known.meanings.get(config["outputs"], ()))]
+    return markup.table([known.name, "the reply"], rows)
 
 
 def command_to_show(command: str, paths: Paths) -> str:

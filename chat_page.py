@@ -21,7 +21,7 @@ import storage
 from conversation import Conversation, RespondOptions, newest_generator, open_responder
 from critics import doubts
 from hub import folder_given
-from options import SENTIMENT, Paths, UserError
+from options import DIMENSIONS, SENTIMENT, Paths, UserError
 from pair_tab import PairTab, System
 from responder import Answer
 from session import Session
@@ -202,7 +202,7 @@ class TalkTab:
         return [*aims, counts, slider]
 
     def dimensions(self) -> list[str]:
-        return [kind for kind in views.LABELS if kind != SENTIMENT]
+        return list(DIMENSIONS)
 
     def target(self, *aims: Any) -> dict[str, float]:
         """The widgets' values as a target."""
@@ -296,7 +296,7 @@ class TalkTab:
         if not self.responder.writer.reads_exemplars:
             return title + views.quiet("None: this generator was trained without exemplars.")
         if not self.responder.has_exemplars:
-            flags = {"pool": "FILE", "encoder": "minilm", "pooling": "mean"}
+            flags = {"pool": "FILE", "encoder": "minilm"}
             runs = {"model": self.responder.folder, "other": self.other}
             start = advice.command("app.py", workdir=self.paths.root, **runs, **flags)
             why = "None: it reads exemplars, but a retriever or a pool is missing. With replies of your own:"

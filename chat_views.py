@@ -9,15 +9,10 @@ from html import escape
 
 from critics import Critic, Score
 from DPR.retriever import Hit
-from options import SENTIMENT
+from options import DIMENSIONS, SENTIMENT
 
 #: in the order in which they are shown
-LABELS = {
-    "emo": "Emotional reaction",
-    "int": "Interpretation",
-    "exp": "Exploration",
-    SENTIMENT: "Sentiment",
-}
+LABELS = {kind: known.title for kind, known in DIMENSIONS.items()} | {SENTIMENT: "Sentiment"}
 
 SHOWN = 3  # exemplars that are seen at once
 

@@ -295,7 +295,7 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
     """The columns of one judge of empathy; `judge` is its name, and their group."""
     group, found = f"judge {judge}", []
     for dim in dimensions:
-        name = DIMENSIONS[dim][0] if dim in DIMENSIONS else dim
+        name = DIMENSIONS[dim].name if dim in DIMENSIONS else dim
         found += [
             Column(
                 f"{judge}_{dim}_level",

@@ -22,7 +22,7 @@ from dataloaders import Data, critic_data, encode, plan_once
 from hub import Published, folder_given, folder_of
 from models import Critic as CriticModel
 from models import CriticSet
-from options import CRITICS, MEANINGS, SENTIMENT, Paths, UserError, by_flag, texts_of, with_halves
+from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError, by_flag, texts_of, with_halves
 from pretrained import load_tokenizer
 from session import Session
 
@@ -298,9 +298,14 @@ class Critic(Published):
         keep: Path | None = None,
     ) -> np.ndarray:
         """(N, outputs) probabilities, or (N, 1) scores of the regressor."""
+        replies = texts_of(replies)
         if not replies:
             return np.zeros((0, self.critic.settings.outputs))
-        replies = texts_of(replies)
+        for number, reply in enumerate(replies):
+            if not isinstance(reply, str):  # pandas' own sign of an empty cell, mostly
+                raise UserError(f"reply {number} (from 0) is {reply!r}, no text; leave it out, or give ''")
+        if isinstance(contexts, str):
+            raise UserError("contexts: one text; give a list, of the turns before each reply")
         before = [[]] * len(replies) if contexts is None else [texts_of(turns) for turns in contexts]
         if len(before) != len(replies):
             raise UserError(
@@ -318,7 +323,7 @@ class Critic(Published):
             meaning = next(text for least, text in SENTIMENTS if row[0] >= least)
             return Score(row[0], None, (), meaning)
         level = max(range(len(row)), key=row.__getitem__)
-        known = MEANINGS.get(self.kind, {}).get(len(row))
+        known = DIMENSIONS[self.kind].meanings.get(len(row))
         meaning = known[level] if known else f"level {level} of 0 to {len(row) - 1}"
         return Score(sum(n * p for n, p in enumerate(row)), level, tuple(row), meaning)
 

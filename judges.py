@@ -276,13 +276,6 @@ def training_critics(critics: Judges, cache: Path) -> dict[str, Valued]:
 
 # ----------------------------------------------------------------------------------------------------- judged
 
-#: words that often stand in replies of each dimension, in a stack that says nothing
-TELLING = {
-    "emo": "sorry sad hope love hugs proud glad worried feel happy wish care sorry sad love",
-    "exp": "what why how when who ? what happened ? why ? how ? do you ? are you ?",
-    "int": "understand know feel same like me i understand when my i know you must feel sounds",
-}
-
 
 def agreement(judges: Sequence[Judge], replies: Sequence[str], contexts: Sequence[Turns]) -> dict:
     """{(name, name): {dim: Cohen's kappa}} of any two judges on whether replies reach level 1; nan where one
@@ -313,7 +306,9 @@ def fooled(judge: Judge, replies: Sequence[str], contexts: Sequence[Turns], seed
         shuffled.append(" ".join(words))
     asked = {"gold": list(replies), "ok .": ["ok ."] * len(replies), "shuffled words": shuffled}
     out = {text: means(judge.levels(texts, contexts)) for text, texts in asked.items()}
-    stacks = {dim: judge.levels([TELLING[dim]] * len(replies), contexts)[dim] for dim in DIMENSIONS}
+    stacks = {
+        dim: judge.levels([known.telling] * len(replies), contexts)[dim] for dim, known in DIMENSIONS.items()
+    }
     return out | {"telling words": means(stacks)}
 
 

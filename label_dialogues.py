@@ -21,7 +21,7 @@ def parse_args(argv=None):
     )
     for dim in DIMENSIONS:
         parser.add_argument(
-            f"--{dim}", metavar="RUN", help=f"run folder of the {DIMENSIONS[dim][0]} classifier"
+            f"--{dim}", metavar="RUN", help=f"run folder of the {DIMENSIONS[dim].name} classifier"
         )
     parser.add_argument(
         "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which files to label"

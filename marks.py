@@ -12,19 +12,13 @@ from dataloaders import encode
 from options import DIMENSIONS, Paths, UserError
 from storage import hash_seed
 
-#: {dimension: the word of each level}; words that every vocabulary holds
-WORDS = {
-    "emo": ("far", "warm", "love"),
-    "exp": ("tell", "ask", "why"),
-    "int": ("quiet", "know", "understand"),
-}
 #: the share of training replies without marks: in use, none may be asked for
 LEFT_OUT = 0.1
 
 
 def in_words(levels: Mapping[str, int]) -> str:
     """The marks of these levels, in one order: emo=1, exp=0 is "warm tell"; nothing for none."""
-    return " ".join(WORDS[dim][levels[dim]] for dim in DIMENSIONS if dim in levels)
+    return " ".join(DIMENSIONS[dim].marks[levels[dim]] for dim in DIMENSIONS if dim in levels)
 
 
 def of_target(target: Mapping[str, float], known: Mapping[str, int]) -> dict[str, int]:
@@ -64,7 +58,7 @@ def of_split(split: str, examples: Sequence[Example], paths: Paths, seed: int) -
 
 def require_words(tokenizer, known: Mapping[str, int]) -> None:
     """Raises `UserError` where a tokenizer cannot tell the marks apart."""
-    words = [WORDS[dim][level] for dim, count in known.items() for level in range(count)]
+    words = [DIMENSIONS[dim].marks[level] for dim, count in known.items() for level in range(count)]
     rows = [tuple(ids.tolist()) for ids in encode(tokenizer, words).values()]
     unknown = getattr(tokenizer, "unk_token_id", None)
     if len(set(rows)) < len(words) or any(unknown is not None and unknown in row for row in rows):

@@ -29,30 +29,63 @@ TEST_SPLITS = ("official", "valid-half")
 LAYOUTS = ("auto", "tsv", "csv", "tilde", "jsonl", "json", "lines", "ref-pred", "blocks", "ref-lines")
 #: what --items takes: listener turns of the split; shared: those that every system answers
 ITEM_SETS = ("all", "last", "non-last", "shared")
-#: flag value -> (name in our csv files, name of the official Empathy Mental Health file)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """An element of human communication (paper, section 3.2), and all that is known of it by name."""
+
+    name: str  # in our csv files and tables
+    official: str  # in the name of the official Empathy Mental Health file
+    title: str  # on pages
+    shown: str  # what a critic's level of it says of a reply
+    #: {levels that a critic knows: what each one means} (Sharma et al. 2020; of two labels the levels 1 and 2
+    #: are one)
+    meanings: Mapping[int, tuple[str, ...]]
+    marks: tuple[str, ...]  # of --control marks, one for each level: words that every vocabulary holds
+    telling: str  # words that often stand in replies of it, in a stack that says nothing: it fools judges
+
+
 DIMENSIONS = {
-    "emo": ("emotion", "emotional-reactions"),
-    "exp": ("exploration", "explorations"),
-    "int": ("interpretation", "interpretations"),
+    "emo": Dimension(
+        "emotion",
+        "emotional-reactions",
+        "Emotional reaction",
+        "the critic's expected level of the reply (with two levels: its probability)",
+        {
+            2: ("no warmth or concern", "warmth or concern"),
+            3: ("no warmth or concern", "warmth or concern is hinted at", "warmth or concern is named"),
+        },
+        ("far", "warm", "love"),
+        "sorry sad hope love hugs proud glad worried feel happy wish care sorry sad love",
+    ),
+    "exp": Dimension(
+        "exploration",
+        "explorations",
+        "Exploration",
+        "the same for asking about what was not told",
+        {
+            2: ("asks about nothing", "asks about what was told"),
+            3: ("asks about nothing", "asks in general", "asks about something in particular"),
+        },
+        ("tell", "ask", "why"),
+        "what why how when who ? what happened ? why ? how ? do you ? are you ?",
+    ),
+    "int": Dimension(
+        "interpretation",
+        "interpretations",
+        "Interpretation",
+        "the same for putting into words what the speaker feels",
+        {
+            2: ("shows no understanding", "shows understanding"),
+            3: ("shows no understanding", "says that it understands", "says what it has understood"),
+        },
+        ("quiet", "know", "understand"),
+        "understand know feel same like me i understand when my i know you must feel sounds",
+    ),
 }
 #: VADER knows contractions ("can't") with this apostrophe only; people write these besides
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u00b4`\u02bc\u2032\uff07", "'"))
-#: {levels that a critic knows: what each one means} (Sharma et al. 2020; two labels: the levels 1 and 2 are
-#: one)
-MEANINGS = {
-    "emo": {
-        2: ("no warmth or concern", "warmth or concern"),
-        3: ("no warmth or concern", "warmth or concern is hinted at", "warmth or concern is named"),
-    },
-    "exp": {
-        2: ("asks about nothing", "asks about what was told"),
-        3: ("asks about nothing", "asks in general", "asks about something in particular"),
-    },
-    "int": {
-        2: ("shows no understanding", "shows understanding"),
-        3: ("shows no understanding", "says that it understands", "says what it has understood"),
-    },
-}
 JOINT = "all"  # the kind of a critic with one encoder and a head for each dimension
 SENTIMENT = "sentiment"
 CRITICS = (*DIMENSIONS, SENTIMENT)
@@ -143,7 +176,7 @@ class Paths:
         return self.exemplars_dir / f"{split}_dpr.csv"
 
     def pairs(self, dim: str, split: str) -> Path:
-        return self.pairs_dir / f"{DIMENSIONS[dim][0]}_{split}.csv"
+        return self.pairs_dir / f"{DIMENSIONS[dim].name}_{split}.csv"
 
     def dpr_data(self, dataset: str, split: str) -> Path:
         return self.data / "dpr" / f"{dataset}_{split}.json"

@@ -21,7 +21,7 @@ import markup
 import storage
 from corpora import Example
 from markup import cell
-from options import CRITICS
+from options import CRITICS, DIMENSIONS, SENTIMENT
 
 matplotlib.use("Agg")  # draws into files, with no screen
 from matplotlib import pyplot  # noqa: E402
@@ -40,18 +40,14 @@ COLUMN_KEYS = {
     "system": "who wrote the reply; gold is the person's own",
     "reply": "the text that is judged",
     "words": "the reply's length in words, split at white space",
-    "emo": "emotional reaction: the critic's expected level of the reply (with two levels: its probability)",
-    "exp": "exploration: the same for asking about what was not told",
-    "int": "interpretation: the same for putting into words what the speaker feels",
-    "sentiment": "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
+    **{kind: f"{known.title.lower()}: {known.shown}" for kind, known in DIMENSIONS.items()},
+    SENTIMENT: "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
 }
 PLAIN = ("case", "emotion", "context", "exemplars", "system", "reply")
 TERMS = {
     "nll": "nats a token",
-    "emo": "nats an example",
-    "exp": "nats an example",
-    "int": "nats an example",
-    "sentiment": "squared score",
+    **dict.fromkeys(DIMENSIONS, "nats an example"),
+    SENTIMENT: "squared score",
 }
 
 

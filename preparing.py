@@ -138,7 +138,7 @@ def splits_file(source: Path) -> Path:
 
 def valid_rows(asked: PrepareOptions, source: Path, dim: str, table) -> set[int]:
     """0-based rows of the validation side."""
-    name = DIMENSIONS[dim][0]
+    name = DIMENSIONS[dim].name
     if asked.split == "grouped":
         if table["seeker_post"].nunique() < 2:
             raise UserError(
@@ -170,8 +170,8 @@ def valid_rows(asked: PrepareOptions, source: Path, dim: str, table) -> set[int]
 def prepare_pairs(asked: PrepareOptions, source: Path, paths: Paths) -> list[str]:
     """Pairs with labels for each dimension, split; returns the texts of the training sides."""
     texts = []
-    for dim, (name, official) in DIMENSIONS.items():
-        found = find(source, PAIR_FOLDERS, f"{official}-reddit.csv")
+    for dim, known in DIMENSIONS.items():
+        found, name = find(source, PAIR_FOLDERS, f"{known.official}-reddit.csv"), known.name
         table = read_pairs(found, raw=True, made_by=None)
         table["label"] = (table["level"] >= 1).astype(int) if asked.levels == 2 else table["level"]
         held = table.index.isin(valid_rows(asked, source, dim, table))
@@ -324,7 +324,7 @@ class Sources:
 
 
 def pair_files(source: Path) -> list[Path]:
-    return [find(source, PAIR_FOLDERS, f"{official}-reddit.csv") for _, official in DIMENSIONS.values()]
+    return [find(source, PAIR_FOLDERS, f"{d.official}-reddit.csv") for d in DIMENSIONS.values()]
 
 
 def sources_of(asked: PrepareOptions, paths: Paths, converted: Path) -> Sources:

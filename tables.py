@@ -162,7 +162,7 @@ def standard(
     if extras.bertscore:
         require_length(extras.bertscore)
     if options.relevance:
-        minilm = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
+        minilm = searching.find_retriever(paths, None, session, encoder="minilm")
         extras = dataclasses.replace(extras, relevance=minilm)
     if options.fluency_model:
         import causal_models  # with peft, which takes seconds that no other table needs
@@ -421,9 +421,9 @@ def write_cases(
     systems = cases(lines, rows, against.examples, numbers)
     keys = {
         score_name(f"{judge.name}_{dim}_level"): f"by the judge {judge.name}, the probability that the reply "
-        f"reaches level 1 of {name}"
+        f"reaches level 1 of {known.name}"
         for judge in against.judges
-        for dim, (name, _) in DIMENSIONS.items()
+        for dim, known in DIMENSIONS.items()
     }
     foot = [
         *(

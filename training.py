@@ -24,7 +24,7 @@ from tqdm import tqdm
 import cards
 import checkpoints
 import runs
-from options import Paths, UserError
+from options import CRITICS, Paths, UserError
 from quick import quicken
 from session import (
     Session,
@@ -53,10 +53,7 @@ FREE = {
     "deterministic",
     "labels",
     "exemplars",
-    "emo",
-    "exp",
-    "int",
-    "sentiment",
+    *CRITICS,
     "family",
     "model",
     "exemplar_model",

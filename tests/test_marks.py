@@ -1,5 +1,7 @@
 """Level marks: read before a reply, never learnt as words, asked for by targets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_causal_models import LONG, TALKS, by_turn, make_tokenizer, save_llama
@@ -16,7 +18,7 @@ from chats import causal_data, prompt_data
 from corpora import listener_turns
 from dataloaders import generator_data
 from models import Generator, GeneratorSettings, token_nll
-from options import Paths, UserError
+from options import DIMENSIONS, Paths, UserError
 from responder import Responder
 from session import Session
 from settings import pick
@@ -157,6 +159,7 @@ def test_a_target_for_a_generator_without_marks_chooses_among_candidates_and_say
 def test_marks_that_a_vocabulary_cannot_tell_apart_are_refused(prepared, monkeypatch):
     tokenizer = generators.load_glove_t5("tiny", 0.0, 0, Paths(prepared)).tokenizer
     marks.require_words(tokenizer, {"emo": 2, "exp": 2, "int": 2})
-    monkeypatch.setitem(marks.WORDS, "int", ("xqzzy", "know", "understand"))
+    strange = replace(DIMENSIONS["int"], marks=("xqzzy", "know", "understand"))
+    monkeypatch.setitem(DIMENSIONS, "int", strange)
     with pytest.raises(UserError, match="the vocabulary lacks some of the words .*xqzzy"):
         marks.require_words(tokenizer, {"emo": 2, "exp": 2, "int": 2})

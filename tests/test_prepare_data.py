@@ -63,11 +63,11 @@ def packed_corpus(corpus, tmp_path_factory):
         (folder / "empathetic_dialogues" / f"{split}.csv.gz").write_bytes(
             gzip.compress((corpus / f"{split}.csv").read_bytes())
         )
-    for _, official in DIMENSIONS.values():
+    for official in (d.official for d in DIMENSIONS.values()):
         table = as_read(corpus / f"{official}-reddit.csv")
         table.loc[1, "response_post"] = "  "
         table.to_csv(folder / "empathy_mental_health" / f"{official}-reddit.csv.gz", index=False)
-    splits = {"valid_rows": {name: VALID_ROWS for name, _ in DIMENSIONS.values()}}
+    splits = {"valid_rows": {name: VALID_ROWS for name in (d.name for d in DIMENSIONS.values())}}
     (folder / "empathy_mental_health" / "splits.json").write_text(json.dumps(splits))
     return folder
 
@@ -195,7 +195,7 @@ def test_labels_are_binary_or_the_levels_themselves(prepared, three_levels, dim)
 @pytest.mark.parametrize("dim", DIMENSIONS)
 def test_no_pair_is_lost_or_changed(corpus, prepared, dim):
     columns = list(corpora.RAW_PAIR_COLUMNS)
-    with open(corpus / f"{DIMENSIONS[dim][1]}-reddit.csv", encoding="utf-8", newline="") as handle:
+    with open(corpus / f"{DIMENSIONS[dim].official}-reddit.csv", encoding="utf-8", newline="") as handle:
         expected = sorted(tuple(row[c].strip() for c in columns) for row in csv.DictReader(handle))
     made = pd.concat(pairs_of(prepared, dim).values())
     assert sorted(tuple(map(str, row)) for row in made[columns].itertuples(index=False)) == expected
@@ -220,7 +220,7 @@ def test_levels_that_pandas_wrote_as_floats_are_read(tmp_path):
 
 @pytest.mark.parametrize("dim", DIMENSIONS)
 def test_the_papers_split_takes_the_listed_rows_less_the_empty_one(packed_corpus, three_levels, dim):
-    raw = as_read(packed_corpus / "empathy_mental_health" / f"{DIMENSIONS[dim][1]}-reddit.csv.gz")
+    raw = as_read(packed_corpus / "empathy_mental_health" / f"{DIMENSIONS[dim].official}-reddit.csv.gz")
     pairs = pairs_of(three_levels, dim)
     assert pairs["valid"]["rp_id"].tolist() == raw["rp_id"][VALID_ROWS].tolist()
     assert pairs["train"]["rp_id"].tolist() == [
@@ -232,7 +232,7 @@ def test_the_papers_split_takes_the_listed_rows_less_the_empty_one(packed_corpus
 def posts(tmp_path_factory):
     """A source of pairs in which three seeker posts stand twice."""
     folder = tmp_path_factory.mktemp("posts")
-    for _, official in DIMENSIONS.values():
+    for official in (d.official for d in DIMENSIONS.values()):
         rows = [(f"s{n}", f"r{n}", f"post {n % 7}", f"reply {n}", n % 3) for n in range(10)]
         pd.DataFrame(rows, columns=corpora.RAW_PAIR_COLUMNS).to_csv(
             folder / f"{official}-reddit.csv", index=False
@@ -313,7 +313,7 @@ def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
         turns = len(corpora.listener_turns(Paths(tmp_path).dialogues(split)))
         assert f"{rows} rows, {rows} kept, 0 refused" in line
         assert f"({20 if split == 'train' else 6} conversations, {turns} listener turns)" in line
-    for name, official in DIMENSIONS.values():
+    for name, official in ((d.name, d.official) for d in DIMENSIONS.values()):
         (line,) = [text for text in said if f"{official}-reddit" in text]
         levels = as_read(packed_corpus / "empathy_mental_health" / f"{official}-reddit.csv.gz")[
             "level"

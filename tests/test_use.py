@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_causal_models import CHATML, make_tokenizer, save_llama
@@ -59,6 +60,7 @@ def test_a_pool_without_a_retriever_is_not_left_out_in_silence(home):
 def test_a_text_by_itself_is_no_sequence_of_letters(responder):
     emo, retriever = responder.critics["emo"], responder.retriever
     assert emo.score("Hello", ["I fell"]) == emo.score(["Hello"], [["I fell"]])
+    assert emo.score(pd.Series(["Hello"])) == emo.score(np.array(["Hello"])) == emo.score(["Hello"])
     assert retriever.search("I fell", "Oh no") == retriever.search(["I fell"], ["Oh no"])
     assert responder.reply("Hello", 1, seed=1) == responder.reply(["Hello"], 1, seed=1)
 
@@ -75,6 +77,8 @@ def test_what_an_object_cannot_do_is_one_line_with_the_remedy(responder, home):
         ),
         r"0 candidates: the best is chosen among one": lambda: responder.reply(["Hi"], 0),
         r"2 replies, 1 contexts; give the turns before each": lambda: emo.score(["Hi", "Oh"], [["I fell"]]),
+        r"reply 1 \(from 0\) is None, no text; leave it out": lambda: emo.score(["Hi", None]),
+        r"contexts: one text; give a list": lambda: emo.score(["Hi"], "I fell"),
         r"a pool needs replies": lambda: retriever.search(["Hi"], []),
         r"holds no critic but a Generator; give the folder of a trained critic": lambda: (
             Critic.from_pretrained(Paths(home).saved / "glove-t5" / "exemplars")
