@@ -172,7 +172,6 @@ def retrieve(workdir: Path, output: Path | None = None, again: bool = False) -> 
         workdir=workdir,
         path=path,
         encoder="minilm" if own else None,
-        pooling="mean" if own else None,
         candidates=candidates(workdir),
         output=None if output == paths.dialogues_dir else output,
         overwrite=again,

@@ -51,7 +51,7 @@ class RespondOptions:
     column: str | None
     path: str | None
     encoder: str | None
-    pooling: str
+    pooling: str | None
     emotion: str | None
     target: dict[str, float]
     candidates_per_reply: int

@@ -29,8 +29,7 @@ def parse_args(argv=None):
     add(
         "--pooling",
         choices=["cls", "mean"],
-        default="cls",
-        help="without --path: the vector of an encoder; mean for MiniLM",
+        help="with --encoder: the vector (default: what its 1_Pooling/config.json says, else cls)",
     )
     add(
         "--candidates",
@@ -75,13 +74,13 @@ def parse_args(argv=None):
     add_device(parser)
     args = parser.parse_args(argv)
     problems = []
-    if args.path and (args.encoder or args.pooling != "cls"):
+    if args.path and (args.encoder or args.pooling):
         problems.append(
             "--path: a trained retriever brings its own encoders and pooling; leave --encoder and "
             "--pooling out"
         )
     given = {"--index": args.index != "flat", "--path": args.path, "--encoder": args.encoder}
-    given |= {"--pooling": args.pooling != "cls"}
+    given |= {"--pooling": args.pooling}
     given |= {"--max-length": args.max_length, "--max-passage-length": args.max_passage_length}
     if args.match == "random" and (unread := [flag for flag, value in given.items() if value]):
         problems.append(f"{', '.join(unread)}: --match random compares nothing; leave it out")

@@ -80,7 +80,7 @@ def nearest_by_minilm(
     session: Session,
 ) -> list[int]:
     """The same by MiniLM's cosine; the known histories' vectors stay in the cache."""
-    retriever = searching.find_retriever(paths, None, session, encoder="minilm", pooling="mean")
+    retriever = searching.find_retriever(paths, None, session, encoder="minilm")
     encoders = retriever.encoders
     key = storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
 

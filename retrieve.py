@@ -2,7 +2,7 @@
 
   python retrieve.py --pool replies.txt "My dog died last week."              the retriever in saved/dpr/empd
   python retrieve.py --pool replies.csv --column response --input posts.txt --output found.csv
-  python retrieve.py --pool replies.jsonl --encoder minilm --pooling mean "I got the job!"
+  python retrieve.py --pool replies.jsonl --encoder minilm "I got the job!"
 
 Dense retrieval, exact inner product, equal scores in the pool's order. The pool's vectors are kept beside it
 (POOL.index.npz with a note of what made them) and used again while pool and encoders are the same.

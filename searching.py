@@ -20,7 +20,7 @@ __all__ = ["Session", "find_retriever", "read_questions", "search"]
 
 
 def find_retriever(
-    paths: Paths, run: str | None, session: Session, encoder: str | None = None, pooling: str = "cls"
+    paths: Paths, run: str | None, session: Session, encoder: str | None = None, pooling: str | None = None
 ) -> Retriever:
     """The retriever of `run`, of the workdir, or pretrained encoders. Raises `UserError` where there is
     none."""
@@ -30,7 +30,7 @@ def find_retriever(
     if not run and not (folder / "result.json").exists():
         raise UserError(
             f"{folder}: no trained retriever; make it with: {advice.train_retriever(paths.root)}; or name "
-            "one with --path, or take a pretrained one: --encoder minilm --pooling mean"
+            "one with --path, or take a pretrained one: --encoder minilm"
         )
     return Retriever.from_pretrained(folder, session)
 

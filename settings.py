@@ -338,7 +338,7 @@ class SearchOptions:
 
     path: str | None
     encoder: str | None
-    pooling: str
+    pooling: str | None
     candidates: str
     top_k: int
     splits: list[str]

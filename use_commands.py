@@ -66,8 +66,7 @@ def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
     add(
         "--pooling",
         choices=["cls", "mean"],
-        default="cls",
-        help="with --encoder: the vector; mean for minilm",
+        help="with --encoder: the vector (default: what its 1_Pooling/config.json says, else cls)",
     )
 
 
@@ -75,7 +74,7 @@ def pool_problems(args: argparse.Namespace) -> list[str]:
     problems = []
     if args.path and args.encoder:
         problems.append("--path: a trained retriever brings its own encoders; leave --encoder out")
-    if args.pooling != "cls" and not args.encoder:
+    if args.pooling and not args.encoder:
         problems.append("--pooling: goes with --encoder; a trained retriever has its own")
     if args.column and not args.pool:
         problems.append("--column: of --pool FILE")

@@ -20,7 +20,7 @@ from dataloaders import CUTTING, pad, plan_once
 from options import UserError
 from pretrained import load_config, load_pretrained, load_tokenizer, positions, require_words
 from runs import require_run
-from storage import fingerprint, sha256
+from storage import fingerprint, read_json, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -46,9 +46,19 @@ def resolve(name: str | Path) -> str:
     return str(folder)
 
 
+def own_pooling(name: str | Path) -> str:
+    """How an encoder's own training made its vectors, where its folder says so as sentence-transformers
+    writes it; else cls, DPR's."""
+    place = resolve(name)
+    file = Path(place) / "1_Pooling" / "config.json"
+    said = read_json(file) if file.exists() else {}
+    return "mean" if place == MINILM_HUB or said.get("pooling_mode_mean_tokens") else "cls"
+
+
 def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
     """One encoder from a DPR checkpoint, or begun from any BERT; a missing checkpoint is an error, never raw
-    weights. `pooling`: how its vectors are made; refused where its own training made them otherwise."""
+    weights. `pooling`: how its vectors are made (None: see `own_pooling`); refused where its training by
+    DPR.train_dpr made them otherwise."""
     place = resolve(name)
     config = load_config(place)
     trained = getattr(config, "pooling", None)
@@ -60,10 +70,10 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
         model = begun_from_bert(place, side, config)
     else:
         raise UserError(
-            f"{name}: a {config.model_type} model; DPR encoders begin from facebook/dpr-* or a BERT"
+            f"{name}: a {config.model_type} model; --encoder takes a BERT (all-MiniLM-L6-v2 is one), or "
+            "facebook/dpr-*"
         )
-    if pooling:
-        model.config.pooling = pooling
+    model.config.pooling = pooling or trained or own_pooling(name)
     return model
 
 

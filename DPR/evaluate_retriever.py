@@ -1,7 +1,7 @@
 """Measure a retriever on the held-out questions of its data, without training it.
 
   python -m DPR.evaluate_retriever --path saved/dpr/empd                     what DPR.train_dpr has trained
-  python -m DPR.evaluate_retriever --encoder minilm --pooling mean --similarity cosine       as it is
+  python -m DPR.evaluate_retriever --encoder minilm --similarity cosine       as it is
   python -m DPR.evaluate_retriever --bm25 --candidates same-emotion          words alone, one emotion
 
 Average rank of the reply that was given (0 is best), recall@1, 10, 50 and mean reciprocal rank, in percent,
@@ -26,7 +26,11 @@ def parse_args(argv=None):
     add("--path", help="folder of a train_dpr run")
     add("--encoder", help="hub name or folder of a BERT for both sides, or minilm (default: facebook/dpr-*)")
     add("--bm25", action="store_true", help="no encoder: BM25 over words")
-    add("--pooling", choices=["cls", "mean"], default="cls", help="without --path; mean for MiniLM")
+    add(
+        "--pooling",
+        choices=["cls", "mean"],
+        help="with --encoder: the vector (default: what its 1_Pooling/config.json says, else cls)",
+    )
     add(
         "--similarity",
         choices=["product", "cosine"],
@@ -59,9 +63,9 @@ def parse_args(argv=None):
     problems = []
     if sum(map(bool, (args.path, args.encoder, args.bm25))) > 1:
         problems.append("--path, --encoder, --bm25: each is a retriever; give one of them")
-    if args.path and args.pooling != "cls":
+    if args.path and args.pooling:
         problems.append("--path: a trained retriever brings its own pooling; leave --pooling out")
-    if args.bm25 and (args.pooling, args.similarity) != ("cls", "product"):
+    if args.bm25 and (args.pooling or args.similarity != "product"):
         problems.append("--bm25: has no vectors; leave --pooling and --similarity out")
     if args.bm25 and (args.max_length or args.max_passage_length):
         problems.append("--bm25: reads every word; leave --max-length and --max-passage-length out")

@@ -15,7 +15,7 @@ import caches
 import runs
 import storage
 from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
-from DPR.biencoder import embed, load_saved, load_side, require_fitting, resolve
+from DPR.biencoder import embed, load_saved, load_side, own_pooling, require_fitting, resolve
 from DPR.index import APPROXIMATE_FROM, Index
 from DPR.sentence_transformers_format import length_of
 from hub import Published, folder_of
@@ -46,12 +46,13 @@ class Encoders:
             self.sides = load_saved(folder)
             self.origin |= storage.sources_of({s: folder / f"{s}_encoder" for s in DPR_HUB}, paths)
             return
-        self.origin["pooling"] = options.pooling
+        pooling = options.pooling or own_pooling(options.encoder or DPR_HUB["question"])
+        self.origin["pooling"] = pooling
         for side in DPR_HUB:
             name = options.encoder or DPR_HUB[side]
             begin = resolve(name)
             with offline("--path with a retriever that DPR.train_dpr has trained"):
-                self.sides[side] = (load_side(name, side, options.pooling), load_tokenizer(begin))
+                self.sides[side] = (load_side(name, side, pooling), load_tokenizer(begin))
             self.origin[side] = storage.source(begin, paths, storage.identity(begin))
 
     @property
@@ -309,13 +310,14 @@ class Retriever(Published):
         session: Session | None = None,
         *,
         encoder: str | None = None,
-        pooling: str = "cls",
+        pooling: str | None = None,
         max_length: int | None = None,
         max_passage_length: int | None = None,
         batch_size: int = 128,
     ) -> "Retriever":
         """The encoders of a train_dpr run, a folder or a name on the hub; or, with `encoder` in place of
-        `run`, as pretrained. They read as many tokens as they were trained to, or are told."""
+        `run`, as pretrained. They read as many tokens as they were trained to, or are told. `pooling`: cls or
+        mean, in place of what the encoder's own folder says."""
         folder = folder_of(run) if run else None
         options = SearchOptions(
             path=str(folder) if folder else None,

@@ -1,7 +1,7 @@
 """Fine-tune the dense passage retriever: two BERT encoders, inner product, in-batch + hard + other negatives.
 
   python -m DPR.train_dpr --dataset empd --epochs 8 --warmup-steps 1237     (the paper's: from facebook/dpr-*)
-  python -m DPR.train_dpr --dataset empd --encoder minilm --pooling mean --epochs 1
+  python -m DPR.train_dpr --dataset empd --encoder minilm --epochs 1
   torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr ...    in-batch negatives come from both processes
 
 Kept: the evaluation with the lowest average rank of the positive among all passages of the held-out
@@ -39,8 +39,8 @@ def parse_args(argv=None):
     add(
         "--pooling",
         choices=["cls", "mean"],
-        default="cls",
-        help="cls is DPR's; mean for encoders trained so (MiniLM)",
+        help="how a text's vector is made (default: what the encoder's 1_Pooling/config.json says, as "
+        "MiniLM's: mean; else cls, DPR's)",
     )
     add("--max-length", type=TOKENS, default=128, help="tokens of a question; the latest are kept")
     add("--max-passage-length", type=TOKENS, default=64, help="tokens of a passage")
@@ -77,7 +77,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from DPR import learning
+    from DPR.biencoder import own_pooling
 
+    args.pooling = args.pooling or own_pooling(args.encoder or args.question_encoder)
     session = learning.Session(**device_flags(args))
     choices, training = pick(RetrieverOptions, args), pick(TrainingOptions, args)
     return learning.train(

@@ -19,6 +19,7 @@ from DPR import biencoder, prepare_dpr_data
 from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, vectors
 from DPR.learning import passages_of, rank_report, read_entries, training_data
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
+from DPR.retriever import Retriever
 from DPR.train_dpr import parse_args
 from options import Paths, UserError
 from pretrained import load_tokenizer
@@ -286,6 +287,22 @@ def test_vectors_are_the_cls_position_or_the_mean_over_real_positions(bert):
         for pooling, expected in (("cls", hidden[:, 0]), ("mean", means)):
             found = vectors(load_side(bert, side, pooling).eval(), ids, mask)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_pools_as_its_own_folder_says(bert, tmp_path):
+    """Where sentence-transformers wrote it, and nobody says otherwise."""
+    folder = shutil.copytree(bert, tmp_path / "sentence-encoder")
+    (folder / "1_Pooling").mkdir()
+    ids, mask = ids_of(load_tokenizer(bert), TEXTS)
+    for mean in (True, False):
+        how = "mean" if mean else "cls"
+        config = {"pooling_mode_cls_token": not mean, "pooling_mode_mean_tokens": mean}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+        with torch.no_grad():
+            expected = vectors(load_side(bert, "context", how).eval(), ids, mask)
+            torch.testing.assert_close(vectors(load_side(folder, "context").eval(), ids, mask), expected)
+        found = Retriever.from_pretrained(encoder=str(folder), session=Session("cpu"), max_length=12)
+        assert found.encoders.origin["pooling"] == how  # exemplars say what made them
 
 
 def test_vectors_do_not_depend_on_batch_mates(encoder, bert):

@@ -427,7 +427,7 @@ def test_no_message_sends_dialogues_without_pairs_round_in_a_circle(tmp_path):
         (train_empathy_classifier.main, ["--dim", "emo", "--model", "glove-t5"], again),
         (control.main, [str(bundled.MINI / "generator")], ["no glove-t5 ranker", "--dim all"]),
         (control.main, [str(bundled.MINI / "emo")], ["a critic, not a generator"]),
-        (train_glove_t5.main, ["--size", "tiny", *NO_CRITICS], ["--encoder minilm --pooling mean"]),
+        (train_glove_t5.main, ["--size", "tiny", *NO_CRITICS], ["--encoder minilm"]),
     ]
     for main, words, expected in steps:
         with pytest.raises(UserError) as refused:
