@@ -266,7 +266,8 @@ def _texts(path: Path, line: int, column: str, value: object) -> list[str]:
     texts = []
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
-            raise UserError(f"{path}, line {line}: {column} is {str(text)[:40]!r}, expected a text")
+            shown = "null" if text is None else repr(str(text)[:40])
+            raise UserError(f'{path}, line {line}: {column} is {shown}, expected a text (empty: "")')
         texts.append(text)
     return texts
 

@@ -165,9 +165,12 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
             f"replies matched by a reference that comes again, and their place: {before - len(left):,}"
         )
     if not found:
+        first = next((reply.history for reply in replies if reply.history), "")
+        shown = f" (of the first {first[:60]!r})" if first else ""
         raise UserError(
             f"{path}: none of its {len(replies):,} replies answers a listener turn of this split, neither by "
-            "its history nor by its reference; is it of another --split?"
+            f"its history{shown} nor by its reference; is it of another --split? Keys, which need neither, "
+            "stand in columns conv_id and utterance_idx"
         )
     if not by_history and len(found) < FEWEST_LONE * len(replies):
         raise UserError(

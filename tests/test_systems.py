@@ -451,7 +451,16 @@ FAULTS = {
     "json": ("p.json", '[{"gold": "a", "output": 3}]', "line 1: output is '3'"),
     "not json": ("p.json", "{", "not readable as JSON"),
     "unequal": ("p.json", '{"ref": ["a"], "ours": ["a", "b"]}', "unequal"),
-    "null": ("p.jsonl", '{"conv_id": "c:1", "utterance_idx": 2, "response": null}\n', "response is 'None'"),
+    "null": (
+        "p.jsonl",
+        '{"conv_id": "c:1", "utterance_idx": 2, "response": null}\n',
+        'response is null.*empty: ""',
+    ),
+    "ids as a history": (
+        "p.csv",
+        "dialogue,turn,response\nc:1,2,a\n",
+        "its history \\(of the first 'c:1'\\) nor .*Keys.*stand in columns conv_id and utterance_idx",
+    ),
 }
 
 
