@@ -98,7 +98,10 @@ def parse_args(argv=None):
         help="of --table: other people's replies, for the command that scores the runs",
     )
     parser.add_argument(
-        "--parallel", type=NATURAL, default=1, help="stages at once, where none needs another"
+        "--parallel",
+        type=NATURAL,
+        default=1,
+        help="stages at once, where none needs another; each has one GPU, of several the least used",
     )
     parser.add_argument("--minutes", type=POSITIVE, help="then what is running saves and stops")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")

@@ -417,9 +417,11 @@ def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
 
 def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, monkeypatch):
     """bert-tiny stands in MiniLM's place; the raters give each text its length."""
-    for place in (biencoder, retriever, judges):
-        monkeypatch.setattr(place, "resolve", lambda name: str(prepared / "data" / "bert-tiny"))
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    stand_in = tmp_path / "data" / "bert-tiny"
+    storage.write_json(stand_in / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    for place in (biencoder, retriever, judges):
+        monkeypatch.setattr(place, "resolve", lambda name: str(stand_in))
     examples = listener_turns(Paths(tmp_path).dialogues("test"))
     said = {
         "echo": [e.history[-1] for e in examples],
