@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Killed, assert_same_run, wait_for_step, weights
+from conftest import Killed, assert_same_run, newest, wait_for_step, weights
 from toy import Net, toy_data, toy_loop, train
 
 import checkpoints
@@ -810,9 +810,11 @@ def test_out_of_memory_names_the_flags_to_change(tmp_path):
     assert "--batch-size auto" not in str(no.value)
 
 
-def test_the_advice_can_be_followed_on_resume(tmp_path):
+def test_the_advice_can_be_followed_on_resume(tmp_path, capsys):
     interrupted(tmp_path / "run")
+    saved = newest(tmp_path / "run").name
     train(tmp_path / "run", save_every=2, batch_size=2, accumulate=2)
+    assert f"{saved} (step" in capsys.readouterr().out  # from which it went on
 
 
 def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
