@@ -67,7 +67,7 @@ def packed_corpus(corpus, tmp_path_factory):
         table = as_read(corpus / f"{official}-reddit.csv")
         table.loc[1, "response_post"] = "  "
         table.to_csv(folder / "empathy_mental_health" / f"{official}-reddit.csv.gz", index=False)
-    splits = {"valid_rows": {name: VALID_ROWS for name in (d.name for d in DIMENSIONS.values())}}
+    splits = {"valid_rows": {d.name: VALID_ROWS for d in DIMENSIONS.values()}}
     (folder / "empathy_mental_health" / "splits.json").write_text(json.dumps(splits))
     return folder
 
@@ -313,7 +313,7 @@ def test_every_file_is_reported_with_its_rows(packed_corpus, tmp_path, capsys):
         turns = len(corpora.listener_turns(Paths(tmp_path).dialogues(split)))
         assert f"{rows} rows, {rows} kept, 0 refused" in line
         assert f"({20 if split == 'train' else 6} conversations, {turns} listener turns)" in line
-    for name, official in ((d.name, d.official) for d in DIMENSIONS.values()):
+    for name, official in [(d.name, d.official) for d in DIMENSIONS.values()]:
         (line,) = [text for text in said if f"{official}-reddit" in text]
         levels = as_read(packed_corpus / "empathy_mental_health" / f"{official}-reddit.csv.gz")[
             "level"
