@@ -46,10 +46,9 @@ def resolve(name: str | Path) -> str:
     return str(folder)
 
 
-def own_pooling(name: str | Path) -> str:
-    """How an encoder's own training made its vectors, where its folder says so as sentence-transformers
-    writes it; else cls, DPR's."""
-    place = resolve(name)
+def own_pooling(place: str) -> str:
+    """How the training of an encoder, a hub name or folder, made its vectors, where the folder says so as
+    sentence-transformers writes it; else cls, DPR's."""
     file = Path(place) / "1_Pooling" / "config.json"
     said = read_json(file) if file.exists() else {}
     return "mean" if place == MINILM_HUB or said.get("pooling_mode_mean_tokens") else "cls"
@@ -73,7 +72,7 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
             f"{name}: a {config.model_type} model; --encoder takes a BERT (all-MiniLM-L6-v2 is one), or "
             "facebook/dpr-*"
         )
-    model.config.pooling = pooling or trained or own_pooling(name)
+    model.config.pooling = pooling or trained or own_pooling(place)
     return model
 
 

@@ -46,13 +46,11 @@ class Encoders:
             self.sides = load_saved(folder)
             self.origin |= storage.sources_of({s: folder / f"{s}_encoder" for s in DPR_HUB}, paths)
             return
-        pooling = options.pooling or own_pooling(options.encoder or DPR_HUB["question"])
-        self.origin["pooling"] = pooling
-        for side in DPR_HUB:
-            name = options.encoder or DPR_HUB[side]
-            begin = resolve(name)
+        places = {side: resolve(options.encoder or hub) for side, hub in DPR_HUB.items()}
+        pooling = self.origin["pooling"] = options.pooling or own_pooling(places["question"])
+        for side, begin in places.items():
             with offline("--path with a retriever that DPR.train_dpr has trained"):
-                self.sides[side] = (load_side(name, side, pooling), load_tokenizer(begin))
+                self.sides[side] = (load_side(begin, side, pooling), load_tokenizer(begin))
             self.origin[side] = storage.source(begin, paths, storage.identity(begin))
 
     @property
