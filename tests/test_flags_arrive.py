@@ -4,7 +4,6 @@ How each thing works is tested beside its own part; here is shown that a script 
 """
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_causal_models import make_tokenizer, save_llama
+from test_content_generators import logged
 
 import reproduce
 import stages
@@ -40,11 +40,6 @@ def learn(trained_copy):
         return folder
 
     return run
-
-
-def rows(folder: Path, kind: str) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +89,7 @@ def test_what_a_language_model_learns_from(learn, tmp_path):
     flags += ["--schedule constant", "--clip 1e-3", "--add-exemplars none"]
     assert without_effect(learn, train_causal_lm, base, flags) == []
     losses = [
-        rows(learn(train_causal_lm, f"{base} --valid-conversations {count}"), "valid")[-1]["nll"]
+        logged(learn(train_causal_lm, f"{base} --valid-conversations {count}"), "valid")[-1]["nll"]
         for count in (1, 0)
     ]
     assert losses[0] != losses[1]
@@ -111,10 +106,10 @@ def test_what_a_retriever_learns_from(learn, trained_copy, capsys):
 
 def test_logged_gradients_are_of_the_weighted_terms(learn):
     base = f"{GENERATOR} --max-steps 1 --lr 1e-12 --log-gradients"
-    once, twice = (rows(learn(train_glove_t5, f"{base} --empathy-loss-w {w}"), "valid")[0] for w in (1, 2))
+    once, twice = (logged(learn(train_glove_t5, f"{base} --empathy-loss-w {w}"), "valid")[0] for w in (1, 2))
     assert twice["grad_emo"] == pytest.approx(2 * once["grad_emo"], rel=1e-4) and once["grad_emo"] > 0
     assert twice["grad_nll"] == pytest.approx(once["grad_nll"], rel=1e-4)
-    larger = rows(learn(train_glove_t5, f"{base} --main-loss-w 3"), "valid")[0]
+    larger = logged(learn(train_glove_t5, f"{base} --main-loss-w 3"), "valid")[0]
     assert larger["grad_nll"] == pytest.approx(3 * once["grad_nll"], rel=1e-4)
 
 
@@ -122,7 +117,7 @@ def test_tensorboard_shows_what_is_logged(learn):
     folder = learn(train_glove_t5, GENERATOR)
     board = EventAccumulator(str(folder)).Reload()
     for kind in ("train", "valid"):
-        for row in rows(folder, kind):
+        for row in logged(folder, kind):
             for name in ("nll", "emo"):
                 shown = {event.step: event.value for event in board.Scalars(f"{kind}/{name}")}
                 assert shown[row["step"]] == pytest.approx(row[name], rel=1e-5)

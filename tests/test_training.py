@@ -602,6 +602,14 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number, code):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_under_nohup_the_end_of_the_terminal_ends_nothing(tmp_path):
+    words = ["nohup", sys.executable, str(TOY), str(tmp_path / "run"), "epochs=4", "pause=0.05"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "run", 2)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0 and (tmp_path / "run" / "result.json").exists()
+
+
 def test_a_signal_saves_also_where_nobody_reads_the_output_any_more(tmp_path):
     process = start(tmp_path / "run", epochs=4, pause=0.1)
     wait_for_step(tmp_path / "run", 2)
