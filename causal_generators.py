@@ -20,10 +20,10 @@ import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll
 from chats import causal_data, pad_id, prompt_data
 from commands import DECODING, never_read
-from corpora import Example, listener_turns, read_exemplars
+from corpora import Example, listener_turns
 from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
-from exemplars import found_by
+from exemplars import found_by, of_split
 from generators import reward_sources, sampled_replies, say_finished, validate
 from models import until_end
 from objectives import Draw, Drawn, ReplyObjective, SampledReplies, drawn_nll, some
@@ -159,10 +159,7 @@ def read_split(
     examples = first_conversations(listener_turns(paths.dialogues(split)), conversations)
     if model.settings.exemplars == "none":
         return examples, None
-    file = paths.exemplars(split)
-    storage.require_file(file, advice.retrieve(paths.root, file.parent))
-    storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
-    return examples, read_exemplars(file, examples, model.settings.top_exemplars)
+    return examples, of_split(split, examples, model.settings.top_exemplars, paths)
 
 
 def sequences(

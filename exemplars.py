@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import advice
 import caches
 import runs
 import storage
-from corpora import listener_turns
+from corpora import Example, listener_turns, read_exemplars
 from dataloaders import CUTTING, EXEMPLAR_MARKER, NoExemplars, encode, join, pad, plan_once, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
 from models import EXEMPLAR_PREFIX, Generator, GeneratorSettings
@@ -25,6 +26,15 @@ from settings import DPR_HUB, GeneratorOptions
 from storage import fingerprint, require
 
 Texts = Sequence[Sequence[str]]  # each example's exemplars, best first
+
+
+def of_split(split: str, examples: Sequence[Example], top: int, paths: Paths) -> list[list[str]]:
+    """The `top` exemplars of each example, best first; says where they are older than what they were found
+    in."""
+    file = paths.exemplars(split)
+    storage.require_file(file, advice.retrieve(paths.root, file.parent))
+    storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
+    return read_exemplars(file, examples, top)
 
 
 # ------------------------------------------------------------------------------------------------------- ways

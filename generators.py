@@ -18,7 +18,7 @@ import exemplars
 import marks
 import storage
 from commands import DECODING, never_read
-from corpora import Example, all_turns, listener_turns, read_exemplars, read_labels
+from corpora import Example, all_turns, listener_turns, read_labels
 from critics import Judges, LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
@@ -153,10 +153,7 @@ def split_data(
     examples = (all_turns if targets == "all" else listener_turns)(paths.dialogues(split))
     entering = None
     if settings.exemplars != "none":
-        file = paths.exemplars(split)
-        storage.require_file(file, advice.retrieve(paths.root, file.parent))
-        entering = way.split(read_exemplars(file, examples, settings.top_exemplars))
-        storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
+        entering = way.split(exemplars.of_split(split, examples, settings.top_exemplars, paths))
     data = generator_data(
         examples,
         tokenizer,
