@@ -77,8 +77,6 @@ def parse_args(argv=None):
     if set(args.ways) == {"marks"}:
         unread = given(parser, args, ["empathy_w"])
         problems += [f"{flag}: of ranking; --ways marks takes the likeliest" for flag in unread]
-    if args.exemplars and not Paths(exemplars=args.exemplars).exemplars(args.split).is_file():
-        problems.append(f"--exemplars {args.exemplars}: no {args.split}_dpr.csv there")
     check(parser, args, problems)
     return args
 

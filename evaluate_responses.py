@@ -174,9 +174,6 @@ def parse_args(argv=None):
         problems.append("--rating-mode: of --rating-kit N")
     if bool(args.runs) == bool(args.ratings):
         problems.append("give systems (runs or predictions), or --ratings FILE ..., and not both")
-    for flag, folder in (("", args.exemplars), ("untuned-", args.untuned_exemplars)):
-        if folder and not Paths(exemplars=folder).exemplars(args.split).is_file():
-            problems.append(f"--{flag}exemplars {folder}: no {args.split}_dpr.csv there")
     if args.bertscore_model and not Path(args.bertscore_model).is_dir():
         problems.append(f"--bertscore-model {args.bertscore_model}: no such folder")
     check(parser, args, problems)

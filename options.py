@@ -343,6 +343,10 @@ def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()
     if not flags.get("dry_run") and not Path(flags.get("workdir", ".")).is_dir():
         found.append(f"--workdir {args.workdir}: no such folder")
     found += in_the_workdir(flags)
+    for name in ("exemplars", "untuned_exemplars"):  # of one split
+        folder, split = flags.get(name), flags.get("split")
+        if folder and split and not Paths(exemplars=folder).exemplars(split).is_file():
+            found.append(f"--{name.replace('_', '-')} {folder}: no {split}_dpr.csv there")
     if flags.get("overwrite") and flags.get("resume") not in (None, "auto", "never"):
         found.append("--overwrite begins anew, --resume CHECKPOINT goes on; give one of them")
     if flags.get("batch_size") == "auto" and "accumulate" in flags:
