@@ -58,10 +58,13 @@ def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def keep_arrays(file: Path, arrays: dict[str, np.ndarray], required: bool = False) -> None:
-    """Into an npz that `cached` reads; where nothing may be written, as it says."""
+def keep_arrays(
+    file: Path, arrays: dict[str, np.ndarray], required: bool = False, origin: dict | None = None
+) -> None:
+    """Into an npz that `cached` reads; where nothing may be written, as it says. `origin`: noted beside
+    it."""
     try:
-        with whole_file(file) as part, open(part, "wb") as handle:
+        with whole_file(file, origin) as part, open(part, "wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
     except UserError as error:
         if required or getattr(error.__cause__, "errno", None) not in READ_ONLY:

@@ -406,11 +406,5 @@ def kept_vectors(file: Path, origin: dict, make: Callable[[], np.ndarray], overw
     elif file.exists():
         print(f"note: {file}: of other texts or encoders; it is made again")
     vectors = make()
-    try:
-        with storage.whole_file(file, origin) as part, open(part, "wb") as handle:
-            np.savez(handle, vectors=vectors)
-    except UserError as error:
-        if getattr(error.__cause__, "errno", None) not in storage.READ_ONLY:
-            raise
-        print(f"note: {file.parent}: may not be written, so the index is not kept")
+    caches.keep_arrays(file, {"vectors": vectors}, origin=origin)
     return vectors
