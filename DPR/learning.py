@@ -234,6 +234,8 @@ def train(
         tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
         encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
     model: Any = BiEncoder(*encoders).to(session.device)
+    sides = {"question": model.question, "context": model.context}
+    lengths = {"question": options.max_length, "context": options.max_passage_length}
     require_fitting(model.question, tokenizers["question"], "--max-length", options.max_length)
     require_fitting(model.context, tokenizers["context"], "--max-passage-length", options.max_passage_length)
     # negatives are part of a batch, so micro-batches matter here as nowhere else (see `Loop`)
@@ -241,31 +243,16 @@ def train(
     # a fixed draw: ranks among other passages would not be comparable between evaluations
     held = HeldOut.draw(held_entries, options.valid_queries, options.seed)
 
+    def vectors(side: str, texts: list[str], title: str) -> np.ndarray:
+        return embed(sides[side], tokenizers[side], texts, session, lengths[side], side == "question", title)
+
     def evaluate() -> dict[str, float]:
-        questions = embed(
-            model.question,
-            tokenizers["question"],
-            held.questions,
-            session,
-            options.max_length,
-            True,
-            "valid questions",
-        )
-        passages = embed(
-            model.context,
-            tokenizers["context"],
-            held.passages,
-            session,
-            options.max_passage_length,
-            False,
-            "valid passages",
-        )
+        questions = vectors("question", held.questions, "valid questions")
+        passages = vectors("context", held.passages, "valid passages")
         return rank_report(questions, passages, held.positive)
 
-    lengths = {"question": options.max_length, "context": options.max_passage_length}
-
     def export(folder: Path) -> None:
-        for side, encoder in (("question", model.question), ("context", model.context)):
+        for side, encoder in sides.items():
             place = folder / f"{side}_encoder"
             encoder.save_pretrained(str(place))
             tokenizers[side].save_pretrained(str(place))

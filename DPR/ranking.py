@@ -103,8 +103,7 @@ def measure(options: RankingOptions, search: SearchOptions, session: Session, pa
         encoders = Encoders(search, paths)
         encoders.require_fitting()
         sources |= encoders.origin
-        for model, _ in encoders.sides.values():
-            model.to(session.device)
+        encoders.to(session.device)
         questions = encoders.embed("question", held.questions, session, "questions")
         passages = encoders.embed("context", held.passages, session, "passages")
         if options.similarity == "cosine":

@@ -58,6 +58,10 @@ class Encoders:
         """What they are, wherever they lie."""
         return storage.content(self.origin)
 
+    def to(self, device: Any) -> None:
+        for model, _ in self.sides.values():
+            model.to(device)
+
     def shorten(self, *asked: int | None) -> None:
         """Where nobody has `asked` for a length, no side reads more tokens than its encoder can."""
         for side, length in zip(self.sides, asked, strict=True):
@@ -99,8 +103,7 @@ class Matching:
         """The candidates, and the emotion of each where a dialogue sees only its own emotion's."""
         self.keep = keep
         self.known: dict[str, dict[str, np.ndarray]] = {}
-        for model, _ in self.encoders.sides.values():
-            model.to(self.session.device)
+        self.encoders.to(self.session.device)
         if self.options.match == "context":
             side, texts = "question", [" ".join(c.history) for c in corpus]
         else:
@@ -298,8 +301,7 @@ class Retriever(Published):
 
     def __init__(self, encoders: Encoders, session: Session):
         self.encoders, self.session = encoders, session
-        for model, _ in encoders.sides.values():
-            model.to(session.device)
+        encoders.to(session.device)
 
     @classmethod
     def from_pretrained(
