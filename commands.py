@@ -165,6 +165,32 @@ def add_init_from(parser: argparse.ArgumentParser) -> None:
     )
 
 
+#: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
+#: content
+FREE = {
+    "workdir",
+    "overwrite",
+    "device",
+    "resume",
+    "log_every",
+    "save_every",
+    "name",
+    "deterministic",
+    "labels",
+    "exemplars",
+    *CRITICS,
+    "family",
+    "model",
+    "exemplar_model",
+    "base",
+    "init_from",
+    "teacher",
+    "encoder",
+    "question_encoder",
+    "context_encoder",
+}
+
+
 #: flags that change what is written after training, not the training
 DECODING = {
     "top_k",

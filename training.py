@@ -24,7 +24,8 @@ from tqdm import tqdm
 import cards
 import checkpoints
 import runs
-from options import CRITICS, Paths, UserError
+from commands import FREE
+from options import Paths, UserError
 from quick import quicken
 from session import (
     Session,
@@ -39,32 +40,6 @@ from session import (
 from settings import TrainingOptions
 from storage import load_weights, read_json, save_weights, share, sync, write_json
 from updates import NotFinite, Objective, Update, count_parameters, fit_batch_size, placed
-
-#: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
-#: content
-FREE = {
-    "workdir",
-    "overwrite",
-    "device",
-    "resume",
-    "log_every",
-    "save_every",
-    "name",
-    "deterministic",
-    "labels",
-    "exemplars",
-    *CRITICS,
-    "family",
-    "model",
-    "exemplar_model",
-    "base",
-    "init_from",
-    "teacher",
-    "encoder",
-    "question_encoder",
-    "context_encoder",
-}
-
 
 #: how far a saved model's answer may be from the trained one's, of the largest number in it (and of 1):
 #: more than two orders of summing differ by, and far less than two models do
