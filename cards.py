@@ -14,7 +14,7 @@ import markup
 from bundled import HERE
 from hub import HUB_NAME, OF_THE_PUBLISHED, OF_THE_RUN
 from options import DIMENSIONS, JOINT, SENTIMENT, Paths
-from storage import read_json, write_text
+from storage import read_if_there, read_json, write_text
 
 #: what a package of requirements-offline.txt carries, on the hub
 ON_THE_HUB = {
@@ -92,8 +92,7 @@ def base_model(folder: Path, args: dict[str, Any]) -> str | None:
     for flag in ("encoder", "model"):
         if args.get(flag) in ON_THE_HUB:
             return ON_THE_HUB[args[flag]]
-    file = folder / "sources.json"
-    for name, entry in (read_json(file) if file.exists() else {}).items():
+    for name, entry in read_if_there(folder / "sources.json").items():
         # of a hub name the identity is the name; of an adapter's base it is that of its weights
         named = name in ("model", "question encoder") and entry["path"] == entry["sha256"]
         of_hub = HUB_NAME.fullmatch(entry["path"]) and not Path(entry["path"]).is_dir()
@@ -156,8 +155,7 @@ def bundled_card(card: str, folder: Path, figures: dict[str, Any]) -> str:
 
 def write_card(folder: Path, result: dict) -> None:
     """README.md of a finished run, with what the hub shows of it."""
-    file = folder / "environment.json"
-    known = read_json(file) if file.exists() else {}
+    known = read_if_there(folder / "environment.json")
     made = {k: known.get(k, "unknown") for k in ("command", "commit", "device", "platform", "started")}
     recorded = read_json(folder / "args.json")
     kind, args = kind_of(folder), recorded["args"]

@@ -292,8 +292,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     )
     if options.init_from:
         begun = Path(options.init_from)
-        config = begun / "config.json"
-        noted = storage.read_json(config).get("base_sha256") if config.exists() else None
+        noted = storage.read_if_there(begun / "config.json").get("base_sha256")
         # --model says where its base lies, if it was moved
         moved = folder_of_base if noted == model.settings.base_sha256 else None
         with by_flag("--init-from"):

@@ -257,8 +257,7 @@ def sentiment_task(paths: Paths) -> CriticTask:
 def warn_of_other_split(flag: str, folder: Path, flags: Mapping[str, Any], session: Session) -> None:
     """Say where the run to begin from, or a teacher, may have learnt from pairs that this one holds out, or
     from posts that its --part leaves to others."""
-    file = folder / "args.json"
-    made_with = storage.read_json(file).get("args", {}) if file.exists() else {}
+    made_with = storage.read_if_there(folder / "args.json").get("args", {})
     # by seeker all dimensions hold out the same posts; as prepared each its own
     names = ["split_by"] + ["dim"] * (made_with.get("split_by") != "seeker")
     if "dim" not in flags or "dim" not in made_with:

@@ -34,8 +34,7 @@ def probe(
     session = Session(**device)
     model = Generator.from_pretrained(folder).to(session.device)
     tokenizer, settings = load_tokenizer(folder), model.settings
-    noted = folder / "args.json"
-    trained = storage.read_json(noted)["args"] if noted.exists() else {}
+    trained = storage.read_if_there(folder / "args.json").get("args", {})
     paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
     chosen = choose_for_loss(
         critics, settings.family, settings.tokenizer, settings.tgt_len, session, model.vocabulary

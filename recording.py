@@ -57,10 +57,9 @@ def commit_of(row: Row, table: Table, request: Request) -> str:
         keys = [key for key, entry in entries.items() if entry.get("line", "").endswith(ending)]
     noted = [entries[key]["commit"] for key in reversed(keys) if entries.get(key, {}).get("commit")]
     before = trained_before(row, folder, seconds_of_stages(row, entries, request))
-    place = folder_of(row, folder) / "environment.json"
     if noted and not before:
         return noted[0]
-    return storage.read_json(place).get("commit", "unknown") if place.exists() else "unknown"
+    return storage.read_if_there(folder_of(row, folder) / "environment.json").get("commit", "unknown")
 
 
 def folder_of(row: Row, workdir: Path) -> Path:

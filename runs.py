@@ -19,6 +19,7 @@ import checkpoints
 from options import Paths, UserError
 from storage import (
     locked,
+    read_if_there,
     read_json,
     sweep_parts,
     write_json,
@@ -290,7 +291,7 @@ class Run:
         the way.
         """
         file = self.folder / "environment.json"
-        made = read_json(file) if file.exists() else {}  # before anything is changed
+        made = read_if_there(file)  # before anything is changed
         if not made:
             print(f"note: {file}: gone; with what the run was begun is no longer known")
         (self.folder / "result.json").unlink(missing_ok=True)
@@ -402,8 +403,7 @@ class Source:
 def sources(folder: Path, paths: Paths) -> dict[str, Source]:
     """{name: what a run's folder says that it was made from}, such as `critic emo`, `exemplars train`, `pool`
     (the dialogues whose replies are candidates) and `question encoder`; empty for a run that does not say."""
-    file = Path(folder) / "sources.json"
-    noted = read_json(file) if file.exists() else {}
+    noted = read_if_there(Path(folder) / "sources.json")
     return {name: Source(paths.find(entry["path"]), entry["sha256"]) for name, entry in noted.items()}
 
 
@@ -419,8 +419,7 @@ def require_run(folder: Path, remedy: str) -> dict:
     if not (folder / "args.json").exists():
         raise UserError(f"{folder}: not a run folder (no args.json); {remedy}")
     if not (folder / "result.json").exists():
-        file = folder / "environment.json"
-        began = read_json(file).get("command") if file.exists() else None
+        began = read_if_there(folder / "environment.json").get("command")
         raise UserError(
             f"{folder}: this run is not finished; the command that began it goes on with it"
             + (f": {shlex.join(advice.without_anew(shlex.split(began)))}" if isinstance(began, str) else "")

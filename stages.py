@@ -39,7 +39,7 @@ class Record:
         self.file = file
         self.prepared = Paths(file.absolute().parents[2]).data / "prepared.json"
         self.entries: dict[str, dict] = {}
-        for key, entry in (storage.read_json(file) if file.exists() else {}).items():
+        for key, entry in storage.read_if_there(file).items():
             # once a number stood here: the seconds of the recipe's own line
             self.entries[key] = (
                 entry if isinstance(entry, dict) else {"seconds": entry, "line": key, "finished": True}

@@ -324,6 +324,11 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def read_if_there(path: Path) -> dict:
+    """The same; empty where there is no such file."""
+    return read_json(path) if path.exists() else {}
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -408,8 +413,7 @@ def origin_file(path: Path) -> Path:
 
 def read_origin(path: Path) -> dict:
     """What the note beside `path` says; empty where there is none."""
-    note = origin_file(path)
-    return read_json(note) if note.exists() else {}
+    return read_if_there(origin_file(path))
 
 
 def content(origin: dict) -> dict:

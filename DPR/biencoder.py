@@ -20,7 +20,7 @@ from dataloaders import CUTTING, pad, plan_once
 from options import UserError
 from pretrained import load_config, load_pretrained, load_tokenizer, positions, require_words
 from runs import require_run
-from storage import fingerprint, read_json, sha256
+from storage import fingerprint, read_if_there, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -49,8 +49,7 @@ def resolve(name: str | Path) -> str:
 def own_pooling(place: str) -> str:
     """How the training of an encoder, a hub name or folder, made its vectors, where the folder says so as
     sentence-transformers writes it; else cls, DPR's."""
-    file = Path(place) / "1_Pooling" / "config.json"
-    said = read_json(file) if file.exists() else {}
+    said = read_if_there(Path(place) / "1_Pooling" / "config.json")
     return "mean" if place == MINILM_HUB or said.get("pooling_mode_mean_tokens") else "cls"
 
 

@@ -61,5 +61,4 @@ def write(folder: Path, side: str, encoder: Any, max_length: int) -> None:
 
 def length_of(folder: Path) -> int | None:
     """The tokens that a saved encoder was trained to read of a text, as `write` has noted; None: unknown."""
-    file = folder / "0_BERT" / "sentence_bert_config.json"
-    return storage.read_json(file).get("max_seq_length") if file.exists() else None
+    return storage.read_if_there(folder / "0_BERT" / "sentence_bert_config.json").get("max_seq_length")

@@ -97,8 +97,8 @@ def write_run(model, begun: dict, figures: dict, args, paths, device: str) -> No
     from runs import Run
 
     place, rank = Path(args.run), model.settings.rank
-    file, cut_from = place / "sources.json", storage.sources_of({"all weights": place}, paths)
-    sources = (storage.read_json(file) if file.exists() else {}) | cut_from
+    cut_from = storage.sources_of({"all weights": place}, paths)
+    sources = storage.read_if_there(place / "sources.json") | cut_from
     cut = Run(
         Path(args.output),
         begun["args"] | {"lora_rank": rank, "lora_alpha": rank, "name": Path(args.output).name},
