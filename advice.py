@@ -10,9 +10,8 @@ import re
 import shlex
 from pathlib import Path
 
-from options import DIMENSIONS, JOINT, SENTIMENT, Paths, with_halves
+from options import DIMENSIONS, HERE, JOINT, SENTIMENT, Paths, with_halves
 
-HERE = Path(__file__).resolve().parent
 #: flags of prepare_data.py that its note holds, as they are where nothing is said
 PREPARED_WITH = {
     "levels": 2,

@@ -7,9 +7,8 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from options import CRITICS
+from options import CRITICS, HERE
 
-HERE = Path(__file__).resolve().parent
 #: of a small language model, whose base is a package or on the hub
 ADAPTER = HERE / "saved" / "smollm2-empathetic"
 #: `generator`, a GloVe-T5 that needs nothing else, and a critic of each kind

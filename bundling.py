@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 import exemplars
 import storage
-from bundled import HERE
 from cards import bundled_card
 from corpora import listener_turns
 from dataloaders import generator_data, plan_once
@@ -18,7 +17,7 @@ from gathering import half
 from hub import Published
 from metrics import count_words, perplexity
 from models import Generator, token_nll
-from options import Paths
+from options import HERE, Paths
 from pretrained import load_tokenizer
 from session import Session
 

@@ -11,9 +11,8 @@ import pandas as pd
 
 import advice
 import markup
-from bundled import HERE
 from hub import HUB_NAME, OF_THE_PUBLISHED, OF_THE_RUN
-from options import DIMENSIONS, JOINT, SENTIMENT, Paths
+from options import DIMENSIONS, HERE, JOINT, SENTIMENT, Paths
 from storage import read_if_there, read_json, write_text
 
 #: what a package of requirements-offline.txt carries, on the hub

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+HERE = Path(__file__).resolve().parent  # the project's folder
 SPLITS = ("train", "valid", "test")
 #: which dialogues are the test split: the official one, or half of the official validation split
 TEST_SPLITS = ("official", "valid-half")
@@ -417,16 +418,15 @@ PLACE_ERRORS = {
 
 def missing_package(error: ModuleNotFoundError) -> str:
     """What to do where a package of requirements.txt is not there: mostly, .venv is not activated."""
-    here = Path(__file__).resolve().parent
-    if Path(sys.prefix).resolve() == (here / ".venv").resolve():
-        mark = shlex.quote(str(here / ".venv" / ".installed"))
+    if Path(sys.prefix).resolve() == (HERE / ".venv").resolve():
+        mark = shlex.quote(str(HERE / ".venv" / ".installed"))
         return (
             f"the package {error.name} is missing in the project's own environment: "
-            f"rm -f {mark}; make -C {shlex.quote(str(here))} install"
+            f"rm -f {mark}; make -C {shlex.quote(str(HERE))} install"
         )
-    script = here / ".venv" / "bin" / "activate"
-    place = Path(".venv") / "bin" / "activate" if Path.cwd() == here else script
-    first = "" if script.exists() else f"make -C {shlex.quote(str(here))} install, then "
+    script = HERE / ".venv" / "bin" / "activate"
+    place = Path(".venv") / "bin" / "activate" if Path.cwd() == HERE else script
+    first = "" if script.exists() else f"make -C {shlex.quote(str(HERE))} install, then "
     return (
         f"the package {error.name} is not installed for {sys.executable}; the project's own Python has it: "
         f"{first}. {shlex.quote(str(place))}"
@@ -474,7 +474,7 @@ def run(main: Callable[[], object]) -> None:
     except UserError as error:
         refused = str(error)
     except ModuleNotFoundError as error:
-        if (Path(__file__).resolve().parent / f"{str(error.name).split('.')[0]}.py").exists():
+        if (HERE / f"{str(error.name).split('.')[0]}.py").exists():
             raise  # a module of this project
         refused = missing_package(error)
     except OSError as error:

@@ -21,7 +21,7 @@ import markup
 import storage
 from corpora import Example
 from markup import cell
-from options import CRITICS, DIMENSIONS, SENTIMENT
+from options import CRITICS, DIMENSIONS, HERE, SENTIMENT
 
 matplotlib.use("Agg")  # draws into files, with no screen
 from matplotlib import pyplot  # noqa: E402
@@ -54,7 +54,7 @@ TERMS = {
 def render(template: str, **content: object) -> str:
     """A page out of templates/; every text is escaped on its way in, unless the template says otherwise."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent / "templates"),
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

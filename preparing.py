@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5
 import own_dialogues
 import storage
 from advice import retrieve, train_critic
-from bundled import HERE
 from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
@@ -31,7 +30,7 @@ from glove_models import (
     save_glove,
 )
 from measures import Vader
-from options import DIMENSIONS, SPLITS, TEST_SPLITS, Paths, UserError, refuse_existing
+from options import DIMENSIONS, HERE, SPLITS, TEST_SPLITS, Paths, UserError, refuse_existing
 from pretrained import load_tokenizer
 from records import FORMATS
 from turns import LONGEST

@@ -31,6 +31,7 @@ from pathlib import Path
 import bundled
 import options
 from options import (
+    HERE,
     NATURAL,
     POSITIVE,
     Paths,
@@ -43,7 +44,6 @@ from options import (
 )
 from recipes import PREPARED, RECIPES, Changes, lacks_data, lines_of, plan, script_of, split_override
 
-HERE = Path(__file__).resolve().parent
 #: what --source can be beside a folder
 NAMED = ("download", "sample", PREPARED)
 #: of results/results.yaml

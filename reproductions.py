@@ -14,13 +14,11 @@ import advice
 import storage
 from corpora import listener_turns
 from gathering import LIMIT, gather
-from options import Paths, UserError
+from options import HERE, Paths, UserError
 from recipes import PREPARED, lacks_data, lines_of
 from recording import bounds, over_seeds, record
 from results import FILE, Column, Figure, Results, Row, Table, figures_of, not_run
 from rows import FIRST_SEED, Measured, Request, recipe_of, run_rows, where
-
-HERE = Path(__file__).resolve().parent
 
 
 def make_table(results: Results, name: str, request: Request) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import advice
 import checkpoints
-from options import Paths, UserError
+from options import HERE, Paths, UserError
 from storage import (
     locked,
     read_if_there,
@@ -79,8 +79,7 @@ def signals_to_stop() -> list[signal.Signals]:
 
 def commit() -> str:
     """Of this code, and whether it has been changed since."""
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(HERE)]
     try:
         found = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True

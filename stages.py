@@ -19,10 +19,9 @@ from pathlib import Path
 
 import runs
 import storage
-from options import Paths, UserError
+from options import HERE, Paths, UserError
 from recipes import Stage, script_of
 
-HERE = Path(__file__).resolve().parent
 GRACE = 60  # seconds in which a stage that was told to stop saves; then it is killed, which it survives too
 NEVER = float("inf")
 #: where two calls would write one stages.json
