@@ -15,12 +15,15 @@ import time
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from tqdm import tqdm
 
 import advice
 from options import Paths, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # -------------------------------------------------------------------------------- what a file system cannot
 
@@ -137,7 +140,7 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
 
 
-def write_csv(path: Path, table: pd.DataFrame, sep: str = ",", origin: dict | None = None) -> None:
+def write_csv(path: Path, table: "pd.DataFrame", sep: str = ",", origin: dict | None = None) -> None:
     """A csv with a header, whole or not at all.
 
     With sep="\\t" (the predictions' format) nothing is quoted, or everything, where a text could not be told
