@@ -303,7 +303,7 @@ class CausalGenerator(nn.Module):
             self.lm.set_attn_implementation("sdpa")  # slow only in the backward pass
         self.requires_grad_(False)
         if precision == "bf16":
-            cast_frozen(self, torch.bfloat16)
+            cast_frozen(self)
         self.to(device)
         for part in self.modules():
             if isinstance(part, nn.Linear) and part.weight.device.type == "cpu":

@@ -34,7 +34,6 @@ def add_training(
     batch_size: int,
     schedule: str | None = "constant",
     clip: float = 1.0,
-    patience: int = 0,
     untrained: bool = False,
 ) -> None:
     """The flags of the training loop; the keyword arguments are the stage's own defaults (None: by model).
@@ -90,7 +89,7 @@ def add_training(
     add(
         "--patience",
         type=COUNT,
-        default=patience,
+        default=0,
         help="stop after so many evaluations without a better one; 0: never",
     )
     add(

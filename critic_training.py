@@ -365,7 +365,7 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
 
     def evaluate() -> dict[str, float]:
         found: list = []
-        for numbers in session.over(plan_once(held.lengths, 4 * loop.batch_size), "valid"):
+        for numbers in session.over(plan_once(held.lengths, 4 * loop.batch_size)):
             batch = session.move(held.collate(numbers))
             with session.autocast():
                 scores = critic(batch["input_ids"], batch["attention_mask"], batch["reply_mask"])

@@ -12,10 +12,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 import caches
-import searching
 import storage
 from corpora import Example
 from DPR.index import Index
+from DPR.retriever import Retriever
 from options import Paths
 from session import Session
 
@@ -80,7 +80,7 @@ def nearest_by_minilm(
     session: Session,
 ) -> list[int]:
     """The same by MiniLM's cosine; the known histories' vectors stay in the cache."""
-    retriever = searching.find_retriever(paths, None, session, encoder="minilm")
+    retriever = Retriever.from_pretrained(encoder="minilm", session=session)
     encoders = retriever.encoders
     key = storage.fingerprint(str(encoders.identity), list(known), session.precision)[:16]
 

@@ -224,7 +224,7 @@ def validate(
     """
     names = objective.measured
     totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for numbers in session.over(batches, "valid"):
+    for numbers in session.over(batches):
         batch = objective.foresee(held.data.collate(numbers))
         units = objective.gold_units(batch)
         batch = session.move(batch)

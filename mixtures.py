@@ -53,10 +53,10 @@ class Mixtures:
         }
 
 
-def word_frequencies(data: Data, vocabulary: int, examples: int = 4096) -> Tensor:
-    """(V,) share of each word, ends included, in the replies of at most so many examples, evenly spaced."""
+def word_frequencies(data: Data, vocabulary: int) -> Tensor:
+    """(V,) share of each word, ends included, in the replies of at most 4096 examples, evenly spaced."""
     counts = torch.zeros(vocabulary)
-    numbers = list(range(0, len(data), -(-len(data) // examples)))
+    numbers = list(range(0, len(data), -(-len(data) // 4096)))
     for start in range(0, len(numbers), 256):
         batch = data.collate(numbers[start : start + 256])
         counts += torch.bincount(batch["input_ids"][batch["reply_mask"] > 0], minlength=vocabulary)

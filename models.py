@@ -214,7 +214,7 @@ class CriticSet:
         for critic in self.critics.values():
             quicken(critic, device)
             if half:
-                cast_frozen(critic, torch.bfloat16)
+                cast_frozen(critic)
         self._tables: dict[torch.dtype, Tensor] = {}
 
     def __len__(self) -> int:

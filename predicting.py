@@ -91,7 +91,7 @@ class Predictor:
         self.model, self.tokenizer, self.data = model.eval(), tokenizer, data
         self.decoding, self.session = decoding, session
         if session.precision == "bf16":  # once, and not in each pass, for each token of a reply
-            cast_frozen(self.model.requires_grad_(False), torch.bfloat16)
+            cast_frozen(self.model.requires_grad_(False))
         self.unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id  # -1: no token
         self.arguments = decoding_arguments(decoding, tokenizer, model.vocabulary)
         self.notes: dict[str, str] = {}  # what else a reply depends on

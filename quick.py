@@ -165,9 +165,9 @@ def quicken(model: nn.Module, device: torch.device, compiling: bool = False) -> 
                 setattr(module, name, Norm(child.weight, child.variance_epsilon).train(child.training))
 
 
-def cast_frozen(model: nn.Module, kind: torch.dtype) -> None:
-    """Give the frozen linear layers of `model` their weights in `kind`, in place: autocast would cast them
-    anew at each use, with the same result. A weight that is also a table of words stays as it is.
+def cast_frozen(model: nn.Module) -> None:
+    """Give the frozen linear layers of `model` their weights in bf16, in place: autocast would cast them anew
+    at each use, with the same result. A weight that is also a table of words stays as it is.
 
     From then on `model` works under autocast alone.
     """
@@ -180,7 +180,7 @@ def cast_frozen(model: nn.Module, kind: torch.dtype) -> None:
             continue
         for weight in module.parameters(recurse=False):
             if not weight.requires_grad:
-                weight.data = weight.data.to(kind)
+                weight.data = weight.data.to(torch.bfloat16)
 
 
 def compile_stacks(models: Iterable[nn.Module], cache: Path) -> None:

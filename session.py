@@ -115,13 +115,10 @@ class Session:
         kept = [(rows[:n], ids[:n]) for rows, ids, n in zip(padded, all_numbers, sizes, strict=True)]
         return torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept]), sum(sizes[: self.rank])
 
-    def over(self, batches: list, title: str) -> Iterator:
-        """This process's share of `batches`, with a progress bar."""
-        return iter(
-            tqdm(
-                batches[self.rank :: self.world], desc=title, disable=None if self.main else True, leave=False
-            )
-        )
+    def over(self, batches: list) -> Iterator:
+        """This process's share of what an evaluation reads, with a progress bar."""
+        share, hidden = batches[self.rank :: self.world], None if self.main else True
+        return iter(tqdm(share, desc="valid", disable=hidden, leave=False))
 
     def say(self, text: str) -> None:
         if self.main:

@@ -17,7 +17,6 @@ import judges
 import lineage
 import normalising
 import runs
-import searching
 import storage
 import validation
 from answers import Turns, Valued, announce
@@ -25,7 +24,7 @@ from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
 from corpora import Example, listener_turns, read_exemplars
 from critics import load_judges as load_critics
-from DPR.retriever import own_conversations
+from DPR.retriever import Retriever, own_conversations
 from exports import as_numbers, items_table, pairs_table, unmatched_table, worth
 from lineage import Served
 from markup import cell
@@ -162,7 +161,7 @@ def standard(
     if extras.bertscore:
         require_length(extras.bertscore)
     if options.relevance:
-        minilm = searching.find_retriever(paths, None, session, encoder="minilm")
+        minilm = Retriever.from_pretrained(encoder="minilm", session=session)
         extras = dataclasses.replace(extras, relevance=minilm)
     if options.fluency_model:
         import causal_models  # with peft, which takes seconds that no other table needs

@@ -71,7 +71,7 @@ class MicroBatch:
 def placed(model: nn.Module, session: Session) -> nn.Module:
     """The model on its device, where frozen weights that bf16 products read never lie in fp32."""
     if session.precision == "bf16":
-        cast_frozen(model, torch.bfloat16)
+        cast_frozen(model)
     return model.to(session.device)
 
 

@@ -45,13 +45,14 @@ class RankingOptions:
         return ("bm25" if self.bm25 else system) + emotion
 
 
-def bm25(questions: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> np.ndarray:
+def bm25(questions: Sequence[str], passages: Sequence[str]) -> np.ndarray:
     """Okapi BM25 of each question and passage (Q, P); words as scikit-learn's CountVectorizer finds them.
 
         sum over the question's words of idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))
 
     idf = log(1 + (P - n + 0.5) / (n + 0.5)), n: passages with the word (Robertson and Zaragoza 2009).
     """
+    k1, b = 1.2, 0.75
     word = r"(?u)\b\w+\b"
     if not any(re.search(word, passage) for passage in passages):
         return np.zeros((len(questions), len(passages)))

@@ -151,7 +151,7 @@ def test_a_frozen_base_that_is_cast_once_is_the_one_that_is_cast_at_each_use(tmp
         model.zero_grad()
         logits.float().square().sum().backward()
         found.append([logits, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
-        quick.cast_frozen(model, torch.bfloat16)
+        quick.cast_frozen(model)
     assert all(map(torch.equal, *found)) and len(found[0]) > 2
     assert read == [torch.float32, torch.bfloat16]  # by the adapter: no cast to and fro
     kinds = {name: p.dtype for name, p in model.named_parameters()}
