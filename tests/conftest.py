@@ -185,6 +185,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(newest(folder) / "model.safetensors")
 
 
+def logged(folder: Path, kind: str | None = None) -> list[dict]:
+    """What a run has logged of one kind (train, valid), or of both."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if kind in (None, row["kind"])]
+
+
 def swap_words(folder: Path, one: str, other: str) -> None:
     """Gives two words of a tokenizer's folder each other's numbers."""
     file = folder / "tokenizer.json"
@@ -221,6 +227,26 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 class Killed(BaseException):
     """Stands for a kill: nothing in the code may catch it."""
+
+
+def kill_at(step: int):
+    """For `toy.train(spoil=...)`."""
+
+    def spoil(loop, terms):
+        if loop.state.step == step:
+            raise Killed
+        return terms
+
+    return spoil
+
+
+def interrupted(folder: Path, step: int = 10, **settings) -> list[Path]:
+    """A toy run that was killed at `step`, with checkpoints at 2, 4, ...; those that are left."""
+    from toy import train
+
+    with pytest.raises(Killed):
+        train(folder, spoil=kill_at(step), save_every=2, **settings)
+    return sorted((folder / "checkpoints").glob("step-*"))
 
 
 def wait_for_step(folder: Path, step: int) -> None:

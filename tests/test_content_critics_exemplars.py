@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import logged
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -182,10 +183,9 @@ def test_with_class_weights_an_example_weighs_the_more_the_rarer_its_label(workd
     scores, targets = torch.stack(read_in_training["scores"]), torch.tensor(read_in_training["targets"])
     weights = torch.tensor(1 / counts.to_numpy(), dtype=torch.float32)
     expected = F.cross_entropy(scores, targets, weight=weights).item()  # torch divides by the sum of weights
-    log = paths.critic("emo", "glove-t5") / "metrics.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(targets) == 32
-    assert [r["emo"] for r in rows if r["kind"] == "train"] == [pytest.approx(expected, rel=1e-4)]
+    (row,) = logged(paths.critic("emo", "glove-t5"), "train")
+    assert row["emo"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_each_critic_of_the_loss_reads_the_history_before_the_reply_and_is_given_its_own_label(

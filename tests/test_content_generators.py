@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import logged
 from sacrebleu.metrics import BLEU
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -54,11 +55,6 @@ def predict(workdir: Path, folder: Path, *flags: str) -> list[str]:
 def replies_in(file: Path) -> dict[tuple[str, int], str]:
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
     return {(conv, int(index)): reply for conv, index, reply in rows}
-
-
-def logged(folder: Path, kind: str) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [r for r in rows if r["kind"] == kind]
 
 
 def ids_of(tokenizer, text: str) -> list[int]:

@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import logged
 from sklearn.metrics import f1_score
 from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
@@ -33,8 +34,7 @@ def train(script, workdir, flags: str) -> None:
 
 def kept_value(folder, metric: str, best) -> float:
     """What the run kept by `best` (min or max) of its logged evaluations, after a look at log and result."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    values = {row["step"]: row[metric] for row in map(json.loads, lines) if row["kind"] == "valid"}
+    values = {row["step"]: row[metric] for row in logged(folder, "valid")}
     result = json.loads((folder / "result.json").read_text())
     assert result[metric] == best(values.values()) == values[result["best_step"]]
     assert values[max(values)] != result[metric]  # else keeping the last would do as well

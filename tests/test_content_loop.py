@@ -1,11 +1,10 @@
 """What one update does, seen from a run's files: gradient norm over processes, clipping, precision."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import by_two_processes, newest, weights
+from conftest import by_two_processes, logged, newest, weights
 from safetensors.torch import load_file
 from toy import train
 
@@ -16,8 +15,7 @@ pytestmark = pytest.mark.usefixtures("the_end_is_kept")
 
 
 def norms(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [r["grad_norm"] for r in rows if r["kind"] == "train"]
+    return [row["grad_norm"] for row in logged(folder, "train")]
 
 
 def test_two_processes_have_the_gradient_of_one_with_the_doubled_batch(tmp_path):

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from conftest import logged
 from transformers import AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 import dpr_exemplar_retriever
@@ -173,8 +174,7 @@ def test_the_first_logged_loss_of_dpr_is_the_formula_where_questions_share_a_pos
         + ["--context-encoder", str(tmp_path / "context_encoder")]
         + ["--max-length", "8", "--max-passage-length", "9"]
     )
-    log = (Paths(workdir).saved / "dpr" / "empd" / "metrics.jsonl").read_text().splitlines()
-    logged = next(row for row in map(json.loads, log) if row["kind"] == "train")
+    written = logged(Paths(workdir).saved / "dpr" / "empd", "train")[0]
 
     question, context, tokenizer = load_encoders(tmp_path)
     texts = []
@@ -187,5 +187,5 @@ def test_the_first_logged_loss_of_dpr_is_the_formula_where_questions_share_a_pos
         own = row[texts.index(positive)]
         rivals = [score for score, text in zip(row, texts, strict=True) if text != positive]
         losses.append(math.log(sum(math.exp(s - own) for s in [own, *rivals])))
-    assert logged["nll"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    assert logged["loss"] == pytest.approx(logged["nll"])
+    assert written["nll"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert written["loss"] == pytest.approx(written["nll"])

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, logged
 
 import evaluate_responses
 import train_glove_t5
@@ -29,10 +29,9 @@ def keys_of(content: dict) -> set[str]:
 
 def logged_keys(run: Path) -> set[str]:
     """Every key in a run's metrics.jsonl and result.json."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     keys = keys_of(json.loads((run / "result.json").read_text(encoding="utf-8")))
-    for line in lines:
-        keys |= keys_of(json.loads(line))
+    for row in logged(run):
+        keys |= keys_of(row)
     return keys
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import logged
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_causal_models import make_tokenizer, save_llama
-from test_content_generators import logged
 
 import reproduce
 import stages

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import Killed, assert_same_run
+from conftest import Killed, assert_same_run, logged
 from test_causal_models import make_tokenizer, save_llama
 
 import corpora
@@ -83,12 +83,11 @@ def test_the_critics_weights_rise_and_their_gradients_are_logged(trained_copy):
         "0",
     ]
     train_glove_t5.main([*words, "--name", "ramp"])
-    log = (trained_copy / "saved" / "glove-t5" / "ramp" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in log]
-    for step, row in enumerate(r for r in rows if r["kind"] == "train"):
+    run = trained_copy / "saved" / "glove-t5" / "ramp"
+    for step, row in enumerate(logged(run, "train")):
         critics = sum(row[k] for k in ("emo", "exp", "int", "sentiment"))
         assert row["loss"] == pytest.approx(row["nll"] + (step + 1) / 4 * critics, rel=1e-5)
-    (valid,) = [r for r in rows if r["kind"] == "valid"]
+    (valid,) = logged(run, "valid")
     assert valid["grad_nll"] > 0 and valid["grad_emo"] > 0
 
 
@@ -167,8 +166,8 @@ def test_one_loss_alone_needs_its_own_critic_only(trained_copy, capsys):
     shutil.rmtree(trained_copy / "saved" / "empathy" / "glove-t5-int")
     words = ["--workdir", str(trained_copy), *TINY, "--max-steps", "1", "--empathy-losses", "exp"]
     train_glove_t5.main([*words, "--sentiment-loss-w", "0"])
-    rows = (trained_copy / "saved" / "glove-t5" / "plain-exp" / "metrics.jsonl").read_text().splitlines()
-    terms = [set(json.loads(row)) & {"nll", *CRITICS} for row in rows]
+    rows = logged(trained_copy / "saved" / "glove-t5" / "plain-exp")
+    terms = [set(row) & {"nll", *CRITICS} for row in rows]
     assert terms and all(found == {"nll", "exp"} for found in terms)
     with pytest.raises(SystemExit):
         train_glove_t5.main([*words, "--empathy-loss-w", "0"])
@@ -215,8 +214,7 @@ def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, 
     train_glove_t5.main([*words, "--name", "killed"])
     saved = trained_copy / "saved" / "glove-t5"
     assert_same_run(saved / "whole", saved / "killed")
-    rows = [json.loads(line) for line in (saved / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert all(-1 <= r["reward"] < 0 for r in rows if r["kind"] == "train")
+    assert all(-1 <= row["reward"] < 0 for row in logged(saved / "whole", "train"))
     assert json.loads((saved / "whole" / "sources.json").read_text())["reward emo"]["path"].endswith(
         "glove-t5-emo"
     )
@@ -277,8 +275,7 @@ def test_a_causal_model_is_rewarded_by_critics_of_another_family(trained_copy, t
     for name, more in (("distance", "--sampled-reward distance --samples 2".split()), ("energy", energy)):
         train_causal_lm.main([*words, *more, "--name", name])
         folder = trained_copy / "saved" / "causal-lm" / name
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert all(-1 <= r["reward"] < 0 and r["sampled"] != 0 for r in rows if r["kind"] == "train")
+        assert all(-1 <= row["reward"] < 0 and row["sampled"] != 0 for row in logged(folder, "train"))
         # an energy score reads the gold replies themselves, no label of theirs
         sources = json.loads((folder / "sources.json").read_text())
         assert ("labels train" in sources) == (name == "distance")
@@ -343,8 +340,7 @@ def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
         "bf16",
     ]
     train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "3", "--sampled-examples", "1"])
-    file = trained_copy / "saved" / "glove-t5" / "plain-critics-energy" / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = logged(trained_copy / "saved" / "glove-t5" / "plain-critics-energy")
     assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
 
 

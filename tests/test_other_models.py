@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import logged
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
@@ -577,8 +578,7 @@ def test_questions_that_meet_no_other_passage_are_counted_aloud(workdir, capsys,
     train_dpr.main(retriever_flags(workdir, *flags))
     said = [line for line in capsys.readouterr().out.splitlines() if "nothing to tell" in line]
     assert [alone in line and "WARNING" in line for line in said] == ([True] if alone else [])
-    rows = [json.loads(r) for r in (workdir / "saved/dpr/empd/metrics.jsonl").read_text().splitlines()]
-    zero = [r for r in rows if r["kind"] == "train" and r["nll"] < 1e-6]
+    zero = [r for r in logged(workdir / "saved/dpr/empd", "train") if r["nll"] < 1e-6]
     assert len(zero) == int(alone.split()[0] or 0 if alone else 0)  # that many updates of one question
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Killed, assert_same_run, newest
+from conftest import ROOT, Killed, assert_same_run, interrupted, newest
 from safetensors.torch import load_file, save_model
 from test_models import t5_config
 from torch import nn
@@ -48,19 +48,6 @@ def failing(real, name: str, when=lambda *_: True):
 
 def of_a_folder(handle, *_) -> bool:
     return stat.S_ISDIR(os.fstat(handle).st_mode)
-
-
-def interrupted(folder: Path, step: int = 10, **settings) -> list[Path]:
-    """A run that was killed at `step`, with checkpoints at 2, 4, ...; those that are left."""
-
-    def spoil(loop, terms):
-        if loop.state.step == step:
-            raise Killed
-        return terms
-
-    with pytest.raises(Killed):
-        train(folder, spoil=spoil, save_every=2, **settings)
-    return list(checkpoints.steps(folder / "checkpoints").values())
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from conftest import logged
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from test_vocabulary import training_options, updates_of_six
@@ -247,8 +248,7 @@ def test_compiled_layers_train_the_same_weights_under_the_same_names(workdir, mo
     for name in ("plain", "fast"):
         train_glove_t5.main([*words, "--name", name, *(["--compile"] if name == "fast" else [])])
     saved = workdir / "saved" / "glove-t5"
-    rows = [(saved / name / "metrics.jsonl").read_text().splitlines() for name in ("plain", "fast")]
-    for plain, fast in zip(*(map(json.loads, each) for each in rows), strict=True):
+    for plain, fast in zip(*(logged(saved / name) for name in ("plain", "fast")), strict=True):
         assert fast.pop("kind") == plain.pop("kind") and fast == pytest.approx(plain, rel=1e-4)
     weights = [load_file(saved / name / "model.safetensors") for name in ("plain", "fast")]
     assert weights[0].keys() == weights[1].keys()

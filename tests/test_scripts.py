@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, swap_words
+from conftest import ROOT, logged, swap_words
 from safetensors.torch import load_file, save_file
 
 import app
@@ -90,10 +90,6 @@ def on(workdir: Path, flags: str) -> list[str]:
 
 def files_of(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.startswith("events.out")}
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 # ---------------------------------------------------------------------------------------------------- critics
@@ -277,9 +273,9 @@ def test_every_combination_trains_and_writes_replies(trained_copy, family, exemp
     sampled = (folder / "predictions.tsv").read_text()
     assert len(sampled.splitlines()) == len(examples) + 1
     terms = {"nll", "emo", "exp", "int", "sentiment"} if critics else {"nll"}
-    logged = [r for r in rows_of(folder) if r["kind"] == "train"][0]
-    assert terms == logged.keys() - {"step", "epoch", "kind", "loss", "lr", "grad_norm"}
-    assert logged["loss"] == pytest.approx(sum(logged[t] for t in terms), rel=1e-4)
+    first = logged(folder, "train")[0]
+    assert terms == first.keys() - {"step", "epoch", "kind", "loss", "lr", "grad_norm"}
+    assert first["loss"] == pytest.approx(sum(first[t] for t in terms), rel=1e-4)
     script.main([*short(trained_copy), "--inference", str(folder), "--beams", "2", "--overwrite"])
     assert len((folder / "predictions.tsv").read_text().splitlines()) == len(examples) + 1
     script.main([*short(trained_copy), "--inference", str(folder), "--overwrite"])
@@ -404,7 +400,7 @@ def test_the_loss_falls_and_replies_follow_the_speakers(trained_copy):
     flags = "--size tiny --epochs 10 --lr 3e-3 --batch-size 8 --exemplar-len 16 --max-new-tokens 12"
     train_glove_t5.main(on(trained_copy, f"{flags} --log-every 1 --device cpu"))
     folder = trained_copy / "saved" / "glove-t5" / "lempex"
-    rows = rows_of(folder)
+    rows = logged(folder)
     losses, nlls = ([r[k] for r in rows if r["kind"] == "train"] for k in ("loss", "nll"))
     assert losses[-1] < 0.8 * losses[0] and nlls[-1] < 0.8 * nlls[0]
     held = [r["nll"] for r in rows if r["kind"] == "valid"]
@@ -440,7 +436,7 @@ def test_bf16_on_cpu_trains_to_about_the_same_loss(trained_copy):
                 "0",
             ]
         )
-        found.append(rows_of(trained_copy / "saved" / "glove-t5" / precision)[-1]["nll"])
+        found.append(logged(trained_copy / "saved" / "glove-t5" / precision)[-1]["nll"])
     assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
@@ -487,8 +483,7 @@ def test_dpr_in_two_processes_takes_in_batch_negatives_from_both(trained_copy):
     )
     train_dpr.main([*common, "--batch-size", "6", "--name", "one"])
     losses = [
-        [r["nll"] for r in rows_of(trained_copy / "saved" / "dpr" / name) if r["kind"] == "train"]
-        for name in ("one", "two")
+        [r["nll"] for r in logged(trained_copy / "saved" / "dpr" / name, "train")] for name in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

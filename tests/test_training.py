@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Killed, assert_same_run, newest, wait_for_step, weights
+from conftest import Killed, assert_same_run, interrupted, kill_at, logged, newest, wait_for_step, weights
 from toy import Net, toy_data, toy_loop, train
 
 import checkpoints
@@ -29,19 +29,9 @@ GOLDEN = [3.7121, 3.6842, 3.7728, 3.6733, 3.5745, 3.6718]  # measured with torch
 
 
 def losses(folder: Path, kind: str = "train") -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = [r["loss"] for r in rows if r["kind"] == kind]
+    found = [r["loss"] for r in logged(folder, kind)]
     assert found
     return found
-
-
-def kill_at(step: int):
-    def spoil(loop, terms):
-        if loop.state.step == step and not getattr(loop, "spared", False):
-            raise Killed
-        return terms
-
-    return spoil
 
 
 def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys):
@@ -185,12 +175,6 @@ def test_a_finished_run_says_so_and_trains_no_more(tmp_path, capsys):
     assert toy_loop(tmp_path / "run").train()["already_finished"]
     assert "already finished" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-
-
-def interrupted(folder: Path, step: int = 10, **settings) -> list[Path]:
-    with pytest.raises(Killed):
-        train(folder, spoil=kill_at(step), save_every=2, **settings)
-    return sorted((folder / "checkpoints").glob("step-*"))
 
 
 def flip(file: Path) -> None:

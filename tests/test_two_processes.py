@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import by_two_processes
+from conftest import by_two_processes, logged
 from test_causal_models import make_tokenizer, save_llama
 from toy import train
 
@@ -21,9 +21,8 @@ def run_script(script: str, words: list[str]) -> None:
     importlib.import_module(script).main(words)
 
 
-def logged(folder: Path, kind: str) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if "loss" in k or k == "nll"} for r in rows if r["kind"] == kind]
+def losses_of(folder: Path, kind: str) -> list[dict]:
+    return [{k: v for k, v in r.items() if "loss" in k or k == "nll"} for r in logged(folder, kind)]
 
 
 @pytest.mark.parametrize("way", ["packed conversations", "pooled exemplars, critics cast to bf16"])
@@ -42,7 +41,7 @@ def test_two_processes_train_as_one(way, trained_copy, tmp_path):
     run_script(script, [*words, "--name", "one", "--batch-size", "4"])
     two, one = (trained_copy / "saved" / room / name for name in ("two", "one"))
     for kind, steps in (("train", 3), ("valid", 1)):
-        found, expected = logged(two, kind), logged(one, kind)
+        found, expected = losses_of(two, kind), losses_of(one, kind)
         assert len(found) >= steps and len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
             assert a == pytest.approx(b, rel=near)
@@ -62,7 +61,7 @@ def test_two_processes_finish_an_update_too_small_for_all_its_micro_batches(trai
     ]
     words += "--epochs 1 --batch-size 1 --accumulate 3 --log-every 1 --name ragged".split()
     by_two_processes(run_script, "DPR.train_dpr", words)
-    losses = logged(trained_copy / "saved" / "dpr" / "ragged", "train")
+    losses = losses_of(trained_copy / "saved" / "dpr" / "ragged", "train")
     assert len(losses) == len(questions) // 6 + 1 and all(row["nll"] > 0 for row in losses[:-1])
 
 
