@@ -253,8 +253,8 @@ def critic_data(
     return Data([len(r[0]) for r in rows], collate)
 
 
-class NoExemplars:
-    """How exemplars enter a batch: not at all. The other ways (exemplars.py) give the same two answers."""
+class Entering:
+    """How exemplars enter the batches of a split: not at all. The ways of exemplars.py give other answers."""
 
     def before(self, number: int) -> np.ndarray:
         """Token ids that stand before the dialogue of example `number`."""
@@ -282,7 +282,7 @@ def generator_data(
     src_len: int,
     tgt_len: int | None,
     cache: Path | None = None,
-    exemplars: NoExemplars | None = None,
+    exemplars: Entering | None = None,
     labels: dict[str, list] | None = None,
     critic_context_len: int = 0,
     marks: Sequence[str] | None = None,
@@ -296,7 +296,7 @@ def generator_data(
     one target an example}, of the critics that the loss asks. `marks`: words for each example, or "", which
     the decoder reads after the token that it starts with, `start`, and before the reply.
     """
-    entering = exemplars or NoExemplars()
+    entering = exemplars or Entering()
     encoded = encode(tokenizer, [t for e in examples for t in (*e.history, e.response)], cache)
     marked = encode(tokenizer, marks or (), cache)
     eos = tokenizer.eos_token_id

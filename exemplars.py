@@ -16,7 +16,7 @@ import caches
 import runs
 import storage
 from corpora import Example, listener_turns, read_exemplars
-from dataloaders import CUTTING, EXEMPLAR_MARKER, NoExemplars, encode, join, pad, plan_once, tokenizer_hash
+from dataloaders import CUTTING, EXEMPLAR_MARKER, Entering, encode, join, pad, plan_once, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
 from models import EXEMPLAR_PREFIX, Generator, GeneratorSettings
 from options import Paths, UserError
@@ -44,10 +44,10 @@ class Way:
     """How exemplars enter one generator: not at all. `split(texts)` gives their part in the data of one
     split."""
 
-    def split(self, texts: Texts) -> NoExemplars:
-        return NoExemplars()
+    def split(self, texts: Texts) -> Entering:
+        return Entering()
 
-    def live(self, texts: Texts) -> NoExemplars:
+    def live(self, texts: Texts) -> Entering:
         """The same for exemplars that were found just now: nothing of it is kept."""
         return self.split(texts)
 
@@ -66,18 +66,18 @@ class Prepended(Way):
     def __init__(self, settings: GeneratorSettings, tokenizer, cache: Path):
         self.most, self.tokenizer, self.cache = settings.exemplar_len, tokenizer, cache
 
-    def split(self, texts: Texts) -> NoExemplars:
+    def split(self, texts: Texts) -> Entering:
         return self.ids(texts, self.cache)
 
-    def live(self, texts: Texts) -> NoExemplars:
+    def live(self, texts: Texts) -> Entering:
         return self.ids(texts, None)
 
-    def ids(self, texts: Texts, cache: Path | None) -> NoExemplars:
+    def ids(self, texts: Texts, cache: Path | None) -> Entering:
         encoded = encode(self.tokenizer, [EXEMPLAR_MARKER, *(t for row in texts for t in row)], cache)
         return PrependedIds(texts, encoded, self.most, self.tokenizer.eos_token_id)
 
 
-class PrependedIds(NoExemplars):
+class PrependedIds(Entering):
     def __init__(self, texts: Texts, encoded: dict[str, np.ndarray], most: int, eos: int):
         self.texts, self.encoded, self.most, self.eos = texts, encoded, most, eos
 
@@ -130,7 +130,7 @@ class PooledFrozen(Way):
         name = "exemplar encoder"
         return {name: storage.source(self.place, self.paths, self._inputs[name])}
 
-    def split(self, texts: Texts) -> NoExemplars:
+    def split(self, texts: Texts) -> Entering:
         asked = {t for row in texts for t in row}
         if not self.vectors or not asked <= self.vectors.keys():
             # one table for all splits: exemplars are training replies
@@ -138,7 +138,7 @@ class PooledFrozen(Way):
             self.vectors = self.embed(sorted(asked | replies | self.vectors.keys()))
         return PooledVectors(texts, self.vectors, self.width)
 
-    def live(self, texts: Texts) -> NoExemplars:
+    def live(self, texts: Texts) -> Entering:
         distinct = sorted({t for row in texts for t in row})
         table = self.encoded(distinct)
         return PooledVectors(texts, dict(zip(distinct, table, strict=True)), self.width)
@@ -172,7 +172,7 @@ class PooledFrozen(Way):
         return table
 
 
-class PooledVectors(NoExemplars):
+class PooledVectors(Entering):
     """Batches of the mean of each example's frozen exemplar vectors, (B, E); zeros where there is no
     exemplar."""
 
@@ -205,14 +205,14 @@ class PooledTrained(Way):
             "exemplar vectors": storage.identity(self.words),  # what a new one begins with
         }
 
-    def split(self, texts: Texts) -> NoExemplars:
+    def split(self, texts: Texts) -> Entering:
         return PooledTokens(texts, self.tokenizer, self.max_len, self.cache)
 
-    def live(self, texts: Texts) -> NoExemplars:
+    def live(self, texts: Texts) -> Entering:
         return PooledTokens(texts, self.tokenizer, self.max_len)
 
 
-class PooledTokens(NoExemplars):
+class PooledTokens(Entering):
     """Batches for the encoder that is trained along: each distinct text once (U, L), and each example's
     shares (B, U)."""
 
