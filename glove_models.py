@@ -37,7 +37,7 @@ ENDING_WORDS = "s|m|re|ve|ll|d"
 ENDINGS = rf"'(?:{ENDING_WORDS})\b"
 
 
-def split_words() -> Tokenizer:
+def word_splitter() -> Tokenizer:
     """A lower-casing word splitter that cuts contractions as GloVe's corpus did (do n't, i 'm)."""
     tokenizer = Tokenizer(
         WordLevel({w: i for i, w in enumerate(SPECIALS.values())}, unk_token=SPECIALS["unk_token"])
@@ -107,8 +107,8 @@ def join_words() -> decoders.Decoder:
     )
 
 
-def count_words(texts: Iterable[str]) -> Counter:
-    splitter = split_words()
+def word_counts(texts: Iterable[str]) -> Counter:
+    splitter = word_splitter()
     words: Counter = Counter()
     for text in texts:
         words.update(
@@ -121,7 +121,7 @@ def count_words(texts: Iterable[str]) -> Counter:
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """pad 0, start 1, eos 2, unk 3, then `words` in order."""
     vocabulary = list(dict.fromkeys([*SPECIALS.values(), *words]))
-    tokenizer = split_words()
+    tokenizer = word_splitter()
     tokenizer.model = WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token=SPECIALS["unk_token"])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
 

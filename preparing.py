@@ -22,12 +22,12 @@ from fetching import fetch_glove, fetch_official
 from glove_models import (
     SPECIALS,
     check_glove,
-    count_words,
     glove_package,
     glove_package_folder,
     load_vectors,
     read_glove,
     save_glove,
+    word_counts,
 )
 from measures import Vader
 from options import DIMENSIONS, HERE, SPLITS, TEST_SPLITS, Paths, UserError, refuse_existing
@@ -228,8 +228,8 @@ def prepared_words(folder: Path):
 def prepare_glove(asked: PrepareOptions, paths: Paths, texts: list[str]) -> None:
     """Vectors and tokenizer for the words that training uses often enough and GloVe knows."""
     least = asked.min_count or (1 if asked.source == "sample" else 2)
-    counts = count_words(tqdm(texts, desc="counting words", disable=None, leave=False))
-    wanted = {w for w, n in counts.items() if n >= least} | set(count_words([EXEMPLAR_MARKER]))
+    counts = word_counts(tqdm(texts, desc="counting words", disable=None, leave=False))
+    wanted = {w for w, n in counts.items() if n >= least} | set(word_counts([EXEMPLAR_MARKER]))
     name, pairs = glove_source(asked, paths)
     as_it_is = words_folder(asked) is not None
     each = tqdm(pairs, desc="GloVe", disable=None, leave=False)

@@ -139,7 +139,7 @@ def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family)
     expected = {"ppl_token": math.exp(nll / tokens), "ppl_word": math.exp(nll / words)}
     apart = {"ppl_word_open": math.exp((nll - table["nll_end"].sum()) / (words - len(table)))}
     if family == "glove-t5":  # whose words are told apart in a second way
-        said = glove_models.count_words(e.response for e in listener_turns(Paths(workdir).dialogues("train")))
+        said = glove_models.word_counts(e.response for e in listener_turns(Paths(workdir).dialogues("train")))
         assert said.keys() - tokenizer.get_vocab().keys() == {"zyzzyva", "qwertz"}
         assert table["unknown"].sum() >= 3
         apart["ppl_word_class"] = math.exp((nll + table["unknown"].sum() * math.log(2)) / words)

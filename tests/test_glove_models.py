@@ -14,12 +14,12 @@ import train_glove_t5
 from dataloaders import tokenizer_hash
 from glove_models import (
     SIZES,
-    count_words,
     glove_config,
     load_vectors,
     read_glove,
     save_glove,
     set_word_vectors,
+    word_counts,
     word_tokenizer,
 )
 from options import UserError
@@ -28,7 +28,7 @@ SENTENCE = "I don't know, you're right!"
 
 
 def tokenizer_of(*texts):
-    return word_tokenizer(count_words(texts))
+    return word_tokenizer(word_counts(texts))
 
 
 def pieces(text: str) -> list[str]:
@@ -58,7 +58,7 @@ def pieces(text: str) -> list[str]:
 )
 def test_words_are_cut_as_glove_cuts_them(text, expected):
     assert pieces(text) == expected.split()
-    assert count_words([text, text]) == Counter(2 * expected.split())
+    assert word_counts([text, text]) == Counter(2 * expected.split())
 
 
 @pytest.mark.parametrize(
