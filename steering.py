@@ -158,7 +158,7 @@ class Sampler:
 
     def pool(self, marks: Target | None = None) -> Pool:
         """`most` candidates of every context: from the cache, or sampled; an interrupted call goes on."""
-        title = f"candidates, marks {in_words(marks)}" if marks else "candidates"
+        title = f"candidates, marks {named(marks)}" if marks else "candidates"
 
         def work(numbers: list[int]) -> dict[str, np.ndarray]:
             found = [self.sample(n, self.most, marks) for n in numbers]
@@ -242,7 +242,7 @@ def choices(
             weights = Weights(options.likelihood_w, weight, weight)
             for count in options.candidates:
                 for target in TARGETS:
-                    pool = pools[in_words({} if way == "ranking" else target)]
+                    pool = pools[named({} if way == "ranking" else target)]
                     levels = pool.levels(ranker, examples) if weight and target else None
                     found.append(chosen(pool, levels, target, weights, count, way))
     return found
@@ -287,7 +287,7 @@ def measured(
         rows.append({"judge": judge.name, "target": "gold"} | people)
         levels: dict[tuple, dict[str, np.ndarray]] = {}
         for choice in found:
-            name = in_words(choice.target)
+            name = named(choice.target)
             own = seen_by(judge, choice.replies, contexts)
             levels[choice.way, choice.weight, choice.count, name] = own
             cost: dict[str, Any] = {"log_probability": choice.log_probability}
@@ -297,7 +297,7 @@ def measured(
             rows.append(key | {"target": name} | with_intervals(own, drawn) | cost)
             if 1 in choice.target.values():  # its 0 stands before it
                 (dim,) = choice.target
-                other = levels[choice.way, choice.weight, choice.count, in_words({dim: 0})]
+                other = levels[choice.way, choice.weight, choice.count, named({dim: 0})]
                 moved = {d: own[d] - other[d] for d in own}
                 rows.append(key | {"target": f"{dim}: 1 - 0"} | with_intervals(moved, drawn))
     return pd.DataFrame(rows)
@@ -309,7 +309,7 @@ def seen_by(judge: Judge, replies: Sequence[str], contexts: Sequence[Sequence[st
     return levels | {f"{dim}_share": (values >= 0.5).astype(float) for dim, values in levels.items()}
 
 
-def in_words(target: Target) -> str:
+def named(target: Target) -> str:
     return ", ".join(f"{dim}={level}" for dim, level in target.items()) or "none"
 
 
@@ -404,7 +404,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
             )
     marked = [target for target in TARGETS if target and set(options.ways) != {"ranking"}]
     examples = sampler.examples
-    pools = {in_words(target): sampler.pool(target) for target in [{}, *marked]}
+    pools = {named(target): sampler.pool(target) for target in [{}, *marked]}
     seconds = sampler.seconds()
     found = sampler.told_nothing(choices(options, pools, ranker, examples))
     table = measured(found, panel, examples, seconds, options.seed)
