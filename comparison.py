@@ -77,12 +77,6 @@ class Test:
     better: str  # the one whose figure is better on these items; the first where they are equal
 
 
-@lru_cache(maxsize=2)
-def shared_orders(items: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(items) for _ in range(DRAWS)])
-
-
 class Comparison:
     """Estimates are made once for each row and set of items.
 
@@ -101,12 +95,21 @@ class Comparison:
         self.rows, self.columns = list(rows), {c.key: c for c in columns}
         self.count, self.seed = count, seed
         self.groups = groups
-        self.resamples = lru_cache(maxsize=2)(self.drawn)  # of the tables' items, and of a pair's
+        # of the tables' items, and of a pair's
+        self.resamples = lru_cache(maxsize=2)(self.drawn)
+        self.orders = lru_cache(maxsize=2)(self.ordered)
         self.known: dict[tuple, dict[str, Estimate]] = {}
         self.made: dict[str, dict[str, Estimate]] = {}
 
     def drawn(self, numbers: Numbers) -> np.ndarray:
         return intervals.resamples(self.groups_of(numbers), self.count, self.seed)
+
+    def ordered(self, numbers: Numbers) -> tuple[np.ndarray, np.ndarray | None]:
+        """Random orders of the items, and others in which those of a group stay together; None where each is
+        a group by itself."""
+        rng = np.random.default_rng(self.seed)
+        alone = np.stack([rng.permutation(len(numbers)) for _ in range(DRAWS)])
+        return alone, intervals.orders_of(self.groups_of(numbers), DRAWS, self.seed) if self.groups else None
 
     def groups_of(self, numbers: Numbers) -> Sequence:
         return [self.groups[n] for n in numbers] if self.groups else numbers
@@ -157,10 +160,10 @@ class Comparison:
         replies = [run.replies[place] for place in places] if run.replies else []
         if replies:
             figures["most_frequent"] = measures.most_frequent(replies)
-            split, orders = [reply.split() for reply in replies], shared_orders(len(numbers), self.seed)
+            split, (orders, together) = [reply.split() for reply in replies], self.orders(numbers)
             for kind, size in (("items", sizes.items), ("tokens", sizes.tokens)):
                 for n in (1, 2):
-                    drawn = intervals.distinct_of_draws(split, n, orders, size, kind == "tokens")
+                    drawn = intervals.distinct_of_draws(split, n, orders, size, kind == "tokens", together)
                     found[f"distinct_{n}_{kind}"] = drawn
         return found | intervals.bootstrap(figures, self.resamples(numbers))
 

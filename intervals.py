@@ -231,41 +231,66 @@ def fixed_size(available: int) -> int:
     return max((s for s in sizes if s <= min(available // 2, 20_000)), default=0)
 
 
+def orders_of(groups: Sequence | np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(count, N) the N items in random orders that keep those of one group together, themselves in any order.
+    `groups` (N,): see `resamples`; of fewer than LEAST_DRAWN groups there are none, (0, N)."""
+    rng = np.random.default_rng(seed)
+    group_of = np.unique(np.asarray(groups), return_inverse=True)[1]  # (N,)
+    drawn = int(group_of.max(initial=-1)) + 1
+    out = np.empty((count if drawn >= LEAST_DRAWN else 0, len(group_of)), dtype=np.int64)
+    for row in out:
+        row[:] = np.lexsort((rng.permutation(len(group_of)), rng.permutation(drawn)[group_of]))
+    return out
+
+
 def distinct_of_draws(
-    replies: Sequence[Sequence[str]], n: int, orders: np.ndarray, size: int, tokens: bool
+    replies: Sequence[Sequence[str]],
+    n: int,
+    orders: np.ndarray,
+    size: int,
+    tokens: bool,
+    together: np.ndarray | None = None,
 ) -> Estimate:
     """Distinct-n in percent of draws of `size` items, or of the first `size` tokens of randomly ordered ones.
 
-    `orders` (R, N): the items in a random order, for each draw. The spread of draws without replacement is
-    scaled by sqrt(m / (N - m)) to that of the mean over all N items, m of which a draw holds (Politis and
-    Romano 1994): at m = N / 2 that is the delete-half jackknife.
+    `orders` (R, N): the items in a random order, for each draw; the figure is the mean over these. `together`
+    (R, N): orders that keep the turns of one conversation together (`orders_of`), for the spread (default:
+    `orders`). The spread of draws without replacement is scaled by sqrt(m / (N - m)) to that of the mean over
+    all N items, m of which a draw holds (Politis and Romano 1994): at m = N / 2 that is the delete-half
+    jackknife.
     """
     lengths = np.array([len(r) for r in replies])
     if (tokens and lengths.sum() < 2 * size) or (not tokens and len(replies) < 2 * size) or size == 0:
         return Estimate(math.nan)
     grams, begins = numbered_grams(replies, n)
     counts = np.diff(begins)
-    found, held = [], []
-    for order in orders:
+
+    def drawn_from(order: np.ndarray) -> tuple[float, int]:
+        """Distinct of one draw, and how many items it holds."""
         chosen = np.zeros(len(replies), dtype=bool)
         rest = 0  # grams of the reply that the last tokens are of
+        drawn = size
         if tokens:
             ends = lengths[order].cumsum()
             drawn = int(np.searchsorted(ends, size, side="right"))
             if drawn < len(order):
                 rest = max(0, size - int(ends[drawn] - lengths[order[drawn]]) - n + 1)
-        else:
-            drawn = size
         chosen[order[:drawn]] = True
         mine = grams[np.repeat(chosen, counts)]
         if rest:
             first = begins[order[drawn]]
             mine = np.concatenate([mine, grams[first : first + rest]])
-        found.append(100 * np.count_nonzero(np.bincount(mine)) / len(mine) if len(mine) else 0.0)
-        held.append(drawn)
-    values, items = np.array(found), float(np.mean(held))
+        return (100 * np.count_nonzero(np.bincount(mine)) / len(mine) if len(mine) else 0.0), drawn
+
+    found = [drawn_from(order) for order in orders]
+    point = float(np.mean([value for value, _ in found]))
+    if together is not None:
+        found = [drawn_from(order) for order in together]
+    if not found:
+        return Estimate(point)
+    values, items = np.array([value for value, _ in found]), float(np.mean([held for _, held in found]))
     scale = math.sqrt(items / max(len(replies) - items, 1.0))
-    return Estimate(float(values.mean()), values.mean() + scale * (values - values.mean()), rough=True)
+    return Estimate(point, point + scale * (values - values.mean()), rough=True)
 
 
 def numbered_grams(replies: Sequence[Sequence[str]], n: int) -> tuple[np.ndarray, np.ndarray]:

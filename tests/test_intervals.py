@@ -135,7 +135,8 @@ def test_many_items_of_few_conversations_are_few(talks, known):
     comparison.settle(tuple(range(360)))
     tests, refused = comparison.tests(range(360))
     assert not tests and refused == [f"one and two: 360 items of {talks} conversations in common"]
-    assert (comparison.table()["one"]["rouge_l"].interval() is not None) == known
+    for column in ("rouge_l", "distinct_1_items", "distinct_2_tokens"):
+        assert (comparison.table()["one"][column].interval() is not None) == known
     winners, ties = best(comparison, tests)
     assert not winners and not ties
 
@@ -260,6 +261,57 @@ def test_the_spread_of_draws_is_that_of_other_samples_of_the_same_size(size):
         points.append(found.point)
         spreads.append(found.replicates.std())
     assert np.mean(spreads) == pytest.approx(np.std(points), rel=0.35)
+
+
+def test_the_spread_of_draws_knows_that_turns_of_one_conversation_are_alike():
+    """As above, of conversations that are dull or lively as a whole; its point is that of single turns."""
+    groups = np.repeat(np.arange(40), 8)
+    rng = np.random.default_rng(0)
+    orders = np.stack([rng.permutation(len(groups)) for _ in range(100)])
+    together = intervals.orders_of(groups, 100, seed=1)
+    points, alone, spreads = [], [], []
+    for _ in range(40):
+        dull = rng.random(40) < 0.5
+        replies = [
+            ["i", "am", "sorry"] if dull[g] else [str(w) for w in rng.integers(5000, size=3)] for g in groups
+        ]
+        without = intervals.distinct_of_draws(replies, 1, orders, 100, tokens=False)
+        found = intervals.distinct_of_draws(replies, 1, orders, 100, tokens=False, together=together)
+        assert found.point == without.point
+        points.append(found.point)
+        alone.append(without.replicates.std())
+        spreads.append(found.replicates.std())
+    assert np.mean(spreads) == pytest.approx(np.std(points), rel=0.35)
+    assert np.mean(alone) < 0.6 * np.std(points)  # what the turns by themselves would say
+
+
+def test_distinct_of_a_table_is_drawn_by_conversations():
+    rng = np.random.default_rng(7)
+    rows = []
+    for name, kind in (("gold", "gold"), ("one", "system")):
+        dull = np.repeat(rng.random(40) < 0.5, 8)
+        replies = ["i am sorry" if d else " ".join(f"w{n}" for n in rng.integers(5000, size=3)) for d in dull]
+        rows.append(Row(name, kind, [Measured(tuple(range(320)), {}, replies)]))
+    widths, points = [], []
+    for groups in (None, [f"c{n // 8}" for n in range(320)]):
+        comparison = Comparison(rows, COLUMNS, count=100, seed=0, groups=groups)
+        comparison.settle(tuple(range(320)))
+        found = comparison.table()["one"]["distinct_1_items"]
+        low, high = found.interval()
+        widths.append(high - low)
+        points.append(found.point)
+    assert points[0] == points[1] and widths[1] > 1.5 * widths[0]
+
+
+def test_orders_keep_groups_together_and_know_no_others():
+    groups = [c for c in "abcdefghijkl" for _ in range(3)]
+    orders = intervals.orders_of(groups, 50, seed=3)
+    assert orders.shape == (50, 36) and (np.sort(orders) == np.arange(36)).all()
+    in_threes = np.array(groups)[orders].reshape(50, 12, 3)
+    assert (in_threes == in_threes[:, :, :1]).all()
+    assert len({tuple(row) for row in orders.tolist()}) == 50
+    assert {tuple(row[:3] % 3) for row in orders} > {(0, 1, 2), (2, 1, 0)}  # and within one, any order
+    assert intervals.orders_of(groups[:9], 50, seed=3).shape == (0, 9)  # of so few no spread is said
 
 
 @pytest.mark.parametrize(("available", "size"), [(1, 0), (2, 1), (14, 5), (5257, 2000), (57_000, 20_000)])
