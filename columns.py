@@ -4,11 +4,20 @@ definition, and which side of it is better.
 The figures themselves are computed in measures.py, their intervals in intervals.py.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from intervals import Estimate
 from options import DIMENSIONS
 
+#: what a figure of a unit can be; one without such bounds stands with inf
+BOUNDS = {
+    "%": (0.0, 100.0),
+    "0 to 1": (0.0, 1.0),
+    "-1 to 1": (-1.0, 1.0),
+    **dict.fromkeys(("1", "words", "levels squared"), (0.0, math.inf)),
+}
 #: the tables, in the order in which they are printed
 GROUPS = {
     "paper": "The paper's columns",
@@ -41,6 +50,12 @@ class Column:
     def shown(self, value: float | None) -> str:
         """A value as the tables show it; nan and None are `-`."""
         return "-" if value is None or value != value else self.shape.format(value)
+
+    def interval(self, estimate: Estimate) -> tuple[float, float] | None:
+        """Its 95 % interval, within what such a figure can be: Student's t of two runs knows no bounds."""
+        span = estimate.interval()
+        least, most = BOUNDS.get(self.unit, (-math.inf, math.inf))
+        return span and (max(span[0], least), min(span[1], most))
 
     def badness(self, value, gold):
         """What is smaller where a value is better; arrays of one shape, or plain values."""
@@ -255,7 +270,7 @@ COLUMNS: tuple[Column, ...] = (
         "VADER",
         "stand-ins",
         "mean compound sentiment of the replies by VADER itself, from -1 to 1",
-        "1",
+        "-1 to 1",
         "Hutto and Gilbert 2014; vaderSentiment",
         "gold",
         "{:.3f}",
@@ -270,7 +285,7 @@ COLUMNS: tuple[Column, ...] = (
         "stand-ins",
         "mean cosine of reply and last turn before it, all-MiniLM-L6-v2, mean pooling; a stand-in, high for "
         "a reply that only repeats the turn",
-        "1",
+        "-1 to 1",
         "here; --relevance",
         "gold",
         "{:.3f}",
@@ -315,9 +330,9 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{judge}_{dim}_f1",
                 f"{dim} macro-F1",
                 group,
-                "macro-F1 of whether the reply reaches level 1 against whether the gold reply does "
-                "(probability of .5 or more), as this judge sees both; cannot tell a perfect sampler from "
-                "another item's gold",
+                "macro-F1, over the answers that occur, of whether the reply reaches level 1 against whether "
+                "the gold reply does (probability of .5 or more), as this judge sees both; cannot tell a "
+                "perfect sampler from another item's gold",
                 "%",
                 "here",
                 "higher",
@@ -328,7 +343,7 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{dim} kappa",
                 group,
                 "Cohen's kappa of the same two answers",
-                "1",
+                "-1 to 1",
                 "Cohen 1960",
                 "higher",
                 "{:.3f}",
@@ -356,8 +371,8 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{dim} context AUC",
                 group,
                 "area under the ROC curve of the mean judged level over a context's samples, against the "
-                "gold reply's level being above 0; only where a system gives several replies to a context",
-                "1",
+                "gold reply's level reaching .5; only where a system gives several replies to a context",
+                "0 to 1",
                 "here",
                 "higher",
                 "{:.3f}",

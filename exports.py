@@ -73,11 +73,14 @@ def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column])
 def as_numbers(page: Page) -> dict[str, dict]:
     """The tables as data: {systems, floors (and the ceiling), intervals, runs}."""
     out: dict[str, dict] = {"systems": {}, "floors": {}, "intervals": {}, "runs": {}}
+    columns = page.comparison.columns
     for row in page.comparison.rows:
         found = page.table[row.name]
         points = {key: e.point for key, e in found.items() if np.isfinite(e.point)}
         out["systems" if row.kind in ("gold", "system") else "floors"][row.name] = points
-        spans = {key: e.interval() for key, e in found.items()}
+        spans = {
+            key: columns[key].interval(e) if key in columns else e.interval() for key, e in found.items()
+        }
         out["intervals"][row.name] = {key: span for key, span in spans.items() if span}
         if len(row.runs) > 1:
             out["runs"][row.name] = {key: e.runs for key, e in found.items()}

@@ -63,7 +63,7 @@ class Page:
             text += f" \u00b1 {column.shown(float(np.std(estimate.runs, ddof=1)))}"
         if column.signed and row.kind != "gold":
             text += self.gap(estimate, column)
-        span = estimate.interval() if interval else None
+        span = column.interval(estimate) if interval else None
         if span:
             text += f" [{column.shown(span[0])}, {column.shown(span[1])}]"
         if row.name in self.ties.get(column.key, ()):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import intervals
-from columns import COLUMNS
+from columns import COLUMNS, judge_columns
 from comparison import Comparison, Measured, Row, best
+from exports import as_numbers
 from intervals import Additive, Estimate, bootstrap, holm, item_means, paired_p, ratio, resamples
 from rendering import Page
 
@@ -123,6 +124,27 @@ def test_pairs_are_tested_on_the_items_that_both_have_and_refused_below_200():
     tests, refused = comparison.tests(range(500))
     assert {(t.one, t.other, t.items) for t in tests} == {("all", "first", 300), ("all", "last", 320)}
     assert refused == ["first and last: 120 items of 120 conversations in common"]
+
+
+def test_an_interval_stays_within_what_its_figure_can_be(tmp_path):
+    """Student's t of two runs is wide: a level of .3 is no level below 0, an AUC none above 1."""
+    columns = judge_columns("tfidf", ["exp"])
+    rng, rows = np.random.default_rng(8), []
+    for name, kind in (("gold", "gold"), ("one", "system")):
+        row = simulated(rng, 100, kind=kind, name=name)
+        row.runs.append(simulated(rng, 100).runs[0])
+        for run, level in zip(row.runs, (0.05, 0.75), strict=True):
+            run.figures["tfidf_exp_level"] = item_means(rng.uniform(level, level + 0.2, size=100))
+            run.figures["tfidf_exp_kappa"] = item_means(np.full(100, level))
+        rows.append(row)
+    comparison = Comparison(rows, [*COLUMNS, *columns], count=100, seed=0)
+    comparison.settle(tuple(range(100)))
+    page = Page(comparison, [])
+    spans = as_numbers(page)["intervals"]["one"]
+    assert spans["tfidf_exp_level"] == (0, 1) and spans["tfidf_exp_kappa"] == (-1, 1)
+    assert spans["distinct_1_items"][0] >= 0 and spans["rouge_l"][0] >= 0 and spans["rouge_l"][1] <= 100
+    shown = next(c for c in columns if c.key == "tfidf_exp_level")
+    assert "[0.000, 1.000]" in page.marked(rows[1], shown, interval=True)
 
 
 @pytest.mark.parametrize(("talks", "known"), [(1, False), (9, False), (12, True)])
