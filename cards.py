@@ -37,6 +37,10 @@ PAIRS = (
 TURNS_TOO = "So does the licence of EmpatheticDialogues, CC BY-NC 4.0, from which it learnt, too."
 OF_THE_BUNDLE = "It stands here in half precision, without logs and predictions."
 FIGURES = "## Figures\n\n| | |\n|---|---|\n"
+CHOSEN = (
+    "`best_step`, of all evaluations the one with the best figure on the validation side, was kept: its "
+    "figures there, `valid`, are a little too good."
+)
 #: how each kind of run is used, in the project's folder
 SNIPPETS = {
     "Critic": """from critics import Critic
@@ -185,7 +189,7 @@ def write_card(folder: Path, result: dict) -> None:
     parts += [
         f"Made by `{made['command']}` at commit {made['commit']} on {made['device']} ({made['platform']}"
         f"{packages}), {made['started']}{resumed}. {OF_THE_RUN}",
-        f"{FIGURES}{rows(result)}",
+        f"{FIGURES}{rows(result)}" + f"\n\n{CHOSEN}" * ("valid" in result and "best_step" in result),
         "## Made from\n\n" + "\n".join(inputs),
         f"## Licence and limits\n\n{terms} Research code for empathetic replies in small talk in English. "
         "Not a counsellor, and not for people in distress.",

@@ -9,8 +9,8 @@ samples nothing again. Of the first N the best is taken for each target: a level
 and for no target. The judges, which must have ranked nothing, give each of these replies its level of all
 three dimensions. Control is the difference between target 1 and target 0 (95 % intervals by a bootstrap over
 conversations), of the mean level and of the share of replies that show it. Beside it stands the cost: mean
-log-probability of a token by the model without a target, BLEU-4 (normalised), Distinct-2, words, and seconds
-to sample N candidates for one context.
+over replies of their mean log-probability of a token by the model without a target, BLEU-4 (normalised),
+Distinct-2, words, and seconds to sample N candidates for one context.
 Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder of a critic of all dimensions
 (saved/empathy/FAMILY-all). Writes control.csv, table.md, candidates.csv and metrics.json to results/NAME/.
 """

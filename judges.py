@@ -420,7 +420,7 @@ def context_predictor(
     """{dim: (N,) probability that the gold reply reaches level 1, seen from the context alone}.
 
     Logistic regression on the vector of the turns before and their number, fitted on the training turns as
-    the same judge sees their replies. Its AUC is the practical ceiling of `context_auc`: about what can be
+    the same judge sees their replies. Its AUC is what `context_auc` is read beside: about what can be
     known of a reply that is not yet written. `encoder`: of the vectors; None: TF-IDF.
     """
     before = [" ".join(e.history) for e in (*train, *held)]

@@ -183,7 +183,7 @@ class Standard:
         }
 
     def context_only(self, numbers: Numbers, encoder: str | None, cache: Path) -> list[Row]:
-        """What each judge's gold level can be foretold without a reply: a ceiling for context AUC."""
+        """What each judge's gold level can be foretold without a reply: what context AUC is read beside."""
         held = [self.examples[i] for i in numbers]
         values: dict[str, Estimate] = {}
         for judge in self.judges:
