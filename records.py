@@ -177,6 +177,7 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
     text = handle.read()
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, lines = [], []
+    blank = 0  # blank lines since the last row
     try:
         columns = next(reader, [])
         if not is_utf8("".join(columns)):
@@ -190,8 +191,10 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE)
             next(reader)
         for row in reader:
-            if not row:
+            if not row and len(columns) != 1:
                 continue
+            blank = 0 if row else blank + 1
+            row = row or [""]  # an empty cell of a single column is saved as a blank line
             if len(row) != len(columns):
                 raise UserError(
                     f"{place}, line {reader.line_num}: {len(row)} columns, expected {len(columns)}; "
@@ -211,7 +214,7 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
             f"{place}, line {reader.line_num}: not readable as csv ({error}); a quotation mark that opens a "
             "text must close it, too"
         ) from error
-    columns, rows = without_blank_end(columns, rows)
+    columns, rows = without_blank_end(columns, rows[: len(rows) - blank])
     if len(set(columns)) < len(columns):
         raise UserError(f"{place}, line 1: two columns have one name ({', '.join(columns)[:200]})")
     return Records(place, columns, [dict(zip(columns, row, strict=True)) for row in rows], lines[: len(rows)])

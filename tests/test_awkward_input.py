@@ -87,6 +87,19 @@ def test_the_empty_cells_around_a_spreadsheets_table_are_no_part_of_it(tmp_path,
     assert records.read_records(tmp_path / name).texts("reply") == ["Good.", ""]
 
 
+@pytest.mark.parametrize("name", ["r.csv", "r.tsv"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_blank_row_of_a_single_column_keeps_its_place(tmp_path, capsys, name, end):
+    """As spreadsheets save an empty cell; those below the last reply are no cells of the table."""
+    (tmp_path / name).write_bytes(end.join(["reply", "Good.", "", "Bad.", "", ""]).encode())
+    found = records.read_records(tmp_path / name)
+    assert found.texts("reply") == ["Good.", "", "Bad."] and found.lines == [2, 3, 4]
+    asked = ["--device", "cpu", "--input", str(tmp_path / name), "--output", str(tmp_path / "scored.csv")]
+    score.main(asked)
+    assert "1 replies are empty (the first in line 3)" in capsys.readouterr().err
+    assert records.read_records(tmp_path / "scored.csv").texts("reply") == found.texts("reply")
+
+
 def test_the_bundled_critics_label(workdir):
     label_dialogues.main(["--device", "cpu", "--workdir", str(workdir), *MINI, "--splits", "test"])
     assert next(workdir.rglob("test_labels.csv")).read_text().count("\n") == 15
