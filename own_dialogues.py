@@ -67,16 +67,28 @@ def files_in(source: Path) -> list[Path]:
                 else "not one of " + ", ".join(FORMATS)
             )
             print(f"warning: {file}: left out, {why}")
-    if not chosen and all(f.name != "train.csv" for f in found):
+    if not chosen and not meant_as_official(source / "train.csv"):
         return found  # reading them says what they lack
     return chosen
 
 
-def header(file: Path) -> list[str]:
+def meant_as_official(file: Path) -> bool:
+    """Whether there is such a csv with most of the official columns, or with all of them and another
+    separator; whoever reads the official files says what is wrong with it."""
+    if not file.is_file():
+        return False
+    with open(file, "rb") as handle:
+        if handle.read(2) == b"\x1f\x8b":
+            return True  # packed, as own dialogues never are
+    most = len(OFFICIAL.intersection(header(file))) > len(OFFICIAL) / 2
+    return most or any(OFFICIAL.issubset(header(file, sign)) for sign in "\t;|")
+
+
+def header(file: Path, delimiter: str | None = None) -> list[str]:
     """The columns of a csv in small letters; whatever it holds, this is no error."""
     with open(file, encoding="utf-8-sig", errors="replace", newline="") as handle:
         line = handle.readline()
-    delimiter = "\t" if format_of(file) == "tsv" else ","
+    delimiter = delimiter or ("\t" if format_of(file) == "tsv" else ",")
     return [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
 
 

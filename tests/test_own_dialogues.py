@@ -198,6 +198,44 @@ def test_the_only_file_of_a_folder_is_named_with_what_it_lacks(tmp_path):
         converted(own_dialogues.files_in(tmp_path), tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("id;speaker;text\n1;a;b\n", "line 1: one column, .* its separator seems to be ';'"),
+        ("Conversation ID,Speaker,Text\n1,a,b\n", "line 1: no column for the conversation: name it one of"),
+        ("", "holds no rows"),
+    ],
+)
+def test_files_named_as_the_official_ones_are_told_what_own_dialogues_lack(tmp_path, text, named):
+    source = tmp_path / "mine"
+    source.mkdir()
+    for split in SPLITS:
+        (source / f"{split}.csv").write_text(text)
+    with pytest.raises(UserError, match=rf"mine/test\.csv.*{named}"):
+        prepare_data.main(["--source", str(source), "--workdir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("speaker_idx", "Person", r"missing column speaker_idx \(found: "),
+        (",", ";", "separated by semicolons, expected commas; convert it with: python -c"),
+    ],
+)
+def test_a_damaged_header_of_the_official_dialogues_is_none_of_own_ones(corpus, tmp_path, old, new, named):
+    official = next(corpus.rglob("train.csv")).parent
+    source = tmp_path / "official"
+    source.mkdir()
+    for file in [*official.glob("*.csv"), *corpus.rglob("*-reddit.csv")]:
+        text = file.read_text(encoding="utf-8")
+        head, rest = text.split("\n", 1)
+        if not file.name.endswith("-reddit.csv"):
+            head = head.replace(old, new)
+        (source / file.name).write_text(f"{head}\n{rest}", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"train\.csv, line 1: {named}"):
+        prepare_data.main(["--source", str(source), "--workdir", str(tmp_path)])
+
+
 def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
     rows = "".join(f"{c},{n}.0,{'ab'[n % 2]},text {n}\n" for c in "xyz" for n in (1, 2, 10))
     (tmp_path / "a.csv").write_text(f"id,utterance_idx,speaker,text\n{rows}")
