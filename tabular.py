@@ -93,11 +93,11 @@ def _places(
         wanted = next(name for name, sign in SEPARATORS.items() if sign == delimiter)
         for name, sign in SEPARATORS.items():
             # Excel may say its separator in a line of its own
-            for line in text.splitlines()[: 2 if text.startswith("sep=") else 1]:
+            for above, line in enumerate(text.splitlines()[: 2 if text.startswith("sep=") else 1]):
                 if sign != delimiter and set(columns) <= set(next(csv.reader([line], delimiter=sign), [])):
                     raise UserError(
                         f"{path}, line 1: separated by {name}, expected {wanted}; convert it with: "
-                        f"{_converting(path, sign, delimiter)}"
+                        f"{_converting(path, sign, delimiter, above)}"
                     )
         found = f"(found: {', '.join(header)[:200]}); {remedy}"
         raise UserError(f"{path}, line 1: missing column {', '.join(missing)} {found}")
@@ -107,11 +107,13 @@ def _places(
     return [header.index(c) for c in columns]
 
 
-def _converting(path: Path, found: str, wanted: str) -> str:
-    """A command that writes the file with another separator, every cell as it is."""
+def _converting(path: Path, found: str, wanted: str, above: int) -> str:
+    """A command that writes the file with another separator, every cell as it is, without the lines `above`
+    its header."""
     new = path.with_name(f"{path.name.removesuffix(path.suffix)}-converted{path.suffix}")
+    how = f"sep={found!r}, " + f"skiprows={above}, " * bool(above) + "dtype=str, keep_default_na=False"
     code = (
-        f"import pandas; pandas.read_csv({str(path)!r}, sep={found!r}, dtype=str, keep_default_na=False)"
+        f"import pandas; pandas.read_csv({str(path)!r}, {how})"
         f".to_csv({str(new)!r}, sep={wanted!r}, index=False)"
     )
     return f"python -c {shlex.quote(code)}"

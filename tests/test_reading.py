@@ -167,6 +167,12 @@ def test_another_encoding_is_told_with_a_command_that_converts_it(tmp_path, enco
     assert (found["a"] if kind == "json" else found["utterance"][0]) in ("café", "café, ok")
 
 
+def convert(message):
+    """Runs the command of a refusal, in this Python."""
+    words = shlex.split(message.split("convert it with: ")[1])
+    subprocess.run([sys.executable, *words[1:]], check=True)
+
+
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
 def test_another_separator_is_told_with_a_command_that_converts_it(tmp_path, separator, name):
     path = tmp_path / "own data.csv"
@@ -174,14 +180,17 @@ def test_another_separator_is_told_with_a_command_that_converts_it(tmp_path, sep
     message = refusal(path)
     assert f"separated by {name}, expected commas" in message
     assert "prepare_data" not in message
-    words = shlex.split(message.split("convert it with: ")[1])
-    subprocess.run([sys.executable, *words[1:]], check=True)
+    convert(message)
     assert corpora.read_dialogues(tmp_path / "own data-converted.csv")["utterance"].tolist() == TEXTS
 
 
-def test_the_line_in_which_excel_says_its_separator_is_understood(tmp_path):
-    path = lines(tmp_path / "d.csv", ";".join(COLUMNS), "c;1;sad;p;0;hello;;", header="sep=;")
-    assert "separated by semicolons" in refusal(path)
+def test_the_line_in_which_excel_says_its_separator_is_understood_and_left_out_by_the_command(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("sep=;\n" + dialogue_table().to_csv(index=False, sep=";"), encoding="utf-8")
+    message = refusal(path)
+    assert "separated by semicolons" in message
+    convert(message)
+    assert corpora.read_dialogues(tmp_path / "d-converted.csv")["utterance"].tolist() == TEXTS
 
 
 def test_a_workbook_is_told_from_a_csv(tmp_path):
