@@ -22,6 +22,8 @@ import tabular
 from options import LAYOUTS, UserError
 
 DELIMITERS = {"tsv": "\t", "csv": ",", "tilde": "~"}
+#: layouts of text files with gold replies of their own
+LABELLED = ("ref-pred", "blocks", "ref-lines")
 #: of our own predictions.tsv
 COLUMNS = ("conv_id", "utterance_idx", "response")
 ENDINGS = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
@@ -65,6 +67,8 @@ class Output:
     name: str  # the column or label; "" where the file holds one system only
     replies: list[Reply]
     notes: list[str] = field(default_factory=list)
+    layout: str = ""  # as which its file was read
+    referenced: bool = False  # its gold replies are the lines of a file of references
 
 
 def read_outputs(path: Path, layout: str = "auto", references: Path | None = None) -> list[Output]:
@@ -78,8 +82,10 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
     text = _text(path)
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
-    if layout == "auto":
-        layout = guess(path, text)
+    gold = None if references is None else lines_of(_text(references))
+    guessed = layout == "auto"
+    if guessed:
+        layout = guess(path, text, gold)
     if layout in DELIMITERS:
         found = _table(path, text, DELIMITERS[layout])
     elif layout == "jsonl":
@@ -94,13 +100,15 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
         found = _below_references(path, text)
     else:
         found = _lines(path, text)
-    if references is not None:
-        gold = lines_of(_text(references))
+    if references is not None and gold is not None:
         found = [
             _with_references(path, output, gold, references) if says_nothing(output) else output
             for output in found
         ]
-    return found
+        if guessed and layout in LABELLED:
+            note = f"read as {layout} by its labels, without --references"
+            found = [dataclasses.replace(output, notes=[*output.notes, note]) for output in found]
+    return [dataclasses.replace(output, layout=layout) for output in found]
 
 
 def says_nothing(output: Output) -> bool:
@@ -108,20 +116,26 @@ def says_nothing(output: Output) -> bool:
     return all(reply.key is None and reply.reference is None for reply in output.replies)
 
 
-def guess(path: Path, text: str) -> str:
-    """The layout of a file: by its name's ending, else by the labels at the beginnings of its lines."""
+def guess(path: Path, text: str, gold: Sequence[str] | None = None) -> str:
+    """The layout of a file: by its name's ending, else by the labels at the beginnings of its lines. With a
+    line for each of the `gold` replies it holds replies, some of which may begin as labels do."""
     ending = Path(path.name.removesuffix(".gz")).suffix.lower()
     if ending == ".csv":
         header = text.split("\n", 1)[0]
         return "tilde" if header.count("~") > header.count(",") else "csv"
     if ending in ENDINGS:
         return ENDINGS[ending]
-    roles = set()
-    for line in lines_of(text):
-        if found := LABEL.match(line):
-            roles.add(ROLES.get(squashed(found[1])))
+    lines = lines_of(text)
+    labels = Counter(squashed(found[1]) for line in lines if (found := LABEL.match(line)))
+    known = {label: count for label, count in labels.items() if label in ROLES}
+    roles = {ROLES[label] for label in known}
     if "reference" not in roles:
         return "lines"
+    if gold is not None and len(lines) == len(gold):
+        begins = LABEL.match(next(line for line in lines if line.strip()))
+        counts = set(known.values())
+        if not begins or len(counts) > 1 or counts == {1}:
+            return "lines"
     return "blocks" if "reply" in roles else "ref-lines"
 
 
@@ -149,7 +163,7 @@ def _with_references(path: Path, output: Output, gold: list[str], references: Pa
     replies = [
         dataclasses.replace(reply, reference=line) for reply, line in zip(output.replies, gold, strict=True)
     ]
-    return dataclasses.replace(output, replies=replies)
+    return dataclasses.replace(output, replies=replies, referenced=True)
 
 
 # ----------------------------------------------------------------------------------------------------- tables

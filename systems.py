@@ -50,6 +50,8 @@ class System:
     likelihoods: dict[int, tuple[float, ...]] = field(default_factory=dict)
     origin: dict = field(default_factory=dict)  # the note beside its file
     left_out: list[Reply] = field(default_factory=list)  # replies of its file that answer no item
+    layout: str = ""  # as which its file was read
+    referenced: bool = False  # a file of references says which items its replies answer
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -243,6 +245,8 @@ def placed(output: Output, examples: Sequence[Example], path: Path) -> System:
         samples=texts if max(several) > 1 else None,
         notes=notes,
         left_out=[reply for reply in replies if id(reply) not in answering],
+        layout=output.layout,
+        referenced=output.referenced,
     )
 
 

@@ -108,6 +108,12 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
     for n, line in enumerate(found):
         if line.name in ["gold", *(other.name for other in found[:n])]:
             line.name += f" ({n + 1})"
+    if options.references and not any(system.referenced for line in found for system in line.systems):
+        held = ", ".join(f"{system.name} as {system.layout}" for line in found for system in line.systems)
+        raise UserError(
+            f"--references {options.references}: not used, since every file says by itself which items it "
+            f"answers ({held[:300]}); leave it out, or say --format lines where a file holds one reply a line"
+        )
     return found
 
 

@@ -505,6 +505,26 @@ def test_references_of_another_length_are_refused(tmp_path):
     assert "1 lines for the 2 replies" in refusal(tmp_path / "hyp.txt", references=tmp_path / "ref.txt")
 
 
+@pytest.mark.parametrize("label", ["Target", "Reference", "Gold"])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_with_references_a_reply_that_begins_as_a_label_is_a_reply(tmp_path, label, place):
+    replies = ["a", "b", "c", "Prediction: d", "e"]
+    replies[place] = f"{label}: practise more."
+    (tmp_path / "hyp.txt").write_text("\n".join(replies) + "\n")
+    [system] = read(tmp_path / "hyp.txt", **in_order(tmp_path))
+    assert system.replies == replies
+
+
+def test_of_a_file_with_labels_is_said_that_it_is_read_without_the_references(tmp_path):
+    (tmp_path / "p.txt").write_text("".join(f"ref: {text}\nOurs: so\n" for text in GOLD))
+    [system] = read(tmp_path / "p.txt", **in_order(tmp_path))
+    assert system.replies == ["so"] * 5
+    assert system.notes == ["read as ref-lines by its labels, without --references"]
+    (tmp_path / "two.txt").write_text("".join(f"ref: {text}\nOurs: so\n" for text in GOLD[2:4]))
+    (tmp_path / "gold.txt").write_text("\n".join(GOLD[:4]))  # as many lines by chance
+    assert read(tmp_path / "two.txt", references=tmp_path / "gold.txt")[0].replies == ["so", "so"]
+
+
 @pytest.mark.parametrize("reply", ["so.</s>", 'she said \\"no\\"'])
 def test_control_tokens_and_escaped_quotes_inside_a_reply_are_warned_about_and_kept(tmp_path, capsys, reply):
     (tmp_path / "p.txt").write_text("\n".join([reply, "b", "c", "d", "e"]))

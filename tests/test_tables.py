@@ -28,6 +28,7 @@ from measuring import text_nll
 from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
 from session import Session
+from settings import pick
 from systems import System
 from validation import read_ratings, validate_metrics
 
@@ -63,6 +64,21 @@ def made(prepared, tmp_path_factory):
             words = [*common, f"two={exact},{sorry}", mixed, some, "--items", "shared"]
             content = evaluate_responses.main(words)
     return folder / "results" / "evaluation", content, examples
+
+
+def test_references_that_no_file_needs_are_refused_with_how_each_was_read(prepared, tmp_path):
+    examples = listener_turns(Paths(prepared).dialogues("test"))
+    keyed = write(tmp_path / "keyed.tsv", examples, ["I see ."] * len(examples))
+    gold, labelled, alone = (tmp_path / name for name in ("gold.txt", "theirs.txt", "alone.txt"))
+    gold.write_text("".join(f"{e.response}\n" for e in examples), encoding="utf-8")
+    labelled.write_text("".join(f"ref: {e.response}\nOurs: so\n" for e in examples), encoding="utf-8")
+    alone.write_text("I see .\n" * len(examples))
+    words = ["--workdir", str(prepared), "--references", str(gold), keyed, str(labelled)]
+    said = r"gold\.txt: not used, .*\(keyed as tsv, theirs as ref-lines\); .* say --format lines"
+    with pytest.raises(UserError, match=said):
+        evaluate_responses.main([*words, "--rating-kit", "2"])
+    asked = pick(tables.TableOptions, evaluate_responses.parse_args([*words, str(alone)]))
+    assert len(tables.read_all(asked, examples, Paths(prepared))) == 3
 
 
 def test_a_language_model_says_how_fluent_a_system_is(workdir, tmp_path):
