@@ -151,6 +151,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def _text(path: Path) -> str:
+    records.refuse_other_formats(path, read=(".json", ".gz"))
     return storage.decode(tabular.file_content(Path(path), "save or fetch it again"), path)
 
 

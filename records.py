@@ -165,9 +165,10 @@ def read_records(path: Path | str, kind: str | None = None) -> Records:
     return found
 
 
-def refuse_other_formats(path: Path | str) -> None:
-    """Raises `UserError` for a name that says that the file is no text, or no line of it a text."""
-    if (ending := Path(path).suffix.lower()) in NOT_LINES:
+def refuse_other_formats(path: Path | str, read: Sequence[str] = ()) -> None:
+    """Raises `UserError` for a name that says that the file is no text, or no line of it a text; `read`: the
+    endings of these that are read all the same."""
+    if (ending := Path(path).suffix.lower()) in NOT_LINES.difference(read):
         raise UserError(
             f"{path}: {ending} is not read here; save it as .csv, .tsv or .jsonl (a JSON object a line)"
         )

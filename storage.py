@@ -286,7 +286,8 @@ def load_weights(module, file: Path) -> None:
 def decode(content: bytes, path: Path) -> str:
     """`content` of the file `path` as text: UTF-8, without the byte order mark that may stand before it.
 
-    Raises UserError with file, line and the command that converts it, where it is in another encoding.
+    Raises UserError with file, line and the command that converts it, where it is in another encoding, and
+    for a file that is no text.
     """
     head, found = content[:64], None
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
@@ -304,6 +305,10 @@ def decode(content: bytes, path: Path) -> str:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
+            if b"\0" in content:
+                raise UserError(
+                    f"{path}: no text (it holds zero bytes); save it as text, in UTF-8"
+                ) from error
             line, found = content.count(b"\n", 0, error.start) + 1, "cp1252"
     guess = "perhaps Windows' cp1252" if found == "cp1252" else f"it is {found}"
     name = Path(path)

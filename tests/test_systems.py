@@ -472,6 +472,28 @@ def test_a_file_that_cannot_be_read_whole_is_refused_with_its_place(tmp_path, fa
     assert name in refusal(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["p.parquet", "p.xls", "p.XLSX", "p.csv.bz2", "p.bin", "p.csv"])
+def test_a_file_that_is_no_text_is_told_so_without_a_command_that_makes_rubbish(tmp_path, name):
+    head = b"PK\x03\x04" if name == "p.XLSX" else b"PAR1\x15\x04\x80\x90"
+    (tmp_path / name).write_bytes(head + bytes(range(256)))
+    message = refusal(tmp_path / name)
+    known = Path(name).suffix not in (".bin", ".csv")
+    assert ("is not read here; save it as .csv" if known else "no text") in message
+    assert name in message and "iconv" not in message
+    keyed(tmp_path / "p.tsv", ROWS, sep="\t")
+    assert name in refusal(tmp_path / "p.tsv", references=tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["json", "json.gz", "tsv.gz"])
+def test_a_json_and_packed_files_are_read(tmp_path, ending):
+    table = pd.DataFrame(ROWS, columns=["conv_id", "utterance_idx", "response"])
+    if "json" in ending:
+        table.to_json(tmp_path / f"p.{ending}", orient="records")
+    else:
+        table.to_csv(tmp_path / f"p.{ending}", sep="\t", index=False)
+    assert read(tmp_path / f"p.{ending}")[0].replies == [text for _, _, text in ROWS]
+
+
 def test_replies_whose_order_nothing_confirms_are_refused(tmp_path):
     (tmp_path / "hyp.txt").write_text("a\nb\nc\nd\ne\n")
     assert "nothing in it says which of the 5 listener turns" in refusal(tmp_path / "hyp.txt")
