@@ -208,9 +208,11 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
     """The systems of a file with a header and a separator."""
     try:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        others = _otherwise_separated(text)
     except csv.Error as error:
         raise UserError(f"{path}, line 1: cannot be read ({error})") from error
-    columns = list(COLUMNS)  # so that a file of one column is told what it lacks
+    # so that a file of one column is told what it lacks, or how its columns are separated
+    columns = others if len(others) > 1 else list(COLUMNS)
     roles: dict[str, str] = {}
     systems: dict[str, list[str]] = {}
     if len(header) > 1:
@@ -221,6 +223,14 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
     lines = table.pop("line").tolist()
     found = _systems(path, table.to_dict("records"), lines, roles, systems)
     return _noted(found, header if systems else [], roles, systems)
+
+
+def _otherwise_separated(text: str) -> list[str]:
+    """The columns of a header by the separator that makes the most of them."""
+    line = text.splitlines()[: 2 if text.startswith("sep=") else 1][-1]  # Excel may say its separator
+    return max(
+        (next(csv.reader([line], delimiter=sign), []) for sign in tabular.SEPARATORS.values()), key=len
+    )
 
 
 def _not_a_prediction(header: list[str], rows: list[list[str]]) -> Callable[[list[str]], str | None]:

@@ -3,6 +3,9 @@ written for these tests."""
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -470,6 +473,27 @@ def test_a_file_that_cannot_be_read_whole_is_refused_with_its_place(tmp_path, fa
     (tmp_path / name).write_text(content)
     assert re.search(message, refusal(tmp_path / name))
     assert name in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "above", "said"),
+    [
+        ("p.csv", ";", "sep=;\n", "separated by semicolons, expected commas"),
+        ("p.csv", "\t", "", "separated by tabs, expected commas"),
+        ("p.tsv", "|", "", "separated by vertical bars, expected tabs"),
+    ],
+)
+def test_columns_with_another_separator_are_told_so_whatever_they_are_called(
+    tmp_path, name, sign, above, said
+):
+    table = pd.DataFrame({"gold": GOLD, "generated": [f"{n}, so" for n in range(5)]})
+    (tmp_path / name).write_text(above + table.to_csv(sep=sign, index=False), encoding="utf-8")
+    message = refusal(tmp_path / name)
+    assert said in message
+    words = shlex.split(message.split("convert it with: ")[1])
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    [system] = read(tmp_path / name.replace("p.", "p-converted."))
+    assert system.replies == table["generated"].tolist()
 
 
 @pytest.mark.parametrize("name", ["p.parquet", "p.xls", "p.XLSX", "p.csv.bz2", "p.bin", "p.csv"])
