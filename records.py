@@ -10,7 +10,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,6 +44,19 @@ class Records:
                 f"{self.place}: no column {name or ', '.join(REPLY_COLUMNS)}; name one of {there} with {flag}"
             )
         return found
+
+    def in_small_letters(self) -> "Records":
+        """The same rows, the columns' names in small letters and without white space around them. Raises
+        `UserError` where two columns then have one name."""
+        small = {column: column.strip().lower() for column in self.columns}
+        if alike := [c for c in small if [*small.values()].count(small[c]) > 1]:
+            where = self.place if format_of(self.place) == "jsonl" else f"{self.place}, line 1"
+            raise UserError(
+                f"{where}: columns have one name but for its capitals ({', '.join(alike)[:200]}), which do "
+                "not count here; rename one, or leave it out"
+            )
+        rows = [{small[column]: value for column, value in row.items()} for row in self.rows]
+        return replace(self, columns=[*small.values()], rows=rows)
 
     def texts(self, column: str) -> list[str]:
         """One text a row, without white space around it, empty where there is none. Raises `UserError` where

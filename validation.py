@@ -3,7 +3,7 @@
 Ratings come as a csv, tsv or jsonl with a column of replies (`reply`, `response` or `text`) and either
 `rater` and `value`, one rating a row, or a column for each rater whose name begins with `rater` (rater_1,
 rater_2 ...). A column `scale` (empathy, fluency ...) sets several scales apart; without one, all ratings are
-of one scale.
+of one scale. Capitals in these names do not matter.
 """
 
 import math
@@ -31,7 +31,7 @@ def read_ratings(file: str | Path) -> pd.DataFrame:
 
     Raises `UserError` with file and line for a value that is no number, and for columns that say nothing.
     """
-    records = read_records(str(file), None)
+    records = read_records(str(file), None).in_small_letters()
     text = next((c for c in REPLY_COLUMNS if c in records.columns), None)
     long = "rater" in records.columns and "value" in records.columns
     raters = [c for c in records.columns if c.startswith("rater")]

@@ -61,6 +61,23 @@ def test_a_rating_a_row_is_the_same_as_a_column_a_rater(wide, tmp_path):
     assert one == other
 
 
+def test_capitals_in_the_names_of_columns_change_no_rating(wide, tmp_path):
+    (tmp_path / "long.csv").write_text("text,rater,value\nhello,Ann,4\nhello,ann,5\n")
+    for file in (wide, tmp_path / "long.csv"):
+        expected = read_ratings(file)
+        head, rows = file.read_text().split("\n", 1)
+        for named in (head.title(), head.upper(), head.replace("rater_1", "Rater_1")):
+            file.write_text(f"{named}\n{rows}")
+            pd.testing.assert_frame_equal(read_ratings(file), expected)
+    for name, text, place in (
+        ("two.csv", "reply,Rater_1,rater_1\nhello,4,5\n", "two.csv, line 1"),
+        ("two.jsonl", '{"reply":"x","rater_1":3}\n{"reply":"y","Rater_1":3}\n', "two.jsonl"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{place}: columns have one name .*ater_1, .ater_1\), .*rename"):
+            read_ratings(tmp_path / name)
+
+
 def test_ratings_that_cannot_be_used_are_refused_in_words(wide, tmp_path):
     with pytest.raises(UserError, match="only 10 of the 60 rated texts stand among the 10 replies"):
         validate_metrics(read_ratings(wide), TEXTS[:10], {"good": QUALITY[:10]})
