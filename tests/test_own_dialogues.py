@@ -130,6 +130,11 @@ def test_files_named_by_their_split_keep_it(tmp_path):
         ),
         (
             "a.csv",
+            "id,speaker,Text,text\n1,a,b,c\n1,b,c,d\n",
+            r"line 1: columns have one name but for its capitals \(Text, text\), .* rename one",
+        ),
+        (
+            "a.csv",
             "id,speaker,text\n1,a,b\n2,a,b\n1,b,c\n",
             "line 4: conversation 1 was there already .*another id",
         ),
