@@ -7,7 +7,10 @@ from typing import Any
 from options import UserError
 
 LONGEST = 100_000  # characters of a turn: a csv field holds 131,072
-UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"  # characters that show nothing
+#: characters that show nothing: a blank, those of no width, marks of a text's direction
+UNSEEN = (
+    " \u200b\u200c\u200d\u2060\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 #: what a part of a dialogue is called in people's files, the first that is there; capitals do not matter
 NAMES = {
     "turns": ("turns", "dialogue", "dialog", "conversation", "conversations", "messages", "utterances"),

@@ -164,6 +164,18 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, nam
         converted([tmp_path / name], tmp_path / "out")
 
 
+@pytest.mark.parametrize("sign", "\u200b\ufeff\u061c\u200e\u200f\u202a\u202e\u2066\u2069")
+def test_a_turn_that_shows_nothing_is_empty_and_one_that_shows_something_is_kept(tmp_path, sign):
+    file = tmp_path / "a.jsonl"
+    for nothing in (sign, f"{sign} {sign}"):
+        file.write_text(json.dumps({"turns": ["Hi", nothing]}), encoding="utf-8")
+        with pytest.raises(UserError, match="line 1, turn 2: its text is empty; fill it in"):
+            converted([file], tmp_path / "out")
+    jsonl(file, *[[("Ann", "Hi"), ("Bob", f"{sign}Oh{sign} no")]] * 3)
+    converted([file], tmp_path / "out")
+    assert all_rows(tmp_path / "out")["a:1"] == ["Hi", f"{sign}Oh{sign} no"]
+
+
 def test_a_third_person_is_refused_with_the_line(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", TALK, [*TALK, ("Eva", "Hello?")])
     with pytest.raises(UserError, match=r"line 2: 3 speakers \(Ann, Bob, Eva\), expected two"):
