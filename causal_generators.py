@@ -29,7 +29,7 @@ from models import until_end
 from objectives import Draw, Drawn, ReplyObjective, SampledReplies, drawn_nll, some
 from options import Paths, UserError, by_flag
 from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
-from pretrained import begin_from
+from pretrained import begin_from, positions
 from sampling import cache_name, sample, side_by_side
 from session import Session, own_random_stream
 from settings import CausalCommand, Decoding, SampledOptions
@@ -182,6 +182,21 @@ def sequences(
     return SplitData(examples, data)
 
 
+def require_positions(model: CausalGenerator, data: Data, split: str, flag: str = "", more: int = 0) -> None:
+    """Raises `UserError` where the base cannot read the longest sequence, and `more` new tokens, which `flag`
+    allows."""
+    longest, most = max(data.lengths, default=0) + more, positions(model.lm)
+    if most and longest > most:
+        lower = (
+            [flag] * bool(more) + ["--src-len"] + ["--exemplar-len"] * (model.settings.exemplars != "none")
+        )
+        raise UserError(
+            f"{model.settings.base}: reads {most:,} tokens, and the longest sequence of the {split} split "
+            f"has {longest:,}{f' with {flag} {more}' if more else ''}; lower {' or '.join(lower)}"
+            f"{' (a gold reply is measured whole)' * (split != 'train')}"
+        )
+
+
 class CausalPredictor(Predictor):
     """The gold reply's likelihood, and a reply, for every example of a split.
 
@@ -239,19 +254,31 @@ class CausalPredictor(Predictor):
         return sample(model, prompts, draws, decoding).ids
 
 
+def gold_and_prompts(
+    model: CausalGenerator, split: str, paths: Paths, decoding: Decoding
+) -> tuple[SplitData, Data | None]:
+    """Every listener turn of a split as a sequence of its own, and as a prompt; for the likelihood alone
+    packed as in training, which reads a dialogue once, and no prompts."""
+    if not decoding.predict:
+        found, prompts = sequences(model, split, paths), None
+    else:
+        examples, exemplars = read_split(model, split, paths)
+        same: dict[str, Any] = {"exemplars": exemplars, "cache": paths.cache, **model.settings.layout}
+        prompts = prompt_data(examples, model.tokenizer, **same)
+        gold = causal_data(examples, model.tokenizer, packed=False, **same | {"tgt_len": None})
+        found = SplitData(examples, gold)
+        require_positions(model, prompts, split, "--max-new-tokens", decoding.max_new_tokens)
+    require_positions(model, found.data, split)
+    return found, prompts
+
+
 def predictor_of(
     model: CausalGenerator, split: str, paths: Paths, decoding: Decoding, session: Session
 ) -> tuple[SplitData, CausalPredictor]:
-    """What `predicting.write_predictions` takes: every listener turn of a split, each a sequence of its own;
-    for the likelihood alone packed as in training, which reads a dialogue once."""
-    if not decoding.predict:
-        packed = sequences(model, split, paths)
-        return packed, CausalPredictor(model, packed.data, None, decoding, session)
-    examples, exemplars = read_split(model, split, paths)
-    same: dict[str, Any] = {"exemplars": exemplars, "cache": paths.cache, **model.settings.layout}
-    prompts = prompt_data(examples, model.tokenizer, **same)
-    gold = causal_data(examples, model.tokenizer, packed=False, **same | {"tgt_len": None})
-    return SplitData(examples, prompts), CausalPredictor(model, gold, prompts, decoding, session)
+    """What `predicting.write_predictions` takes; batches are planned by the prompts, if there are some."""
+    found, prompts = gold_and_prompts(model, split, paths, decoding)
+    predictor = CausalPredictor(model, found.data, prompts, decoding, session)
+    return SplitData(found.examples, found.data if prompts is None else prompts), predictor
 
 
 def load(folder: Path, paths: Paths, session: Session, base: str | None = None) -> CausalGenerator:
@@ -312,14 +339,17 @@ def train(command: CausalCommand, session: Session) -> dict:
     held = sequences(model, "valid", paths, conversations=options.valid_conversations)
     # read before the training: what would be missing after it is missed now
     split = command.predict_split
+    require_positions(model, data.data, "train")
+    require_positions(model, held.data, "valid")
     if split:
-        read_split(model, split, paths)
+        gold_and_prompts(model, split, paths, command.decoding)
     sampled = None
     if command.sampled.sampled_loss_w:
         examples, exemplars = read_split(model, "train", paths)
         prompts = prompt_data(
             examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **model.settings.layout
         )
+        require_positions(model, prompts, "train", "--tgt-len", options.tgt_len)
         draw = draw_replies(
             prompts, options.tgt_len, command.sampled, session.device, command.training.batch_tokens
         )

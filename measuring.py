@@ -21,6 +21,8 @@ from intervals import Additive, Estimate, item_means, ratio
 from judges import Judge, context_auc, context_predictor
 from models import token_nll
 from normalising import normalise
+from options import UserError
+from pretrained import positions
 from session import Session
 
 
@@ -275,6 +277,12 @@ def text_nll(model, tokenizer, texts: Sequence[str], session: Session, title: st
     distinct = list(dict.fromkeys(texts))
     tokens = tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
     rows = [np.array([begin, *row]) for row in tokens]
+    longest, most = max(map(len, rows), default=0), positions(model)
+    if most and longest > most:
+        raise UserError(
+            f"--fluency-model reads {most:,} tokens, and a text of {title} has {longest:,} with the token "
+            "before it; give a model that reads more, or leave the flag out"
+        )
     found = np.zeros(len(distinct))
     for group in tqdm(plan_once([len(r) for r in rows], 32), desc=title, disable=None, leave=False):
         ids, mask = session.move(pad([rows[i] for i in group], begin))  # (B, L)

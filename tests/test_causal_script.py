@@ -12,7 +12,7 @@ import torch
 from conftest import Killed, swap_words
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import evaluate_responses
 import train_causal_lm
@@ -78,6 +78,25 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
     assert {f.name for f in alone.iterdir()} == {"likelihood.csv", "likelihood.csv.origin.json"}
     found, whole = (pd.read_csv(place / "likelihood.csv") for place in (alone, folder))
     pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("exemplars", ["none", "prepend"])
+def test_a_base_of_few_positions_is_refused_before_the_training(trained_copy, flags, tmp_path, exemplars):
+    """Learnt positions, as GPT-2's: a longer sequence is an IndexError in the middle of the run."""
+    tokenizer = make_tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    tokenizer.save_pretrained(tmp_path / "gpt")
+    flags = [*flags, "--model", str(tmp_path / "gpt"), "--add-exemplars", exemplars]
+    wanted = r"gpt: reads 256 tokens, and the longest sequence of the train split has \d+; lower --src-len"
+    with pytest.raises(UserError, match=wanted) as refused:
+        train_causal_lm.main(flags)
+    assert ("--exemplar-len" in str(refused.value)) == (exemplars == "prepend")
+    short = ["--src-len", "12", "--tgt-len", "8", "--exemplar-len", "12"]
+    with pytest.raises(UserError, match="test split has [0-9]+ with --max-new-tokens 250; lower --max"):
+        train_causal_lm.main([*flags, *short, "--max-new-tokens", "250"])
+    assert not list(trained_copy.glob("saved/causal-lm/*/checkpoints"))
+    train_causal_lm.main([*flags, *short])
 
 
 def test_another_chat_template_or_tokenizer_is_another_training(trained_copy, flags):

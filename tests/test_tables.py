@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from sacrebleu.metrics import BLEU
 from test_causal_models import make_tokenizer, save_llama
+from transformers import LlamaConfig
 
 import causal_models
 import evaluate_responses
@@ -102,6 +103,9 @@ def test_a_language_model_says_how_fluent_a_system_is(workdir, tmp_path):
     model, tokenizer = causal_models.load_base(base, tmp_path)
     nll = text_nll(model, tokenizer, replies, Session(device="cpu"), "").sum()
     assert found == pytest.approx(np.exp(nll / (7 + 4 * (len(examples) - 1))), rel=1e-4)  # words and signs
+    config = LlamaConfig.from_pretrained(place, max_position_embeddings=8)
+    with pytest.raises(UserError, match="--fluency-model reads 8 tokens, and a text of mine: fluency has"):
+        text_nll(type(model)(config), tokenizer, replies, Session(device="cpu"), "mine: fluency")
 
 
 def test_a_level_is_the_mean_over_all_samples_of_a_context(made):
