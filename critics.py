@@ -298,15 +298,16 @@ class Critic(Published):
         keep: Path | None = None,
     ) -> np.ndarray:
         """(N, outputs) probabilities, or (N, 1) scores of the regressor."""
-        replies = texts_of(replies)
+        replies = texts_of(replies, "reply")
         if not replies:
             return np.zeros((0, self.critic.settings.outputs))
-        for number, reply in enumerate(replies):
-            if not isinstance(reply, str):  # pandas' own sign of an empty cell, mostly
-                raise UserError(f"reply {number} (from 0) is {reply!r}, no text; leave it out, or give ''")
         if isinstance(contexts, str):
             raise UserError("contexts: one text; give a list, of the turns before each reply")
-        before = [[]] * len(replies) if contexts is None else [texts_of(turns) for turns in contexts]
+        # an empty cell of a table is no turn before
+        before = [
+            [] if turns is None or isinstance(turns, float) else texts_of(turns, f"context {number}, turn")
+            for number, turns in enumerate([None] * len(replies) if contexts is None else contexts)
+        ]
         if len(before) != len(replies):
             raise UserError(
                 f"{len(replies)} replies, {len(before)} contexts; give the turns before each reply"

@@ -251,9 +251,18 @@ def with_halves(family: str) -> list[str]:
     return [family, f"{family}-a", f"{family}-b"]
 
 
-def texts_of(given: str | Iterable[str]) -> list[str]:
-    """A list of texts; one by itself is a list of one, and no sequence of letters."""
-    return [given] if isinstance(given, str) else list(given)
+def texts_of(given: str | Iterable[str], what: str = "text") -> list[str]:
+    """A list of texts; one by itself is a list of one, and no sequence of letters. `what`: each of them,
+    in the `UserError` that names the first that is none."""
+    texts = [given] if isinstance(given, str) else list(given)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):  # None, or pandas' own sign of an empty cell, mostly
+            raise UserError(f"{what} {number} (from 0) is {text!r}, no text; leave it out, or give ''")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(
+                f"{what} {number} (from 0) holds half a character, {text[:40]!r}; mend or drop it"
+            )
+    return texts
 
 
 class OtherPrecision(str):

@@ -338,12 +338,18 @@ class Responder(Published):
         paths = Paths(workdir)
         folder = folder_of(run)
         writer = open_writer(folder, session, paths, base)
+        if isinstance(critics, str | Path):
+            raise UserError(f"critics: {critics} is one place; give each by what it scores: {{'emo': RUN}}")
         folders = {kind: folder_of(critic) for kind, critic in (critics or {}).items()}
         finder = (
             Retriever.from_pretrained(retriever, session) if isinstance(retriever, str | Path) else retriever
         )
         if (finder is None) != (pool is None):
             raise UserError(f"{run}: exemplars need both a retriever and a pool; give both or none")
+        if finder is not None and not writer.reads_exemplars:
+            raise UserError(
+                f"{run}: was trained without exemplars and reads none; leave retriever and pool out"
+            )
         replies = pool if isinstance(pool, Pool) else None
         if finder is not None and pool is not None and replies is None:
             replies = finder.pool(list(pool))  # type: ignore[arg-type]
@@ -393,14 +399,18 @@ class Responder(Published):
         told, too; dimensions that are not named are left alone. `seed`: the same one gives the same reply.
         `emotion`: restricts the exemplars.
         """
-        turns = [" ".join(t.split()) for t in texts_of(turns)]
+        turns = [" ".join(t.split()) for t in texts_of(turns, "turn")]
         check_turns(turns)
         if n_candidates < 1:
             raise UserError(f"{n_candidates} candidates: the best is chosen among one at least")
+        if isinstance(target, str):
+            raise UserError(f"target: {target!r} is a text; give levels by their dimension: {{'emo': 1}}")
         target = dict(target or {})
         self.check_target(target)
         seed = secrets.randbelow(2**31) if seed is None else seed
         check_emotion(emotion, self.pool)
+        if emotion is not None and not self.writer.reads_exemplars:
+            raise UserError(f"{self.folder}: reads no exemplars, so no emotion restricts them; leave it out")
         hits: list[Hit] = []
         if self.has_exemplars:
             assert self.retriever is not None and self.pool is not None

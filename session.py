@@ -186,7 +186,7 @@ def set_random_state(state: dict) -> None:
 def own_random_stream(seed: int):
     """Draw from a stream of one's own, and leave the training's dropout stream where it was."""
     before = random_state()
-    set_seed(seed % 2**31)
+    set_seed(int(seed) % 2**31)
     try:
         yield
     finally:

@@ -349,9 +349,12 @@ class Retriever(Published):
         """Texts made ready to be searched. `file`: where their vectors are kept, and taken from where they
         are of the same texts and encoders. `answering`: the dialogues that they answer, where these are to be
         compared in place of the texts."""
+        texts = texts_of(texts, "reply")
         if not texts:
             raise UserError("a pool needs replies to be searched; this one is empty")
-        compared = list(texts if answering is None else answering)
+        compared = texts if answering is None else texts_of(answering, "dialogue")
+        for what, given in (("dialogues", answering), ("owners", owners), ("emotions", emotions)):
+            require_as_many(what, given, len(texts), "replies")
         side = "context" if answering is None else "question"
         origin: dict[str, Any] = {"encoders": self.encoders.identity, "pool": fingerprint(compared)}
         lengths = self.encoders.lengths
@@ -369,7 +372,7 @@ class Retriever(Published):
             return found
 
         vectors = make() if file is None else kept_vectors(file, origin, make, overwrite)
-        return Pool(texts, vectors, owners or [""] * len(texts), emotions)
+        return Pool(texts, vectors, [""] * len(texts) if owners is None else owners, emotions)
 
     def search(
         self,
@@ -384,16 +387,28 @@ class Retriever(Published):
         `owners`: the conversation whose replies a text must not get. `emotions`: restrict each text to
         replies of one emotion. Nothing is left out otherwise.
         """
+        texts = texts_of(texts)
         if not texts:
             return []
-        texts = texts_of(texts)
-        found = pool if isinstance(pool, Pool) else self.pool(texts_of(pool))
+        if k < 1:
+            raise UserError(f"{k} replies to each text: at least one")
+        for what, given in (("owners", owners), ("emotions", emotions)):
+            require_as_many(what, given, len(texts), "texts")
+        found = pool if isinstance(pool, Pool) else self.pool(pool)
         if emotions is not None and found.emotions is None:
             raise UserError("--emotion: the replies of this pool have no emotions; leave it out")
         queries = self.encoders.embed("question", texts, self.session, "questions")
         index = found.index(emotions is not None, self.session.device)
-        hits = index.search(queries, k, owners or [None] * len(texts), emotions)
+        hits = index.search(queries, k, [None] * len(texts) if owners is None else owners, emotions)
         return [[Hit(found.texts[place], score, place) for place, score in row] for row in hits]
+
+
+def require_as_many(what: str, given: Sequence | None, wanted: int, of: str) -> None:
+    """Raises `UserError` where there is not one for each."""
+    if isinstance(given, str):
+        raise UserError(f"{what}: one text; give a list, one for each of the {of}")
+    if given is not None and len(given) != wanted:
+        raise UserError(f"{len(given)} {what} for {wanted} {of}; give one for each")
 
 
 def kept_vectors(file: Path, origin: dict, make: Callable[[], np.ndarray], overwrite: bool) -> np.ndarray:

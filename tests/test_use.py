@@ -79,7 +79,22 @@ def test_what_an_object_cannot_do_is_one_line_with_the_remedy(responder, home):
         r"2 replies, 1 contexts; give the turns before each": lambda: emo.score(["Hi", "Oh"], [["I fell"]]),
         r"reply 1 \(from 0\) is None, no text; leave it out": lambda: emo.score(["Hi", None]),
         r"contexts: one text; give a list": lambda: emo.score(["Hi"], "I fell"),
+        r"context 1, turn 0 \(from 0\) is None, no text": lambda: emo.score(["Hi", "Oh"], [[], [None]]),
+        r"reply 0 \(from 0\) holds half a character": lambda: emo.score(["a\ud800b"]),
         r"a pool needs replies": lambda: retriever.search(["Hi"], []),
+        r"text 1 \(from 0\) is nan, no text": lambda: retriever.search(["Hi", float("nan")], REPLIES),
+        r"1 emotions for 2 texts; give one for each": lambda: retriever.search(
+            ["Hi", "Oh"], retriever.pool(["Oh no"], emotions=["sad"]), emotions=["sad"]
+        ),
+        r"emotions: one text; give a list": lambda: retriever.search(["Hi"], REPLIES, emotions="sad"),
+        r"1 emotions for 2 replies": lambda: retriever.pool(["Oh", "No"], emotions=["sad"]),
+        r"1 owners for 2 replies": lambda: retriever.pool(["Oh", "No"], owners=["x"]),
+        r"-1 replies to each text": lambda: retriever.search(["Hi"], REPLIES, k=-1),
+        r"turn 0 \(from 0\) is \{'text': 'Hi'\}, no text": lambda: responder.reply([{"text": "Hi"}]),
+        r"target: 'emo=1' is a text; give levels": lambda: responder.reply(["Hi"], target="emo=1"),
+        r"critics: .*: RUN": lambda: Responder.from_pretrained(
+            Paths(home).saved / "glove-t5" / "exemplars", critics=Paths(home).saved / "empathy"
+        ),
         r"holds no critic but a Generator; give the folder of a trained critic": lambda: (
             Critic.from_pretrained(Paths(home).saved / "glove-t5" / "exemplars")
         ),
@@ -88,6 +103,28 @@ def test_what_an_object_cannot_do_is_one_line_with_the_remedy(responder, home):
         with pytest.raises(UserError, match=named) as error:
             ask()
         assert "\n" not in str(error.value)
+
+
+def test_what_a_notebook_hands_over_is_read(responder):
+    emo, retriever = responder.critics["emo"], responder.retriever
+    texts, said = pd.Series(["I fell", "I won"]), [["We met"], []]
+    assert emo.score(texts, said) == emo.score(list(texts), [["We met"], float("nan")])  # an empty cell
+    assert emo.score(texts, [["We met"], None]) == emo.score(list(texts), said)
+    pool = retriever.pool(pd.Series(REPLIES))
+    assert retriever.search(texts, pool) == retriever.search(np.array(texts), REPLIES)
+    assert responder.reply("Hi", 1, seed=np.int64(3)).reply == responder.reply("Hi", 1, seed=3).reply
+
+
+def test_exemplars_for_a_generator_that_reads_none_are_refused(home, responder, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(Paths(home).saved / "glove-t5" / "exemplars", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"exemplars": "none"}))
+    with pytest.raises(UserError, match="plain: was trained without exemplars and reads none"):
+        Responder.from_pretrained(folder, retriever=responder.retriever, pool=REPLIES, session=Session("cpu"))
+    plain = Responder.from_pretrained(folder, session=Session("cpu"))
+    with pytest.raises(UserError, match="plain: reads no exemplars, so no emotion restricts them"):
+        plain.reply(["Hi"], 1, emotion="sad")
 
 
 def run(script, home: Path, *words: str):
