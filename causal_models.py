@@ -124,17 +124,19 @@ def attention_for(device: str | torch.device) -> str:
     return "sdpa" if torch.device(device).type == "cuda" else "eager"
 
 
-def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def load_base(
+    name: str, cache: Path, device: str | torch.device = "cpu", flag: str = "--model"
+) -> tuple[Any, Any]:
     """(model in fp32, tokenizer) of a causal language model: `smollm2`, a folder or a hub name.
 
     Raises `UserError` where it cannot be had or is no causal language model. The model stays on the CPU;
-    `device` only decides how attention is computed.
+    `device` only decides how attention is computed. `flag`: what gave it, for messages.
     """
     place = resolve_base(name, cache)
     config = from_hub(AutoConfig.from_pretrained, place)
     if config.is_encoder_decoder:
         raise UserError(
-            f"--model {name}: a {config.model_type}, which has an encoder and a decoder; "
+            f"{flag} {name}: a {config.model_type}, which has an encoder and a decoder; "
             "train_t5.py is for those"
         )
     model = load_pretrained(
@@ -142,9 +144,9 @@ def load_base(name: str, cache: Path, device: str | torch.device = "cpu") -> tup
     )  # fp32: AdamW's small steps are lost in bf16
     tokenizer = load_tokenizer(place)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"--model {name}: its tokenizer has no end token (eos_token): no reply could end")
-    if not chat_format(tokenizer).own:
-        print(f"--model {name}: no chat template that can be used; turns are marked in plain words")
+        raise UserError(f"{flag} {name}: its tokenizer has no end token (eos_token): no reply could end")
+    if flag != "--fluency-model" and not chat_format(tokenizer).own:  # that one reads no dialogue
+        print(f"{flag} {name}: no chat template that can be used; turns are marked in plain words")
     return model, tokenizer
 
 
@@ -398,7 +400,7 @@ class CausalGenerator(nn.Module):
     def _same_base(folder: Path, settings: CausalSettings, name: str, cache: Path, device) -> tuple[Any, str]:
         """The base, and what its weights are."""
         try:
-            model, _ = load_base(name, cache, device)
+            model, _ = load_base(name, cache, device, flag="--base")
         except UserError as error:
             raise UserError(
                 f"{folder}: it is an adapter of {settings.base}, which is missing: {error}; say where it "

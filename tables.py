@@ -172,7 +172,9 @@ def standard(
     if options.fluency_model:
         import causal_models  # with peft, which takes seconds that no other table needs
 
-        loaded = causal_models.load_base(options.fluency_model, paths.cache, session.device)
+        loaded = causal_models.load_base(
+            options.fluency_model, paths.cache, session.device, flag="--fluency-model"
+        )
         extras = dataclasses.replace(extras, fluency=loaded)
     return Standard(
         examples=examples,

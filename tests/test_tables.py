@@ -82,7 +82,7 @@ def test_references_that_no_file_needs_are_refused_with_how_each_was_read(prepar
     assert len(tables.read_all(asked, examples, Paths(prepared))) == 3
 
 
-def test_a_language_model_says_how_fluent_a_system_is(workdir, tmp_path):
+def test_a_language_model_says_how_fluent_a_system_is(workdir, tmp_path, capsys):
     examples = listener_turns(Paths(workdir).dialogues("test"))
     replies = ["Oh, I am so sorry!", *["That is sad ."] * (len(examples) - 1)]
     file, place = write(tmp_path / "mine.tsv", examples, replies), tmp_path / "llama"
@@ -98,8 +98,9 @@ def test_a_language_model_says_how_fluent_a_system_is(workdir, tmp_path):
         "--judges",
         "tfidf",
     ]
-    base = save_llama(place, make_tokenizer())
+    base = save_llama(place, make_tokenizer(template=None))
     found = evaluate_responses.main([*words, "--fluency-model", base, file])["systems"]["mine"]["fluency_ppl"]
+    assert "chat template" not in capsys.readouterr().out  # it reads no dialogue
     model, tokenizer = causal_models.load_base(base, tmp_path)
     nll = text_nll(model, tokenizer, replies, Session(device="cpu"), "").sum()
     assert found == pytest.approx(np.exp(nll / (7 + 4 * (len(examples) - 1))), rel=1e-4)  # words and signs
