@@ -12,8 +12,9 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 
 import options
 from commands import note_ignored
-from options import NATURAL, SPLITS, TOKENS, Paths, add_common, add_device, check, make_parser
+from options import NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
 from settings import SearchOptions, device_flags, pick
+from use_commands import add_pooling, add_reading
 
 
 def parse_args(argv=None):
@@ -26,11 +27,7 @@ def parse_args(argv=None):
         help="without --path: hub name or folder of a BERT for both encoders, or minilm (default: "
         "facebook/dpr-*)",
     )
-    add(
-        "--pooling",
-        choices=["cls", "mean"],
-        help="with --encoder: the vector (default: what its 1_Pooling/config.json says, else cls)",
-    )
+    add_pooling(add)
     add(
         "--candidates",
         choices=["same-emotion", "all"],
@@ -59,17 +56,7 @@ def parse_args(argv=None):
         default=list(SPLITS),
         help="which listener turns get exemplars",
     )
-    add(
-        "--max-length",
-        type=TOKENS,
-        help="tokens of a query; the latest are kept (default: as the retriever was trained, else 128)",
-    )
-    add(
-        "--max-passage-length",
-        type=TOKENS,
-        help="tokens of a candidate (default: as the retriever was trained, else 64)",
-    )
-    add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
+    add_reading(add, "query", "candidate")
     add("--output", metavar="DIR", help="where the csvs go (default: data/empathetic_dialogues)")
     add_device(parser)
     args = parser.parse_args(argv)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from options import CRITICS, NATURAL, POSITIVE, OtherPrecision, number
+from options import CRITICS, NATURAL, POSITIVE, TOKENS, OtherPrecision, number
 from records import REPLY_COLUMNS
 
 TOP_P = number(float, above=0, most=1)
@@ -63,11 +63,30 @@ def add_pool(parser: argparse.ArgumentParser, default: str = "") -> None:
     )
     add("--path", metavar="RUN", help="a train_dpr run: its folder or hub name (default: saved/dpr/empd)")
     add("--encoder", help="in place of a run: hub name or folder of a BERT for both encoders, or minilm")
+    add_pooling(add)
+
+
+def add_pooling(add: Callable) -> None:
     add(
         "--pooling",
         choices=["cls", "mean"],
         help="with --encoder: the vector (default: what its 1_Pooling/config.json says, else cls)",
     )
+
+
+def add_reading(add: Callable, query: str, candidate: str) -> None:
+    """How a retriever reads its texts, which are called so."""
+    add(
+        "--max-length",
+        type=TOKENS,
+        help=f"tokens of a {query}; the latest are kept (default: as the retriever was trained, else 128)",
+    )
+    add(
+        "--max-passage-length",
+        type=TOKENS,
+        help=f"tokens of a {candidate} (default: as the retriever was trained, else 64)",
+    )
+    add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
 
 
 def pool_problems(args: argparse.Namespace) -> list[str]:

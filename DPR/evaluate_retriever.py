@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/evaluate_retriever.py too
 
 import options
-from options import COUNT, NATURAL, TOKENS, Paths, add_common, add_device, check, make_parser, run_name
+from options import COUNT, Paths, add_common, add_device, check, make_parser, run_name
 from settings import SearchOptions, device_flags, pick
+from use_commands import add_pooling, add_reading
 
 
 def parse_args(argv=None):
@@ -26,11 +27,7 @@ def parse_args(argv=None):
     add("--path", help="folder of a train_dpr run")
     add("--encoder", help="hub name or folder of a BERT for both sides, or minilm (default: facebook/dpr-*)")
     add("--bm25", action="store_true", help="no encoder: BM25 over words")
-    add(
-        "--pooling",
-        choices=["cls", "mean"],
-        help="with --encoder: the vector (default: what its 1_Pooling/config.json says, else cls)",
-    )
+    add_pooling(add)
     add(
         "--similarity",
         choices=["product", "cosine"],
@@ -45,17 +42,7 @@ def parse_args(argv=None):
     )
     add("--dataset", choices=["empd", "reddit", "empd-reddit"], default="empd", help="whose questions")
     add("--valid-queries", type=COUNT, default=1000, help="held-out questions; 0: all")
-    add(
-        "--max-length",
-        type=TOKENS,
-        help="tokens of a question; the latest are kept (default: as the retriever was trained, else 128)",
-    )
-    add(
-        "--max-passage-length",
-        type=TOKENS,
-        help="tokens of a passage (default: as the retriever was trained, else 64)",
-    )
-    add("--batch-size", type=NATURAL, default=128, help="texts in one forward pass")
+    add_reading(add, "question", "passage")
     add("--name", type=run_name, help="of the file (default: from the retriever and the flags)")
     add_device(parser)
     parser.set_defaults(top_k=1, splits=["valid"], match="reply", index="flat")
