@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import advice
 import marks
 import storage
 from causal_models import CausalGenerator, CausalSettings, base_of, example_nll
@@ -24,11 +23,11 @@ from corpora import Example, listener_turns
 from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import found_by, of_split
-from generators import reward_sources, sampled_replies, say_finished, validate
+from families import reward_sources, sampled_replies, to_the_end, validate
 from models import until_end
 from objectives import Draw, Drawn, ReplyObjective, SampledReplies, drawn_nll, some
 from options import Paths, UserError, by_flag
-from predicting import Predictor, inference, likelihood_key, strict_but_for_top_p, write_predictions
+from predicting import Predictor, inference, strict_but_for_top_p, write_predictions
 from pretrained import begin_from, positions
 from sampling import cache_name, sample, side_by_side
 from session import Session, own_random_stream
@@ -394,19 +393,13 @@ def train(command: CausalCommand, session: Session) -> dict:
         same=IN_HALF[session.precision],
         evaluate_first=not command.training.epochs,
     )
-    result = loop.train()
-    if result.get("already_finished"):
-        say_finished(folder, split, paths, session)
-        return result
-    result |= {"valid": loop.measure()}
-    if split and session.main:
+
+    def of_saved(split: str) -> dict[str, float]:
+        """In half precision: the replies are of that, as they will be later."""
         loop.make_room()
-        # what was saved is in half precision: the replies are of that, as they will be later
-        saved = load(folder, paths, session, base)
-        result[likelihood_key(split)] = predict(folder, saved, split, command, session)
-    loop.finish(result)
-    session.say(f"next: {advice.after_training(folder, split, paths.root)}")
-    return result
+        return predict(folder, load(folder, paths, session, base), split, command, session)
+
+    return to_the_end(loop, folder, split, of_saved, paths, session)
 
 
 def predict(

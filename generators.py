@@ -4,42 +4,32 @@ What a generator computes stands in models.Generator, what critics are asked in 
 enter in exemplars.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, T5ForConditionalGeneration
 
-import advice
 import exemplars
 import marks
 import storage
 from commands import DECODING, never_read
-from corpora import Example, all_turns, listener_turns, read_labels
-from critics import Judges, LossCritics, choose_for_loss, load_critics, say_uninformed
+from corpora import Example, all_turns, listener_turns
+from critics import LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
+from families import gold_labels, reward_sources, sampled_replies, to_the_end, validate
 from glove_models import glove_config, load_vectors, set_word_vectors
-from metrics import count_words, perplexity
 from models import CriticSet, Generator, GeneratorSettings
 from objectives import (
-    Distance,
-    Draw,
-    EnergyScore,
     GeneratorObjective,
-    ReplyObjective,
-    SampledReplies,
     draw_replies,
     gradient_norms,
 )
-from options import DIMENSIONS, SENTIMENT, Paths, UserError, by_flag
+from options import Paths, UserError, by_flag
 from predicting import (
     decoding_arguments,
     inference,
-    likelihood_key,
-    prediction_files,
     write_predictions,
 )
 from pretrained import (
@@ -54,7 +44,7 @@ from pretrained import (
 )
 from quick import quicken
 from session import Session
-from settings import PARAPHRASER, GeneratorCommand, GeneratorOptions, SampledOptions
+from settings import PARAPHRASER, GeneratorCommand, GeneratorOptions
 from storage import require
 from training import Loop
 
@@ -178,69 +168,6 @@ def critic_targets(
     return {kind: found[kind] for kind in critics.critics}
 
 
-def gold_labels(
-    split: str,
-    examples: list[Example],
-    paths: Paths,
-    family: str | None = None,
-    levels: Mapping[str, int] | None = None,
-) -> dict[str, list]:
-    """{kind: the label of each example's gold reply}; says where they are older than what they were made
-    from. `family`: whose critics label by default (None: those that are there). `levels`: how many the
-    critics know that read these labels; of others, label 1 would mean something else."""
-    file = paths.labels(split)
-    storage.require_file(file, advice.label(paths.root, family, file.parent))
-    found = read_labels(file, examples)
-    made_from = storage.read_origin(file)
-    sources = {"dialogues": paths.dialogues(split), "vader": paths.vader(split)}
-    for dim in DIMENSIONS:
-        noted = made_from[dim] if isinstance(made_from.get(dim), dict) else {}
-        if "critic" in noted:
-            sources[dim] = paths.find(noted["critic"]) / "model.safetensors"
-        known = (levels or {}).get(dim)
-        there = max(noted.get("levels", 0), max(found[dim]) + 1)  # an older note does not say
-        if known and (there > known or ("levels" in noted and there != known)):
-            raise UserError(
-                f"{file}: its {dim} labels are of {there} levels, and the critic knows {known}; label with "
-                f"critics of the same --levels, or give another --{dim}"
-            )
-    storage.warn_if_stale(file, sources)
-    return found
-
-
-# --------------------------------------------------------------------------------------------------- measured
-
-
-def validate(
-    model: nn.Module,
-    objective: ReplyObjective,
-    held: SplitData,
-    batches: list[list[int]],
-    session: Session,
-) -> dict[str, float]:
-    """Each term averaged over its own unit on a whole split; perplexity per model token and per word.
-
-    The critics see the softmax whatever the strategy of the training, so that an evaluation is no draw.
-    """
-    names = objective.measured
-    totals, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for numbers in session.over(batches):
-        batch = objective.foresee(held.data.collate(numbers))
-        units = objective.gold_units(batch)
-        batch = session.move(batch)
-        with session.autocast():
-            sums = objective.losses(model, batch)
-        # a GPU is waited for once a batch
-        for name, value in zip(names, torch.stack([sums[k].float() for k in names]).tolist(), strict=True):
-            totals[name] += value
-            counts[name] += units[name]
-    summed = session.sum([totals[k] for k in names] + [counts[k] for k in names])
-    values = {k: summed[i] / summed[len(names) + i] for i, k in enumerate(names)}
-    nll, tokens = summed[names.index("nll")], summed[len(names) + names.index("nll")]
-    words = sum(count_words(e.response) + 1 for e in held.examples)  # the end of a reply counts as a word
-    return values | {"ppl_token": perplexity(nll, tokens), "ppl_word": perplexity(nll, words)}
-
-
 # -------------------------------------------------------------------------------------------------- the stage
 
 
@@ -344,58 +271,12 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         reload=reload,
         probe=lambda model: model(session.move(held.data.collate([0]))),
     )
-    result = loop.train()
-    if result.get("already_finished"):
-        say_finished(folder, split, paths, session)
-        return result
-    result |= {"valid": loop.measure()}
-    if predicted and split and session.main:
-        result[likelihood_key(split)] = write_predictions(
-            folder, model, tokenizer, split, predicted, command.decoding, session, paths
-        )
-    loop.finish(result)
-    session.say(f"next: {advice.after_training(folder, split, paths.root)}")
-    return result
 
+    def predict(split: str) -> dict[str, float]:
+        assert predicted
+        return write_predictions(folder, model, tokenizer, split, predicted, command.decoding, session, paths)
 
-def say_finished(folder: Path, split: str | None, paths: Paths, session: Session) -> None:
-    """What comes after a run that a call finds finished: its replies, where they were not asked for then."""
-    if split and not prediction_files(folder, split)[0].exists():
-        session.say(f"next, its replies: {advice.replies(folder, split, paths.root)}")
-    else:
-        session.say(f"next: {advice.after_training(folder, split, paths.root)}")
-
-
-def sampled_replies(
-    options: SampledOptions,
-    critics: Judges,
-    examples: list[Example],
-    draw: Draw,
-    paths: Paths,
-    session: Session,
-) -> SampledReplies | None:
-    """The loss on sampled replies, where its weight asks for one. `critics`: that reward them."""
-    if not options.sampled_loss_w:
-        return None
-    if session.world > 1:
-        raise UserError("--sampled-loss-w: replies are sampled by one process; run it without torchrun")
-    contexts = [e.history for e in examples]
-    if options.sampled_reward == "energy":
-        return SampledReplies(EnergyScore(critics, contexts, [e.response for e in examples]), draw, options)
-    levels = {kind: int(scorer.limits[1]) + 1 for kind, scorer in critics.items() if kind != SENTIMENT}
-    labels = gold_labels("train", examples, paths, levels=levels)
-    rewards = Distance(critics, contexts, {kind: labels[kind] for kind in critics})
-    return SampledReplies(rewards, draw, options)
-
-
-def reward_sources(
-    critics: dict[str, Path], options: SampledOptions, paths: Paths
-) -> dict[str, dict[str, str]]:
-    """Entries of a run's sources: what sampled replies are rewarded by."""
-    found = storage.sources_of({f"reward {kind}": folder for kind, folder in critics.items()}, paths)
-    if critics and options.sampled_reward == "distance":
-        found["labels train"] = storage.source(paths.labels("train"), paths)
-    return found
+    return to_the_end(loop, folder, split, predict, paths, session)
 
 
 def run_sources(

@@ -121,7 +121,7 @@ def perplexity(model, args, paths, session) -> float:
 
     from causal_generators import CausalObjective, sequences
     from dataloaders import plan_once
-    from generators import validate
+    from families import validate
 
     model.to(session.device)
     held = sequences(model, "valid", paths, conversations=args.conversations)

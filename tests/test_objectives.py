@@ -15,7 +15,7 @@ from test_causal_models import make_tokenizer, save_llama
 import corpora
 import critics
 import dataloaders
-import generators
+import families
 import objectives
 import storage
 import train_causal_lm
@@ -254,7 +254,7 @@ def test_labels_that_reward_are_missed_or_old_in_the_words_of_the_family_that_is
     examples = corpora.listener_turns(Paths(trained_copy).dialogues("train"))
     note = json.loads(storage.origin_file(file).read_text())
     storage.origin_file(file).write_text(json.dumps(note | {"dialogues": "0" * 64}))
-    generators.gold_labels("train", examples, Paths(trained_copy))
+    families.gold_labels("train", examples, Paths(trained_copy))
     assert f"{file}: what it was made from has changed since: dialogues" in capsys.readouterr().out
     file.unlink()
     shutil.rmtree(trained_copy / "saved" / "empathy" / "t5-emo")

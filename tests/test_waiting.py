@@ -13,7 +13,7 @@ from test_vocabulary import training_options, updates_of_six
 from causal_generators import CausalObjective
 from causal_models import CausalGenerator
 from chats import causal_data
-from generators import validate
+from families import validate
 from session import Session
 from updates import Update
 
