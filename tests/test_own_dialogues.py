@@ -249,8 +249,9 @@ def test_a_damaged_header_of_the_official_dialogues_is_none_of_own_ones(corpus, 
         if not file.name.endswith("-reddit.csv"):
             head = head.replace(old, new)
         (source / file.name).write_text(f"{head}\n{rest}", encoding="utf-8")
+    glove = str(SAMPLE / "glove.sample.50d.txt")  # before the dialogues it is asked for
     with pytest.raises(UserError, match=rf"train\.csv, line 1: {named}"):
-        prepare_data.main(["--source", str(source), "--workdir", str(tmp_path)])
+        prepare_data.main(["--source", str(source), "--workdir", str(tmp_path), "--glove", glove])
 
 
 def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
