@@ -183,7 +183,7 @@ def sequences(
 
 def require_positions(model: CausalGenerator, data: Data, split: str, flag: str = "", more: int = 0) -> None:
     """Raises `UserError` where the base cannot read the longest sequence, and `more` new tokens, which `flag`
-    allows."""
+    allows. Learnt positions end there; what rotary ones say beyond, no training has seen."""
     longest, most = max(data.lengths, default=0) + more, positions(model.lm)
     if most and longest > most:
         lower = (
@@ -192,7 +192,8 @@ def require_positions(model: CausalGenerator, data: Data, split: str, flag: str 
         raise UserError(
             f"{model.settings.base}: reads {most:,} tokens, and the longest sequence of the {split} split "
             f"has {longest:,}{f' with {flag} {more}' if more else ''}; lower {' or '.join(lower)}"
-            f"{' (a gold reply is measured whole)' * (split != 'train')}"
+            f"{' (gold replies are measured whole)' * (split != 'train' and not more)}"
+            f"{', where --inference keeps the lengths of its run' * (split != 'train')}"
         )
 
 
@@ -266,7 +267,8 @@ def gold_and_prompts(
         prompts = prompt_data(examples, model.tokenizer, **same)
         gold = causal_data(examples, model.tokenizer, packed=False, **same | {"tgt_len": None})
         found = SplitData(examples, gold)
-        require_positions(model, prompts, split, "--max-new-tokens", decoding.max_new_tokens)
+        # the last new token is not read again
+        require_positions(model, prompts, split, "--max-new-tokens", decoding.max_new_tokens - 1)
     require_positions(model, found.data, split)
     return found, prompts
 

@@ -22,7 +22,7 @@ from dataloaders import Data, critic_data, encode, plan_once
 from hub import Published, folder_given, folder_of
 from models import Critic as CriticModel
 from models import CriticSet
-from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError, by_flag, texts_of, with_halves
+from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError, by_flag, is_empty, texts_of, with_halves
 from pretrained import load_tokenizer
 from session import Session
 
@@ -305,7 +305,7 @@ class Critic(Published):
             raise UserError("contexts: one text; give a list, of the turns before each reply")
         # an empty cell of a table is no turn before
         before = [
-            [] if turns is None or isinstance(turns, float) else texts_of(turns, f"context {number}, turn")
+            [] if turns is None or is_empty(turns) else texts_of(turns, f"context {number}, turn")
             for number, turns in enumerate([None] * len(replies) if contexts is None else contexts)
         ]
         if len(before) != len(replies):

@@ -108,6 +108,9 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
         if guessed and layout in LABELLED:
             note = f"read as {layout} by its labels, without --references"
             found = [dataclasses.replace(output, notes=[*output.notes, note]) for output in found]
+        elif guessed and layout == "lines" and (other := guess(path, text)) != layout:
+            note = f"read as a reply a line, some of which begin as labels do; --format {other} reads labels"
+            found = [dataclasses.replace(output, notes=[*output.notes, note]) for output in found]
     return [dataclasses.replace(output, layout=layout) for output in found]
 
 
@@ -212,7 +215,8 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
     except csv.Error as error:
         raise UserError(f"{path}, line 1: cannot be read ({error})") from error
     # so that a file of one column is told what it lacks, or how its columns are separated
-    columns = others if len(others) > 1 else list(COLUMNS)
+    told = len(others) > 1 and any(squashed(name) in ROLES for name in others)  # and is no prose
+    columns = others if told else list(COLUMNS)
     roles: dict[str, str] = {}
     systems: dict[str, list[str]] = {}
     if len(header) > 1:

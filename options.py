@@ -251,6 +251,12 @@ def with_halves(family: str) -> list[str]:
     return [family, f"{family}-a", f"{family}-b"]
 
 
+def is_empty(value: Any) -> bool:
+    """Whether this is what an empty cell of a table is read as: None, nan, pandas' NA."""
+    missing = value is None or type(value).__name__ == "NAType"
+    return missing or (isinstance(value, float) and value != value)
+
+
 def texts_of(given: str | Iterable[str], what: str = "text") -> list[str]:
     """A list of texts; one by itself is a list of one, and no sequence of letters. `what`: each of them,
     in the `UserError` that names the first that is none."""

@@ -344,6 +344,8 @@ class Responder(Published):
         finder = (
             Retriever.from_pretrained(retriever, session) if isinstance(retriever, str | Path) else retriever
         )
+        if isinstance(pool, str | Path):
+            raise UserError(f"pool: {pool} is one text; give a list of replies, or read the file first")
         if (finder is None) != (pool is None):
             raise UserError(f"{run}: exemplars need both a retriever and a pool; give both or none")
         if finder is not None and not writer.reads_exemplars:
@@ -352,7 +354,7 @@ class Responder(Published):
             )
         replies = pool if isinstance(pool, Pool) else None
         if finder is not None and pool is not None and replies is None:
-            replies = finder.pool(list(pool))  # type: ignore[arg-type]
+            replies = finder.pool(pool)  # type: ignore[arg-type]
         judges = open_critics(folders, session, folders)
         made = cls(writer, judges, finder, replies, session, **settings)
         made.folder = folder
@@ -408,9 +410,10 @@ class Responder(Published):
         target = dict(target or {})
         self.check_target(target)
         seed = secrets.randbelow(2**31) if seed is None else seed
-        check_emotion(emotion, self.pool)
         if emotion is not None and not self.writer.reads_exemplars:
-            raise UserError(f"{self.folder}: reads no exemplars, so no emotion restricts them; leave it out")
+            who = self.folder or "this generator"
+            raise UserError(f"{who}: reads no exemplars, so no emotion restricts them; leave it out")
+        check_emotion(emotion, self.pool)
         hits: list[Hit] = []
         if self.has_exemplars:
             assert self.retriever is not None and self.pool is not None

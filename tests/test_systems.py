@@ -496,6 +496,12 @@ def test_columns_with_another_separator_are_told_so_whatever_they_are_called(
     assert system.replies == table["generated"].tolist()
 
 
+def test_prose_without_a_header_is_no_table_with_another_separator(tmp_path):
+    (tmp_path / "p.tsv").write_text("Oh, I'm sorry to hear that, friend.\nThat is sad.\n")
+    message = refusal(tmp_path / "p.tsv")
+    assert "missing column" in message and "convert it" not in message
+
+
 @pytest.mark.parametrize("name", ["p.parquet", "p.xls", "p.XLSX", "p.csv.bz2", "p.bin", "p.csv"])
 def test_a_file_that_is_no_text_is_told_so_without_a_command_that_makes_rubbish(tmp_path, name):
     head = b"PK\x03\x04" if name == "p.XLSX" else b"PAR1\x15\x04\x80\x90"
@@ -559,6 +565,8 @@ def test_with_references_a_reply_that_begins_as_a_label_is_a_reply(tmp_path, lab
     (tmp_path / "hyp.txt").write_text("\n".join(replies) + "\n")
     [system] = read(tmp_path / "hyp.txt", **in_order(tmp_path))
     assert system.replies == replies
+    (note,) = system.notes
+    assert "a reply a line, some of which begin as labels do; --format" in note
 
 
 def test_of_a_file_with_labels_is_said_that_it_is_read_without_the_references(tmp_path):

@@ -79,6 +79,9 @@ def test_what_an_object_cannot_do_is_one_line_with_the_remedy(responder, home):
         r"2 replies, 1 contexts; give the turns before each": lambda: emo.score(["Hi", "Oh"], [["I fell"]]),
         r"reply 1 \(from 0\) is None, no text; leave it out": lambda: emo.score(["Hi", None]),
         r"contexts: one text; give a list": lambda: emo.score(["Hi"], "I fell"),
+        r"pool: replies.txt is one text; give a list": lambda: Responder.from_pretrained(
+            Paths(home).saved / "glove-t5" / "exemplars", retriever=retriever, pool="replies.txt"
+        ),
         r"context 1, turn 0 \(from 0\) is None, no text": lambda: emo.score(["Hi", "Oh"], [[], [None]]),
         r"reply 0 \(from 0\) holds half a character": lambda: emo.score(["a\ud800b"]),
         r"a pool needs replies": lambda: retriever.search(["Hi"], []),
@@ -109,7 +112,8 @@ def test_what_a_notebook_hands_over_is_read(responder):
     emo, retriever = responder.critics["emo"], responder.retriever
     texts, said = pd.Series(["I fell", "I won"]), [["We met"], []]
     assert emo.score(texts, said) == emo.score(list(texts), [["We met"], float("nan")])  # an empty cell
-    assert emo.score(texts, [["We met"], None]) == emo.score(list(texts), said)
+    for empty in (None, pd.NA):
+        assert emo.score(texts, [["We met"], empty]) == emo.score(list(texts), said)
     pool = retriever.pool(pd.Series(REPLIES))
     assert retriever.search(texts, pool) == retriever.search(np.array(texts), REPLIES)
     assert responder.reply("Hi", 1, seed=np.int64(3)).reply == responder.reply("Hi", 1, seed=3).reply
