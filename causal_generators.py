@@ -267,8 +267,7 @@ def gold_and_prompts(
         prompts = prompt_data(examples, model.tokenizer, **same)
         gold = causal_data(examples, model.tokenizer, packed=False, **same | {"tgt_len": None})
         found = SplitData(examples, gold)
-        # the last new token is not read again
-        require_positions(model, prompts, split, "--max-new-tokens", decoding.max_new_tokens - 1)
+        require_positions(model, prompts, split, "--max-new-tokens", decoding.max_new_tokens)
     require_positions(model, found.data, split)
     return found, prompts
 
