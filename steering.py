@@ -21,7 +21,8 @@ import caches
 import judges
 import markup
 import storage
-from corpora import Example, listener_turns, read_exemplars
+from corpora import Example, listener_turns
+from exemplars import of_split
 from intervals import LEAST_DRAWN, bootstrap, item_means, resamples
 from judges import Judge
 from measures import bleu
@@ -109,8 +110,7 @@ class Sampler:
             raise UserError(f"--ways: {options.run} was trained without --control marks; leave the flag out")
         self.exemplars: list[list[str]] = [[]] * len(self.examples)
         if self.writer.reads_exemplars:
-            file = paths.exemplars(options.split)
-            self.exemplars = read_exemplars(file, self.examples, self.writer.top_exemplars)
+            self.exemplars = of_split(options.split, self.examples, self.writer.top_exemplars, paths)
         elif paths.exemplars_dir != paths.dialogues_dir:
             session.say(f"note: --exemplars: ignored, since {options.run} reads none")
 

@@ -58,6 +58,17 @@ def flags(trained_copy, tmp_path) -> list[str]:
     return [str(run), "--workdir", str(trained_copy), *short.split()]
 
 
+def test_exemplars_that_are_not_there_are_missed_with_what_finds_them(trained_copy, flags, tmp_path):
+    reads = CausalGenerator.start(
+        str(tmp_path / "llama"), rank=2, cache=tmp_path, src_len=60, exemplars="prepend"
+    )
+    reads.save_pretrained(tmp_path / "reads")
+    Paths(trained_copy).exemplars("valid").unlink()
+    wanted = r"valid_dpr.csv: no such file; make it with: python dpr_exemplar_retriever.py"
+    with pytest.raises(UserError, match=wanted):
+        control.main([str(tmp_path / "reads"), *flags[1:], "--ranker", "glove-t5", "--judge", "tfidf"])
+
+
 def test_levels_under_every_target_stand_beside_their_difference_and_cost(trained_copy, flags, capsys):
     words = [*flags, "--ranker", "glove-t5", "--judge", "tfidf", "t5", "--empathy-w", "1000", "0"]
     content = control.main(words)
