@@ -83,7 +83,7 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     gold = None if references is None else lines_of(_text(references))
-    guessed = layout == "auto"
+    guessed, notes = layout == "auto", []
     if guessed:
         layout = guess(path, text, gold)
     if layout in DELIMITERS:
@@ -106,12 +106,12 @@ def read_outputs(path: Path, layout: str = "auto", references: Path | None = Non
             for output in found
         ]
         if guessed and layout in LABELLED:
-            note = f"read as {layout} by its labels, without --references"
-            found = [dataclasses.replace(output, notes=[*output.notes, note]) for output in found]
+            notes = [f"read as {layout} by its labels, without --references"]
         elif guessed and layout == "lines" and (other := guess(path, text)) != layout:
-            note = f"read as a reply a line, some of which begin as labels do; --format {other} reads labels"
-            found = [dataclasses.replace(output, notes=[*output.notes, note]) for output in found]
-    return [dataclasses.replace(output, layout=layout) for output in found]
+            notes = [
+                f"read as a reply a line, some of which begin as labels do; --format {other} reads labels"
+            ]
+    return [dataclasses.replace(output, layout=layout, notes=output.notes + notes) for output in found]
 
 
 def says_nothing(output: Output) -> bool:

@@ -56,7 +56,8 @@ class Mixtures:
 def word_frequencies(data: Data, vocabulary: int) -> Tensor:
     """(V,) share of each word, ends included, in the replies of at most 4096 examples, evenly spaced."""
     counts = torch.zeros(vocabulary)
-    numbers = list(range(0, len(data), -(-len(data) // 4096)))
+    most = 4096
+    numbers = list(range(0, len(data), -(-len(data) // most)))
     for start in range(0, len(numbers), 256):
         batch = data.collate(numbers[start : start + 256])
         counts += torch.bincount(batch["input_ids"][batch["reply_mask"] > 0], minlength=vocabulary)

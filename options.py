@@ -252,9 +252,8 @@ def with_halves(family: str) -> list[str]:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether this is what an empty cell of a table is read as: None, nan, pandas' NA."""
-    missing = value is None or type(value).__name__ == "NAType"
-    return missing or (isinstance(value, float) and value != value)
+    """Whether this is what pandas reads an empty cell as: nan, or its NA."""
+    return type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
 
 
 def texts_of(given: str | Iterable[str], what: str = "text") -> list[str]:

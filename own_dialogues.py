@@ -132,7 +132,7 @@ def of_lines(records: Records) -> list[Dialogue]:
 
 def of_rows(records: Records) -> list[Dialogue]:
     """The dialogues of a csv."""
-    known = set(records.in_small_letters().columns)
+    known = set(records.small_names().values())
     if missing := [part for part in COLUMNS if not known & set(NAMES[part])]:
         wanted = "; ".join(f"no column for the {p}: name it one of {', '.join(NAMES[p])}" for p in missing)
         found_here = f"(found: {', '.join(records.columns)[:200]})"

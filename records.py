@@ -45,9 +45,9 @@ class Records:
             )
         return found
 
-    def in_small_letters(self) -> "Records":
-        """The same rows, the columns' names in small letters and without white space around them. Raises
-        `UserError` where two columns then have one name."""
+    def small_names(self) -> dict[str, str]:
+        """{column: its name in small letters, without white space around it}. Raises `UserError` where two
+        columns then have one name."""
         small = {column: column.strip().lower() for column in self.columns}
         if alike := [c for c in small if [*small.values()].count(small[c]) > 1]:
             where = self.place if format_of(self.place) == "jsonl" else f"{self.place}, line 1"
@@ -55,6 +55,11 @@ class Records:
                 f"{where}: columns have one name but for its capitals ({', '.join(alike)[:200]}), which do "
                 "not count here; rename one, or leave it out"
             )
+        return small
+
+    def in_small_letters(self) -> "Records":
+        """The same rows under the columns' `small_names`."""
+        small = self.small_names()
         rows = [{small[column]: value for column, value in row.items()} for row in self.rows]
         return replace(self, columns=[*small.values()], rows=rows)
 
