@@ -18,10 +18,10 @@ import bundled
 import caches
 import runs
 import storage
+from critic_set import CriticSet
 from dataloaders import Data, critic_data, encode, plan_once
 from hub import Published, folder_given, folder_of
 from models import Critic as CriticModel
-from models import CriticSet
 from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError, by_flag, is_empty, texts_of, with_halves
 from pretrained import load_tokenizer
 from session import Session
@@ -344,16 +344,16 @@ class Critic(Published):
         return is_useless(result["valid"], result["baselines"])
 
 
-Judges = dict[str, Critic]
+Critics = dict[str, Critic]
 
 
-def wholes(critics: Judges) -> list[Critic]:
+def wholes(critics: Critics) -> list[Critic]:
     """What has to read a text so that all `critics` know it: of the heads of one encoder their `whole`."""
     return list(dict.fromkeys(critic.whole for critic in critics.values()))
 
 
 def scores(
-    critics: Judges,
+    critics: Critics,
     replies: Sequence[str],
     contexts: Sequence[Sequence[str]],
     batch_size: int = 0,
@@ -365,7 +365,7 @@ def scores(
     return {kind: critic.said(critic.own(rows[critic.whole])) for kind, critic in critics.items()}
 
 
-def unread(judges: Judges, replies: Sequence[str]) -> tuple[list[int], str]:
+def unread(judges: Critics, replies: Sequence[str]) -> tuple[list[int], str]:
     """Which replies are longer than one of the critics reads, and that in words; empty where none is."""
     fewest = min(judges.values(), key=lambda judge: judge.critic.settings.reply_len)
     reads = fewest.critic.settings.reply_len
@@ -375,7 +375,7 @@ def unread(judges: Judges, replies: Sequence[str]) -> tuple[list[int], str]:
     return found, (said + "them is not seen") * bool(found)
 
 
-def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
+def doubts(judges: Critics, texts: Sequence[str] = ()) -> list[str]:
     """Why the scores of these texts may be worth little, in plain words."""
     found = []
     if guessing := [kind for kind, scorer in judges.items() if scorer.guesses]:
@@ -388,7 +388,7 @@ def doubts(judges: Judges, texts: Sequence[str] = ()) -> list[str]:
     return found
 
 
-def open_critics(folders: Mapping[str, Path], session: Session, flags: Collection[str] = ()) -> Judges:
+def open_critics(folders: Mapping[str, Path], session: Session, flags: Collection[str] = ()) -> Critics:
     """The critic of each kind in `folders`, each folder read once: heads of one encoder have one `whole`.
 
     Raises `UserError` where a folder holds something else. `flags`: the kinds that were given by a flag.
@@ -409,7 +409,7 @@ def open_critics(folders: Mapping[str, Path], session: Session, flags: Collectio
     return critics
 
 
-def load_critics(folders: Mapping[str, Path], family: str, session: Session) -> Judges:
+def load_critics(folders: Mapping[str, Path], family: str, session: Session) -> Critics:
     """The finished critic of each kind; an error names the flag, or the command that makes it."""
     for kind, folder in folders.items():
         if not (folder / "result.json").exists():  # a published one has no more of its training
@@ -417,7 +417,7 @@ def load_critics(folders: Mapping[str, Path], family: str, session: Session) -> 
     return open_critics(folders, session, folders)
 
 
-def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collection[str] = ()) -> Judges:
+def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collection[str] = ()) -> Critics:
     """The finished critics among `folders` {kind: folder}; the others are named and left out.
 
     Raises `UserError` where one that was asked for is missing, or a folder holds something else.
@@ -436,7 +436,7 @@ def find_judges(
     session: Session,
     needed: bool = False,
     bundled_too: bool = False,
-) -> Judges:
+) -> Critics:
     """The critics that were `given` {kind: folder or hub name}, and of each other kind the one of the first
     of `families` that has it, learnt from all pairs or else from those of one half of the seeker posts.
 

@@ -10,7 +10,7 @@ from torch import nn
 import advice
 import storage
 from corpora import Example, read_labels
-from critics import Judges
+from critics import Critics
 from dataloaders import SplitData
 from metrics import count_words, perplexity
 from objectives import Distance, Draw, EnergyScore, ReplyObjective, SampledReplies
@@ -83,7 +83,7 @@ def validate(
 
 def sampled_replies(
     options: SampledOptions,
-    critics: Judges,
+    critics: Critics,
     examples: list[Example],
     draw: Draw,
     paths: Paths,

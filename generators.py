@@ -16,11 +16,12 @@ import marks
 import storage
 from commands import DECODING, never_read
 from corpora import Example, all_turns, listener_turns
+from critic_set import CriticSet
 from critics import LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
 from families import gold_labels, reward_sources, sampled_replies, to_the_end, validate
 from glove_models import glove_config, load_vectors, set_word_vectors
-from models import CriticSet, Generator, GeneratorSettings
+from models import Generator, GeneratorSettings
 from objectives import (
     GeneratorObjective,
     draw_replies,

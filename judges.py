@@ -28,7 +28,7 @@ import metrics
 import storage
 from answers import Answers, Ask, Turns, Valued
 from corpora import Example, choose_pairs, read_pairs
-from critics import Critic, Judges, critic_scores, open_critics, result_of, wholes
+from critics import Critic, Critics, critic_scores, open_critics, result_of, wholes
 from dataloaders import Data, critic_data
 from DPR.biencoder import embed, load_side, resolve
 from intervals import Estimate, resamples
@@ -257,7 +257,7 @@ def answers_of(
 
 
 def valued(
-    critics: Judges, title: str, cache: Path, value: Callable[[np.ndarray], np.ndarray]
+    critics: Critics, title: str, cache: Path, value: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, Valued]:
     """{kind: what `value` makes of a critic's (N, labels)}; the heads of one encoder read together."""
     layout = Layout()
@@ -269,7 +269,7 @@ def valued(
     return {kind: of(critic) for kind, critic in critics.items()}
 
 
-def training_critics(critics: Judges, cache: Path) -> dict[str, Valued]:
+def training_critics(critics: Critics, cache: Path) -> dict[str, Valued]:
     """{kind: the expected level, or the sentiment, that a critic sees in a reply}."""
     return valued(critics, "critic", cache, expected)
 

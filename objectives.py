@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from critics import Judges, scores
-from models import CriticSet, Generator, soft_response, token_nll, until_end
+from critic_set import CriticSet
+from critics import Critics, scores
+from models import Generator, soft_response, token_nll, until_end
 from pretrained import decoded
 from settings import GeneratorOptions, SampledOptions
 from updates import Objective
@@ -102,7 +103,7 @@ class Rewards:
     """What written replies are worth: critics read plain text here, as in use, no mixture of words, and no
     gold reply before each word."""
 
-    scorers: Judges
+    scorers: Critics
     contexts: Sequence[Sequence[str]]  # of each example, oldest turn first
 
     def levels(self, numbers: Sequence[int], replies: Sequence[str]) -> Tensor:

@@ -19,7 +19,7 @@ import distress
 import exemplars
 import runs
 from corpora import Example
-from critics import Judges, Score, open_critics, scores
+from critics import Critics, Score, open_critics, scores
 from dataloaders import encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
 from hub import Published, folder_of
@@ -304,7 +304,7 @@ class Responder(Published):
     def __init__(
         self,
         writer: Writer,
-        critics: Judges,
+        critics: Critics,
         retriever: Retriever | None,
         pool: Pool | None,
         session: Session,

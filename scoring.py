@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import storage
-from critics import Judges, Score, doubts, find_judges, scores, unread, wholes
+from critics import Critics, Score, doubts, find_judges, scores, unread, wholes
 from options import UserError
 from records import Records, of_arguments, read_records, refuse_same_names, require_utf8, write_records
 from session import Session
@@ -63,7 +63,7 @@ def values_of(score: Score) -> list[Any]:
 
 
 def score(
-    judges: Judges, asked: Asked, *, output: Path | None, prefix: str, batch_size: int, overwrite: bool
+    judges: Critics, asked: Asked, *, output: Path | None, prefix: str, batch_size: int, overwrite: bool
 ) -> list[dict[str, Any]] | None:
     """The rows with the critics' columns, written to `output`, or shown; None where they were there
     already."""

@@ -54,6 +54,14 @@ class System:
     referenced: bool = False  # a file of references says which items its replies answer
 
 
+@dataclass
+class Named:
+    """A line of the table: one system, or several runs of one under a name."""
+
+    name: str
+    systems: list[System]
+
+
 # -------------------------------------------------------------------------------------------------- reading
 
 

@@ -20,6 +20,7 @@ import runs
 import storage
 import validation
 from answers import Turns, Valued, announce
+from captions import flattered, notes, served_by
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
 from corpora import Example, listener_turns, read_exemplars
@@ -34,7 +35,7 @@ from options import CRITICS, DIMENSIONS, Paths, UserError, named_places, refuse_
 from pages import html_cases, markdown_cases, plot_learning, sections, traits
 from rendering import Page
 from session import Session
-from systems import System, item_set, read_system, require_complete, restrict, set_hash
+from systems import Named, System, item_set, read_system, require_complete, restrict, set_hash
 
 FILES = ("metrics.json", "table.md", "items.csv", "pairs.csv")
 PAGES = {"case_studies.md": markdown_cases, "case_studies.html": html_cases}
@@ -65,14 +66,6 @@ class TableOptions:
     fluency_model: str | None
     bertscore_model: str | None
     validate_metrics: str | None
-
-
-@dataclass
-class Named:
-    """A line of the table: one system, or several runs of one under a name."""
-
-    name: str
-    systems: list[System]
 
 
 def as_path(text: str | None) -> Path | None:
@@ -308,51 +301,6 @@ def all_rows(
 
 
 # --------------------------------------------------------------------------------------------------- output
-
-
-def notes(
-    lines: Sequence[Named], folders: dict[str, Path], among: Sequence[judges.Judge], paths: Paths
-) -> list[str]:
-    """How replies were decoded, what reading them has noted, and which runs were trained by what judges them:
-    the training critics in `folders`, or one `among` the judges."""
-    out = []
-    critics = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
-    for line in lines:
-        for system in line.systems:
-            name = cell(line.name if len(line.systems) == 1 else f"{line.name}, {system.name}")
-            if system.decoding:
-                out.append(f"Replies of {name}: {system.decoding}.")
-            if system.notes:
-                out.append(f"File of {name}: {cell('; '.join(system.notes))}.")
-            pleased = [(critic.kind, critic.sha256) for critic in served_by(system, paths)]
-            own = [kind for kind in critics if (kind, critics[kind]) in pleased]
-            for judge in among:
-                own += [f"{judge.name} {kind}" for kind, d in judge.sha256.items() if (kind, d) in pleased]
-            if own:
-                out.append(
-                    f"{name} was trained against the very critics that judge it here, or on their labels: "
-                    f"{', '.join(own)}."
-                )
-    return out
-
-
-def served_by(system: System, paths: Paths) -> list[Served]:
-    """The critics that a system was trained to please; none of anybody's file."""
-    run = system.folder or system.run
-    return lineage.served(run, paths) if run else []
-
-
-def flattered(
-    lines: Sequence[Named], among: Sequence[judges.Judge], paths: Paths
-) -> dict[str, dict[str, list[str]]]:
-    """For rendering.Page."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for line in lines:
-        critics = [critic for system in line.systems for critic in served_by(system, paths)]
-        for judge in among:
-            if kinds := lineage.shared(judge.halves, critics):
-                found.setdefault(f"judge {judge.name}", {})[line.name] = kinds
-    return found
 
 
 def of_items(options: TableOptions, numbers: Numbers, digest: str) -> str:

@@ -24,10 +24,11 @@ from causal_generators import CausalObjective
 from causal_models import CausalGenerator, CausalSettings
 from chats import causal_data
 from corpora import Example
+from critic_set import CriticSet
 from dataloaders import Data, encode, generator_data, pad
 from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import glove_config, word_tokenizer
-from models import Critic, CriticSet, CriticSettings, Generator, GeneratorSettings
+from models import Critic, CriticSettings, Generator, GeneratorSettings
 from objectives import GeneratorObjective
 from options import CRITICS, DIMENSIONS
 from session import Session

@@ -18,9 +18,9 @@ import corpora
 import dataloaders
 import storage
 from corpora import Example
+from critic_set import close_replies
 from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import word_tokenizer
-from models import close_replies
 from options import UserError
 
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"

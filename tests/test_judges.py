@@ -22,10 +22,11 @@ import storage
 import train_empathy_classifier
 import train_glove_t5
 from corpora import PAIR_COLUMNS, Example, choose_pairs, listener_turns, read_pairs
+from critic_set import CriticSet
 from dataloaders import tokenizer_hash
 from measuring import Standard
 from metrics import calibration_error
-from models import Critic, CriticSet, CriticSettings
+from models import Critic, CriticSettings
 from options import DIMENSIONS, Paths, UserError
 from pretrained import load_encoder, load_tokenizer
 from responder import open_writer

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 import train_t5
+from critic_set import CriticSet
 from dataloaders import pad, reply_layout
 from glove_models import glove_config, word_tokenizer
-from models import Critic, CriticSet, Generator, soft_response, token_nll
+from models import Critic, Generator, soft_response, token_nll
 from options import UserError
 from pretrained import load_encoder
 from settings import GeneratorOptions, pick

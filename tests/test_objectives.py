@@ -21,8 +21,9 @@ import storage
 import train_causal_lm
 import train_glove_t5
 import updates
+from critic_set import CriticSet
 from glove_models import glove_config
-from models import Critic, CriticSet, Generator
+from models import Critic, Generator
 from options import CRITICS, Paths, UserError
 from pretrained import load_tokenizer
 from settings import SampledOptions

@@ -36,13 +36,14 @@ import predicting
 import train_empathy_classifier
 import train_sentiment_regressor
 from corpora import listener_turns, read_labels
+from critic_set import CriticSet
 from dataloaders import critic_data, generator_data, tokenizer_hash
 from DPR import evaluate_retriever, learning, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
 from DPR.index import Index
 from DPR.learning import read_entries, without_rivals
 from DPR.retriever import write_exemplars
-from models import Critic, CriticSet, Generator, soft_response
+from models import Critic, Generator, soft_response
 from options import Paths, UserError
 from pretrained import load_encoder, load_tokenizer, positions, without_word
 from session import Session

@@ -14,6 +14,7 @@ from sacrebleu.metrics import BLEU
 from test_causal_models import make_tokenizer, save_llama
 from transformers import LlamaConfig
 
+import captions
 import causal_models
 import evaluate_responses
 import floors
@@ -30,7 +31,7 @@ from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
 from session import Session
 from settings import pick
-from systems import System
+from systems import Named, System
 from validation import read_ratings, validate_metrics
 
 
@@ -259,8 +260,8 @@ def test_a_run_that_a_critic_rewarded_or_a_judge_trained_is_named(tmp_path):
     run.mkdir()
     storage.write_json(run / "args.json", {"inputs": {"reward emo": reward, "critic int": "of a judge"}})
     judge = Judge("t5", {"emo": "another", "int": "of a judge"}, {}, {}, reads_context=True)
-    line = tables.Named("mine", [System("mine", [], [], folder=run, notes=["empty replies: 3"])])
-    file, said = tables.notes([line], {"emo": critic}, [judge], Paths(tmp_path))
+    line = Named("mine", [System("mine", [], [], folder=run, notes=["empty replies: 3"])])
+    file, said = captions.notes([line], {"emo": critic}, [judge], Paths(tmp_path))
     assert file == "File of mine: empty replies: 3."
     assert (
         said

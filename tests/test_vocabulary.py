@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config
 
 import vocabulary
+from critic_set import CriticSet
 from dataloaders import Data
-from models import Critic, CriticSet, CriticSettings, Generator, GeneratorSettings, soft_response, token_nll
+from models import Critic, CriticSettings, Generator, GeneratorSettings, soft_response, token_nll
 from objectives import GeneratorObjective
 from session import Session
 from settings import GeneratorOptions, TrainingOptions
