@@ -53,9 +53,9 @@ class CriticSet:
             if not same_words or critic.settings.backbone["model_type"] != "t5":
                 raise UserError(
                     f"the {kind} critic was trained with another tokenizer or encoder than the generator's; "
-                    "it can label and judge, but not serve as a loss: train one on the generator's family, "
-                    "or take its words over (GloVe: prepare_data.py --glove, docs/own-dialogues.md), or set "
-                    "--empathy-loss-w 0 --sentiment-loss-w 0"
+                    "it can label and judge, but not serve as a loss: train one with the generator's "
+                    "--model, or take its words over (GloVe: prepare_data.py --glove, "
+                    "docs/own-dialogues.md), or set --empathy-loss-w 0 --sentiment-loss-w 0"
                 )
             rows = len(critic.embeddings)
             if vocabulary is not None and rows != vocabulary:

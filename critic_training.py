@@ -20,7 +20,7 @@ import storage
 import teaching
 from corpora import choose_pairs, read_pairs, read_vader
 from critics import guess_loss, is_useless
-from dataloaders import critic_data, plan_once, require_same_words, tokenizer_hash
+from dataloaders import critic_data, plan_once, require_same_words, tokenizer_hash, too_much_cut
 from DPR.biencoder import resolve
 from glove_models import glove_config, load_vectors, set_word_vectors
 from mixtures import Mixtures, loss_of_nothing, mean_target, word_frequencies
@@ -355,6 +355,9 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)
+    read = {"--reply-len": options.reply_len, "--context-len": options.context_len}
+    for warning in too_much_cut(data, read):
+        session.say(warning)
     frequencies = word_frequencies(data, len(critic.embeddings))
     mixtures = None
     if options.mixture_share:

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,11 +169,13 @@ class Data:
     cost.
 
     `further_lengths`: of what else takes memory: replies to be written (their logits), a question's passages.
+    `cut`: {flag: how many examples have a text of more tokens than it lets through}.
     """
 
     lengths: list[int]
     collate: Callable[[list[int]], dict]
     further_lengths: list[int] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -182,6 +184,22 @@ class Data:
         return plan_epoch(
             self.lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch
         )
+
+
+#: from which share of cut texts on a flag is too small for its tokenizer; of cut replies few learn to end
+CUT_SHARES = {"--tgt-len": 0.05, "--src-len": 0.2, "--reply-len": 0.5, "--context-len": 0.5}
+
+
+def too_much_cut(data: Data, now: Mapping[str, int]) -> list[str]:
+    """Warnings of flags that cut too many of the training's texts. `now`: {flag: its tokens}."""
+    what = {"--tgt-len": "replies, which lose their end", "--src-len": "dialogues"}
+    what |= {"--reply-len": "replies, whose rest is not read", "--context-len": "dialogues"}
+    return [
+        f"WARNING: {flag} {now[flag]} cuts {data.cut[flag]:,} of {len(data):,} training {what[flag]}; raise "
+        "it (a tokenizer of bytes or letters needs about four times as much)"
+        for flag, share in CUT_SHARES.items()
+        if data.cut.get(flag, 0) > share * len(data)
+    ]
 
 
 @dataclass(frozen=True)
@@ -232,8 +250,11 @@ def critic_data(
     eos = tokenizer.eos_token_id
     sep, bos = (eos, None) if eos is not None else (tokenizer.sep_token_id, tokenizer.cls_token_id)
     rows = []
+    cut = {"--reply-len": 0, "--context-len": 0}
     for context, reply in zip(contexts, replies, strict=True):
         said = join([encoded[turn] for turn in context])
+        cut["--reply-len"] += len(encoded[reply]) > settings.reply_len
+        cut["--context-len"] += len(said) > settings.context_len
         rows.append(reply_layout(said, encoded[reply], sep, bos, settings.context_len, settings.reply_len))
 
     def collate(numbers: list[int]) -> dict:
@@ -250,7 +271,7 @@ def critic_data(
             batch["targets"] = torch.tensor([targets[i] for i in numbers])
         return batch
 
-    return Data([len(r[0]) for r in rows], collate)
+    return Data([len(r[0]) for r in rows], collate, cut=cut)
 
 
 class Entering:
@@ -301,6 +322,7 @@ def generator_data(
     marked = encode(tokenizer, marks or (), cache)
     eos = tokenizer.eos_token_id
     rows = []
+    cut = {"--src-len": 0, "--tgt-len": 0}
     for n, example in enumerate(examples):
         turns = [encoded[t] for t in example.history]
         # every turn ends with </s>, so that the model sees where the speaker changes
@@ -313,6 +335,8 @@ def generator_data(
         speakers = np.concatenate([np.zeros(len(before), dtype=np.int64), latest(speakers, src_len)])
         reply = encoded[example.response]
         target = np.append(reply, eos)[:tgt_len]
+        cut["--src-len"] += len(dialogue) > src_len
+        cut["--tgt-len"] += len(target) <= len(reply)
         context = np.append(latest(join(turns), critic_context_len), eos)
         rows.append(GeneratorRow(source, speakers, target, context))
     names = [f"{e.conv_id} utterance {e.utterance_idx}" for e in examples]
@@ -345,4 +369,5 @@ def generator_data(
             batch["critic_targets"] = {k: torch.tensor([v[i] for i in numbers]) for k, v in labels.items()}
         return batch
 
-    return Data([len(r.source) + len(r.reply) for r in rows], collate, [len(r.reply) for r in rows])
+    lengths = [len(r.source) + len(r.reply) for r in rows]
+    return Data(lengths, collate, [len(r.reply) for r in rows], cut)

@@ -18,7 +18,7 @@ from commands import DECODING, never_read
 from corpora import Example, all_turns, listener_turns
 from critic_set import CriticSet
 from critics import LossCritics, choose_for_loss, load_critics, say_uninformed
-from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash
+from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash, too_much_cut
 from families import gold_labels, reward_sources, sampled_replies, to_the_end, validate
 from glove_models import glove_config, load_vectors, set_word_vectors
 from models import Generator, GeneratorSettings
@@ -77,6 +77,8 @@ def load_t5(model: str, from_scratch: bool, dropout: float, paths: Paths) -> Bac
             raise UserError(f"--model {model}: a {config.model_type} model; the generator needs a T5{other}")
         config.dropout_rate = dropout
         tokenizer = load_tokenizer(name)
+        if getattr(config, "decoder_start_token_id", None) is None:  # T5's: its padding begins a reply
+            config.decoder_start_token_id = config.pad_token_id
         if tiny or from_scratch:
             t5 = new_t5(config, asks_for_own_head(config))
         else:
@@ -220,6 +222,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
             f"--targets all: {len(train.examples):,} training turns, {listeners:,} of them the listener's; "
             f"measured on {len(held.examples):,} listener's turns"
         )
+    for warning in too_much_cut(train.data, {"--src-len": options.src_len, "--tgt-len": options.tgt_len}):
+        session.say(warning)
     say_uninformed(critics, train.data, session)
     # read before the training: what would be missing after it is missed now
     split = command.predict_split

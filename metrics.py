@@ -89,7 +89,7 @@ def count_words(text: str) -> int:
 def unknown_words(tokenizer, texts: Sequence[str]) -> set[str]:
     """What a (fast) tokenizer takes for its unknown token in `texts`: each distinct piece, lower-cased."""
     unknown = tokenizer.unk_token_id
-    if unknown is None or not texts:
+    if unknown is None or not texts or not tokenizer.is_fast:  # a slow one, of bytes, knows every word
         return set()
     found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     words: set[str] = set()

@@ -5,12 +5,16 @@ import contextvars
 import dataclasses
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -28,7 +32,10 @@ from transformers import (
 from advice import makes
 from options import UserError
 from session import fits
-from storage import load_weights, save_weights
+from storage import load_weights, read_if_there, read_json, save_weights, split_revision
+
+# transformers would ask the hub for safetensors of a repository without, and fetch its weights a second time
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
 class Settings:
@@ -118,6 +125,8 @@ def backbone_config(stored: dict):
     return AutoConfig.for_model(**stored)
 
 
+#: how the file begins that stands for a large one in a clone that was made without git-lfs
+LFS_POINTER = b"version https://git-lfs"
 #: what to give in place of a hub name, by what is being loaded
 OFFLINE = contextvars.ContextVar("offline", default="give the folder of one")
 
@@ -133,17 +142,48 @@ def offline(flag: str):
 
 
 def from_hub(load, name: str | Path, what: str = "model", **kwargs) -> Any:
-    """`load(name)`, a hub name or folder; what is missing or too large for memory becomes a `UserError`."""
+    """`load(name)`: a folder, a hub name, or name@revision (a commit, branch or tag there). What is missing,
+    damaged or too large for memory becomes a `UserError`."""
+    name = str(name)
+    require_no_pointers(Path(name))
+    place, revision = split_revision(name)
     try:
         with fits(f"{name}: this {what}"):
-            return load(str(name), **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        again = makes(name, "") if Path(name).is_dir() else ""
-        remedy = f"make it again with: {again}" if again else f"without the hub, {OFFLINE.get()}"
-        raise UserError(
-            f"{name}: no {what} can be loaded from the hub or this folder ({reason}); {remedy}"
-        ) from error
+            return load(place, **kwargs, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError, UnpicklingError) as error:
+        raise cannot_be_had(name, what, error) from error
+
+
+def cannot_be_had(name: str, what: str, error: Exception) -> UserError:
+    """What is said of a folder or hub name that does not load, with what there is to do."""
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if isinstance(error, UnpicklingError):  # torch's own words advise to switch its safety off
+        reason = "its weights are damaged, or hold more than tensors"
+    again = makes(name, "") if Path(name).is_dir() else ""
+    remedy = f"make it again with: {again}" if again else f"without the hub, {OFFLINE.get()}"
+    if not Path(name).exists():
+        remedy += "; what was downloaded before is found without a network by HF_HUB_OFFLINE=1"
+    return UserError(f"{name}: no {what} can be loaded from the hub or this folder ({reason}); {remedy}")
+
+
+def require_no_pointers(folder: Path) -> None:
+    """Raises `UserError` where a clone made without git-lfs has a pointer in place of a large file."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
+            raise UserError(f"{file}: a pointer of Git LFS, not the file itself; run there: git lfs pull")
+
+
+def json_of(name: str, file: str) -> dict:
+    """A JSON file of a folder or hub name (see `from_hub`); {} where that has none."""
+    if Path(name).exists():
+        return read_if_there(Path(name) / file)
+    place, revision = split_revision(name)
+    try:
+        return read_json(Path(hf_hub_download(place, file, revision=revision)))
+    except (OSError, ValueError, HfHubHTTPError, EntryNotFoundError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return {}
+        raise cannot_be_had(name, file, error) from error
 
 
 def load_pretrained(auto, name: str | Path, config, what: str = "model", **kwargs) -> Any:
@@ -161,6 +201,14 @@ def load_pretrained(auto, name: str | Path, config, what: str = "model", **kwarg
 
 
 def load_config(name: str | Path) -> Any:
+    """Raises `UserError` for a run of this project, too, whose config.json is not transformers'."""
+    folder = Path(name)
+    if (folder / "args.json").exists() and "model_type" not in read_if_there(folder / "config.json"):
+        raise UserError(
+            f"{name}: a run of this project; --init-from goes on from one, --inference and respond.py use it"
+        )
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{name}: an adapter without its base; merge them, and give the folder of the whole")
     return from_hub(AutoConfig.from_pretrained, name)
 
 

@@ -356,11 +356,30 @@ def hash_seed(*parts: object) -> int:
     return int(fingerprint(*parts)[:15], 16)
 
 
+def split_revision(name: str | Path) -> tuple[str, str | None]:
+    """(user/name, revision) of user/name@revision on the hub; a folder's name is taken whole."""
+    place, _, revision = (str(name), "", "") if Path(name).exists() else str(name).partition("@")
+    return place, revision or None
+
+
+def snapshot(name: str | Path) -> Path | None:
+    """The folder in which the hub's client keeps what it downloaded of a name; called by the commit."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    place, revision = split_revision(name)
+    try:
+        found = try_to_load_from_cache(place, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def identity(name: str | Path) -> str:
-    """What a model's hub name or folder stands for: the name itself, or the sha256 of the folder's model
-    files."""
-    folder = Path(name)
-    if not folder.is_dir():
+    """What a model's folder or hub name stands for: the sha256 of its model files; of a name that was never
+    downloaded the name itself."""
+    folder = Path(name) if Path(name).is_dir() else snapshot(name)
+    if folder is None:
         return str(name)
     files = sorted(
         p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
@@ -371,10 +390,12 @@ def identity(name: str | Path) -> str:
 def source(place: str | Path, paths: Paths, digest: str | None = None) -> dict[str, str]:
     """A note of where something lies and what it is; `digest` where it is not one file's sha256."""
     is_name = not Path(place).exists()  # of the hub
-    return {
+    found = {
         "path": str(place) if is_name else paths.note(place),
         "sha256": digest or sha256(Path(place)),
     }
+    kept = snapshot(place) if is_name else None
+    return found | ({"revision": kept.name} if kept else {})
 
 
 def weights_file(folder: str | Path) -> Path:

@@ -18,9 +18,17 @@ from advice import makes
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
 from options import UserError
-from pretrained import load_config, load_pretrained, load_tokenizer, positions, require_words
+from pretrained import (
+    json_of,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    offline,
+    positions,
+    require_words,
+)
 from runs import require_run
-from storage import fingerprint, read_if_there, sha256
+from storage import fingerprint, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -47,10 +55,25 @@ def resolve(name: str | Path) -> str:
 
 
 def own_pooling(place: str) -> str:
-    """How the training of an encoder, a hub name or folder, made its vectors, where the folder says so as
-    sentence-transformers writes it; else cls, DPR's."""
-    said = read_if_there(Path(place) / "1_Pooling" / "config.json")
-    return "mean" if place == MINILM_HUB or said.get("pooling_mode_mean_tokens") else "cls"
+    """How the training of an encoder, a hub name or folder, made its vectors, where it says so as
+    sentence-transformers writes it; else cls, DPR's. Raises `UserError` where it was neither cls nor mean."""
+    config = load_config(place)
+    if getattr(config, "pooling", None) or config.model_type == "dpr":
+        return getattr(config, "pooling", None) or "cls"
+    if place == MINILM_HUB:
+        return "mean"
+    with offline("--pooling cls or mean, as it was trained"):
+        said = json_of(place, "1_Pooling/config.json")
+    ways = {key for key, chosen in said.items() if key.startswith("pooling_mode_") and chosen is True}
+    ways = {way.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in ways}
+    newer = said.get("pooling_mode", [])  # of sentence-transformers 5
+    ways |= {newer} if isinstance(newer, str) else set(newer)
+    if len(ways) > 1 or ways - {"cls", "mean"}:
+        raise UserError(
+            f"{place}: makes its vectors by {' and '.join(sorted(ways))} (1_Pooling/config.json), here there "
+            "are cls and mean; give another encoder, or one of these by --pooling"
+        )
+    return next(iter(ways), "cls")
 
 
 def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
@@ -71,7 +94,7 @@ def load_side(name: str | Path, side: str, pooling: str | None = None) -> Any:
             f"{name}: a {config.model_type} model; --encoder takes a BERT (all-MiniLM-L6-v2 is one), or "
             "facebook/dpr-*"
         )
-    model.config.pooling = pooling or trained or own_pooling(place)
+    model.config.pooling = pooling or own_pooling(place)
     return model
 
 

@@ -14,7 +14,16 @@ import storage
 from advice import makes
 from dataloaders import Data, pad, require_same_words, tokenizer_hash
 from DPR import sentence_transformers_format
-from DPR.biencoder import BiEncoder, dpr_loss, embed, load_side, require_fitting, resolve, tokenize
+from DPR.biencoder import (
+    BiEncoder,
+    dpr_loss,
+    embed,
+    load_side,
+    own_pooling,
+    require_fitting,
+    resolve,
+    tokenize,
+)
 from options import Paths, UserError
 from pretrained import load_tokenizer, offline
 from session import Session
@@ -231,8 +240,9 @@ def train(
     entries, held_entries = (read_entries(f, options.drop_without_positive) for f in files.values())
     begin = options.begin
     with offline(f"{shlex.join(['--encoder', str(paths.bert_tiny)])} (random weights)"):
+        pooling = options.pooling or own_pooling(resolve(begin["question"]))
         tokenizers = {side: load_tokenizer(resolve(place)) for side, place in begin.items()}
-        encoders = [load_side(place, side, options.pooling) for side, place in begin.items()]
+        encoders = [load_side(place, side, pooling) for side, place in begin.items()]
     model: Any = BiEncoder(*encoders).to(session.device)
     sides = {"question": model.question, "context": model.context}
     lengths = {"question": options.max_length, "context": options.max_passage_length}
@@ -282,7 +292,7 @@ def train(
         evaluate,
         export,
         paths.saved / "dpr" / name,
-        flags=flags,
+        flags=flags | {"pooling": pooling},
         inputs=inputs,
         sources=sources,
         metric="average_rank",

@@ -47,10 +47,11 @@ class Encoders:
             self.origin |= storage.sources_of({s: folder / f"{s}_encoder" for s in DPR_HUB}, paths)
             return
         places = {side: resolve(options.encoder or hub) for side, hub in DPR_HUB.items()}
-        pooling = self.origin["pooling"] = options.pooling or own_pooling(places["question"])
-        for side, begin in places.items():
-            with offline("--path with a retriever that DPR.train_dpr has trained"):
+        with offline("--path with a retriever that DPR.train_dpr has trained"):
+            pooling = self.origin["pooling"] = options.pooling or own_pooling(places["question"])
+            for side, begin in places.items():
                 self.sides[side] = (load_side(begin, side, pooling), load_tokenizer(begin))
+        for side, begin in places.items():
             self.origin[side] = storage.source(begin, paths, storage.identity(begin))
 
     @property
@@ -318,6 +319,7 @@ class Retriever(Published):
         """The encoders of a train_dpr run, a folder or a name on the hub; or, with `encoder` in place of
         `run`, as pretrained. They read as many tokens as they were trained to, or are told. `pooling`: cls or
         mean, in place of what the encoder's own folder says."""
+        session = session or Session()  # first: it quietens what loads
         folder = folder_of(run) if run else None
         options = SearchOptions(
             path=str(folder) if folder else None,
@@ -333,7 +335,7 @@ class Retriever(Published):
         encoders = Encoders(options, Paths())
         encoders.shorten(max_length, max_passage_length)
         encoders.require_fitting()
-        made = cls(encoders, session or Session())
+        made = cls(encoders, session)
         made.folder = folder
         return made
 

@@ -77,9 +77,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from DPR import learning
-    from DPR.biencoder import own_pooling, resolve
 
-    args.pooling = args.pooling or own_pooling(resolve(args.encoder or args.question_encoder))
     session = learning.Session(**device_flags(args))
     choices, training = pick(RetrieverOptions, args), pick(TrainingOptions, args)
     return learning.train(

@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import ROOT
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import hub as transformers_hub
 
 import bundled
 import cards
@@ -238,6 +239,9 @@ def fake_hub(tmp_path, monkeypatch):
     ours = f"http://127.0.0.1:{server.server_port}"
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
         monkeypatch.setattr(constants, name, getattr(constants, name).replace("https://huggingface.co", ours))
+    shared = getattr(transformers_hub, "hf_api", lambda: None)()  # newer transformers have one of their own
+    for api in filter(None, (huggingface_hub.hf_api.api, shared)):
+        monkeypatch.setattr(api, "endpoint", ours)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -335,3 +339,70 @@ def test_a_side_is_a_bert_and_a_pooling_for_sentence_transformers(home, side):
     package = pytest.importorskip("sentence_transformers")
     loaded = package.SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(loaded.encode(texts), ours, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- others' models
+
+
+@pytest.fixture
+def encoder_of(prepared, fake_hub):
+    """Puts the tiny BERT on the hub under a name, with a pooling file of this content beside it, if any."""
+
+    def put(name: str, pooling: dict | None) -> str:
+        files = (prepared / "data" / "bert-tiny").iterdir()
+        fake_hub.repos[name] = {file.name: file.read_bytes() for file in files}
+        if pooling is not None:
+            fake_hub.repos[name]["1_Pooling/config.json"] = json.dumps(pooling).encode()
+        return name
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("pooling", "way"),
+    [
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode_cls_token": True}, "cls"),
+        (None, "cls"),
+    ],
+)
+def test_an_encoder_on_the_hub_pools_as_it_was_trained(encoder_of, pooling, way):
+    name = encoder_of("them/encoder", pooling)
+    found = Retriever.from_pretrained(encoder=name, session=Session("cpu"), max_length=12)
+    assert found.encoders.origin["pooling"] == way
+    assert found.encoders.sides["question"][0].config.pooling == way
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode_max_tokens": True}, {"pooling_mode": ["mean", "lasttoken"]}]
+)
+def test_an_encoder_that_pools_as_nothing_here_does_is_refused(encoder_of, pooling):
+    name = encoder_of("them/encoder", pooling)
+    with pytest.raises(UserError, match=r"them/encoder: makes its vectors by .*cls and mean.*--pooling"):
+        Retriever.from_pretrained(encoder=name, session=Session("cpu"))
+    told = Retriever.from_pretrained(encoder=name, pooling="mean", session=Session("cpu"), max_length=12)
+    assert told.encoders.origin["pooling"] == "mean"
+
+
+def test_a_model_of_the_hub_is_noted_by_its_files_and_revision_and_can_be_pinned(
+    encoder_of, fake_hub, prepared
+):
+    name = encoder_of("them/encoder", None)
+    found = Retriever.from_pretrained(encoder=f"{name}@v1", session=Session("cpu"), max_length=12)
+    noted = found.encoders.origin["question"]
+    assert noted["path"] == f"{name}@v1" and noted["revision"] == COMMIT
+    # the same as of a folder with these files
+    here = Retriever.from_pretrained(encoder=str(prepared / "data" / "bert-tiny"), session=Session("cpu"))
+    assert noted["sha256"] == here.encoders.origin["question"]["sha256"]
+    files = [place for place in fake_hub.asked if "/resolve/" in place]
+    assert files and all("/resolve/v1/" in place or f"/resolve/{COMMIT}/" in place for place in files)
+
+
+def test_without_a_network_how_an_encoder_pools_is_asked_of_the_user(encoder_of, monkeypatch):
+    name = encoder_of("them/encoder", None)
+    Retriever.from_pretrained(encoder=name, pooling="cls", session=Session("cpu"), max_length=12)  # downloads
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"them/encoder: no 1_Pooling/config.json .*--pooling cls or mean"):
+        Retriever.from_pretrained(encoder=name, session=Session("cpu"), max_length=12)
+    Retriever.from_pretrained(encoder=name, pooling="cls", session=Session("cpu"), max_length=12)
