@@ -23,7 +23,7 @@ import score
 from causal_models import CausalGenerator, example_nll
 from chats import causal_data
 from corpora import Example, listener_turns
-from critics import Critic, Score
+from critics import Critic, Score, unread
 from dataloaders import generator_data
 from DPR.index import Index
 from DPR.retriever import Retriever
@@ -155,7 +155,8 @@ def test_a_level_comes_with_its_probabilities_and_what_it_means(home):
     assert scorer.score_of([0.2, 0.1, 0.7]).meaning == "asks about something in particular"
     assert scorer.score_of([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
     sentiment = Critic.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
-    assert [sentiment.score_of([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
+    found = [sentiment.score_of([v]).meaning for v in (-0.6, -0.06, -0.04, 0.0, 0.04, 0.06, 0.6)]
+    assert found == ["negative"] * 2 + ["neutral"] * 3 + ["positive"] * 2  # VADER's borders
 
 
 def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
@@ -165,6 +166,10 @@ def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
     assert re.search(r"note: 1 replies are longer than the \d+ tokens that \w+ reads; .* in line 3\)", said)
     run(score, home, "i am sorry", "--family", "glove-t5")
     assert "longer than" not in capsys.readouterr().err
+    scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
+    reads = scorer.critic.settings.reply_len
+    whole, longer = " ".join(["sorry"] * reads), " ".join(["sorry"] * (reads + 1))
+    assert unread({"emo": scorer}, [whole, longer])[0] == [1]
 
 
 def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
@@ -755,6 +760,9 @@ def test_a_saved_conversation_holds_its_turns(responder, tmp_path):
 def test_the_notice_stands_before_anything_is_written(responder, home, monkeypatch, capsys):
     said, _ = talk(responder, "I want to kill myself.", "Thank you.")
     assert said[0] == distress.NOTICE and distress.NOTICE not in said[1:]
+    heard = responder.reply(["He left.", "I want to kill myself.", "Who says so?"], 1, seed=0)
+    assert heard.notice is None, "nobody is in distress by what a listener said"
+    assert responder.reply(["I want to kill myself.", "Oh no!", "Thank you."], 1, seed=0).notice
     monkeypatch.setattr(Responder, "reply", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(respond, home, "I don’t want to live anymore.")
