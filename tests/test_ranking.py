@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import normalize
 
 import dpr_exemplar_retriever
 from DPR import evaluate_retriever, train_dpr
-from DPR.learning import HeldOut
+from DPR.learning import HeldOut, rank_report, read_entries
 from DPR.ranking import bm25, same_emotion
 from DPR.retriever import Retriever
-from options import UserError
+from options import Paths, UserError
 from session import Session
 
 
@@ -90,6 +91,22 @@ def test_only_passages_of_the_questions_emotion_compete_where_that_is_asked(trai
     )
     assert np.isfinite(narrow["mrr"])
     assert figures(trained_copy, "bm25-same-emotion")["passages"] == narrow["passages"]
+
+
+def test_by_cosine_the_lengths_of_vectors_do_not_count(trained_copy):
+    tiny = str(trained_copy / "data" / "bert-tiny")
+    words = ["--workdir", str(trained_copy), "--device", "cpu", "--encoder", tiny, "--pooling", "mean"]
+    inner = evaluate_retriever.main([*words, "--name", "inner"])
+    cosine = evaluate_retriever.main([*words, "--similarity", "cosine"])
+    args, session = evaluate_retriever.parse_args(words), Session("cpu")
+    entries = read_entries(Paths(trained_copy).dpr_data("empd", "valid"), drop_without_positive=True)
+    held = HeldOut.draw(entries, args.valid_queries, args.seed)
+    encoders = Retriever.from_pretrained(None, session, encoder=tiny, pooling="mean").encoders
+    sides = (("question", held.questions), ("context", held.passages))
+    questions, passages = (normalize(encoders.embed(side, texts, session, "")) for side, texts in sides)
+    expected = rank_report(questions, passages, held.positive)
+    assert {key: cosine[key] for key in expected} == pytest.approx(expected)
+    assert cosine["average_rank"] != inner["average_rank"]
 
 
 def test_words_have_no_cosine(capsys):

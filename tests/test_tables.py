@@ -202,6 +202,9 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     mine = items[(items["system"] == "gold")].iloc[2:11]
     reached = [(mine[f"tfidf_{dim}_level"].astype(float) >= 0.5).mean() for dim in DIMENSIONS]
     assert zero["tfidf_diff_epitome"] == pytest.approx(sum(reached))
+    mean = content["floors"][floors.MEAN_LEVEL]
+    assert "tfidf_emo_f1" in zero and "tfidf_emo_f1" not in mean, "a mean is no level that could be right"
+    assert mean["tfidf_diff_epitome"] == pytest.approx(sum(r * (1 - r) for r in reached))
     assert "Mean level by tfidf of texts that show nothing" in (folder / "table.md").read_text()
     assert (
         "- **tfidf: emo**: by the judge tfidf, the probability that"
