@@ -20,6 +20,7 @@ import respond
 import retrieve
 import sampling
 import score
+import searching
 from causal_models import CausalGenerator, example_nll
 from chats import causal_data
 from corpora import Example, listener_turns
@@ -198,6 +199,20 @@ def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path
         run(score, home, "--input", str(output), "--column", "response", "--family", "glove-t5")
 
 
+def test_each_reply_is_scored_after_its_own_turns_where_one_before_it_is_empty(home, tmp_path, monkeypatch):
+    (tmp_path / "in.csv").write_text("post,reply\nMy dog died.,I am so sorry.\nHm.,\nI won.,Great!\n")
+    real, asked = Critic.rows, []
+
+    def rows(self, replies, contexts, *further):
+        asked.append((list(replies), [tuple(turns) for turns in contexts]))
+        return real(self, replies, contexts, *further)
+
+    monkeypatch.setattr(Critic, "rows", rows)
+    run(score, home, "--input", str(tmp_path / "in.csv"), "--context", "post", "--family", "glove-t5")
+    read = (["I am so sorry.", "Great!"], [("My dog died.",), ("I won.",)])
+    assert asked and all(found == read for found in asked)
+
+
 def test_standard_input_is_scored_a_reply_a_line(home, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"I am so sorry.\n\nWhat happened?\n")))
     rows = run(score, home, "--family", "glove-t5", "--input", "-", "--context", "My dog died.")
@@ -310,6 +325,16 @@ def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answe
         assert "made again" not in capsys.readouterr().out
     retriever.pool(["x"] * len(REPLIES), file, answering=REPLIES)
     assert "made again" in capsys.readouterr().out
+
+
+def test_a_pool_by_context_holds_the_dialogues_that_its_replies_answer(trained_copy):
+    paths, session = Paths(trained_copy), Session("cpu")
+    retriever = Retriever.from_pretrained(paths.saved / "dpr" / "empd", session)
+    turns = listener_turns(paths.dialogues("train"))
+    pool = searching.training_pool(retriever, paths, "context")
+    asked = retriever.encoders.embed("question", [" ".join(t.history) for t in turns], session, "")
+    np.testing.assert_allclose(pool.vectors, asked, atol=1e-5)
+    assert list(pool.texts) == [t.response for t in turns]
 
 
 def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
@@ -428,6 +453,16 @@ def test_weights_of_the_choice_count(responder):
     )
     found = only_target.reply(DIALOGUE, n_candidates=12, seed=1, target={"exp": 0})
     assert found.scores["exp"].value == min(c.scores["exp"].value for c in found.candidates)
+    assert Weights(1, 5, 2).total(-1.0, {"emo": 0.5, "sentiment": 0.5}) == -1 - 5 / 2 - 2 / 2
+
+
+def test_an_empty_candidate_is_never_the_reply(responder, monkeypatch):
+    written = [("", -0.1), ("Sorry.", -2.0)]
+    monkeypatch.setattr(type(responder.writer), "generate", lambda *_: written)
+    assert [c.text for c in responder.reply(DIALOGUE, 2, seed=0).candidates] == ["Sorry."]
+    written.pop()
+    with pytest.raises(UserError, match="every candidate was empty"):
+        responder.reply(DIALOGUE, 2, seed=0)
 
 
 def test_exemplars_enter_the_generator(responder):
@@ -748,6 +783,9 @@ def test_a_saved_conversation_holds_its_turns(responder, tmp_path):
     saved = json.loads(file.read_text())
     assert saved["turns"] == turns and saved["answers"][0]["reply"] == turns[1]
     assert "already there" in said[-1]
+    _, turns = talk(responder, "My dog ran away.", "/retry", f"/save {tmp_path / 'again.json'}")
+    saved = json.loads((tmp_path / "again.json").read_text())
+    assert saved["turns"] == turns and [answer["reply"] for answer in saved["answers"]] == turns[1:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path))
         talk(responder, "My dog ran away.", "/save ~/chat.md")
