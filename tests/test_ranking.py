@@ -29,6 +29,19 @@ def test_bm25_equals_the_formula_by_hand():
     assert bm25(["a dog"], ["?!", "..."]).tolist() == [[0, 0]], "passages without a word are equally far"
 
 
+def test_held_out_questions_are_ranked_among_the_passages_of_all_of_them():
+    entries = []
+    for n in range(6):
+        lists = {"positive_ctxs": f"p{n}", "hard_negative_ctxs": f"h{n}", "negative_ctxs": "of all"}
+        entries.append({"question": f"q{n}"} | {name: [{"text": text}] for name, text in lists.items()})
+    held = HeldOut.draw(entries, 0, seed=1)  # 0: all
+    assert held.questions == [f"q{n}" for n in range(6)]
+    assert sorted(held.passages) == sorted([*(f"{kind}{n}" for kind in "ph" for n in range(6)), "of all"])
+    assert [held.passages[place] for place in held.positive] == [f"p{n}" for n in range(6)]
+    few = [HeldOut.draw(entries, 2, seed).questions for seed in range(9)]
+    assert all(len(row) == 2 for row in few) and len({tuple(row) for row in few}) > 1
+
+
 def figures(workdir, name):
     return json.loads((workdir / "results" / "retrieval" / f"{name}.json").read_text(encoding="utf-8"))
 
