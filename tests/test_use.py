@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -723,6 +724,16 @@ def talk(responder: Responder, *lines: str, seed: int | None = None) -> tuple[li
     spoken = conversation.Conversation(responder, options, read, written.append)
     spoken.run()
     return written[1:], spoken.turns
+
+
+def test_the_generator_that_was_finished_last_replies(tmp_path):
+    for name, finished in (("old", 1e9), ("new", 2e9), ("between", 1.5e9)):
+        folder = tmp_path / "saved" / "t5" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"model": "Generator"}')
+        (folder / "result.json").write_text("{}")
+        os.utime(folder / "result.json", (finished, finished))
+    assert conversation.newest_generator(Paths(tmp_path)).name == "new"
 
 
 def test_a_conversation_goes_on_is_taken_back_and_tried_again(responder):
