@@ -348,8 +348,9 @@ def test_a_reply_ends_with_its_turn_and_begins_no_other(base, tmp_path):
 def test_a_turn_begun_in_plain_words_is_cut_from_the_reply(tmp_path):
     tokenizer = make_tokenizer(None)
     model = CausalGenerator.start(save_llama(tmp_path / "llama", tokenizer), rank=2, cache=tmp_path)
-    out = torch.tensor([tokenizer("Oh no.\nSpeaker:\nYes.\nListener:\nAh.")["input_ids"]])
-    assert model.replies(out) == ["Oh no."]
+    for further in ("Speaker:\nYes.\nListener:\nAh.", "Speaker:\nYes.\nSpeaker:\nAh."):
+        out = torch.tensor([tokenizer(f"Oh no.\n{further}")["input_ids"]])
+        assert model.replies(out) == ["Oh no."]
 
 
 # -------------------------------------------------------------------------------- save and load

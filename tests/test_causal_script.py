@@ -80,6 +80,29 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
     pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
 
 
+def test_a_validation_is_of_whole_replies(trained_copy, flags):
+    """--tgt-len cuts replies in training, and nowhere else."""
+    words = [*flags, "--tgt-len", "4", "--valid-conversations", "0", "--no-predict"]
+    result = train_causal_lm.main(words)
+    folder, output = trained_copy / "saved" / "causal-lm" / "plain", trained_copy / "alone"
+    train_causal_lm.main(
+        [*words, "--inference", str(folder), "--predict-split", "valid", "--output", str(output)]
+    )
+    table = pd.read_csv(output / "likelihood_valid.csv")
+    assert table["tokens"].max() > 4  # else nothing was there to cut
+    assert result["nll"] == pytest.approx(table["nll"].sum() / table["tokens"].sum(), rel=2e-3)
+
+
+def test_the_seed_alone_decides_what_is_written(trained_copy, flags):
+    train_causal_lm.main([*flags, "--no-predict"])
+    folder, written = trained_copy / "saved" / "causal-lm" / "plain", []
+    for name, seed in (("one", "1"), ("again", "1"), ("two", "2")):
+        output = ["--seed", seed, "--output", str(trained_copy / name)]
+        train_causal_lm.main([*flags, "--inference", str(folder), *output])
+        written.append((trained_copy / name / "predictions.tsv").read_text())
+    assert written[0] == written[1] != written[2]
+
+
 @pytest.mark.parametrize("exemplars", ["none", "prepend"])
 def test_a_base_of_few_positions_is_refused_before_the_training(trained_copy, flags, tmp_path, exemplars):
     """Learnt positions, as GPT-2's: a longer sequence is an IndexError in the middle of the run."""

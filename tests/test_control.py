@@ -14,6 +14,7 @@ import steering
 from causal_models import CausalGenerator
 from corpora import listener_turns
 from intervals import resamples
+from judges import Judge
 from options import DIMENSIONS, Paths, UserError
 from responder import CausalWriter, Weights, open_writer
 from session import Session
@@ -220,6 +221,24 @@ def test_what_a_reply_costs_is_of_all_of_it(flags, trained_copy, tmp_path):
     with torch.inference_mode():
         one, two = (writer.log_probability(["hello"], [], reply + rest) for rest in ("", " my dear friend"))
     assert one != two
+
+
+def test_other_seeds_have_other_candidates_for_the_same_contexts(trained_copy, flags):
+    words = [*flags, "--contexts", "999", "--candidates", "2", "--ranker", "tfidf", "--judge", "t5"]
+    tables = []
+    for seed in ("1", "2"):
+        control.main([*words, "--timed", "0", "--seed", seed, "--name", f"seed-{seed}"])
+        tables.append(pd.read_csv(trained_copy / "results" / f"seed-{seed}" / "candidates.csv"))
+    one, two = tables
+    assert one[["conv_id", "utterance_idx"]].equals(two[["conv_id", "utterance_idx"]])
+    assert (one["response"] != two["response"]).any()
+
+
+def test_a_choices_cost_in_bleu_is_of_normalised_words_and_half_a_chance_shows_a_level():
+    cost = steering.texts_cost(["I'm so sorry to hear that!"], ["i am so sorry to hear that !"])
+    assert cost["norm_bleu_4"] == pytest.approx(100) and cost["length"] == 8
+    half = Judge("half", {}, {}, {"emo": lambda texts, _: np.array([0.5, 0.49])}, reads_context=False)
+    assert steering.seen_by(half, ["a", "b"], [(), ()])["emo_share"].tolist() == [1, 0]
 
 
 def test_fewer_contexts_are_among_those_of_more(trained):

@@ -13,7 +13,7 @@ import probe_critics
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
-from corpora import read_pairs
+from corpora import listener_turns, read_pairs
 from critics import Critic, loss_batches
 from dataloaders import Data
 from mixtures import Mixtures
@@ -58,13 +58,17 @@ def test_a_mixed_reply_keeps_its_target_as_long_as_it_keeps_half_of_its_words(so
     reply = torch.cat([torch.zeros(count, 2), torch.ones(count, 3)], 1).long()
     labels = torch.randint(2, (count,))
     rows = torch.nn.functional.one_hot(labels, 2) * 0.5  # what a teacher says, at half a pair's weight
-    batch = {"input_ids": torch.randint(9, (count, 5)), "reply_mask": reply}
+    ids = torch.where(reply > 0, torch.randint(9, (count, 5)), 9)  # no word of a reply is one of a context
+    batch = {"input_ids": ids, "reply_mask": reply}
     batch["targets"] = rows if soft else labels
     mean = torch.tensor([0.7, 0.3])
     drawn = Mixtures(0.5, torch.full((9,), 1 / 9), mean).draw(batch)
     own, targets = drawn["own"], drawn["targets"]
     assert (own[:, :2] == 1).all() and (own[:, 2:] == own[:, 2:3]).all()
     assert ((own + drawn["rest"])[:, 2:] <= 1 + 1e-6).all() and (drawn["rest"][:, :2] == 0).all()
+    assert (drawn["others"] < 9).all(), "what a reply is mixed with was said in replies"
+    shares = (drawn["rest"] / (1 - own))[:, 2][own[:, 2] < 1]  # of what it does not keep
+    assert shares.mean() == pytest.approx(0.4, abs=0.08) and 0.1 < (shares == 0).float().mean() < 0.3
     own, whole = own[:, 2], rows if soft else 2 * rows
     assert 0.4 < (own == 1).float().mean() < 0.6 and (own == 0).sum() > 10
     torch.testing.assert_close(targets.sum(1), whole.sum(1))  # an example counts as much as before
@@ -140,6 +144,9 @@ def test_of_several_teachers_the_mean_is_learnt(workdir, monkeypatch):
     first, second, both = pupil("a", folders[0]), pupil("b", folders[1]), pupil("c", *folders)
     assert not np.allclose(first[-7:], second[-7:], atol=1e-4)
     np.testing.assert_allclose(both, (first + second) / 2)
+    turns = [turn.response for turn in listener_turns(Paths(workdir).dialogues("train"))]
+    asked, left = learnt[-1].train[1][-7:], iter(turns)
+    assert all(reply in left for reply in asked) and asked != turns[:7], "some of all dialogues, in order"
     np.testing.assert_allclose(first.sum(1), [1.0] * (len(first) - 7) + [0.5] * 7, rtol=1e-5)  # --teacher-w
     sources = json.loads((workdir / "saved" / "empathy" / "c" / "sources.json").read_text())
     assert [sources[name]["path"][-3:] for name in ("teacher", "teacher 2")] == ["one", "two"]
@@ -162,6 +169,7 @@ def test_pieces_are_a_replys_sentences_runs_of_its_words_and_splices_of_two():
     known = [part for reply in replies for part in SENTENCE_END.split(reply)]
     runs = [text for text in texts if any(text in reply for reply in replies) and text not in known]
     assert runs and all(3 <= len(text.split()) <= 40 for text in runs)
+    assert any(not reply.startswith(run) for run in runs for reply in replies if run in reply)
     splices = set(texts) - set(runs) - set(known)
     assert any(replies[2] in text and ("oh no" in text or "What did" in text) for text in splices)
     for text in splices:  # whole sentences, some of two replies

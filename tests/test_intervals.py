@@ -148,7 +148,7 @@ def test_an_interval_stays_within_what_its_figure_can_be(tmp_path):
     assert "[0.000, 1.000]" in page.marked(rows[1], shown, interval=True)
 
 
-@pytest.mark.parametrize(("talks", "known"), [(1, False), (9, False), (12, True)])
+@pytest.mark.parametrize(("talks", "known"), [(1, False), (9, False), (10, True), (12, True)])
 def test_many_items_of_few_conversations_are_few(talks, known):
     """Whole conversations are drawn: of one, every resample is the same, and chance would look certain."""
     rng = np.random.default_rng(3)
@@ -239,6 +239,38 @@ def test_holm_by_hand_and_as_statsmodels_has_it():
     p = dict(enumerate(np.random.default_rng(0).uniform(0, 0.2, size=12)))
     expected = multitest.multipletests(list(p.values()), method="holm")[1]
     assert list(holm(p).values()) == pytest.approx(expected)
+
+
+def test_no_p_is_smaller_than_its_resamples_can_tell():
+    counts = resamples(range(50), 99, seed=0)
+    values = np.random.default_rng(0).normal(size=50)
+    one, far = (bootstrap({"x": item_means(values + shift)}, counts)["x"] for shift in (0, 100))
+    other = bootstrap({"x": item_means(np.random.default_rng(1).normal(size=50))}, counts)["x"]
+    assert paired_p(far, other) == paired_p(other, far) == 1 / 100 < paired_p(one, other)
+
+
+@pytest.mark.parametrize(
+    ("items", "talks", "said"),
+    [
+        (200, 30, ""),
+        (199, 30, "199 items of 30 conversations"),
+        (200, 29, "200 items of 29 conversations"),
+        (200, 200, ""),
+    ],
+)
+def test_what_a_paired_test_needs_is_enough_as_it_is(items, talks, said):
+    assert intervals.too_few([n % talks for n in range(items)]) == said
+
+
+def test_a_floor_that_is_as_good_beats_nobody():
+    rng = np.random.default_rng(9)
+    gold, system = simulated(rng, 200, kind="gold", name="gold"), simulated(rng, 200)
+    equal, better = Row("equal", "floor", system.runs), simulated(rng, 200, 9, "floor", "better")
+    comparison = Comparison([gold, equal, better, system], COLUMNS, count=50, seed=0)
+    comparison.settle(tuple(range(200)))
+    found = comparison.beaten()
+    assert found["rouge_l"] == {"better": ["a"]}
+    assert not any("equal" in floors for floors in found.values())
 
 
 def test_what_has_no_interval_is_not_tested():

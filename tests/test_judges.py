@@ -70,6 +70,7 @@ def test_halves_and_sides_by_seeker_share_no_seeker_in_any_dimension(prepared):
         assert sum(map(len, whole)) == sum(map(len, pairs))
     assert all(posts.values())
     assert not posts["a"] & posts["b"] and not posts["valid"] & (posts["a"] | posts["b"])
+    assert 0.1 < len(posts["valid"]) / len(set.union(*posts.values())) < 0.27, "a fifth"
 
 
 def test_calibration_error_by_hand():
@@ -117,7 +118,7 @@ def test_the_word_judge_needs_only_the_pairs_and_knows_their_words(tfidf, pairs)
     assert found["emo"] == [True, False, False, False, True]
     assert found["exp"] == [False, True, False, False, False]
     assert found["int"] == [False, False, False, False, True]
-    assert levels["emo"][3] == 0, "an empty reply shows nothing"
+    assert levels["emo"][3] == tfidf.levels([" \n"])["emo"] == 0, "an empty reply shows nothing"
     again = judges.load(pairs, Session(device="cpu"), ["tfidf"])[0]
     assert again.sha256 == tfidf.sha256 and len(set(again.sha256.values())) == 3
     assert np.array_equal(again.levels(replies)["emo"], levels["emo"])
@@ -371,6 +372,8 @@ def test_a_judge_that_nonsense_pleases_and_two_that_disagree_are_named_under_the
     assert f"emo {expected:.2f}" in lines[2]
     assert '"ok ." emo 0.00, exp 0.00, int 0.00;' in lines[3], "no nonsense here is below gold"
     assert '"ok ." emo 1.00, exp 1.00, int 1.00 (fooled: emo, exp, int)' in lines[4]
+    same = judges.report([judge_of("same", lambda texts, _: np.full(len(texts), 0.5))], gold, contexts)
+    assert same[1].count("(fooled: emo, exp, int)") == 3, "nonsense that is worth as much as gold fools, too"
 
 
 def test_a_judge_is_told_how_far_it_sees_the_difference_that_people_see(trained_copy):
@@ -382,6 +385,22 @@ def test_a_judge_is_told_how_far_it_sees_the_difference_that_people_see(trained_
         labelled = rows["level"] >= 1
         caught = rows["response_post"][labelled].isin(shows).mean()
         assert caught > 0.2 and judges.told_apart(half, paths)[dim] == pytest.approx(caught / 2)
+
+
+def test_a_judge_that_reads_contexts_is_told_the_post_that_each_reply_answers(trained_copy):
+    paths, ask, expected = Paths(trained_copy), {}, {}
+    for dim in DIMENSIONS:
+        rows = read_pairs(paths.pairs(dim, "valid"))
+        pairs = list(zip(rows["seeker_post"], rows["response_post"], strict=True))
+        shown = {pair for pair, level in zip(pairs, rows["level"], strict=True) if level >= 1}
+        others = [pair in shown for pair, level in zip(pairs, rows["level"], strict=True) if level < 1]
+
+        def knows(replies, contexts, shown=shown):
+            return np.array([(*turns, r) in shown for r, turns in zip(replies, contexts, strict=True)], float)
+
+        ask[dim], expected[dim] = knows, 1 - np.mean(others)
+    reading = judges.Judge("reading", {}, {}, ask, reads_context=True)
+    assert judges.told_apart(reading, paths) == pytest.approx(expected) and min(expected.values()) > 0.5
 
 
 # ----------------------------------------------------------------------------------- what a context foretells
@@ -396,6 +415,11 @@ def test_context_auc_is_the_usual_one_and_its_interval_covers():
     low, high = found.interval()
     assert low < found.point < high and 0.05 < high - low < 0.2
     assert np.isnan(judges.context_auc(levels, np.zeros(400)).point)
+    # ten turns of one conversation that are all alike are one, and a level of .5 is reached
+    talks = np.repeat(np.arange(40), 10)
+    alike = levels[talks], np.where(gold[talks] >= 0.5, 0.5, 0.4)
+    widths = [np.ptp(judges.context_auc(*alike, groups, draws=300).interval()) for groups in (None, talks)]
+    assert widths[1] > 2 * widths[0]
 
 
 def test_what_a_context_foretells_is_found_and_what_it_does_not_is_not(tfidf):
@@ -414,6 +438,15 @@ def test_what_a_context_foretells_is_found_and_what_it_does_not_is_not(tfidf):
     assert judges.context_auc(found["emo"], gold["emo"], draws=50).point > 0.95
     assert 0.35 < judges.context_auc(found["exp"], gold["exp"], draws=50).point < 0.65
     assert np.isnan(judges.context_auc(found["int"], gold["int"], draws=50).point)
+    # and how much was said already, where the words are the same
+    # (a word of one letter is none to TF-IDF)
+    late = []
+    for n in range(80):
+        history = ("ok", *["a"] * (2 * (n % 4)))
+        late.append(Example(str(n), len(history) + 1, "sad", history, "sorry" if n % 4 > 1 else "tea"))
+    found = judges.context_predictor(tfidf, late, late, Session(device="cpu"), encoder=None)
+    gold = tfidf.levels([e.response for e in late])
+    assert judges.context_auc(found["emo"], gold["emo"], draws=2).point == 1
 
 
 def test_a_judge_that_reads_the_context_foretells_nothing_from_a_constant_reply():
@@ -425,6 +458,10 @@ def test_a_judge_that_reads_the_context_foretells_nothing_from_a_constant_reply(
     standard = Standard(examples, [], None, [judge], lambda *_: {}, Session(device="cpu"))
     found = standard.context_auc(judge, [["ok .", "ok ."]] * 20, tuple(range(20)))
     assert {k: v.point for k, v in found.items()} == {"reading_emo_context_auc": 0.5}
+    # for a level it reads the turns before each reply
+    for samples in (None, [["oh", "ah"]] * 3):
+        figures = standard.measure("x", ["oh"] * 3, (2, 3, 5), samples=samples).figures
+        assert figures["reading_emo_level"].items() == pytest.approx([0.9, 0.1, 0.1])
 
 
 def test_a_context_auc_is_drawn_as_often_and_from_the_seed_that_the_table_says():
@@ -443,6 +480,11 @@ def test_a_context_auc_is_drawn_as_often_and_from_the_seed_that_the_table_says()
         found.append(estimate)
     assert [len(estimate.replicates) for estimate in found] == [50, 50, 200]
     assert len({estimate.interval() for estimate in found}) == 3
+    # and with all turns of a conversation
+    talks = [Example(str(n // 4), 2, "sad", ("so",), e.response) for n, e in enumerate(examples)]
+    asked = Standard(talks, [], None, [judge], lambda *_: {}, Session("cpu"), resamples=50, seed=1)
+    [together] = asked.context_auc(judge, samples, tuple(range(40))).values()
+    assert together.point == found[0].point and together.interval() != found[0].interval()
 
 
 def test_judges_are_named_with_or_without_blanks():

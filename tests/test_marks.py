@@ -108,8 +108,12 @@ def test_a_tenth_of_the_replies_has_no_marks_and_which_depends_on_the_example_al
 
 
 @pytest.mark.parametrize("script", ["causal", "glove-t5"])
-def test_targets_become_marks_where_the_generator_knows_them(script, trained_copy, tmp_path, capsys):
-    short = "--device cpu --max-steps 2 --batch-size 4 --control marks --no-predict"
+def test_targets_become_marks_where_the_generator_knows_them(script, trained_copy, tmp_path, monkeypatch):
+    asked, of_split = [], marks.of_split
+    monkeypatch.setattr(
+        marks, "of_split", lambda split, *given: asked.append((split, given[-1])) or of_split(split, *given)
+    )
+    short = "--device cpu --max-steps 2 --batch-size 4 --control marks --no-predict --seed 5"
     flags = ["--workdir", str(trained_copy), *short.split()]
     if script == "causal":
         base = save_llama(tmp_path / "llama", make_tokenizer())
@@ -119,13 +123,14 @@ def test_targets_become_marks_where_the_generator_knows_them(script, trained_cop
         plain = "--size tiny --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
         train_glove_t5.main([*flags, *plain.split()])
         run = trained_copy / "saved" / "glove-t5" / "plain-marks"
+    assert asked == [("train", 5)], "by the run's seed, and none where likelihoods are measured"
     responder = Responder.from_pretrained(run, session=Session("cpu"), workdir=trained_copy)
-    asked = {"turns": ["My dog died."], "seed": 1, "n_candidates": 3}
+    words = {"turns": ["My dog died."], "seed": 1, "n_candidates": 3}
     free, far, warm = (
-        responder.reply(target=target, **asked) for target in (None, {"emo": 0}, {"emo": 1, "exp": 1})
+        responder.reply(target=target, **words) for target in (None, {"emo": 0}, {"emo": 1, "exp": 1})
     )
     values = [a.candidates[0].log_probability for a in (free, far, warm)]
-    assert len(set(values)) == 3 and free == responder.reply(target={}, **asked)
+    assert len(set(values)) == 3 and free == responder.reply(target={}, **words)
     if script == "causal":
         batch = responder.writer.encode(["Hi."], [], {"emo": 1, "exp": 0})
         assert responder.writer.tokenizer.decode(batch["input_ids"][0]).endswith("assistant\nwarm tell\n")

@@ -18,7 +18,7 @@ import causal_models
 import floors
 import measures
 from corpora import Example
-from measuring import Standard, text_nll
+from measuring import Extras, Standard, text_nll
 from options import Paths, UserError
 from session import Session
 
@@ -169,6 +169,15 @@ def test_the_fluency_stand_in_charges_every_token_of_a_reply_read_alone(tmp_path
                 expected -= float(chances[ids[n]])
         assert nll == pytest.approx(expected, rel=1e-4)
     assert found[1] == 0
+
+
+def test_a_reply_that_says_nothing_costs_no_fluency(tmp_path):
+    loaded = causal_models.load_base(save_llama(tmp_path, make_tokenizer()), tmp_path)
+    items, session = [Example(str(n), 2, "sad", ("hello",), "hi") for n in range(2)], Session("cpu")
+    standard = Standard(items, [], None, [], lambda *_: {}, session, Extras(fluency=loaded))
+    found = standard.measure("x", ["\u200b", "I am so sorry."], (0, 1)).figures["fluency_ppl"]
+    (nll,) = text_nll(*loaded, ["I am so sorry."], session, "")
+    assert found.point == pytest.approx(math.exp(nll / 5), rel=1e-4)
 
 
 def test_words_come_from_an_exemplar_where_four_in_a_row_do():

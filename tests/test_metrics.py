@@ -16,6 +16,7 @@ from metrics import (
     distinct,
     perplexity,
     regression,
+    tfidf_classifier,
 )
 
 # --------------------------------------------------------------------------------------------- classification
@@ -56,6 +57,12 @@ def test_baselines_majority_by_hand_and_tfidf_beats_it_on_separable_text():
     assert found["majority"]["accuracy"] == pytest.approx(60)
     assert found["majority"]["macro_f1"] == pytest.approx(100 * (2 * 0.6 / 1.6) / 2)
     assert found["tfidf"]["macro_f1"] == 100
+
+
+def test_to_the_word_classifier_a_rare_label_counts_as_much_as_a_frequent_one():
+    """A third of what is labelled 0 says "rain", and all of the few that are labelled 1."""
+    texts, labels = ["rain"] * 30 + ["cup"] * 60 + ["rain"] * 10, [0] * 90 + [1] * 10
+    assert tfidf_classifier().fit(texts, labels).predict(["rain", "cup"]).tolist() == [1, 0]
 
 
 def test_baselines_are_fitted_on_the_training_side():

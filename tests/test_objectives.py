@@ -11,6 +11,9 @@ import pytest
 import torch
 from conftest import Killed, assert_same_run, logged
 from test_causal_models import make_tokenizer, save_llama
+from test_vocabulary import batch_of, config
+from test_vocabulary import critics as two_critics
+from test_vocabulary import options as generator_options
 
 import corpora
 import critics
@@ -26,6 +29,7 @@ from glove_models import glove_config
 from models import Critic, Generator
 from options import CRITICS, Paths, UserError
 from pretrained import load_tokenizer
+from session import Session
 from settings import SampledOptions
 
 TINY = "--device cpu --size tiny --batch-size 8 --add-exemplars none --no-predict --log-every 1".split()
@@ -122,6 +126,78 @@ def test_a_model_learns_to_write_what_is_rewarded(trained):
     assert sum(seen[-5:]) > sum(seen[:5]) + 1.5
 
 
+def test_balanced_critics_read_what_the_strategy_makes_of_the_logits():
+    model = Generator({"backbone": config(16).to_dict(), "exemplars": "none"})
+    frozen, batch = two_critics(), batch_of([3, 8, 5])
+    for strategy in (0, 1, 2):
+        objective = objectives.GeneratorObjective(frozen, generator_options(strategy=strategy, balance=0.5))
+        one, two = (objective.gold_terms(model, batch)["emo"] for _ in range(2))
+        assert torch.equal(one, two) == (strategy == 0)  # of the others each draws anew
+
+
+def test_logged_gradients_are_of_means_whatever_the_size_of_the_batch():
+    model = Generator({"backbone": config(16).to_dict(), "exemplars": "none"})
+    objective, batch = objectives.GeneratorObjective(two_critics(), generator_options()), batch_of([3, 8, 5])
+    targets = batch.pop("critic_targets")
+    twice = {k: torch.cat([v, v]) for k, v in batch.items()}
+    found = [
+        objectives.gradient_norms(
+            model, objective, b | {"critic_targets": {k: v.repeat(n) for k, v in targets.items()}}
+        )
+        for n, b in ((1, batch), (2, twice))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and len(found[0]) == 3
+
+
+def test_replies_are_sampled_without_dropout_and_the_training_goes_on_with_it(prepared):
+    tokenizer = load_tokenizer(Paths(prepared).glove)
+    model = Generator({"backbone": glove_config(tokenizer, "tiny", 0.5).to_dict(), "exemplars": "none"})
+    examples = corpora.listener_turns(Paths(prepared).dialogues("train"))
+    batch = dataloaders.generator_data(examples, tokenizer, src_len=40, tgt_len=9).collate([0, 5, 9])
+    greedy = {"do_sample": True, "top_k": 1, "max_new_tokens": 6}
+    draw, said = objectives.draw_replies(tokenizer, greedy, torch.device("cpu")), []
+
+    def rewards(numbers, texts, samples):
+        said.append(texts)
+        return torch.zeros(len(texts)), torch.zeros(len(texts))
+
+    sampled = objectives.SampledReplies(
+        SimpleNamespace(of=rewards), draw, SampledOptions(1.0, "distance", 2, 0, 1, 1.0)
+    )
+    sampled.prepare(model.train(), batch)
+    assert model.training
+    noisy, plain = draw(model, batch, 0, 2).texts, draw(model.eval(), batch, 0, 2).texts
+    assert said == [plain] != [noisy]
+
+
+def test_a_reply_that_says_nothing_is_of_the_words_that_replies_hold(trained):
+    folder = trained / "saved" / "empathy" / "glove-t5-emo"
+    tokenizer, frozen = load_tokenizer(folder), glove_batch(trained)[0]
+    examples = corpora.listener_turns(trained / "data" / "empathetic_dialogues" / "original" / "train.csv")[
+        :9
+    ]
+    data = dataloaders.generator_data(
+        examples, tokenizer, src_len=40, tgt_len=30, labels={k: [1] * 9 for k in frozen.critics}
+    )
+    batch = data.collate(list(range(9)))
+    said = batch["labels"][batch["labels"] != -100]
+    assert len(said) < batch["labels"].numel(), "there is padding that could be taken for a word"
+    share = torch.bincount(said, minlength=len(tokenizer)) / len(said)
+    soft = share.expand(*batch["labels"].shape, -1)
+    with torch.no_grad():
+        expected = frozen.losses(soft, batch["reply_mask"], batch)
+    found = critics.uninformed_losses(frozen, data, Session("cpu"))
+    for kind, total in expected.items():
+        assert found[kind] == pytest.approx((float(total) / 9, 0), rel=1e-4)  # who guesses 1 is right
+
+
+def test_which_examples_of_a_batch_are_replied_to_is_drawn_by_chance():
+    found = [objectives.some(6, 2).tolist() for _ in range(60)]
+    assert all(len(row) == 2 and row[0] < row[1] for row in found)
+    assert {n for row in found for n in row} == set(range(6))
+    assert objectives.some(4, 0).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("options", DRAWS)
 def test_a_sampled_reply_is_scored_under_the_distribution_it_was_drawn_from(options, trained):
     """Tokens that no reply may hold are likely here; the sampler never draws them."""
@@ -173,6 +249,19 @@ def test_one_loss_alone_needs_its_own_critic_only(trained_copy, capsys):
     with pytest.raises(SystemExit):
         train_glove_t5.main([*words, "--empathy-loss-w", "0"])
     assert "--empathy-losses: of the critics' losses that --empathy-loss-w 0" in capsys.readouterr().err
+
+
+def test_a_critic_that_reads_less_than_a_trained_reply_is_refused_as_a_loss(trained):
+    folder, session = trained / "saved" / "empathy" / "glove-t5-emo", Session("cpu")
+    reads = Critic.from_pretrained(folder).settings.reply_len
+    words = dataloaders.tokenizer_hash(load_tokenizer(folder))
+
+    def chosen(tgt_len: int) -> CriticSet:
+        return critics.choose_for_loss({"emo": folder}, "glove-t5", words, tgt_len, session).critics
+
+    assert len(chosen(reads + 1)) == 1  # as many words, and the end
+    with pytest.raises(UserError, match=f"--tgt-len {reads + 2}: the emo critic reads only {reads} tokens"):
+        chosen(reads + 2)
 
 
 def test_sampled_replies_go_on_bit_for_bit(trained_copy, tmp_path, monkeypatch, the_end_is_kept):
@@ -432,3 +521,25 @@ def test_critics_see_the_gold_replies_beside_the_sampled_ones(trained):
     found = torch.tensor(value).view(2, 3)
     expected = objectives.energy_scores(found, torch.tensor([gold[1], gold[0]]))[1].flatten()
     torch.testing.assert_close(worth, expected, atol=1e-5, rtol=0)
+
+
+def test_a_distance_is_to_each_replys_own_label_as_a_share_of_what_its_critic_can_say(trained):
+    saved = trained / "saved"
+    scorers = {
+        "emo": critics.Critic.from_pretrained(saved / "empathy" / "glove-t5-emo"),
+        "sentiment": critics.Critic.from_pretrained(saved / "sentiment" / "glove-t5"),
+    }
+    contexts, replies = [["my dog died ."], ["i won a prize !"]], ["sorry", "oh no", "why ?", "great !"]
+    numbers, labels = [1, 1, 0, 0], {"emo": [0, 1], "sentiment": [-0.4, 0.8]}
+    reward, advantage = objectives.Distance(scorers, contexts, labels).of(numbers, replies, 2)
+    expected = []
+    for number, reply in zip(numbers, replies, strict=True):
+        away = [
+            abs(scorer.score([reply], [contexts[number]])[0].value - labels[kind][number]) / width
+            for (kind, scorer), width in zip(scorers.items(), (1, 2), strict=True)
+        ]
+        expected.append(-sum(away) / 2)
+    assert reward.tolist() == pytest.approx(expected, abs=1e-5)
+    first, second, third, fourth = expected
+    apart = [first - second, second - first, third - fourth, fourth - third]
+    assert advantage.tolist() == pytest.approx(apart, abs=1e-5)

@@ -132,6 +132,24 @@ def test_means_intervals_agreement_and_wins_are_those_worked_out_by_hand(kit, tm
     assert "krippendorff" in text.lower() and "single rater" not in text
 
 
+def test_an_interval_of_few_items_is_students_and_bold_is_after_holms_correction():
+    assert ratings.mean_cell(pd.Series([1.0, 5.0] * 15)) == "3.00 (2.24 to 3.76)"  # t(29) = 2.0452
+    won = {("a : b", scale): pd.Series([1] * 21 + [-1] * 9) for scale in ("one", "two", "three")}
+    assert "| **21 / 0 / 9**, p 0.043 |" in ratings.outcome_lines({("a : b", "one"): won["a : b", "one"]})[0]
+    assert ratings.outcome_lines(won)[0].count("| 21 / 0 / 9, p 0.043 ") == 3
+
+
+def test_an_item_on_which_its_raters_disagree_is_a_tie(kit, tmp_path):
+    _, key = kit()
+    files = []
+    for name, high in (("Anna", "one/lempex"), ("Ben", "mime")):
+        rows = likert_rows(key, name, lambda system, _, high=high: 5 if system == high else 1)
+        files.append(save(tmp_path / f"{name}.csv", "likert", rows))
+    text = ratings.summarise(files, tmp_path / "likert" / "key.csv")
+    tied = next(line for line in text.splitlines() if line.startswith("| one/lempex : mime"))
+    assert tied.count("0 / 40 / 0, p 1.000") == 6
+
+
 def test_alpha_is_one_for_equal_raters_and_refused_for_a_single_one(kit, tmp_path):
     _, key = kit()
     value = {"one/lempex": 5, "mime": 1, "empdg": 3}

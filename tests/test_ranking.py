@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import normalize
 
 import dpr_exemplar_retriever
 from DPR import evaluate_retriever, train_dpr
-from DPR.learning import HeldOut
+from DPR.learning import HeldOut, rank_report, read_entries
 from DPR.ranking import bm25, same_emotion
 from DPR.retriever import Retriever
-from options import UserError
+from options import Paths, UserError
 from session import Session
 
 
@@ -26,6 +27,19 @@ def test_bm25_equals_the_formula_by_hand():
     expected = [2 * part(1, 3, 2), 2 * part(1, 6, 2), part(1, 1, 1)]
     assert scores[0] == pytest.approx(expected) and not scores[1].any()
     assert bm25(["a dog"], ["?!", "..."]).tolist() == [[0, 0]], "passages without a word are equally far"
+
+
+def test_held_out_questions_are_ranked_among_the_passages_of_all_of_them():
+    entries = []
+    for n in range(6):
+        lists = {"positive_ctxs": f"p{n}", "hard_negative_ctxs": f"h{n}", "negative_ctxs": "of all"}
+        entries.append({"question": f"q{n}"} | {name: [{"text": text}] for name, text in lists.items()})
+    held = HeldOut.draw(entries, 0, seed=1)  # 0: all
+    assert held.questions == [f"q{n}" for n in range(6)]
+    assert sorted(held.passages) == sorted([*(f"{kind}{n}" for kind in "ph" for n in range(6)), "of all"])
+    assert [held.passages[place] for place in held.positive] == [f"p{n}" for n in range(6)]
+    few = [HeldOut.draw(entries, 2, seed).questions for seed in range(9)]
+    assert all(len(row) == 2 for row in few) and len({tuple(row) for row in few}) > 1
 
 
 def figures(workdir, name):
@@ -90,6 +104,22 @@ def test_only_passages_of_the_questions_emotion_compete_where_that_is_asked(trai
     )
     assert np.isfinite(narrow["mrr"])
     assert figures(trained_copy, "bm25-same-emotion")["passages"] == narrow["passages"]
+
+
+def test_by_cosine_the_lengths_of_vectors_do_not_count(trained_copy):
+    tiny = str(trained_copy / "data" / "bert-tiny")
+    words = ["--workdir", str(trained_copy), "--device", "cpu", "--encoder", tiny, "--pooling", "mean"]
+    inner = evaluate_retriever.main([*words, "--name", "inner"])
+    cosine = evaluate_retriever.main([*words, "--similarity", "cosine"])
+    args, session = evaluate_retriever.parse_args(words), Session("cpu")
+    entries = read_entries(Paths(trained_copy).dpr_data("empd", "valid"), drop_without_positive=True)
+    held = HeldOut.draw(entries, args.valid_queries, args.seed)
+    encoders = Retriever.from_pretrained(None, session, encoder=tiny, pooling="mean").encoders
+    sides = (("question", held.questions), ("context", held.passages))
+    questions, passages = (normalize(encoders.embed(side, texts, session, "")) for side, texts in sides)
+    expected = rank_report(questions, passages, held.positive)
+    assert {key: cosine[key] for key in expected} == pytest.approx(expected)
+    assert cosine["average_rank"] != inner["average_rank"]
 
 
 def test_words_have_no_cosine(capsys):

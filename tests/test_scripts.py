@@ -883,6 +883,11 @@ def test_several_replies_to_a_context_stand_side_by_side_and_are_read_as_its_sam
     for other in (["--beams", "2"], ["--no-predict"]):
         with pytest.raises(SystemExit):
             train_glove_t5.main([*again, "--replies", "2", *other])
+    written = []
+    for seed in ("1", "1", "2"):
+        train_glove_t5.main([*again, "--seed", seed])
+        written.append((folder / "predictions.tsv").read_text())
+    assert written[0] == written[1] != written[2]
 
 
 @pytest.mark.parametrize(

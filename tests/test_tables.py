@@ -136,9 +136,8 @@ def test_a_table_is_of_one_set_which_it_names_with_its_own_gold_and_floors(made)
         assert row["length"] == pytest.approx(length)
     assert content["floors"][floors.CONSTANT]["most_frequent"] == 100
     assert content["floors"][floors.NEAREST]["verbatim_training"] == 100
-    assert re.search(
-        r"No paired test below 200 items of 30 conversations: two and mixed: 14 items of \d+ c", page
-    )
+    refused = f"two and mixed: 14 items of {len({e.conv_id for e in examples})} conversations in common"
+    assert f"No paired test below 200 items of 30 conversations: {refused}" in page
     for text in (page, *((folder / f"case_studies.{kind}").read_text() for kind in ("md", "html"))):
         assert re.search(r"Commit \w+.*`python .*`\.", text) and "normaliser version 2" in text
         assert content["set"] in text
@@ -204,6 +203,9 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     mine = items[(items["system"] == "gold")].iloc[2:11]
     reached = [(mine[f"tfidf_{dim}_level"].astype(float) >= 0.5).mean() for dim in DIMENSIONS]
     assert zero["tfidf_diff_epitome"] == pytest.approx(sum(reached))
+    mean = content["floors"][floors.MEAN_LEVEL]
+    assert "tfidf_emo_f1" in zero and "tfidf_emo_f1" not in mean, "a mean is no level that could be right"
+    assert mean["tfidf_diff_epitome"] == pytest.approx(sum(r * (1 - r) for r in reached))
     assert "Mean level by tfidf of texts that show nothing" in (folder / "table.md").read_text()
     assert (
         "- **tfidf: emo**: by the judge tfidf, the probability that"

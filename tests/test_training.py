@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Killed, assert_same_run, interrupted, kill_at, logged, newest, wait_for_step, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import Net, toy_data, toy_loop, train
 
 import checkpoints
 import quick
 import runs
 import session
+import training
 from dataloaders import Data
 from options import UserError
 
@@ -347,6 +350,36 @@ def test_the_command_that_goes_on_neither_begins_anew_nor_goes_back(monkeypatch)
         runs.command_line()
         == "torchrun --standalone --nproc-per-node=2 -m DPR.train_dpr --resume=x --epochs 2"
     )
+
+
+def test_a_row_of_the_log_is_the_mean_of_the_steps_since_the_one_before(tmp_path):
+    train(tmp_path / "each", max_steps=6)
+    train(tmp_path / "some", max_steps=6, log_every=4)
+    each, some = losses(tmp_path / "each"), losses(tmp_path / "some")
+    assert some == pytest.approx([sum(each[:4]) / 4, sum(each[4:]) / 2])
+
+
+def test_the_seconds_of_a_training_are_without_its_evaluations(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def takes_a_second(loop, terms):
+        clock[0] += 1
+        return terms
+
+    def takes_long(loop):
+        clock[0] += 100
+        return {"loss": 1.0}
+
+    loop = train(tmp_path / "run", spoil=takes_a_second, evaluate=takes_long)
+    assert loop.state.evaluations == 3 and loop.state.seconds == loop.state.step
+
+
+def test_after_a_resume_tensorboard_shows_each_step_once(tmp_path):
+    interrupted(tmp_path / "run", step=9)
+    train(tmp_path / "run", save_every=2)
+    shown = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/loss")
+    assert [event.step for event in shown] == [row["step"] for row in logged(tmp_path / "run", "train")]
 
 
 def test_the_rest_of_a_run_is_on_record(tmp_path, capsys, monkeypatch):

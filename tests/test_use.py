@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,10 +21,11 @@ import respond
 import retrieve
 import sampling
 import score
+import searching
 from causal_models import CausalGenerator, example_nll
 from chats import causal_data
 from corpora import Example, listener_turns
-from critics import Critic, Score
+from critics import Critic, Score, unread
 from dataloaders import generator_data
 from DPR.index import Index
 from DPR.retriever import Retriever
@@ -155,7 +157,8 @@ def test_a_level_comes_with_its_probabilities_and_what_it_means(home):
     assert scorer.score_of([0.2, 0.1, 0.7]).meaning == "asks about something in particular"
     assert scorer.score_of([0.2, 0.1, 0.7]).value == pytest.approx(1.5)
     sentiment = Critic.from_pretrained(Paths(home).critic("sentiment", "glove-t5"), Session("cpu"))
-    assert [sentiment.score_of([v]).meaning for v in (-0.6, 0.0, 0.6)] == ["negative", "neutral", "positive"]
+    found = [sentiment.score_of([v]).meaning for v in (-0.6, -0.06, -0.04, 0.0, 0.04, 0.06, 0.6)]
+    assert found == ["negative"] * 2 + ["neutral"] * 3 + ["positive"] * 2  # VADER's borders
 
 
 def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
@@ -165,6 +168,10 @@ def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
     assert re.search(r"note: 1 replies are longer than the \d+ tokens that \w+ reads; .* in line 3\)", said)
     run(score, home, "i am sorry", "--family", "glove-t5")
     assert "longer than" not in capsys.readouterr().err
+    scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
+    reads = scorer.critic.settings.reply_len
+    whole, longer = " ".join(["sorry"] * reads), " ".join(["sorry"] * (reads + 1))
+    assert unread({"emo": scorer}, [whole, longer])[0] == [1]
 
 
 def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
@@ -191,6 +198,20 @@ def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path
         run(score, home, *words)
     with pytest.raises(UserError, match="a column critic_emo already; choose another --prefix"):
         run(score, home, "--input", str(output), "--column", "response", "--family", "glove-t5")
+
+
+def test_each_reply_is_scored_after_its_own_turns_where_one_before_it_is_empty(home, tmp_path, monkeypatch):
+    (tmp_path / "in.csv").write_text("post,reply\nMy dog died.,I am so sorry.\nHm.,\nI won.,Great!\n")
+    real, asked = Critic.rows, []
+
+    def rows(self, replies, contexts, *further):
+        asked.append((list(replies), [tuple(turns) for turns in contexts]))
+        return real(self, replies, contexts, *further)
+
+    monkeypatch.setattr(Critic, "rows", rows)
+    run(score, home, "--input", str(tmp_path / "in.csv"), "--context", "post", "--family", "glove-t5")
+    read = (["I am so sorry.", "Great!"], [("My dog died.",), ("I won.",)])
+    assert asked and all(found == read for found in asked)
 
 
 def test_standard_input_is_scored_a_reply_a_line(home, monkeypatch, capsys):
@@ -305,6 +326,16 @@ def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answe
         assert "made again" not in capsys.readouterr().out
     retriever.pool(["x"] * len(REPLIES), file, answering=REPLIES)
     assert "made again" in capsys.readouterr().out
+
+
+def test_a_pool_by_context_holds_the_dialogues_that_its_replies_answer(trained_copy):
+    paths, session = Paths(trained_copy), Session("cpu")
+    retriever = Retriever.from_pretrained(paths.saved / "dpr" / "empd", session)
+    turns = listener_turns(paths.dialogues("train"))
+    pool = searching.training_pool(retriever, paths, "context")
+    asked = retriever.encoders.embed("question", [" ".join(t.history) for t in turns], session, "")
+    np.testing.assert_allclose(pool.vectors, asked, atol=1e-5)
+    assert list(pool.texts) == [t.response for t in turns]
 
 
 def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
@@ -423,6 +454,16 @@ def test_weights_of_the_choice_count(responder):
     )
     found = only_target.reply(DIALOGUE, n_candidates=12, seed=1, target={"exp": 0})
     assert found.scores["exp"].value == min(c.scores["exp"].value for c in found.candidates)
+    assert Weights(1, 5, 2).total(-1.0, {"emo": 0.5, "sentiment": 0.5}) == -1 - 5 / 2 - 2 / 2
+
+
+def test_an_empty_candidate_is_never_the_reply(responder, monkeypatch):
+    written = [("", -0.1), ("Sorry.", -2.0)]
+    monkeypatch.setattr(type(responder.writer), "generate", lambda *_: written)
+    assert [c.text for c in responder.reply(DIALOGUE, 2, seed=0).candidates] == ["Sorry."]
+    written.pop()
+    with pytest.raises(UserError, match="every candidate was empty"):
+        responder.reply(DIALOGUE, 2, seed=0)
 
 
 def test_exemplars_enter_the_generator(responder):
@@ -685,6 +726,16 @@ def talk(responder: Responder, *lines: str, seed: int | None = None) -> tuple[li
     return written[1:], spoken.turns
 
 
+def test_the_generator_that_was_finished_last_replies(tmp_path):
+    for name, finished in (("old", 1e9), ("new", 2e9), ("between", 1.5e9)):
+        folder = tmp_path / "saved" / "t5" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"model": "Generator"}')
+        (folder / "result.json").write_text("{}")
+        os.utime(folder / "result.json", (finished, finished))
+    assert conversation.newest_generator(Paths(tmp_path)).name == "new"
+
+
 def test_a_conversation_goes_on_is_taken_back_and_tried_again(responder):
     one, turns = talk(responder, "My dog ran away.", "", "At the lake.", seed=4)
     assert turns[::2] == ["My dog ran away.", "At the lake."] and one[0].startswith(turns[1])
@@ -743,6 +794,9 @@ def test_a_saved_conversation_holds_its_turns(responder, tmp_path):
     saved = json.loads(file.read_text())
     assert saved["turns"] == turns and saved["answers"][0]["reply"] == turns[1]
     assert "already there" in said[-1]
+    _, turns = talk(responder, "My dog ran away.", "/retry", f"/save {tmp_path / 'again.json'}")
+    saved = json.loads((tmp_path / "again.json").read_text())
+    assert saved["turns"] == turns and [answer["reply"] for answer in saved["answers"]] == turns[1:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path))
         talk(responder, "My dog ran away.", "/save ~/chat.md")
@@ -755,6 +809,9 @@ def test_a_saved_conversation_holds_its_turns(responder, tmp_path):
 def test_the_notice_stands_before_anything_is_written(responder, home, monkeypatch, capsys):
     said, _ = talk(responder, "I want to kill myself.", "Thank you.")
     assert said[0] == distress.NOTICE and distress.NOTICE not in said[1:]
+    heard = responder.reply(["He left.", "I want to kill myself.", "Who says so?"], 1, seed=0)
+    assert heard.notice is None, "nobody is in distress by what a listener said"
+    assert responder.reply(["I want to kill myself.", "Oh no!", "Thank you."], 1, seed=0).notice
     monkeypatch.setattr(Responder, "reply", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(respond, home, "I don’t want to live anymore.")

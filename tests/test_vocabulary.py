@@ -158,6 +158,9 @@ def test_the_batch_says_in_advance_what_critics_would_have_to_look_up():
     objective = GeneratorObjective(judges, options())
     prepared = objective.prepare(nn.Identity(), batch)
     assert prepared["cut"] == {"emo": False, "sentiment": True}
+    # four words and the end that the model gave them are read as they are, a fifth word is not
+    for lengths, cut in (([3, 5], False), ([3, 6], True)):
+        assert objective.prepare(nn.Identity(), batch_of(lengths))["cut"]["sentiment"] == cut
     model = Generator(GeneratorSettings(backbone=config(16).to_dict(), exemplars="none"))
     plainly, known = (objective.losses(model, b, 0) for b in (batch, prepared))
     assert all(torch.equal(plainly[k], known[k]) for k in plainly)
