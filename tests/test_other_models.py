@@ -3,7 +3,9 @@ learnt."""
 
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     BertConfig,
+    ByT5Tokenizer,
     GPT2Model,
     PreTrainedTokenizerFast,
     T5Config,
@@ -34,7 +37,9 @@ import label_dialogues
 import labelling
 import predicting
 import train_empathy_classifier
+import train_glove_t5
 import train_sentiment_regressor
+import train_t5
 from corpora import listener_turns, read_labels
 from critic_set import CriticSet
 from dataloaders import critic_data, generator_data, tokenizer_hash
@@ -46,6 +51,7 @@ from DPR.retriever import write_exemplars
 from models import Critic, Generator, soft_response
 from options import Paths, UserError
 from pretrained import load_encoder, load_tokenizer, positions, without_word
+from responder import Responder
 from session import Session
 from settings import Decoding
 
@@ -279,6 +285,73 @@ def test_a_folder_without_its_tokenizer_is_no_model_whose_words_are_all_unknown(
         config.save_pretrained(tmp_path / kind)
         with pytest.raises(UserError, match=f"{kind}: there are no files of its tokenizer, .*save the tok"):
             load_tokenizer(tmp_path / kind)
+
+
+def byte_t5(folder) -> str:
+    """A T5 over bytes, as ByT5; its config does not say how a reply begins."""
+    torch.manual_seed(3)
+    config = T5Config(**OTHERS["mt5"], vocab_size=384, decoder_start_token_id=None)
+    T5ForConditionalGeneration(T5Config(**OTHERS["mt5"], vocab_size=384)).save_pretrained(folder)
+    config.save_pretrained(folder)
+    ByT5Tokenizer().save_pretrained(str(folder))
+    return str(folder)
+
+
+def test_a_t5_over_bytes_trains_replies_and_says_what_it_cuts(workdir, tmp_path, capsys):
+    flags = [
+        "--workdir",
+        workdir,
+        "--device",
+        "cpu",
+        "--model",
+        byte_t5(tmp_path / "byt5"),
+        "--name",
+        "bytes",
+    ]
+    flags += "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --max-steps 2".split()
+    train_t5.main([str(f) for f in [*flags, "--batch-size", "4", "--no-predict"]])
+    said = capsys.readouterr().out
+    assert re.search(r"--tgt-len 50 cuts \d+ of \d+ training replies, which lose their end; raise it", said)
+    assert "--src-len 200 cuts" in said
+    answer = Responder.from_pretrained(workdir / "saved" / "t5" / "bytes", session=Session("cpu"))
+    assert isinstance(answer.reply(["My dog died last week."], n_candidates=1).reply, str)
+
+
+def test_what_cuts_few_texts_is_not_warned_of(workdir, capsys):
+    flags = (
+        "--device cpu --size tiny --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --max-steps 1"
+    )
+    train_glove_t5.main(["--workdir", str(workdir), *flags.split(), "--no-predict"])
+    critic = ["--workdir", str(workdir), *"--device cpu --model glove-t5 --size tiny --dim emo".split()]
+    train_empathy_classifier.main([*critic, "--max-steps", "1"])
+    assert " cuts " not in capsys.readouterr().out
+    train_empathy_classifier.main([*critic, "--max-steps", "1", "--reply-len", "2", "--name", "short"])
+    assert "WARNING: --reply-len 2 cuts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "spiece.model", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_a_file_names_git_lfs(tmp_path, prepared, name):
+    folder = Path(byte_t5(tmp_path / "cloned"))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=rf"{name}: a pointer of Git LFS.*git lfs pull"):
+        generators.load_t5(str(folder), False, 0.1, Paths(prepared))
+
+
+def test_damaged_weights_never_advise_to_read_them_unsafely(tmp_path, prepared):
+    folder = Path(byte_t5(tmp_path / "damaged"))
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError) as error:
+        generators.load_t5(str(folder), False, 0.1, Paths(prepared))
+    assert "damaged" in str(error.value) and "weights_only" not in str(error.value)
+
+
+def test_a_run_or_an_adapter_given_as_a_model_says_what_is_for_it(home, tmp_path, prepared):
+    with pytest.raises(UserError, match="a run of this project; --init-from goes on from one"):
+        generators.load_t5(str(home / "saved" / "glove-t5" / "exemplars"), False, 0.1, Paths(prepared))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="an adapter without its base; merge them"):
+        generators.load_t5(str(tmp_path), False, 0.1, Paths(prepared))
 
 
 # -------------------------------------------------------------------------------------------------- positions
