@@ -191,6 +191,18 @@ def test_a_conversation_on_a_terminal_has_no_output_which_is_said_before_anythin
     assert "is kept with its command /save FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[], ["--output", "r.jsonl"], ["--file", "-"]])
+def test_a_dialogue_is_not_read_where_there_is_no_standard_input(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)  # python respond.py <&-
+    with pytest.raises(SystemExit):
+        respond.parse_args(words)
+    said = capsys.readouterr().err
+    assert "no standard input; give the dialogue as arguments or --file" in said
+    assert respond.parse_args(["Hello"]).turns and respond.parse_args(["--file", "mine.jsonl"]).file
+    with pytest.raises(UserError, match="no standard input; give a file"):
+        records.read_records("-")
+
+
 def test_a_file_that_cannot_be_answered_is_refused_before_a_generator_is_opened(tmp_path):
     asked = pick(conversation.RespondOptions, respond.parse_args([]))
     indented, kept = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
