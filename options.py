@@ -470,10 +470,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
+def show_every_letter() -> None:
+    """A letter that the terminal's encoding lacks is shown by its number, and ends no script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a closed stream is None
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[], object]) -> None:
     """Entry point of a script: what the user can mend (a `UserError`, a place that cannot be written, a
     package that is not there) becomes one plain message and exit code 2, Ctrl-C outside of training 130."""
     name = Path(sys.argv[0]).name
+    show_every_letter()
     waiting = threading.Timer(PATIENCE, say_loading, [name])
     waiting.daemon = True
     waiting.start()

@@ -101,7 +101,7 @@ class Process:
         """`gpu`: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; without one, all."""
         log.parent.mkdir(parents=True, exist_ok=True)
         # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
-        alone = threads == 0 and sys.stderr.isatty()
+        alone = threads == 0 and sys.stderr is not None and sys.stderr.isatty()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if threads:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -132,7 +132,7 @@ class Process:
                 for line in self.process.stdout:
                     print(self.prefix + line, end="", flush=True)
                     out.write(line)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a letter that the screen's encoding lacks
             self.unsaid = f" ({error}: the rest of its output is lost)"
             for _ in self.process.stdout:
                 pass

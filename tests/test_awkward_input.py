@@ -1,5 +1,6 @@
 """What people bring and do: each wrong thing is one plain message, and nothing is lost or read as another."""
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import conversation
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
+import options
 import own_dialogues
 import probe_critics
 import records
@@ -189,6 +191,20 @@ def test_a_conversation_on_a_terminal_has_no_output_which_is_said_before_anythin
     with pytest.raises(SystemExit):
         respond.parse_args(asked)
     assert "is kept with its command /save FILE" in capsys.readouterr().err
+
+
+def test_a_letter_that_the_terminal_lacks_is_shown_by_its_number(tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # PYTHONIOENCODING=ascii
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("sys.stderr", None)
+    options.run(lambda: print("Ich f\u00fchle \u2639", flush=True))
+    assert screen.buffer.getvalue() == b"Ich f\\xfchle \\u2639\n"
+    # JSON knows no \x: there the letters are escaped as it does it
+    monkeypatch.setattr("conversation.answer_line", lambda *_: {"reply": "Ich f\u00fchle \u2639"})
+    (tmp_path / "in.txt").write_text("Hi\n")
+    asked = pick(conversation.RespondOptions, respond.parse_args(["--file", str(tmp_path / "in.txt")]))
+    conversation.respond_to_file(lambda: None, str(tmp_path / "in.txt"), None, asked)
+    assert json.loads(screen.buffer.getvalue().splitlines()[1]) == {"reply": "Ich f\u00fchle \u2639"}
 
 
 @pytest.mark.parametrize("words", [[], ["--output", "r.jsonl"], ["--file", "-"]])

@@ -133,10 +133,10 @@ def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make,
         stages.settle_outcome(outcome, todo)
 
 
-@pytest.mark.parametrize("full", ["log", "screen"])
+@pytest.mark.parametrize("full", ["log", "screen", "ascii"])
 def test_a_stage_ends_though_nothing_takes_its_output(make, tmp_path, full, monkeypatch):
     todo = make({"talk": (0, ()), "b": (0, ("talk",))})
-    todo[0].command[:] = ["-c", "print('word ' * 100_000)"]  # more than a pipe holds
+    todo[0].command[:] = ["-c", "print('word\\n' * 100_000)"]  # more than a pipe holds
     if full == "log":
         (tmp_path / "logs" / "01--c.log").mkdir(parents=True)
     else:
@@ -144,6 +144,8 @@ def test_a_stage_ends_though_nothing_takes_its_output(make, tmp_path, full, monk
 
         def only_in_main(*words, **more):
             if threading.current_thread() is not end:
+                if full == "ascii":
+                    "\u2639".encode("ascii")  # raises as print does
                 raise BrokenPipeError(32, "Broken pipe")
             said(*words, **more)
 
