@@ -236,7 +236,7 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
         outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
     if box.gather:
         left = box.gather()
-        print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  too large: {x}" for x in left)]))
+        print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  left out: {x}" for x in left)]))
     stages.settle_outcome(outcome, todo)
     if name == "sample":
         page = folder / "page.md"

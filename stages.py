@@ -185,6 +185,22 @@ def handling(stop: Callable) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def none_left(running: dict[int, Process]) -> Iterator[None]:
+    """What still runs when the block ends with an error is told to stop, and waited for while it saves: in a
+    session of its own nothing else reaches it."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.process.terminate()
+        for process in running.values():
+            try:
+                process.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.process.kill()
+
+
 def visible_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -256,7 +272,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
         stop(signal.SIGTERM)
         return time.monotonic() + GRACE
 
-    with handling(stop):
+    with handling(stop), none_left(running):
         if time.monotonic() >= deadline:  # an earlier run has filled the box
             deadline = times_up()
         while True:

@@ -194,6 +194,33 @@ def test_a_disk_that_is_full_of_what_was_gathered_stops_no_stage(make, tmp_path,
     assert "not gathered: " in capsys.readouterr().out
 
 
+def test_an_error_leaves_no_stage_running(make, tmp_path):
+    def broken():
+        while "begin b" not in order(tmp_path):
+            time.sleep(0.05)
+        raise RuntimeError("not foreseen")
+
+    todo = make({"a": (0, ()), "b": (60, ())})
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="not foreseen"):
+        run(todo, tmp_path, parallel=2, gather=broken)
+    assert time.monotonic() - began < 30 and (tmp_path / "b.saved").exists()
+
+
+def test_weights_that_cannot_be_read_are_left_out_and_the_rest_is_gathered(tmp_path):
+    for name in ("cut", "good"):
+        (tmp_path / "saved" / "t5" / name).mkdir(parents=True)
+        (tmp_path / "saved" / "t5" / name / "result.json").write_text("{}", encoding="utf-8")
+        save_file({"w": torch.rand(9)}, tmp_path / "saved" / "t5" / name / "model.safetensors")
+    cut = tmp_path / "saved" / "t5" / "cut" / "model.safetensors"
+    cut.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    target = tmp_path / "results" / "gathered"
+    (left,) = gather(Paths(tmp_path), target)
+    assert left.startswith("saved/t5/cut/model.safetensors (cannot be read: ")
+    assert (target / "saved/t5/good/model.safetensors").exists()
+    assert (target / "saved/t5/cut/result.json").exists()
+
+
 def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):
     for name, numbers in (("small", 1_000), ("large", 2_000_000)):
         run_folder = tmp_path / "saved" / "t5" / name
