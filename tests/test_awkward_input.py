@@ -277,6 +277,19 @@ def test_turns_that_score_has_written_into_a_cell_are_turns_again(tmp_path):
     assert found == [("My dog died.", "[sigh] no"), ("[sigh] no",)]
 
 
+def test_a_comma_in_a_place_is_no_second_seed(tmp_path, monkeypatch):
+    (tmp_path / "wö rk, a=b").mkdir()
+    (tmp_path / "wö rk, a=b" / "run.tsv").write_text("")
+    for name in ("one.tsv", "two.tsv"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    whole = "x=wö rk, a=b/run.tsv"
+    assert evaluate_responses.parse_args([whole]).runs == [whole]
+    assert options.named_places(whole) == ("x", ["wö rk, a=b/run.tsv"])
+    assert options.named_places("x=one.tsv,two.tsv") == ("x", ["one.tsv", "two.tsv"])
+    assert options.named_places("x=") == ("x", [])
+
+
 def test_a_line_without_a_reply_keeps_its_own_name(monkeypatch):
     asked = pick(conversation.RespondOptions, respond.parse_args([]))
     monkeypatch.setattr(conversation, "reply", lambda _, turns, __: turns)
