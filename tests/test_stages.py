@@ -179,6 +179,65 @@ def test_a_record_of_seconds_alone_still_counts(tmp_path):
     assert not record.finished(changed) and "train_t5.py --lr 1." in record.another(changed)
 
 
+#: writes an empty mark below a workdir, with a note of its command where the stage is to have one
+MAKE = """
+import json, pathlib, sys, time
+file, noted = pathlib.Path(sys.argv[1]), sys.argv[2:] == ["noted"]
+file.parent.mkdir(parents=True, exist_ok=True)
+time.sleep(0.5)  # others begin and end beside it
+file.write_text("{}")
+if noted:
+    name = "environment.json" if file.name == "result.json" else f"{file.name}.origin.json"
+    command = " ".join(["python", *sys.orig_argv[1:]])
+    file.with_name(name).write_text(json.dumps({"command": command}))
+"""
+MADE = ("saved/t5/a/result.json", "data/empathetic_dialogues/train_labels.csv", "results/b/metrics.json")
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_stage_has_finished_only_while_what_it_made_stands(tmp_path, parallel, capsys):
+    script, record = tmp_path / "make.py", tmp_path / "results" / "sample" / "stages.json"
+    script.write_text(MAKE, encoding="utf-8")
+    lines = [f"{script} {tmp_path / mark}{' noted' * (parallel > 1)}" for mark in MADE]
+    todo = plan({"all": Group(lines)}, ".", "download", Changes())
+
+    def again() -> str:
+        outcome = stages.run(todo, stages.Record(record), tmp_path / "logs", stages.Box(parallel))
+        assert outcome.left == []
+        return capsys.readouterr().out
+
+    again()
+    assert again().count("  finished before, in") == 3
+    for mark in MADE:
+        (tmp_path / mark).unlink()
+        said = again()
+        assert f"finished before, but {tmp_path / mark} is gone: it runs again" in said
+        assert (tmp_path / mark).exists() and said.count("  finished before, in") == 2
+    entries = json.loads(record.read_text(encoding="utf-8"))
+    assert {key.split()[1].removeprefix(f"{tmp_path}/"): e["made"] for key, e in entries.items()} == {
+        mark: [mark] for mark in MADE
+    }
+    for entry in entries.values():  # as older records are
+        del entry["made"]
+    record.write_text(json.dumps(entries), encoding="utf-8")
+    (tmp_path / MADE[0]).unlink()
+    assert again().count("  finished before, in") == 3
+
+
+def test_what_stages_beside_each_other_made_without_a_note_is_laid_to_none_of_them(tmp_path):
+    script, record = tmp_path / "make.py", tmp_path / "results" / "sample" / "stages.json"
+    script.write_text(MAKE, encoding="utf-8")
+    lines = [f"{script} {tmp_path / mark}" for mark in MADE]
+    todo = plan({"all": Group(lines)}, ".", "download", Changes())
+    assert stages.run(todo, stages.Record(record), tmp_path / "logs", stages.Box(3)).left == []
+    assert not any("made" in entry for entry in json.loads(record.read_text(encoding="utf-8")).values())
+
+
+def test_a_sample_whose_case_studies_are_gone_says_how_they_come_back(tmp_path):
+    with pytest.raises(UserError, match="case_studies.md: gone; remove metrics.json and stages.json"):
+        reproduce.sample_page(tmp_path)
+
+
 def test_what_has_finished_is_gathered_while_the_others_run(make, tmp_path):
     todo, seen = make({"a": (0, ()), "b": (3, ()), "c": (0, ("a",))}), []
     run(todo, tmp_path, parallel=2, gather=lambda: seen.append(order(tmp_path)))
