@@ -291,8 +291,8 @@ def after_training(run: Path, split: str | None, workdir: Path) -> str:
     return table(run, split, workdir) if split else replies(run, "test", workdir)
 
 
-def replies(run: Path, split: str, workdir: Path | None = None) -> str:
-    """What writes a finished generator's predictions for a split."""
+def replies(run: Path, split: str, workdir: Path | None = None, **flags: object) -> str:
+    """What writes a finished generator's predictions for a split. `flags`: of the decoding."""
     model, family = kind_of(run)
     script = GENERATORS.get("causal-lm" if model == "CausalGenerator" else family, GENERATORS["t5"])
     file = "predictions.tsv" if split == "test" else f"predictions_{split}.tsv"
@@ -302,6 +302,7 @@ def replies(run: Path, split: str, workdir: Path | None = None) -> str:
         inference=run,
         predict_split=None if split == "test" else split,
         overwrite=(Path(run) / file).exists(),
+        **flags,
     )
 
 

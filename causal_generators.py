@@ -400,7 +400,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         loop.make_room()
         return predict(folder, load(folder, paths, session, base), split, command, session)
 
-    return to_the_end(loop, folder, split, of_saved, paths, session)
+    return to_the_end(loop, folder, split, of_saved, command.decoding, paths, session)
 
 
 def predict(

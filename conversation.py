@@ -329,9 +329,12 @@ def respond_to_file(
             refuse_indented(handle.read().strip(), place)
             handle.seek(0)
         responder = opened()
+        # letters that the screen's encoding lacks are escaped as JSON does it, else no reader takes the line
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        narrow = not output and not encoding.lower().startswith("utf")
 
         def answered(number: int, text: str) -> str:
-            return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=False)
+            return json.dumps(answer_line(responder, options, number, text, place), ensure_ascii=narrow)
 
         if output:
             asked = list(lines_of(handle))

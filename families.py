@@ -15,9 +15,9 @@ from dataloaders import SplitData
 from metrics import count_words, perplexity
 from objectives import Distance, Draw, EnergyScore, ReplyObjective, SampledReplies
 from options import DIMENSIONS, SENTIMENT, Paths, UserError
-from predicting import likelihood_key, prediction_files
+from predicting import likelihood_key, otherwise_decoded, prediction_files
 from session import Session
-from settings import SampledOptions
+from settings import Decoding, SampledOptions, given_flags
 from training import Loop
 
 
@@ -118,17 +118,22 @@ def to_the_end(
     folder: Path,
     split: str | None,
     predict: Callable[[str], dict[str, float]],
+    decoding: Decoding,
     paths: Paths,
     session: Session,
 ) -> dict:
     """The result of a run: trained, the kept weights measured, `split` replied to by `predict` (None: not),
-    and finished."""
+    and finished. `decoding`: how `predict` replies."""
     result = loop.train()
     if result.get("already_finished"):
-        if split and not prediction_files(folder, split)[0].exists():  # they were not asked for then
+        predictions = prediction_files(folder, split)[0] if split else None
+        if split and predictions and not predictions.exists():  # they were not asked for then
             session.say(f"next, its replies: {advice.replies(folder, split, paths.root)}")
-        else:
-            session.say(f"next: {advice.after_training(folder, split, paths.root)}")
+            return result
+        if split and predictions and (other := otherwise_decoded(predictions, decoding)):
+            anew = advice.replies(folder, split, paths.root, **given_flags(decoding))
+            session.say(f"{predictions}: still as they were written ({'; '.join(other)}); anew with: {anew}")
+        session.say(f"next: {advice.after_training(folder, split, paths.root)}")
         return result
     result |= {"valid": loop.measure()}
     if split and session.main:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bundled import is_bundled
@@ -23,7 +24,7 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
     as fit into `limit` bytes together; small ones first. What was gathered before is replaced, when all is
     there.
 
-    Returns what was left out, each with its size.
+    Returns what was left out, each with its size, or with why it cannot be read.
     """
     part = target.with_name(f".{target.name}")
     shutil.rmtree(part, ignore_errors=True)
@@ -45,7 +46,11 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
         if used + size // 2 > limit:  # half precision halves it at best: not worth reading
             left.append(f"{paths.note(file)} (at least {size / 2 / MEGABYTE:.1f} MB in half precision)")
             continue
-        weights = {name: half(tensor) for name, tensor in load_file(file).items()}
+        try:
+            weights = {name: half(tensor) for name, tensor in load_file(file).items()}
+        except (OSError, SafetensorError) as error:  # cut, a pointer of git-lfs, or gone by now
+            left.append(f"{paths.note(file)} (cannot be read: {error})")
+            continue
         size = sum(tensor.nbytes for tensor in weights.values()) + MEGABYTE // 10  # names and shapes
         if used + size > limit:
             left.append(f"{paths.note(file)} ({size / MEGABYTE:.1f} MB in half precision)")

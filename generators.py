@@ -281,7 +281,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         assert predicted
         return write_predictions(folder, model, tokenizer, split, predicted, command.decoding, session, paths)
 
-    return to_the_end(loop, folder, split, predict, paths, session)
+    return to_the_end(loop, folder, split, predict, command.decoding, paths, session)
 
 
 def run_sources(

@@ -333,10 +333,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def named_places(text: str) -> tuple[str, list[str]]:
     """(name, places) of one system on the command line: a place, or NAME=place,place,... for several seeds of
-    one; the name may be empty."""
+    one; the name may be empty. A comma in a place that is there as a whole parts nothing."""
     name, equals, places = text.partition("=")
-    if not name or not equals or Path(text).exists():
+    if not name or not equals or os.path.exists(text):
         return "", [text]
+    if os.path.exists(places):
+        return name, [places]
     return name, [place for place in places.split(",") if place]
 
 
@@ -383,7 +385,7 @@ def in_the_workdir(flags: Mapping[str, Any]) -> list[str]:
         for text in value if isinstance(value, list) else [value]:
             if name in ("workdir", "output") or not isinstance(text, str) or "/" not in text:
                 continue
-            for place in text.partition("=")[2].split(",") if "=" in text else [text]:
+            for place in named_places(text)[1]:
                 there = root / place
                 if there != Path(place) and not os.path.exists(place) and os.path.exists(there):
                     out.append(
@@ -470,10 +472,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
+def show_every_letter() -> None:
+    """A letter that the terminal's encoding lacks is shown by its number, and ends no script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a closed stream is None
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[], object]) -> None:
     """Entry point of a script: what the user can mend (a `UserError`, a place that cannot be written, a
     package that is not there) becomes one plain message and exit code 2, Ctrl-C outside of training 130."""
     name = Path(sys.argv[0]).name
+    show_every_letter()
     waiting = threading.Timer(PATIENCE, say_loading, [name])
     waiting.daemon = True
     waiting.start()

@@ -45,8 +45,12 @@ def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[s
     """
     banned = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     banned += without_word(tokenizer, vocabulary)
-    arguments: dict[str, Any] = {"suppress_tokens": [i for i in banned if i is not None]}
-    arguments["max_new_tokens"] = decoding.max_new_tokens
+    return {"suppress_tokens": [i for i in banned if i is not None], **of_flags(decoding)}
+
+
+def of_flags(decoding: Decoding) -> dict[str, Any]:
+    """What of it the decoding's flags alone say."""
+    arguments: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens}
     if decoding.no_repeat_ngram:
         arguments["no_repeat_ngram_size"] = decoding.no_repeat_ngram
     if decoding.beams > 1:
@@ -56,6 +60,17 @@ def decoding_arguments(decoding: Decoding, tokenizer, vocabulary: int) -> dict[s
     if decoding.replies > 1:
         arguments["num_return_sequences"] = decoding.replies
     return arguments | {"do_sample": True, "top_k": decoding.top_k, "temperature": decoding.temperature}
+
+
+def otherwise_decoded(predictions: Path, decoding: Decoding) -> list[str]:
+    """In which of transformers' arguments replies were written otherwise than `decoding` asks, each with both
+    values; none where the note beside them does not say."""
+    noted, asked = storage.read_origin(predictions).get("decoding"), of_flags(decoding)
+    if not isinstance(noted, dict):
+        return []
+    names = sorted(noted.keys() - {"suppress_tokens"} | asked.keys())
+    other = [name for name in names if noted.get(name) != asked.get(name)]
+    return [f"{name} {noted.get(name, 'none')}, now {asked.get(name, 'none')}" for name in other]
 
 
 @contextlib.contextmanager

@@ -260,6 +260,7 @@ class Stage:
     key: str  # what it is remembered by: the line after this call's flags, wherever the workdir lies
     identity: str  # of `key` and of all that it builds on
     after: tuple[int, ...]  # places in the plan of what it builds on
+    reads: tuple[str, ...] = ()  # digests of what else it is of: with others it has not finished
 
 
 def plan(recipe: Recipe, workdir: str, source: str, changes: Changes) -> list[Stage]:

@@ -110,6 +110,8 @@ def open_text(path: Path | str) -> TextIO:
     """A file, or standard input for "-", as text; a byte that is not UTF-8 arrives as a lone surrogate."""
     how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     if str(path) == "-":
+        if sys.stdin is None:  # as a shell's <&- leaves it
+            raise UserError("-: there is no standard input; give a file")
         return io.TextIOWrapper(sys.stdin.buffer, **how)
     try:
         return open(path, **how)

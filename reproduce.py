@@ -199,7 +199,13 @@ def flags_of(script: str) -> set[str]:
 
 def sample_page(folder: Path) -> str:
     """A bundled model's replies, where there are some, then the case studies of the tiny models."""
-    cases = (folder / "case_studies.md").read_text(encoding="utf-8")
+    studies = folder / "case_studies.md"
+    if not studies.exists():
+        raise UserError(
+            f"{studies}: gone; remove metrics.json and stages.json there, too, and the same call makes it "
+            "again"
+        )
+    cases = studies.read_text(encoding="utf-8")
     replies, run = folder / "replies.jsonl", bundled.generator(None)
     if run is None or not replies.exists():
         return cases
@@ -236,7 +242,7 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
         outcome = stages.run(todo, stages.Record(folder / "stages.json"), folder / "logs", box)
     if box.gather:
         left = box.gather()
-        print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  too large: {x}" for x in left)]))
+        print("\n" + "\n".join([f"gathered: {folder / 'gathered'}", *(f"  left out: {x}" for x in left)]))
     stages.settle_outcome(outcome, todo)
     if name == "sample":
         page = folder / "page.md"

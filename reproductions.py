@@ -127,7 +127,7 @@ def gather_places(table: Table, rows: Sequence[Row], request: Request) -> list[s
     for place in there:
         name = "-".join(place.relative_to(request.workdir).parts) or "workdir"
         left = gather(Paths(place), target / name, LIMIT // len(there))
-        said += [f"gathered: {target / name}", *(f"  too large: {x}" for x in left)]
+        said += [f"gathered: {target / name}", *(f"  left out: {x}" for x in left)]
     return said
 
 

@@ -69,7 +69,10 @@ def parse_args(argv=None):
     if args.turns and args.file:
         problems.append("give either a dialogue as arguments or dialogues with --file")
     problems += check_output(args.output, [args.file, args.pool], (".jsonl", ".ndjson"))
-    if args.output and (args.turns or (not args.file and sys.stdin.isatty())):
+    closed = sys.stdin is None  # as a shell's <&- leaves it
+    if closed and not args.turns and args.file in (None, "-"):
+        problems.append("no standard input; give the dialogue as arguments or --file")
+    if args.output and (args.turns or (not args.file and not closed and sys.stdin.isatty())):
         problems.append(
             "--output: only for --file or standard input; a conversation is kept with its command /save FILE"
         )

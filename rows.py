@@ -190,7 +190,11 @@ def evaluation(
     stage = plan({"table": Group([line])}, workdir, request.source, request.changes)[0]
     # the table of fewer runs that an earlier call has left is replaced
     parts = [stage.identity, *(s.identity for s in built_on), *digests(request.systems), *judges_in(workdir)]
-    return replace(stage, command=[*stage.command, "--overwrite"], identity="-".join(parts))
+    # a run that was trained again under the same command is to be measured again
+    ends = [folder / "result.json" for run in runs for folder in folders_of(run, workdir)]
+    reads = tuple(storage.sha256(file)[:16] for file in ends if file.exists())
+    command = [*stage.command, "--overwrite"]
+    return replace(stage, command=command, identity="-".join(parts), reads=reads)
 
 
 def folders_of(run: str, workdir: str) -> list[Path]:

@@ -64,6 +64,12 @@ class Decoding:
     replies: int = 1  # to each context
 
 
+def given_flags(decoding: Decoding) -> dict[str, Any]:
+    """The flags of a decoding for a printed command, without those that change nothing."""
+    usual = {field.name: field.default for field in dataclasses.fields(decoding)}
+    return {name: value for name, value in vars(decoding).items() if value != usual[name]}
+
+
 @dataclass(frozen=True)
 class SampledOptions:
     """A loss on replies that the model samples (`add_sampled_flags` says what each flag means)."""

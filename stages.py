@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import advice
 import runs
 import storage
 from options import HERE, Paths, UserError
@@ -26,17 +27,32 @@ GRACE = 60  # seconds in which a stage that was told to stop saves; then it is k
 NEVER = float("inf")
 #: where two calls would write one stages.json
 BUSY = "another reproduce.py is at work there; wait for it, or choose another --workdir"
+#: what stages write last, seen from the workdir: while these files stand, what a stage made is there
+MARKS = (
+    "data/prepared.json",
+    "data/dpr/*.json",
+    "data/*/*_labels.csv",
+    "data/*/*_dpr.csv",
+    "saved/**/*_labels.csv",
+    "saved/**/*_dpr.csv",
+    "saved/**/result.json",
+    "saved/**/predictions*.tsv",
+    "results/*/*.json",
+    "results/*/*.jsonl",
+)
 
 
 # ------------------------------------------------------------------------------------- what finished before
 
 
 class Record:
-    """WORKDIR/results/NAME/stages.json: {command: seconds, whether it finished, and what it was built on}."""
+    """WORKDIR/results/NAME/stages.json: {command: seconds, whether it finished, what it was built on and what
+    it made}."""
 
     def __init__(self, file: Path):
         self.file = file
-        self.prepared = Paths(file.absolute().parents[2]).data / "prepared.json"
+        self.root = file.absolute().parents[2]
+        self.prepared = Paths(self.root).data / "prepared.json"
         self.entries: dict[str, dict] = {}
         for key, entry in storage.read_if_there(file).items():
             # once a number stood here: the seconds of the recipe's own line
@@ -50,14 +66,53 @@ class Record:
         if script_of(stage.command) != "prepare_data.py" and self.prepared.exists():
             data = storage.sha256(self.prepared)
             same &= entry.get("data", data) == data
-        return bool(entry.get("finished")) and same
+        same &= entry.get("reads", list(stage.reads)) == list(stage.reads)
+        return bool(entry.get("finished")) and same and not self.gone(stage)
+
+    def gone(self, stage: Stage) -> str:
+        """The first file that the stage made and that stands no more; empty where all do, and of older
+        records, which do not say what was made."""
+        made = self.entries.get(stage.key, {}).get("made", [])
+        return next((mark for mark in made if not (self.root / mark).exists()), "")
+
+    def standing(self) -> dict[str, int]:
+        """{each of `MARKS`, seen from the workdir: when it was written}."""
+        found = {}
+        for file in (file for pattern in MARKS for file in self.root.glob(pattern)):
+            with contextlib.suppress(FileNotFoundError):  # a stage that is running took it away
+                if file != self.file.absolute() and not file.name.endswith(".origin.json"):
+                    found[file.relative_to(self.root).as_posix()] = file.stat().st_mtime_ns
+        return found
+
+    def made(self, stage: Stage, before: dict[str, int] | None) -> list[str]:
+        """The marks of what a stage made: those whose notes name its command, or, where they name none, those
+        that are other than `before` it (None: other stages ran beside it, and could have made them)."""
+        own = ["python", *stage.command]
+        found = []
+        for mark, written in self.standing().items():
+            file = self.root / mark
+            if file.suffix == ".tsv" and "--inference" not in stage.command:
+                continue  # a training that has finished does not write its replies again
+            note = "environment.json" if file.name == "result.json" else f"{file.name}.origin.json"
+            noted, _ = advice.noted_command(file.with_name(note))
+            changed = before is not None and before.get(mark) != written
+            if noted == own or (not noted and changed):
+                found.append(mark)
+        return found
 
     def seconds(self, stage: Stage) -> float:
         """Of all calls together."""
         return float(self.entries.get(stage.key, {}).get("seconds", 0.0))
 
-    def add(self, stage: Stage, seconds: float, finished: bool, commit: str = "unknown") -> None:
-        """`commit`: the project's, as the stage began."""
+    def add(
+        self,
+        stage: Stage,
+        seconds: float,
+        finished: bool,
+        commit: str = "unknown",
+        made: Sequence[str] = (),
+    ) -> None:
+        """`commit`: the project's, as the stage began; `made`: marks of what it made."""
         before = 0.0 if self.entries.get(stage.key, {}).get("finished") else self.seconds(stage)
         self.entries[stage.key] = {
             "seconds": round(before + seconds, 1),
@@ -66,6 +121,10 @@ class Record:
             "finished": finished,
             "commit": commit,
         }
+        if stage.reads:
+            self.entries[stage.key]["reads"] = list(stage.reads)
+        if finished and made:
+            self.entries[stage.key]["made"] = list(made)
         if self.prepared.exists():
             self.entries[stage.key]["data"] = storage.sha256(self.prepared)
         storage.write_json(self.file, self.entries)
@@ -73,6 +132,8 @@ class Record:
     def another(self, stage: Stage) -> str:
         """Why what stands here already is not this stage's; empty where nothing does."""
         if self.entries.get(stage.key, {}).get("finished"):
+            if mark := self.gone(stage):
+                return f"finished before, but {self.root / mark} is gone: it runs again"
             return "finished before, but what it builds on is another today: it runs again"
         others = [k for k, e in self.entries.items() if e.get("line") == stage.line and e.get("finished")]
         if not others:
@@ -101,7 +162,7 @@ class Process:
         """`gpu`: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; without one, all."""
         log.parent.mkdir(parents=True, exist_ok=True)
         # on a terminal standard error stays there, for the progress bars; elsewhere it goes into the log too
-        alone = threads == 0 and sys.stderr.isatty()
+        alone = threads == 0 and sys.stderr is not None and sys.stderr.isatty()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if threads:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -132,7 +193,7 @@ class Process:
                 for line in self.process.stdout:
                     print(self.prefix + line, end="", flush=True)
                     out.write(line)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a letter that the screen's encoding lacks
             self.unsaid = f" ({error}: the rest of its output is lost)"
             for _ in self.process.stdout:
                 pass
@@ -185,6 +246,22 @@ def handling(stop: Callable) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def none_left(running: dict[int, Process]) -> Iterator[None]:
+    """What still runs when the block ends with an error is told to stop, and waited for while it saves: in a
+    session of its own nothing else reaches it."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.process.terminate()
+        for process in running.values():
+            try:
+                process.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.process.kill()
+
+
 def visible_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -202,6 +279,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     Several at once share the GPUs evenly, each stage on one.
     """
     outcome, running = Outcome(), dict[int, Process]()
+    before = dict[int, dict[str, int] | None]()  # the marks that stood as each stage began, see Record.made
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     finished: set[int] = set()
     gathered = 0
@@ -222,13 +300,16 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
             print(f"  finished before, in {record.seconds(stage):.0f} s", flush=True)
             finished.add(place)
             return
-        if other := record.another(stage):
-            print(f"  {other}", flush=True)
+        if why := record.another(stage):
+            print(f"  {why}", flush=True)
         script = Path(script_of(stage.command)).name.removesuffix(".py")
         log = logs / f"{place + 1:02d}-{script}.log"
         prefix = f"  [{place + 1}] " if threads else "  "
         busy = [process.gpu for process in running.values()]
         gpu = min(gpus, key=busy.count) if len(gpus) > 1 else ""
+        for other in running:
+            before[other] = None
+        before[place] = None if running else record.standing()
         running[place] = Process(stage.command, log, lambda: ended.put(place), prefix, threads, gpu)
         if outcome.stopped:  # the signal came while it began
             running[place].process.send_signal(outcome.stopped)
@@ -236,7 +317,8 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     def end(place: int) -> None:
         process = running.pop(place)
         code = process.process.returncode
-        record.add(stages[place], time.monotonic() - process.began, code == 0, process.commit)
+        made = record.made(stages[place], before[place]) if code == 0 else []
+        record.add(stages[place], time.monotonic() - process.began, code == 0, process.commit, made)
         if code == 0:
             finished.add(place)
         elif not outcome.stopped:
@@ -256,7 +338,7 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
         stop(signal.SIGTERM)
         return time.monotonic() + GRACE
 
-    with handling(stop):
+    with handling(stop), none_left(running):
         if time.monotonic() >= deadline:  # an earlier run has filled the box
             deadline = times_up()
         while True:

@@ -173,8 +173,15 @@ def replacing(outputs: list[Path], aside: Path):
     not.
 
     Meanwhile it waits in the folder `aside`, on the same file system, so the names of `outputs` must differ.
-    After a kill `restore` puts it back.
+    After a kill `restore` puts it back. Raises `UserError`, with nothing moved, for an output on another one.
     """
+    whole = aside.parent
+    for path in outputs:
+        if path.exists() and path.lstat().st_dev != whole.stat().st_dev:  # a link itself can be moved
+            raise UserError(
+                f"{path}: on another disk than {whole}, so it cannot be set aside there; link the whole "
+                f"{whole} to that disk instead, or give another --workdir"
+            )
     aside.mkdir(parents=True, exist_ok=True)
     for path in outputs:
         if path.exists():

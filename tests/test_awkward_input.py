@@ -1,5 +1,6 @@
 """What people bring and do: each wrong thing is one plain message, and nothing is lost or read as another."""
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import conversation
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
+import options
 import own_dialogues
 import probe_critics
 import records
@@ -191,6 +193,32 @@ def test_a_conversation_on_a_terminal_has_no_output_which_is_said_before_anythin
     assert "is kept with its command /save FILE" in capsys.readouterr().err
 
 
+def test_a_letter_that_the_terminal_lacks_is_shown_by_its_number(tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # PYTHONIOENCODING=ascii
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("sys.stderr", None)
+    options.run(lambda: print("Ich f\u00fchle \u2639", flush=True))
+    assert screen.buffer.getvalue() == b"Ich f\\xfchle \\u2639\n"
+    # JSON knows no \x: there the letters are escaped as it does it
+    monkeypatch.setattr("conversation.answer_line", lambda *_: {"reply": "Ich f\u00fchle \u2639"})
+    (tmp_path / "in.txt").write_text("Hi\n")
+    asked = pick(conversation.RespondOptions, respond.parse_args(["--file", str(tmp_path / "in.txt")]))
+    conversation.respond_to_file(lambda: None, str(tmp_path / "in.txt"), None, asked)
+    assert json.loads(screen.buffer.getvalue().splitlines()[1]) == {"reply": "Ich f\u00fchle \u2639"}
+
+
+@pytest.mark.parametrize("words", [[], ["--output", "r.jsonl"], ["--file", "-"]])
+def test_a_dialogue_is_not_read_where_there_is_no_standard_input(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)  # python respond.py <&-
+    with pytest.raises(SystemExit):
+        respond.parse_args(words)
+    said = capsys.readouterr().err
+    assert "no standard input; give the dialogue as arguments or --file" in said
+    assert respond.parse_args(["Hello"]).turns and respond.parse_args(["--file", "mine.jsonl"]).file
+    with pytest.raises(UserError, match="no standard input; give a file"):
+        records.read_records("-")
+
+
 def test_a_file_that_cannot_be_answered_is_refused_before_a_generator_is_opened(tmp_path):
     asked = pick(conversation.RespondOptions, respond.parse_args([]))
     indented, kept = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
@@ -247,6 +275,19 @@ def test_turns_that_score_has_written_into_a_cell_are_turns_again(tmp_path):
     (tmp_path / "a.csv").write_text('reply,history\nOh.,"[""My dog died."", ""[sigh] no""]"\nOh.,[sigh] no\n')
     found = records.read_records(tmp_path / "a.csv").turns("history")
     assert found == [("My dog died.", "[sigh] no"), ("[sigh] no",)]
+
+
+def test_a_comma_in_a_place_is_no_second_seed(tmp_path, monkeypatch):
+    (tmp_path / "wö rk, a=b").mkdir()
+    (tmp_path / "wö rk, a=b" / "run.tsv").write_text("")
+    for name in ("one.tsv", "two.tsv"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    whole = "x=wö rk, a=b/run.tsv"
+    assert evaluate_responses.parse_args([whole]).runs == [whole]
+    assert options.named_places(whole) == ("x", ["wö rk, a=b/run.tsv"])
+    assert options.named_places("x=one.tsv,two.tsv") == ("x", ["one.tsv", "two.tsv"])
+    assert options.named_places("x=") == ("x", [])
 
 
 def test_a_line_without_a_reply_keeps_its_own_name(monkeypatch):

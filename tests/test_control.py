@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import Killed
 from test_causal_models import make_tokenizer, save_llama
 
 import control
@@ -138,6 +139,14 @@ def test_another_ranker_samples_nothing_again_and_an_interrupted_call_goes_on(
     assert one == two
     with pytest.raises(UserError, match="already there.*--overwrite"):
         control.main([*words, "--ranker", "tfidf"])
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(steering, "page", killed)
+    with pytest.raises(Killed):
+        control.main([*words, "--ranker", "tfidf", "--overwrite"])
+    assert not (results / "control" / "metrics.json").exists(), "figures of before beside a table of now"
 
 
 def test_marks_are_a_way_of_control_where_the_generator_reads_them(trained_copy, flags, tmp_path):

@@ -8,8 +8,10 @@ import io
 import json
 import re
 import shutil
+import tempfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -445,6 +447,20 @@ def test_a_bad_source_with_overwrite_leaves_the_old_outputs(corpus, workdir, tmp
         prepare(source, workdir, "--split", "grouped", "--overwrite")
     after = contents(workdir)
     assert [str(name) for name in before if after.get(name) != before[name]] == []
+
+
+def test_a_folder_of_the_data_on_another_disk_is_refused_before_anything_is_moved(corpus, workdir):
+    shared, data = Path("/dev/shm"), Paths(workdir).data
+    if not shared.is_dir() or shared.stat().st_dev == data.stat().st_dev:
+        pytest.skip("no other file system to link to")
+    with tempfile.TemporaryDirectory(dir=shared) as place:
+        other = Path(place)
+        shutil.move(Paths(workdir).dialogues_dir, other)
+        Paths(workdir).dialogues_dir.symlink_to(other / "empathetic_dialogues")
+        before = contents(workdir) | contents(other)
+        with pytest.raises(UserError, match="original: on another disk than .*link the whole .*--workdir"):
+            prepare(corpus, workdir, "--split", "grouped", "--overwrite")
+        assert contents(workdir) | contents(other) == before
 
 
 def test_a_source_inside_the_outputs_is_never_deleted(corpus, tmp_path):

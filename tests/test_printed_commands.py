@@ -100,6 +100,27 @@ def test_a_run_of_the_last_stages_prints_commands_that_run(place, capsys):
     assert (place / "results" / "evaluation").exists() and len([*(place / "results").iterdir()]) == 2
 
 
+def test_a_finished_run_that_is_asked_for_other_replies_prints_what_writes_them(place, capsys):
+    words = [*short(place), "--size", "tiny", *NO_CRITICS, "--add-exemplars", "none", "--seed", "7"]
+    train_glove_t5.main(words)
+    run = Paths(place).saved / "glove-t5" / "plain"
+    before, weights = (run / "predictions.tsv").read_text(), (run / "model.safetensors").stat().st_mtime_ns
+    train_glove_t5.main(words)  # nothing else is asked for
+    other = [*words, "--max-new-tokens", "9", "--no-repeat-ngram", "3", "--predict-batch-size", "16"]
+    assert len(commands(capsys.readouterr().out)) == 2  # twice the table alone
+    train_glove_t5.main(other)
+    said = capsys.readouterr().out
+    assert "still as they were written (max_new_tokens 5, now 9; no_repeat_ngram_size none, now 3)" in said
+    anew, table = commands(said)
+    assert table[0] == "evaluate_responses.py" and parse(anew, place).inference == str(run)
+    train_glove_t5.main([*anew[1:], "--device", "cpu"])
+    assert (run / "predictions.tsv").read_text() != before
+    assert (run / "model.safetensors").stat().st_mtime_ns == weights  # not trained again
+    capsys.readouterr()
+    train_glove_t5.main(other)
+    assert len(commands(capsys.readouterr().out)) == 1, "these replies are there"
+
+
 def test_preparation_says_what_comes_next(corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "mein Körper"

@@ -348,6 +348,28 @@ def test_other_replies_under_the_same_name_are_another_table(data, tmp_path):
     assert seen[0] == seen[2] != seen[1]
 
 
+def test_a_run_that_was_trained_again_is_measured_again(data, tmp_path):
+    data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
+    data["rows"][0] |= {"result": [], "run": "saved/x/a"}
+    parsed, record = results.parse(data), stages.Record(tmp_path / "results" / "tables" / "stages.json")
+
+    def scoring() -> recipes.Stage:
+        table, row = parsed.tables["retrieval"], parsed.rows["bm25"]
+        stage = evaluation(table, [row], str(tmp_path), request_of(tmp_path), [])
+        assert stage is not None
+        return stage
+
+    trained = tmp_path / "saved" / "x" / "a" / "result.json"
+    storage.write_json(trained, {"seconds": 1.0})
+    record.add(scoring(), 1.0, True)
+    assert record.finished(scoring())
+    storage.write_json(trained, {"seconds": 1.1})  # deleted, and made anew by the same command
+    assert not record.finished(scoring()), "figures of the run of before would be shown as measured now"
+    storage.write_json(trained, {"seconds": 1.0})
+    del record.entries[scoring().key]["reads"]
+    assert record.finished(scoring())  # as older records are
+
+
 def test_a_row_of_seeds_is_one_system_and_is_scored_once_all_of_them_are_there(data, tmp_path):
     data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
     data["rows"][0] |= {"result": [], "run": "seeds=saved/x/a-42,saved/x/a-43"}

@@ -133,10 +133,10 @@ def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make,
         stages.settle_outcome(outcome, todo)
 
 
-@pytest.mark.parametrize("full", ["log", "screen"])
+@pytest.mark.parametrize("full", ["log", "screen", "ascii"])
 def test_a_stage_ends_though_nothing_takes_its_output(make, tmp_path, full, monkeypatch):
     todo = make({"talk": (0, ()), "b": (0, ("talk",))})
-    todo[0].command[:] = ["-c", "print('word ' * 100_000)"]  # more than a pipe holds
+    todo[0].command[:] = ["-c", "print('word\\n' * 100_000)"]  # more than a pipe holds
     if full == "log":
         (tmp_path / "logs" / "01--c.log").mkdir(parents=True)
     else:
@@ -144,6 +144,8 @@ def test_a_stage_ends_though_nothing_takes_its_output(make, tmp_path, full, monk
 
         def only_in_main(*words, **more):
             if threading.current_thread() is not end:
+                if full == "ascii":
+                    "\u2639".encode("ascii")  # raises as print does
                 raise BrokenPipeError(32, "Broken pipe")
             said(*words, **more)
 
@@ -177,6 +179,65 @@ def test_a_record_of_seconds_alone_still_counts(tmp_path):
     assert not record.finished(changed) and "train_t5.py --lr 1." in record.another(changed)
 
 
+#: writes an empty mark below a workdir, with a note of its command where the stage is to have one
+MAKE = """
+import json, pathlib, sys, time
+file, noted = pathlib.Path(sys.argv[1]), sys.argv[2:] == ["noted"]
+file.parent.mkdir(parents=True, exist_ok=True)
+time.sleep(0.5)  # others begin and end beside it
+file.write_text("{}")
+if noted:
+    name = "environment.json" if file.name == "result.json" else f"{file.name}.origin.json"
+    command = " ".join(["python", *sys.orig_argv[1:]])
+    file.with_name(name).write_text(json.dumps({"command": command}))
+"""
+MADE = ("saved/t5/a/result.json", "data/empathetic_dialogues/train_labels.csv", "results/b/metrics.json")
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_stage_has_finished_only_while_what_it_made_stands(tmp_path, parallel, capsys):
+    script, record = tmp_path / "make.py", tmp_path / "results" / "sample" / "stages.json"
+    script.write_text(MAKE, encoding="utf-8")
+    lines = [f"{script} {tmp_path / mark}{' noted' * (parallel > 1)}" for mark in MADE]
+    todo = plan({"all": Group(lines)}, ".", "download", Changes())
+
+    def again() -> str:
+        outcome = stages.run(todo, stages.Record(record), tmp_path / "logs", stages.Box(parallel))
+        assert outcome.left == []
+        return capsys.readouterr().out
+
+    again()
+    assert again().count("  finished before, in") == 3
+    for mark in MADE:
+        (tmp_path / mark).unlink()
+        said = again()
+        assert f"finished before, but {tmp_path / mark} is gone: it runs again" in said
+        assert (tmp_path / mark).exists() and said.count("  finished before, in") == 2
+    entries = json.loads(record.read_text(encoding="utf-8"))
+    assert {key.split()[1].removeprefix(f"{tmp_path}/"): e["made"] for key, e in entries.items()} == {
+        mark: [mark] for mark in MADE
+    }
+    for entry in entries.values():  # as older records are
+        del entry["made"]
+    record.write_text(json.dumps(entries), encoding="utf-8")
+    (tmp_path / MADE[0]).unlink()
+    assert again().count("  finished before, in") == 3
+
+
+def test_what_stages_beside_each_other_made_without_a_note_is_laid_to_none_of_them(tmp_path):
+    script, record = tmp_path / "make.py", tmp_path / "results" / "sample" / "stages.json"
+    script.write_text(MAKE, encoding="utf-8")
+    lines = [f"{script} {tmp_path / mark}" for mark in MADE]
+    todo = plan({"all": Group(lines)}, ".", "download", Changes())
+    assert stages.run(todo, stages.Record(record), tmp_path / "logs", stages.Box(3)).left == []
+    assert not any("made" in entry for entry in json.loads(record.read_text(encoding="utf-8")).values())
+
+
+def test_a_sample_whose_case_studies_are_gone_says_how_they_come_back(tmp_path):
+    with pytest.raises(UserError, match="case_studies.md: gone; remove metrics.json and stages.json"):
+        reproduce.sample_page(tmp_path)
+
+
 def test_what_has_finished_is_gathered_while_the_others_run(make, tmp_path):
     todo, seen = make({"a": (0, ()), "b": (3, ()), "c": (0, ("a",))}), []
     run(todo, tmp_path, parallel=2, gather=lambda: seen.append(order(tmp_path)))
@@ -190,6 +251,33 @@ def test_a_disk_that_is_full_of_what_was_gathered_stops_no_stage(make, tmp_path,
     todo = make({"a": (0, ()), "b": (1, ())})
     assert run(todo, tmp_path, parallel=2, gather=full).left == []
     assert "not gathered: " in capsys.readouterr().out
+
+
+def test_an_error_leaves_no_stage_running(make, tmp_path):
+    def broken():
+        while "begin b" not in order(tmp_path):
+            time.sleep(0.05)
+        raise RuntimeError("not foreseen")
+
+    todo = make({"a": (0, ()), "b": (60, ())})
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="not foreseen"):
+        run(todo, tmp_path, parallel=2, gather=broken)
+    assert time.monotonic() - began < 30 and (tmp_path / "b.saved").exists()
+
+
+def test_weights_that_cannot_be_read_are_left_out_and_the_rest_is_gathered(tmp_path):
+    for name in ("cut", "good"):
+        (tmp_path / "saved" / "t5" / name).mkdir(parents=True)
+        (tmp_path / "saved" / "t5" / name / "result.json").write_text("{}", encoding="utf-8")
+        save_file({"w": torch.rand(9)}, tmp_path / "saved" / "t5" / name / "model.safetensors")
+    cut = tmp_path / "saved" / "t5" / "cut" / "model.safetensors"
+    cut.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    target = tmp_path / "results" / "gathered"
+    (left,) = gather(Paths(tmp_path), target)
+    assert left.startswith("saved/t5/cut/model.safetensors (cannot be read: ")
+    assert (target / "saved/t5/good/model.safetensors").exists()
+    assert (target / "saved/t5/cut/result.json").exists()
 
 
 def test_what_is_gathered_stays_below_its_limit_small_things_first(tmp_path):

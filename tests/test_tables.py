@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Killed
 from sacrebleu.metrics import BLEU
 from test_causal_models import make_tokenizer, save_llama
 from transformers import LlamaConfig
@@ -429,6 +430,26 @@ def test_every_reply_that_answers_no_item_is_listed_beside_the_table(prepared, t
     (tmp_path / "mine.txt").write_text("".join(lines[:-4]), encoding="utf-8")
     evaluate_responses.main([*words, "--overwrite"])
     assert not (folder / "unmatched.csv").exists()
+
+
+def test_figures_of_before_never_stand_beside_a_page_of_now(prepared, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(prepared / "data")
+    examples = listener_turns(Paths(prepared).dialogues("test"))
+    words = ["--workdir", str(tmp_path), "--device", "cpu", "--family", "none", "--judges", "none"]
+    words += ["--nearest", "none", "--cases", "1"]
+    evaluate_responses.main([*words, write(tmp_path / "old.tsv", examples, ["I see ."] * len(examples))])
+
+    def killed(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(tables, "items_table", killed)
+    new = write(tmp_path / "new.tsv", examples, ["Oh no !"] * len(examples))
+    with pytest.raises(Killed):
+        evaluate_responses.main([*words, new, "--overwrite"])
+    folder = tmp_path / "results" / "evaluation"
+    assert "new" in (folder / "table.md").read_text() and not (folder / "metrics.json").exists()
+    monkeypatch.undo()
+    assert "new" in evaluate_responses.main([*words, new])["systems"]  # nothing whole is left to overwrite
 
 
 def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
