@@ -33,7 +33,11 @@ def of_split(split: str, examples: Sequence[Example], top: int, paths: Paths) ->
     in."""
     file = paths.exemplars(split)
     storage.require_file(file, advice.retrieve(paths.root, file.parent))
-    storage.warn_if_stale(file, {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")})
+    made_of = {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")}
+    for side in DPR_HUB:
+        if isinstance(encoder := storage.read_origin(file).get(side), dict):
+            made_of[side] = paths.find(encoder["path"])
+    storage.warn_if_stale(file, made_of)
     return read_exemplars(file, examples, top)
 
 

@@ -65,6 +65,8 @@ def label(
             rows[scorer] = critic_scores(critic, data, session, asked, batch_size, kept[-1])
         columns |= {dim: scorer.own(rows[scorer.whole]).argmax(1) for dim, scorer in labellers.items()}
         table = pd.DataFrame(columns)[list(LABEL_COLUMNS)]
+        if storage.ready(target, origin, overwrite):  # another process was faster
+            continue
         storage.write_csv(target, table, origin=origin | {"command": runs.command_line()})
         for folder in kept:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,6 @@
 """What a run was trained with, as far as a table must say so: the critics that served it, the pairs that
 these have seen, and its exemplars."""
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
     """The half of the seeker posts that a critic's run has learnt from, itself or by the critics that it
     began from or was taught by; unknown where one of these is not there, or not the one of this sha256."""
     weights, flags = critic / "model.safetensors", critic / "args.json"
-    if not weights.exists() or not flags.exists() or (digest and checksum(weights) != digest):
+    if not weights.exists() or not flags.exists() or (digest and storage.checksum(weights) != digest):
         return UNKNOWN
     halves = {storage.read_json(flags).get("args", {}).get("part", ALL)}
     paths = home(critic, paths)
@@ -48,11 +47,6 @@ def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
     if len(halves) == 1:
         return halves.pop()
     return UNKNOWN if UNKNOWN in halves and ALL not in halves else ALL
-
-
-@functools.cache  # one critic serves many runs, and its weights are read whole
-def checksum(file: Path) -> str:
-    return storage.sha256(file)
 
 
 def served(run: Path, paths: Paths) -> list[Served]:
@@ -79,13 +73,13 @@ def served(run: Path, paths: Paths) -> list[Served]:
 def is_still(run: runs.Source) -> bool:
     """Whether the folder of a run that was begun from holds the weights of then."""
     weights = storage.weights_file(run.path)
-    return weights.exists() and checksum(weights) == run.sha256
+    return weights.exists() and storage.checksum(weights) == run.sha256
 
 
 def labelled_by(labels: runs.Source, paths: Paths) -> list[Served]:
     """The critics that made a file of labels, by the note beside it; unknown ones where that is not there, or
     of another file."""
-    there = labels.path.exists() and checksum(labels.path) == labels.sha256
+    there = labels.path.exists() and storage.checksum(labels.path) == labels.sha256
     noted = storage.read_origin(labels.path) if there else {}
     found = []
     for kind in DIMENSIONS:

@@ -415,6 +415,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
         f"them, by {judges.listed(scale, '+.2f')}."
         for name, scale in scales.items()
     ]
+    refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # another process's
     files["metrics.json"].unlink(missing_ok=True)  # of a call that is overwritten: it says that all is whole
     storage.write_csv(files["control.csv"], table)
     storage.write_csv(files["candidates.csv"], listed(pools, examples))

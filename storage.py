@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -349,6 +350,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def checksum(file: Path) -> str:
+    """The same of a large file that is asked for again and again; read again where it was written since."""
+    return _checksum(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache
+def _checksum(file: Path, written: int) -> str:
+    return sha256(file)
+
+
 def fingerprint(*parts: object) -> str:
     """sha256 over the text of `parts`, for cache names and notes of origin."""
     digest = hashlib.sha256()
@@ -481,16 +492,27 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
     )
 
 
+def is_still(place: Path, digest: str) -> bool:
+    """Whether a file, or a folder's weights, is what had this sha256 or `identity`."""
+    if not place.is_dir():
+        return sha256(place) == digest
+    weights = weights_file(place)
+    if not weights.exists():
+        return identity(place) == digest
+    return checksum(weights) == digest or identity(place) == digest
+
+
 def warn_if_stale(path: Path, sources: dict[str, Path], again: str = "") -> list[str]:
     """Say where `path` was made from an older `{name: file}` than is there now; returns those names.
 
-    `again`: the command that makes it anew (default: what makes that place).
+    `sources` can be folders of models, too. `again`: the command that makes it anew (default: what makes
+    that place).
     """
     made_of = content(read_origin(path))
     old = []
-    for name, file in sources.items():
+    for name, place in sources.items():
         recorded = made_of.get(name)
-        if recorded and file.exists() and sha256(file) != recorded:
+        if recorded and place.exists() and not is_still(place, recorded):
             old.append(name)
     if old:
         again = again or advice.makes(path, "")

@@ -450,6 +450,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     below += foot
     about = [*notes(lines, {}, [], paths), *foot]
     first = "\n\n".join([page.main(), *below])
+    refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # another process's
     files["metrics.json"].unlink(missing_ok=True)  # of a table that is overwritten: it says that all is whole
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
     write_cases(options, against, lines, rows, numbers, files, untuned, about)

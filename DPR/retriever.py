@@ -195,6 +195,8 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
         if split != "train":
             own = own_conversations(examples, corpus)
         hits = matching.hits(split, examples, own)
+        if storage.ready(paths.exemplars(split), origin, overwrite):  # another process was faster
+            continue
         made = origin | {"command": runs.command_line()}
         write_exemplars(paths.exemplars(split), examples, corpus, hits, made)
     shutil.rmtree(keep, ignore_errors=True)

@@ -20,6 +20,7 @@ import evaluate_responses
 import exemplars
 import generators
 import label_dialogues
+import labelling
 import predicting
 import recipes
 import reproduce
@@ -27,11 +28,13 @@ import responder
 import runs
 import stages
 import storage
+import tables
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
-from DPR import prepare_dpr_data, train_dpr
+from corpora import listener_turns
+from DPR import evaluate_retriever, prepare_dpr_data, retriever, train_dpr
 from models import Generator, token_nll
 from options import Paths, UserError
 from pretrained import SavedModule, load_config, load_pretrained
@@ -407,6 +410,61 @@ def test_labels_older_than_their_critic_are_named_from_any_directory(
     for n, root in enumerate(spellings(trained_copy, monkeypatch, tmp_path)):
         call(train_glove_t5, root, f"--size tiny --no-predict --name run{n} --sentiment-loss-w 0")
         assert "train_labels.csv: what it was made from has changed since: emo" in capsys.readouterr().out
+
+
+def test_exemplars_older_than_their_retriever_are_named(trained_copy, capsys):
+    paths = Paths(trained_copy)
+    examples = listener_turns(paths.dialogues("test"))
+    exemplars.of_split("test", examples, 1, paths)
+    assert "has changed" not in capsys.readouterr().out
+    file = paths.saved / "dpr" / "empd" / "question_encoder" / "model.safetensors"
+    save_file({k: v * 1.01 for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    exemplars.of_split("test", examples, 1, paths)
+    said = capsys.readouterr().out
+    assert "test_dpr.csv: what it was made from has changed since: question; " in said
+
+
+def test_questions_older_than_their_dialogues_are_named(trained_copy, capsys):
+    """By who trains on them, and by who is measured on them."""
+    words = f"--workdir {trained_copy} --device cpu --encoder {Paths(trained_copy).bert_tiny}".split()
+    for split in ("train", "valid"):
+        file = Paths(trained_copy).dialogues(split)
+        file.write_text(file.read_text(encoding="utf-8").replace(" my ", " your "), encoding="utf-8")
+    train_dpr.main([*words, "--max-steps", "1", "--batch-size", "4", "--name", "late"])
+    said = capsys.readouterr().out
+    for split in ("train", "valid"):
+        assert f"empd_{split}.json: what it was made from has changed since: empd; " in said
+    evaluate_retriever.main([*words, "--name", "late"])
+    assert "empd_valid.json: what it was made from has changed since: empd; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("main", [label_dialogues.main, dpr_exemplar_retriever.main, evaluate_responses.main])
+def test_what_another_process_wrote_meanwhile_is_not_replaced(trained_copy, monkeypatch, main):
+    """As if a second call, with other inputs, had ended just before the first one writes."""
+    paths, words = Paths(trained_copy), ["--workdir", str(trained_copy), "--device", "cpu"]
+    if main is label_dialogues.main:
+        words += ["--family", "glove-t5", "--output", str(trained_copy / "mine"), "--splits", "test"]
+        theirs, place = trained_copy / "mine" / "test_labels.csv", (labelling, "critic_scores")
+    elif main is dpr_exemplar_retriever.main:
+        words += ["--path", str(paths.saved / "dpr" / "empd"), "--output", str(trained_copy / "mine")]
+        words += ["--splits", "test"]
+        theirs, place = trained_copy / "mine" / "test_dpr.csv", (retriever, "own_conversations")
+    else:
+        gold = trained_copy / "gold.txt"
+        texts = [example.response for example in listener_turns(paths.dialogues("test"))]
+        gold.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        words += f"{gold} --references {gold} --family none --judges none --nearest none".split()
+        theirs, place = paths.results / "evaluation" / "metrics.json", (tables, "settled")
+    before = getattr(*place)
+
+    def late(*args, **kwargs):
+        storage.write_text(theirs, "theirs", {"dialogues": "other ones"})
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(*place, late)
+    with pytest.raises(UserError, match="already there"):
+        main(words)
+    assert theirs.read_text(encoding="utf-8") == "theirs"
 
 
 def test_a_recipe_knows_its_finished_stages_however_the_workdir_is_spelled(workdir, monkeypatch, tmp_path):
