@@ -212,7 +212,7 @@ def critic_scores(
     return caches.in_chunks(plan, work, keep, title)["scores"]
 
 
-#: (the lowest score, its meaning), highest first; VADER's own borders
+#: (the lowest score, its meaning), highest first; VADER's borders, but that exactly -0.05 is neutral
 SENTIMENTS = ((0.05, "positive"), (-0.05, "neutral"), (-math.inf, "negative"))
 UNKNOWN_WORDS = 0.1  # share of a text's tokens from which on a critic's view of it is doubtful
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 import caches
@@ -16,6 +15,7 @@ import storage
 from corpora import Example
 from DPR.index import Index
 from DPR.retriever import Retriever
+from metrics import tfidf_rows
 from options import Paths
 from session import Session
 
@@ -57,9 +57,8 @@ def nearest_by_tfidf(
 
     `owners`: the conversation of `held` that a history belongs to, None for none.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
-    table = vectorizer.fit_transform(known)  # (P, V), rows of length 1
-    queries = vectorizer.transform(asked)
+    table = tfidf_rows(known, known, dtype=np.float32)  # (P, V), rows of length 1
+    queries = tfidf_rows(known, asked, dtype=np.float32)
     names = np.array(held, dtype=object)
     out = []
     for start in range(0, len(asked), 256):

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import sklearn
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
@@ -425,8 +424,7 @@ def context_predictor(
     """
     before = [" ".join(e.history) for e in (*train, *held)]
     if encoder is None:
-        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit(before[: len(train)])
-        vectors = words.transform(before)
+        vectors = metrics.tfidf_rows(before[: len(train)], before, ngram_range=(1, 2), min_df=2)
     else:
         place = resolve(encoder)
         side, tokenizer = load_side(encoder, "question", "mean").to(session.device), load_tokenizer(place)

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from scipy import sparse
 from scipy.stats import pearsonr
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -96,6 +98,17 @@ def unknown_words(tokenizer, texts: Sequence[str]) -> set[str]:
     for text, ids, spans in zip(texts, found["input_ids"], found["offset_mapping"], strict=True):
         words.update(text[a:b].strip().lower() for i, (a, b) in zip(ids, spans, strict=True) if i == unknown)
     return words
+
+
+def tfidf_rows(known: Sequence[str], texts: Sequence[str], **how: Any) -> sparse.csr_matrix:
+    """(N, V): TF-IDF of `texts` over the words of the `known` ones; nothing at all where these have none.
+
+    `how`: of scikit-learn's TfidfVectorizer.
+    """
+    try:
+        return TfidfVectorizer(sublinear_tf=True, **how).fit(known).transform(texts)
+    except ValueError:  # no text has a word, or none stands in `min_df` of them
+        return sparse.csr_matrix((len(texts), 1))
 
 
 def perplexity(nll: float, units: float) -> float:

@@ -134,7 +134,11 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
     storage.warn_if_stale(predictions, made_of, advice.replies(folder, split, paths.root))
     with safe_open(weights, framework="np") as tensors:
         shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
-    [output] = read_outputs(predictions, "tsv")
+    again = advice.replies(folder, split, paths.root)
+    try:
+        [output] = read_outputs(predictions, "tsv")
+    except UserError as error:
+        raise UserError(f"{error}; a run's own file is damaged then: write it again with: {again}") from error
     return dataclasses.replace(
         placed(output, examples, predictions),
         name=f"{folder.parent.name}/{folder.name}",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
+from floors import nearest_by_tfidf
 from metrics import (
     classification,
     classification_baselines,
@@ -17,6 +18,7 @@ from metrics import (
     perplexity,
     regression,
     tfidf_classifier,
+    tfidf_rows,
 )
 
 # --------------------------------------------------------------------------------------------- classification
@@ -150,3 +152,10 @@ def test_words_are_counted_with_punctuation_marks(text, count):
 )
 def test_distinct_by_hand(responses, n, expected):
     assert distinct(responses, n) == pytest.approx(expected)
+
+
+def test_texts_without_a_word_have_no_neighbour_and_foretell_nothing():
+    assert tfidf_rows(["? !", "..."], ["hello", "?"]).nnz == 0
+    assert nearest_by_tfidf(["?", "hello"], ["!", "..."], [None, None], ["a", "b"]) == [0, 0]
+    found = tfidf_rows(["a dog", "a cat"], ["a dog", "a bird"])
+    assert found.toarray().max(axis=1).tolist() == [1, 0]

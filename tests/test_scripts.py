@@ -856,7 +856,11 @@ def test_what_a_run_holds_for_a_table_is_looked_at(home, tmp_path, capsys):
     assert "predictions.tsv: what it was made from has changed since: dialogues" in said and again in said
 
     predictions = folder / "predictions.tsv"
-    predictions.write_bytes(predictions.read_bytes()[:300])
+    lines = predictions.read_bytes().splitlines(keepends=True)
+    predictions.write_bytes(b"".join(lines[:5]) + lines[5][:4])  # cut off within a row
+    with pytest.raises(UserError, match=f"line 6: .*; a run's own file is damaged.*{re.escape(again)}"):
+        read_run(folder, examples, "test", paths)
+    predictions.write_bytes(b"".join(lines[:6]))  # cut off between two
     system = read_run(folder, examples, "test", paths)
     with pytest.raises(UserError, match=f"its file is damaged: write it again with: .*{re.escape(again)}"):
         require_complete(system, range(len(examples)), examples)

@@ -364,7 +364,6 @@ def test_who_has_made_the_labels_has_led_a_run_too(tmp_path):
     )
     assert halves() == [("emo", "a")]
     storage.write_text(labels, "labels of others")
-    lineage.checksum.cache_clear()
     assert halves() == [("emo", "a"), ("emo", lineage.UNKNOWN)]
 
 
