@@ -399,9 +399,11 @@ def identity(name: str | Path) -> str:
     folder = Path(name) if Path(name).is_dir() else snapshot(name)
     if folder is None:
         return str(name)
-    files = sorted(
-        p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
-    )
+    weights = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")]
+    if not Path(name).is_dir() and any(p.suffix == ".safetensors" for p in weights):
+        # what is loaded; others may be fetched beside them later
+        weights = [p for p in weights if p.suffix == ".safetensors"]
+    files = sorted([*weights, *folder.glob("config.json")])
     return fingerprint(*(f"{p.name} {sha256(p)}" for p in files))
 
 

@@ -29,6 +29,7 @@ import exemplars
 import hub
 import score
 import searching
+import storage
 from critics import Critic
 from DPR.retriever import Retriever
 from options import Paths, UserError
@@ -396,6 +397,9 @@ def test_a_model_of_the_hub_is_noted_by_its_files_and_revision_and_can_be_pinned
     # the same as of a folder with these files
     here = Retriever.from_pretrained(encoder=str(prepared / "data" / "bert-tiny"), session=Session("cpu"))
     assert noted["sha256"] == here.encoders.origin["question"]["sha256"]
+    # other weights that are fetched later beside what is loaded are not of it
+    (storage.snapshot(f"{name}@v1") / "pytorch_model.bin").write_bytes(b"the same for others")
+    assert storage.identity(f"{name}@v1") == noted["sha256"]
     # transformers 5.17 asks for an adapter without the revision
     files = [p for p in fake_hub.asked if "/resolve/" in p and not p.endswith("adapter_config.json")]
     assert files and all("/resolve/v1/" in place or f"/resolve/{COMMIT}/" in place for place in files)
