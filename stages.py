@@ -5,6 +5,7 @@ same call goes on from there.
 """
 
 import contextlib
+import glob
 import os
 import queue
 import shlex
@@ -78,9 +79,11 @@ class Record:
     def standing(self) -> dict[str, int]:
         """{each of `MARKS`, seen from the workdir: when it was written}."""
         found = {}
-        for file in (file for pattern in MARKS for file in self.root.glob(pattern)):
+        # glob.glob passes over folders that a running stage takes away; Path.glob raises
+        places = (p for pattern in MARKS for p in glob.glob(pattern, root_dir=self.root, recursive=True))
+        for file in map(self.root.joinpath, places):
             with contextlib.suppress(FileNotFoundError):  # a stage that is running took it away
-                if file != self.file.absolute() and not file.name.endswith(".origin.json"):
+                if file.name != "stages.json" and not file.name.endswith(".origin.json"):
                     found[file.relative_to(self.root).as_posix()] = file.stat().st_mtime_ns
         return found
 

@@ -377,6 +377,8 @@ def hash_seed(*parts: object) -> int:
 def split_revision(name: str | Path) -> tuple[str, str | None]:
     """(user/name, revision) of user/name@revision on the hub; a folder's name is taken whole."""
     place, _, revision = (str(name), "", "") if Path(name).exists() else str(name).partition("@")
+    if revision and Path(place).exists():
+        raise UserError(f"{name}: {place} is a folder here, which has no revisions; leave out @{revision}")
     return place, revision or None
 
 
@@ -394,16 +396,14 @@ def snapshot(name: str | Path) -> Path | None:
 
 
 def identity(name: str | Path) -> str:
-    """What a model's folder or hub name stands for: the sha256 of its model files; of a name that was never
-    downloaded the name itself."""
-    folder = Path(name) if Path(name).is_dir() else snapshot(name)
-    if folder is None:
+    """What a model's hub name or folder stands for: the name itself, or the sha256 of the folder's model
+    files."""
+    folder = Path(name)
+    if not folder.is_dir():
         return str(name)
-    weights = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")]
-    if not Path(name).is_dir() and any(p.suffix == ".safetensors" for p in weights):
-        # what is loaded; others may be fetched beside them later
-        weights = [p for p in weights if p.suffix == ".safetensors"]
-    files = sorted([*weights, *folder.glob("config.json")])
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
+    )
     return fingerprint(*(f"{p.name} {sha256(p)}" for p in files))
 
 
@@ -499,9 +499,7 @@ def is_still(place: Path, digest: str) -> bool:
     if not place.is_dir():
         return sha256(place) == digest
     weights = weights_file(place)
-    if not weights.exists():
-        return identity(place) == digest
-    return checksum(weights) == digest or identity(place) == digest
+    return (weights.exists() and checksum(weights) == digest) or identity(place) == digest
 
 
 def warn_if_stale(path: Path, sources: dict[str, Path], again: str = "") -> list[str]:

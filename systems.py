@@ -131,10 +131,10 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
     origin = storage.read_origin(predictions)
     weights = storage.weights_file(folder)
     made_of = {"model": weights, "dialogues": paths.dialogues(split)}
-    storage.warn_if_stale(predictions, made_of, advice.replies(folder, split, paths.root))
+    again = advice.replies(folder, split, paths.root)
+    storage.warn_if_stale(predictions, made_of, again)
     with safe_open(weights, framework="np") as tensors:
         shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
-    again = advice.replies(folder, split, paths.root)
     try:
         [output] = read_outputs(predictions, "tsv")
     except UserError as error:

@@ -392,6 +392,7 @@ class Loop:
             f"step {state.step:>6}/{self.total_steps} | {terms} | lr {rate:.2e} | "
             f"{state.seconds:.0f} s, {left:.0f} s to go"
         )
+        self.session.release_gaps()
         if not self._crowded and (note := memory_note(self.session, options, self._micro_batches_matter)):
             self._crowded = True
             self.session.say(note)

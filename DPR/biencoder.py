@@ -66,7 +66,7 @@ def own_pooling(place: str) -> str:
         said = json_of(place, "1_Pooling/config.json")
     ways = {key for key, chosen in said.items() if key.startswith("pooling_mode_") and chosen is True}
     ways = {way.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in ways}
-    newer = said.get("pooling_mode", [])  # of sentence-transformers 5
+    newer = said.get("pooling_mode") or []  # of sentence-transformers 5
     ways |= {newer} if isinstance(newer, str) else set(newer)
     if len(ways) > 1 or ways - {"cls", "mean"}:
         raise UserError(

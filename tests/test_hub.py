@@ -29,7 +29,6 @@ import exemplars
 import hub
 import score
 import searching
-import storage
 from critics import Critic
 from DPR.retriever import Retriever
 from options import Paths, UserError
@@ -115,6 +114,10 @@ def test_a_card_names_the_model_on_the_hub_that_a_run_began_from(tmp_path):
     ):
         head = cards.front_matter("Retriever", "mit", cards.base_model(tmp_path, given))
         assert front_matter(head + "\n").get("base_model") == base
+    for name, place in (("model", "them/t5@v1"), ("model", "t5-base"), ("base", "them/lm@v1")):
+        noted = {"path": place, "sha256": "a" * 64 if name == "base" else place, "revision": COMMIT}
+        (tmp_path / "sources.json").write_text(json.dumps({name: noted}), encoding="utf-8")
+        assert cards.base_model(tmp_path, {"model": place}) == place.removesuffix("@v1")
 
 
 def test_no_config_of_a_run_holds_a_place_on_this_machine(home):
@@ -225,7 +228,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 return self.answer(
                     content, "application/octet-stream", X_Repo_Commit=COMMIT, ETag=f'"{etag}"'
                 )
-            return self.answer(b"", status=404, X_Error_Code="EntryNotFound")
+            return self.answer(b"", status=404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         return self.answer(b"", status=404, X_Error_Code="RepoNotFound")
 
     do_HEAD = do_GET
@@ -387,28 +390,32 @@ def test_an_encoder_that_pools_as_nothing_here_does_is_refused(encoder_of, pooli
     assert told.encoders.origin["pooling"] == "mean"
 
 
-def test_a_model_of_the_hub_is_noted_by_its_files_and_revision_and_can_be_pinned(
-    encoder_of, fake_hub, prepared
-):
+def test_a_model_of_the_hub_is_noted_with_its_revision_and_can_be_pinned(encoder_of, fake_hub):
     name = encoder_of("them/encoder", None)
     found = Retriever.from_pretrained(encoder=f"{name}@v1", session=Session("cpu"), max_length=12)
-    noted = found.encoders.origin["question"]
-    assert noted["path"] == f"{name}@v1" and noted["revision"] == COMMIT
-    # the same as of a folder with these files
-    here = Retriever.from_pretrained(encoder=str(prepared / "data" / "bert-tiny"), session=Session("cpu"))
-    assert noted["sha256"] == here.encoders.origin["question"]["sha256"]
-    # other weights that are fetched later beside what is loaded are not of it
-    (storage.snapshot(f"{name}@v1") / "pytorch_model.bin").write_bytes(b"the same for others")
-    assert storage.identity(f"{name}@v1") == noted["sha256"]
+    pinned = {"path": f"{name}@v1", "sha256": f"{name}@v1", "revision": COMMIT}
+    assert found.encoders.origin["question"] == pinned
     # transformers 5.17 asks for an adapter without the revision
     files = [p for p in fake_hub.asked if "/resolve/" in p and not p.endswith("adapter_config.json")]
     assert files and all("/resolve/v1/" in place or f"/resolve/{COMMIT}/" in place for place in files)
 
 
-def test_without_a_network_how_an_encoder_pools_is_asked_of_the_user(encoder_of, monkeypatch):
-    name = encoder_of("them/encoder", None)
-    Retriever.from_pretrained(encoder=name, pooling="cls", session=Session("cpu"), max_length=12)  # downloads
+def test_a_folder_has_no_revision(prepared):
+    with pytest.raises(UserError, match="bert-tiny is a folder here, which has no revisions; leave out @v1"):
+        Retriever.from_pretrained(encoder=f"{prepared / 'data' / 'bert-tiny'}@v1", session=Session("cpu"))
+
+
+def test_without_a_network_how_an_encoder_pools_is_known_or_asked_of_the_user(encoder_of, monkeypatch):
+    def load(name: str, pooling: str | None = None) -> str:
+        session = Session("cpu")
+        found = Retriever.from_pretrained(encoder=name, pooling=pooling, session=session, max_length=12)
+        return found.encoders.origin["pooling"]
+
+    plain, other = encoder_of("them/plain", None), encoder_of("them/encoder", None)
+    load(plain)  # the hub says that it has no such file
+    load(other, "cls")  # it was not asked
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert load(plain) == "cls"
     with pytest.raises(UserError, match=r"them/encoder: no 1_Pooling/config.json .*--pooling cls or mean"):
-        Retriever.from_pretrained(encoder=name, session=Session("cpu"), max_length=12)
-    Retriever.from_pretrained(encoder=name, pooling="cls", session=Session("cpu"), max_length=12)
+        load(other)
+    assert load(other, "mean") == "mean"

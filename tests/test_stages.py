@@ -1,6 +1,7 @@
 """Stages of a plan: in an order that holds, several at once, within a box of time, remembered by command."""
 
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -231,6 +232,32 @@ def test_what_stages_beside_each_other_made_without_a_note_is_laid_to_none_of_th
     todo = plan({"all": Group(lines)}, ".", "download", Changes())
     assert stages.run(todo, stages.Record(record), tmp_path / "logs", stages.Box(3)).left == []
     assert not any("made" in entry for entry in json.loads(record.read_text(encoding="utf-8")).values())
+
+
+def test_marks_are_found_behind_links_while_folders_go_and_are_no_record_of_another_recipe(tmp_path):
+    elsewhere = tmp_path / "disk" / "run"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "result.json").write_text("{}")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "run").symlink_to(elsewhere)
+    other = tmp_path / "results" / "t5" / "stages.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    going, over = tmp_path / "saved" / "going", threading.Event()
+
+    def come_and_go():
+        while not over.is_set():
+            (going / "checkpoints" / "step-1").mkdir(parents=True)
+            shutil.rmtree(going)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        record = stages.Record(tmp_path / "results" / "sample" / "stages.json")
+        assert all(list(record.standing()) == ["saved/run/result.json"] for _ in range(200))
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_sample_whose_case_studies_are_gone_says_how_they_come_back(tmp_path):

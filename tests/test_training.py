@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import session
 import training
 from dataloaders import Data
 from options import UserError
+from session import Session
 
 TOY = Path(__file__).with_name("toy.py")
 pytestmark = pytest.mark.usefixtures("the_end_is_kept")
@@ -823,6 +825,19 @@ def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_gaps_between_what_a_cpu_holds_are_given_back():
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    blocks = [torch.ones(25_000) for _ in range(2_000)]  # 200 MB in small pieces
+    kept = blocks[::50]
+    del blocks
+    before = held()
+    Session("cpu").release_gaps()
+    assert before - held() > 100e6 and all(bool((block == 1).all()) for block in kept)
 
 
 def test_out_of_memory_names_the_flags_to_change(tmp_path):
