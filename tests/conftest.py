@@ -250,7 +250,7 @@ def interrupted(folder: Path, step: int = 10, **settings) -> list[Path]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(4800):  # four minutes: four processes that import torch, on one busy core
         if (folder / "metrics.jsonl").exists() and f'"step": {step},' in (
             folder / "metrics.jsonl"
         ).read_text():
