@@ -38,7 +38,7 @@ def losses(folder: Path, kind: str = "train") -> list[float]:
 
 
 def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys):
-    for steps, said in ((3, False), (99, True)):
+    for steps, said in ((3, False), (4, True), (99, True)):
         train(tmp_path / str(steps), data=toy_data(count=8), batch_size=2, warmup_steps=steps, epochs=1)
         assert ("so its rate never reaches --lr" in capsys.readouterr().out) == said
 
@@ -132,6 +132,17 @@ def test_evaluation_in_between_changes_nothing_in_training(tmp_path):
     train(tmp_path / "seldom")
     train(tmp_path / "often", eval_every=1)
     assert losses(tmp_path / "seldom") == losses(tmp_path / "often")
+
+
+def test_an_evaluation_keeps_nothing_for_gradients(tmp_path):
+    kept = []
+
+    def evaluate(loop):
+        kept.append(loop.model(torch.ones(1, 2, dtype=torch.long))[1].requires_grad)
+        return {"loss": 1.0}
+
+    train(tmp_path / "run", evaluate=evaluate)
+    assert kept == [False] * 3
 
 
 def test_each_batch_is_made_once_and_in_the_order_of_the_plan(tmp_path):
@@ -557,6 +568,11 @@ def test_the_best_and_the_last_two_checkpoints_are_kept_and_the_best_is_loaded(t
     assert (tmp_path / "run" / "exported").read_text() == "12"
 
 
+def test_of_equally_good_evaluations_the_first_is_the_best_and_patience_runs_out(tmp_path):
+    loop = train(tmp_path / "run", epochs=9, patience=2, evaluate=lambda loop: {"loss": 1.0})
+    assert (loop.state.best_step, loop.state.step) == (6, 18)
+
+
 def test_patience_stops_early_and_survives_a_resume(tmp_path):
     settings = {"epochs": 9, "patience": 2}
     values = [1.0, 2.0, 3.0, 4.0]
@@ -850,6 +866,13 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
 
 
+def test_batch_size_auto_seeks_anew_where_the_run_is_begun_anew(tmp_path):
+    auto = {"batch_size": "auto", "effective_batch": 8}
+    train(tmp_path / "run", memory=3, **auto)
+    loop = train(tmp_path / "run", memory=5, overwrite=True, **auto)
+    assert (loop.options.batch_size, loop.options.accumulate) == (4, 2)
+
+
 #: as a GPU says it, where it is not torch's own allocator that fails
 ELSEWHERE = [
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
@@ -901,6 +924,18 @@ def test_what_was_saved_is_checked_without_the_trained_models_memory(tmp_path):
     loop.reload, loop.probe = reload, lambda net: net(torch.ones(1, 2, dtype=torch.long))[0]
     loop.train()
     assert held == [0]
+
+
+def test_what_answers_with_no_numbers_once_it_is_saved_does_not_finish(tmp_path):
+    def reload(folder):
+        spoilt = Net(0.1)
+        torch.nn.init.constant_(spoilt.words.weight, math.nan)
+        return spoilt
+
+    loop = toy_loop(tmp_path / "run", max_steps=2)
+    loop.reload, loop.probe = reload, lambda net: net(torch.ones(1, 2, dtype=torch.long))[0]
+    with pytest.raises(UserError, match="answers otherwise than the trained model"):
+        loop.train()
 
 
 def test_batch_size_auto_tries_the_kernels_that_will_train(tmp_path, monkeypatch):

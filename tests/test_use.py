@@ -269,6 +269,16 @@ def test_unknown_words_and_useless_critics_are_said(home, tmp_path, capsys):
     assert "no better than guessing" in shown and "no sentiment critic" in shown
 
 
+@pytest.mark.parametrize(("unknown", "said"), [(1, False), (2, True)])
+def test_a_critic_is_doubted_where_more_than_a_tenth_of_the_words_are_unknown_to_it(
+    home, tmp_path, capsys, unknown, said
+):
+    text = " ".join(["qwxz"] * unknown + ["sorry"] * (12 - unknown))
+    run(score, home, "--family", "glove-t5", text, "--output", str(tmp_path / "out.csv"))
+    shown = "".join(capsys.readouterr())
+    assert ("of these words are unknown to emo, exp, int" in shown) == said
+
+
 def test_a_broken_input_is_named_with_its_line(home, tmp_path):
     for name, content, named in (
         ("a.csv", "id,reply\n1,x\n2\n", r"a.csv, line 3: 1 columns, expected 2"),
