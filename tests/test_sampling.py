@@ -235,6 +235,18 @@ def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngra
     assert found == [text for text in expected for _ in range(3)]
 
 
+def test_in_whatever_order_a_batch_stands_each_example_gets_its_own_reply(model):
+    layout = model.settings.layout
+    gold = causal_data(TALKS, model.tokenizer, packed=False, **layout)
+    asked = prompt_data(TALKS, model.tokenizer, **layout)
+    greedy = Decoding(1, 1.0, 6)
+    predictor = causal_generators.CausalPredictor(model, gold, asked, greedy, Session(device="cpu"))
+    rows = predictor.batch(0, [3, 0, 2])
+    found = dict(zip(rows["numbers"].tolist(), rows["response"][:, 0].tolist(), strict=True))
+    alone = {n: predictor.batch(0, [n])["response"][0, 0] for n in (3, 0, 2)}
+    assert found == alone and len(set(alone.values())) > 1
+
+
 @pytest.mark.parametrize("keeps", [True, False], ids=["keys and values kept", "none kept"])
 def test_each_batch_of_replies_has_random_numbers_of_its_own(model, keeps, monkeypatch):
     """One dialogue in two batches is answered twice, and each batch as ever, whichever is written first."""

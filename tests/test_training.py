@@ -122,6 +122,25 @@ def test_where_memory_will_end_is_said_once_and_what_takes_less(tmp_path, capsys
     assert 0.01 < held < there
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("constant", [1, 2, 3, 3, 3, 3, 3]), ("linear", [1, 2, 3, 2.25, 1.5, 0.75, 0])]
+)
+def test_every_schedule_warms_up(tmp_path, schedule, rates):
+    train(tmp_path / "run", schedule=schedule, warmup_steps=3, lr=0.03, max_steps=7)
+    assert [row["lr"] for row in logged(tmp_path / "run", "train")] == pytest.approx(
+        [rate / 100 for rate in rates], abs=1e-9
+    )
+
+
+def test_no_limit_limits_no_gradient(tmp_path):
+    def large(loop, terms):
+        return {name: 100 * term for name, term in terms.items()}
+
+    for name, clip in (("none", 0.0), ("high", 1e9), ("low", 1.0)):
+        train(tmp_path / name, spoil=large, clip=clip, max_steps=6)
+    assert losses(tmp_path / "none") == losses(tmp_path / "high") != losses(tmp_path / "low")
+
+
 def test_one_batch_can_be_learned_by_heart(tmp_path):
     data = toy_data(count=4)
     train(tmp_path / "run", data=data, epochs=300, lr=0.05, dropout=0.0, schedule="constant", log_every=100)
@@ -293,6 +312,24 @@ def test_killed_between_an_evaluation_and_its_checkpoint(tmp_path, monkeypatch):
     train(tmp_path / "cut")
     train(tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_killed_after_its_last_evaluation_a_run_is_saved_without_dropout(tmp_path):
+    def stop(folder):
+        raise Killed
+
+    def reload(folder):
+        copy = Net(0.5)
+        copy.load_state_dict(loop.model.state_dict())
+        return copy
+
+    loop = toy_loop(tmp_path / "run", max_steps=2, dropout=0.5)
+    loop.export = stop
+    with pytest.raises(Killed):
+        loop.train()
+    loop = toy_loop(tmp_path / "run", max_steps=2, dropout=0.5)
+    loop.reload, loop.probe = reload, lambda net: net(torch.ones(9, 2, dtype=torch.long))[0]
+    assert loop.train()["steps"] == 2  # else the saved model would answer otherwise than the trained one
 
 
 def test_more_max_steps_than_there_are_end_with_the_last_update(tmp_path):
@@ -867,7 +904,7 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
 
 
 def test_batch_size_auto_seeks_anew_where_the_run_is_begun_anew(tmp_path):
-    auto = {"batch_size": "auto", "effective_batch": 8}
+    auto = {"batch_size": "auto", "effective_batch": 8, "max_steps": 1}
     train(tmp_path / "run", memory=3, **auto)
     loop = train(tmp_path / "run", memory=5, overwrite=True, **auto)
     assert (loop.options.batch_size, loop.options.accumulate) == (4, 2)
