@@ -328,6 +328,29 @@ def test_a_pool_that_is_asked_again_is_not_laid_out_again(home, monkeypatch):
     assert len(built) == 1
 
 
+def test_one_pool_is_searched_as_a_whole_and_within_an_emotion(home):
+    retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
+    pool = retriever.pool(REPLIES, emotions=["sad", "sad", "proud"])
+    for emotions, found in ((None, REPLIES), (["proud"], REPLIES[2:]), (None, REPLIES)):
+        [hits] = retriever.search(["My dog died."], pool, 3, emotions=emotions)
+        assert {hit.text for hit in hits} == set(found)
+
+
+def test_a_retriever_reads_as_many_tokens_as_it_was_trained_to_or_is_told(trained_copy):
+    folder = Paths(trained_copy).saved / "dpr" / "empd"
+    for side, length in (("question", 7), ("context", 5)):
+        file = folder / f"{side}_encoder" / "0_BERT" / "sentence_bert_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"max_seq_length": length}))
+
+    def lengths(**told) -> dict[str, int]:
+        return Retriever.from_pretrained(folder, Session("cpu"), **told).encoders.lengths
+
+    assert lengths() == {"question": 7, "context": 5}
+    assert lengths(max_length=9) == {"question": 9, "context": 5}
+    with pytest.raises(UserError, match="--max-length 9999: .* reads only 512 tokens"):
+        lengths(max_length=9999)
+
+
 def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answer(home, tmp_path, capsys):
     retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
     file = tmp_path / "index.npz"
