@@ -214,6 +214,14 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     )
 
 
+def test_a_gap_to_gold_has_a_sign(made):
+    folder, content, _ = made
+    main, systems = (folder / "table.md").read_text().split("\n\n")[0], content["systems"]
+    for name in ("two", "mixed", "some"):
+        [line] = [line for line in main.splitlines() if line.startswith(f"| {name} |")]
+        assert f"({systems[name]['vader'] - systems['gold']['vader']:+.3f})" in line
+
+
 def test_what_is_said_of_the_judges_is_of_the_items_of_the_table(made):
     folder, _, examples = made
     session = Session(device="cpu")
