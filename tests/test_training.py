@@ -903,6 +903,15 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
 
 
+def test_batch_size_auto_tries_beside_the_gradients_of_a_batch_before(tmp_path, monkeypatch):
+    beside, forward = [], Net.forward
+    monkeypatch.setattr(
+        Net, "forward", lambda net, ids: beside.append(net.kind.bias.grad is not None) or forward(net, ids)
+    )
+    train(tmp_path / "run", batch_size="auto", effective_batch=8, max_steps=1)
+    assert beside[:2] == [False, True]
+
+
 def test_batch_size_auto_seeks_anew_where_the_run_is_begun_anew(tmp_path):
     auto = {"batch_size": "auto", "effective_batch": 8, "max_steps": 1}
     train(tmp_path / "run", memory=3, **auto)
