@@ -446,6 +446,23 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
 # --------------------------------------------------------------------------------------------------- decoding
 
 
+def test_what_interrupted_predictions_have_kept_serves_no_others(workdir, monkeypatch):
+    folder = train(workdir, "glove-t5", *NO_CRITICS, "--max-steps", "1", "--no-predict")
+    flags, batch = ["--predict-batch-size", "1", "--seed"], Predictor.batch
+    expected = predict(workdir, folder, *flags, "2")
+
+    def stop(self, number: int, numbers: list[int]):
+        if number == 9:
+            raise KeyboardInterrupt
+        return batch(self, number, numbers)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Predictor, "batch", stop)
+        predict(workdir, folder, *flags, "1")
+    assert list(folder.glob(".partial-*/*.npz"))
+    assert predict(workdir, folder, *flags, "2") == expected
+
+
 def test_each_batch_of_replies_has_random_numbers_of_its_own():
     """One dialogue in two batches is answered twice, and each batch as ever, whichever is written first."""
     tokenizer = glove_models.word_tokenizer(f"word{n}" for n in range(60))
