@@ -82,6 +82,13 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     assert losses(tmp_path / "two", "valid") == pytest.approx(losses(tmp_path / "one", "valid"), rel=1e-5)
 
 
+def test_a_stand_in_for_a_process_without_an_example_counts_for_nothing(tmp_path):
+    loop = toy_loop(tmp_path / "run")
+    loop._prepare()
+    real, stand_in = (loop.update.collate([0], stand_in=stand_in) for stand_in in (False, True))
+    assert loop.update.count_units([real, stand_in]) == loop.update.count_units([real])
+
+
 def test_on_the_processor_nothing_is_opened_on_a_gpu(monkeypatch):
     def opened(*_):
         raise AssertionError("a context on the GPU")
