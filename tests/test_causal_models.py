@@ -16,8 +16,9 @@ import causal_models
 import respond
 import storage
 from causal_models import CausalGenerator, example_nll, resolve_base
-from chats import causal_data, chat_format, chat_ids, conversation_rows, prompt_data
+from chats import SYSTEM, causal_data, chat_format, chat_ids, conversation_rows, prompt_data
 from corpora import Example
+from dataloaders import encode
 from options import OtherPrecision, UserError
 from storage import weights_hash
 from updates import count_parameters
@@ -214,6 +215,28 @@ def test_a_cut_reply_is_taught_no_end():
     assert just.collate([0])["target_ids"].tolist() == every
 
 
+def test_what_just_fits_is_whole_and_one_token_less_cuts_it():
+    """A dialogue in --src-len, a reply with its end in --tgt-len, exemplars in --exemplar-len."""
+    tokenizer = make_tokenizer()
+    chat, dialogue = chat_format(tokenizer), TURNS[:3]
+    fixed = [chat.opening + SYSTEM, chat.after_system]
+    head = sum(map(len, encode(tokenizer, fixed, controls=True).values()))
+    whole = chat_ids(tokenizer, dialogue).tolist()
+    assert chat_ids(tokenizer, dialogue, src_len=len(whole) - head).tolist() == whole
+    assert len(chat_ids(tokenizer, dialogue, src_len=len(whole) - head - 1)) < len(whole)
+
+    shown = chat_ids(tokenizer, dialogue, ["I see."], exemplar_len=999).tolist()
+    room = len(shown) - len(whole)
+    assert room > 0 and chat_ids(tokenizer, dialogue, ["I see."], exemplar_len=room).tolist() == shown
+    assert chat_ids(tokenizer, dialogue, ["I see."], exemplar_len=room - 1).tolist() == whole
+
+    (reply,) = encode(tokenizer, [TURNS[1]]).values()
+    asked = [Example("c", 2, "sad", tuple(TURNS[:1]), TURNS[1])]
+    for more, targets in ((1, [*reply, chat.end_id]), (0, [*reply[:-1]])):
+        data = causal_data(asked, tokenizer, src_len=999, tgt_len=len(reply) + more, packed=False)
+        assert data.collate([0])["target_ids"].tolist() == targets
+
+
 def test_two_dialogues_under_one_id_are_not_mixed():
     tokenizer = make_tokenizer()
     rows = conversation_rows([*talk(), *talk(OTHER)], tokenizer, packed=True, **LONG)
@@ -373,6 +396,22 @@ def test_saved_and_loaded_it_gives_the_same_logits(base, tmp_path, rank, half):
     assert chat_ids(again.tokenizer, TURNS[:3]).tolist() == chat_ids(model.tokenizer, TURNS[:3]).tolist()
 
 
+def test_an_adapter_without_a_tokenizer_has_its_bases(base, tmp_path):
+    model = trained(base, tmp_path)
+    model.save_pretrained(tmp_path / "run")
+    for file in [*(tmp_path / "run").glob("token*"), *(tmp_path / "run").glob("chat_template*")]:
+        file.unlink()
+    again = CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path)
+    assert chat_ids(again.tokenizer, TURNS[:3]).tolist() == chat_ids(model.tokenizer, TURNS[:3]).tolist()
+
+
+@pytest.mark.parametrize(("asked", "alpha"), [(0, 8), (3, 3)])
+def test_an_adapter_counts_twice_unless_it_is_told_otherwise(base, tmp_path, asked, alpha):
+    CausalGenerator.start(base, rank=4, cache=tmp_path, alpha=asked).save_pretrained(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"]) == (4, alpha)
+
+
 def test_a_saved_adapter_holds_no_weight_of_its_base_and_no_place_on_this_machine(base, tmp_path):
     model = dataclasses.replace(trained(base, tmp_path).settings, base="hub/name")
     saved = CausalGenerator(model, *causal_models.load_base(base, tmp_path))
@@ -483,10 +522,13 @@ def test_the_carried_weights_are_converted_once(monkeypatch, tmp_path):
 
     def convert(file, folder):
         calls.append(file)
+        torch.rand(3)
         (folder / "model.safetensors").write_bytes(b"x")
 
     monkeypatch.setattr(causal_models, "convert_gguf", convert)
+    before = torch.get_rng_state()
     first, second = (resolve_base("smollm2", tmp_path / "cache") for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before), "the first run draws what later ones do"
     assert first == second and (first / "model.safetensors").exists() and len(calls) == 1
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [first.name]
 

@@ -18,14 +18,16 @@ from conftest import logged
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5EncoderModel
 
+import exemplars
 import label_dialogues
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
 from corpora import listener_turns
-from models import Critic, Generator
+from models import Critic, Generator, GeneratorSettings
 from options import DIMENSIONS, Paths
+from session import Session
 
 FAMILIES = {"t5": (train_t5, "--model t5-tiny"), "glove-t5": (train_glove_t5, "--size tiny")}
 GENERATOR = "--device cpu --batch-size 8 --no-predict --name run"
@@ -343,6 +345,25 @@ def test_the_frozen_exemplar_encoder_reads_each_text_once_and_gives_its_mean_ove
     for batch in batches:
         for row, vector in zip(rows_of_batch(batch), batch["exemplar_vectors"], strict=True):
             torch.testing.assert_close(vector, expected[row], rtol=1e-4, atol=1e-5)
+
+
+def frozen(workdir, exemplar_len: int, seed: int = 42) -> exemplars.Way:
+    settings = GeneratorSettings(
+        {}, "t5", exemplar_model="t5-tiny", exemplar_width=64, exemplar_len=exemplar_len
+    )
+    return exemplars.enter(settings, None, Session("cpu", seed=seed), Paths(workdir))
+
+
+def test_a_frozen_encoder_of_random_weights_is_the_same_whatever_the_seed(prepared):
+    found = [frozen(prepared, 8, seed).inputs()["exemplar encoder"] for seed in (1, 2)]
+    assert found[0] == found[1]
+
+
+def test_kept_exemplar_vectors_are_of_as_many_tokens_as_are_read_now(workdir):
+    texts = [["i am so sorry to hear that about your dog , " * 9]]
+    short, whole = (frozen(workdir, n).split(texts).part([0])["exemplar_vectors"] for n in (4, 200))
+    assert not torch.allclose(short, whole, rtol=1e-3)
+    torch.testing.assert_close(frozen(workdir, 4).split(texts).part([0])["exemplar_vectors"], short)
 
 
 # ---------------------------------------------------------------------------------------------- learned parts

@@ -25,10 +25,14 @@ import probe_critics
 import train_glove_t5
 import train_t5
 from corpora import Example, listener_turns, read_exemplars
+from dataloaders import generator_data
 from metrics import count_words, distinct
 from models import Critic, Generator
 from normalising import normalise
 from options import CRITICS, Paths
+from predicting import Predictor
+from session import Session
+from settings import Decoding
 
 FAMILIES = {"t5": (train_t5, ["--model", "t5-tiny"]), "glove-t5": (train_glove_t5, ["--size", "tiny"])}
 NO_CRITICS = ["--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
@@ -440,6 +444,36 @@ def test_the_first_loss_is_the_formula_over_labels_and_saved_critics(
 
 
 # --------------------------------------------------------------------------------------------------- decoding
+
+
+def test_what_interrupted_predictions_have_kept_serves_no_others(workdir, monkeypatch):
+    folder = train(workdir, "glove-t5", *NO_CRITICS, "--max-steps", "1", "--no-predict")
+    flags, batch = ["--predict-batch-size", "1", "--seed"], Predictor.batch
+    expected = predict(workdir, folder, *flags, "2")
+
+    def stop(self, number: int, numbers: list[int]):
+        if number == 9:
+            raise KeyboardInterrupt
+        return batch(self, number, numbers)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Predictor, "batch", stop)
+        predict(workdir, folder, *flags, "1")
+    assert list(folder.glob(".partial-*/*.npz"))
+    assert predict(workdir, folder, *flags, "2") == expected
+
+
+def test_each_batch_of_replies_has_random_numbers_of_its_own():
+    """One dialogue in two batches is answered twice, and each batch as ever, whichever is written first."""
+    tokenizer = glove_models.word_tokenizer(f"word{n}" for n in range(60))
+    backbone = glove_models.glove_config(tokenizer, "tiny").to_dict()
+    model = Generator({"backbone": backbone, "tokenizer": "words", "exemplars": "none"})
+    examples = [Example("c", 2, "", ("word1 word2",), "word3")] * 2
+    data = generator_data(examples, tokenizer, src_len=8, tgt_len=None)
+    decoding = Decoding(0, 1.0, 12, replies=4)
+    predictor = Predictor(model, tokenizer, data, decoding, Session(device="cpu"))
+    replies = [str(predictor.batch(n, [n])["response"]) for n in (0, 1, 1, 0)]
+    assert replies[0] == replies[3] != replies[1] == replies[2]
 
 
 def test_decoding_flags_arrive_in_decoding(workdir):

@@ -233,5 +233,8 @@ def test_critics_are_probed_on_the_soft_replies_of_a_generator(trained_copy, tmp
     assert "soft replies" in capsys.readouterr().out
     again = probe_critics.main([*words, "--overwrite", "--kinds", "int"])
     assert again["int"] == pytest.approx(found["int"], rel=1e-4)
+    one = probe_critics.main([*words, "--overwrite", "--examples", "1"])
+    assert all(losses["loss_of_a_guess"] == 0 for losses in one.values()), "one label is no guess"
+    assert any(losses["loss_of_a_guess"] > 0 for losses in found.values())
     with pytest.raises(UserError, match="already there.*--overwrite"):
         probe_critics.main(words)

@@ -691,6 +691,16 @@ def test_without_a_limit_replies_stay_whole(tokenizer):
     assert labels[0].tolist() == [*ids(tokenizer, reply), EOS]
 
 
+def test_what_a_limit_cuts_is_counted_and_said_where_it_is_more_than_its_share(tokenizer):
+    fits, longer = example("a b c", "d e"), example("a b c d", "d e f")  # and an end each
+    now, said = {"--src-len": 4, "--tgt-len": 3}, []
+    for count in (19, 18):
+        data = generator(tokenizer, [fits] * count + [longer], src_len=4, tgt_len=3)
+        assert data.cut == {"--src-len": 1, "--tgt-len": 1}
+        said.append([line.split(",")[0] for line in dataloaders.too_much_cut(data, now)])
+    assert said == [[], ["WARNING: --tgt-len 3 cuts 1 of 19 training replies"]]
+
+
 def test_lengths_are_what_a_batch_holds(tokenizer):
     data = generator(tokenizer, exemplars=prepended(tokenizer, [["a b"], ["c"]], 4), src_len=6)
     for n in range(len(data)):

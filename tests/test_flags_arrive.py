@@ -86,7 +86,7 @@ def test_what_a_critic_learns_from(learn):
 def test_what_a_language_model_learns_from(learn, tmp_path):
     base = f"{CAUSAL} --model {save_llama(tmp_path / 'llama', make_tokenizer())}"
     flags = ["--lora-dropout 0.5", "--lora-alpha 99", "--top-exemplars 1", "--exemplar-len 4", "--src-len 5"]
-    flags += ["--schedule constant", "--clip 1e-3", "--add-exemplars none"]
+    flags += ["--schedule constant", "--clip 1e-3", "--add-exemplars none", "--tgt-len 3"]
     assert without_effect(learn, train_causal_lm, base, flags) == []
     losses = [
         logged(learn(train_causal_lm, f"{base} --valid-conversations {count}"), "valid")[-1]["nll"]

@@ -16,6 +16,7 @@ from glove_models import (
     SIZES,
     glove_config,
     load_vectors,
+    narrowed,
     read_glove,
     save_glove,
     set_word_vectors,
@@ -182,6 +183,20 @@ def test_vectors_wider_than_the_model_keep_their_inner_products_best(capsys):
         vectors @ vectors.T, abs=0.02 * float(np.abs(vectors @ vectors.T).max())
     )
     assert "of width 30 are narrowed to the 5" in capsys.readouterr().out
+
+
+def test_narrowed_vectors_point_the_same_way_on_every_machine(monkeypatch):
+    """A direction and its opposite serve as well, and which of them LAPACK gives is left open."""
+    vectors = np.random.default_rng(0).normal(size=(40, 8)).astype("f")
+    found, eigh = narrowed(vectors, 3), np.linalg.eigh
+
+    def others(matrix):
+        lengths, directions = eigh(matrix)
+        return lengths, directions * np.where(np.arange(len(lengths)) % 2, 1, -1)
+
+    for other in (others, lambda matrix: (eigh(matrix)[0], -others(matrix)[1])):
+        monkeypatch.setattr(np.linalg, "eigh", other)
+        np.testing.assert_allclose(narrowed(vectors, 3), found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("shape", "word"), [((3, 6), "3 word vectors for 8 tokens")])

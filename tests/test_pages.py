@@ -224,6 +224,20 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
     assert (tmp_path / "ab" / "ratings.md").exists() and not (tmp_path / "ab" / "ratings.csv").exists()
 
 
+def test_in_the_agreement_on_choices_each_comparison_counts_once(kit, tmp_path):
+    _, key = kit("ab")
+    by, files = key.pivot(index="item", columns="system", values="reply"), []
+    pairs = [(item, *sorted(reply[["one/lempex", "mime"]])) for item, reply in by.iterrows()]
+    assert all(first != second for _, first, second in pairs) and len(pairs) == 40
+    for rater, ties in (("Anna", 0), ("Ben", 10)):
+        rows = [(key["kit"][0], rater, *pair, "tie" if n < ties else pair[1]) for n, pair in enumerate(pairs)]
+        files.append(save(tmp_path / f"{rater}.csv", "ab", rows))
+    # of 80 votes 70 are for the one and 10 ties
+    alpha = 1 - (10 / 40) / (2 * 70 * 10 / (80 * 79))
+    text = ratings.summarise(files, tmp_path / "ab" / "key.csv")
+    assert f"Krippendorff's alpha of the choices: {alpha:.2f} (nominal" in text
+
+
 def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_saved(
     prepared, tmp_path, capsys, monkeypatch
 ):

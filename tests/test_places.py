@@ -494,6 +494,17 @@ def old(path: Path, days: float) -> Path:
     return path
 
 
+def test_a_checkpoint_that_was_set_aside_comes_back_with_the_best_of_its_own_past(tmp_path):
+    states = {"4-aaaaaa": (4, 1.0), "2-bbbbbb": (2, 1.0), "2-cccccc": (2, 9.0)}
+    for name, (step, best) in states.items():
+        folder = tmp_path / f"later-step-000000{name}"
+        folder.mkdir()
+        storage.write_json(folder / "state.json", {"step": step, "best_step": 2, "best": best})
+    back = checkpoints.bring_back(tmp_path / "later-step-0000004-aaaaaa")
+    assert back.name == "step-0000004" and (tmp_path / "later-step-0000002-cccccc").exists()
+    assert storage.read_json(tmp_path / "step-0000002" / "state.json")["best"] == 1.0
+
+
 def test_parts_of_killed_writes_go_once_nobody_can_be_at_them(tmp_path):
     parts = [tmp_path / f".{name}.0a1b2c3{n}.part" for n, name in enumerate(("a.txt", "a.txt", "b.txt"))]
     for part in parts:

@@ -16,7 +16,7 @@ from transformers import (
 
 import causal_generators
 from causal_models import CausalGenerator
-from chats import prompt_data
+from chats import causal_data, prompt_data
 from sampling import choose, sample, side_by_side
 from session import Session
 from settings import Decoding, SampledOptions
@@ -233,6 +233,33 @@ def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngra
     plain = dict(top_k=1, do_sample=True, max_new_tokens=6, no_repeat_ngram_size=ngram)
     expected = [model.replies(model.generate(prompts(model, [n]), **plain))[0] for n in (2, 3)]
     assert found == [text for text in expected for _ in range(3)]
+
+
+def test_in_whatever_order_a_batch_stands_each_example_gets_its_own_reply(model):
+    layout = model.settings.layout
+    gold = causal_data(TALKS, model.tokenizer, packed=False, **layout)
+    asked = prompt_data(TALKS, model.tokenizer, **layout)
+    greedy = Decoding(1, 1.0, 6)
+    predictor = causal_generators.CausalPredictor(model, gold, asked, greedy, Session(device="cpu"))
+    rows = predictor.batch(0, [3, 0, 2])
+    found = dict(zip(rows["numbers"].tolist(), rows["response"][:, 0].tolist(), strict=True))
+    alone = {n: predictor.batch(0, [n])["response"][0, 0] for n in (3, 0, 2)}
+    assert found == alone and len(set(alone.values())) > 1
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["keys and values kept", "none kept"])
+def test_each_batch_of_replies_has_random_numbers_of_its_own(model, keeps, monkeypatch):
+    """One dialogue in two batches is answered twice, and each batch as ever, whichever is written first."""
+    if not keeps:
+        monkeypatch.setattr(causal_generators, "cache_name", lambda lm: None)
+    layout = model.settings.layout
+    gold = causal_data(TALKS, model.tokenizer, packed=False, **layout)
+    asked = prompt_data(TALKS, model.tokenizer, **layout)
+    predictor = causal_generators.CausalPredictor(
+        model, gold, asked, Decoding(0, 2.0, 12, replies=4), Session(device="cpu")
+    )
+    replies = [str(predictor.batch(number, [2])["response"]) for number in (0, 1, 1, 0)]
+    assert replies[0] == replies[3] != replies[1] == replies[2]
 
 
 def test_among_all_words_is_among_as_many_as_there_are():

@@ -81,6 +81,8 @@ def test_what_an_abandoned_stage_left_beside_is_swept_with_all_that_is_in_it(tmp
         for path in (folder, *folder.rglob("*")):
             if path.name != "00000.npz" or folder != young:
                 os.utime(path, (0, 0))
+    caches.sweep_kept(old)  # its own stage goes on with it
+    assert old.exists()
     caches.sweep_kept(tmp_path / "vectors-c")
     assert not old.exists() and young.exists() and other.exists()
 

@@ -416,6 +416,29 @@ def test_a_reference_that_comes_again_is_matched_by_its_place(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("".join(f"Ref:{t}\nPred:{t} so\n" for t in ("a", "no .", "b", "c")))
     [system] = read_system(tmp_path / "p.txt", items, "test", Paths(tmp_path))
     assert (system.numbers, system.replies) == ([0, 1, 2, 4], ["a so", "no . so", "b so", "c so"])
+    (tmp_path / "p.txt").write_text("".join(f"Ref:{t}\nPred:{t} so\n" for t in ("a", "b", "no .", "c")))
+    [system] = read_system(tmp_path / "p.txt", items, "test", Paths(tmp_path))
+    assert (system.numbers, system.replies) == ([0, 2, 3, 4], ["a so", "b so", "no . so", "c so"])
+
+
+def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
+    items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
+    rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [system] = read_system(tmp_path / "p.jsonl", items, "test", Paths(tmp_path))
+    assert (system.numbers, system.replies) == ([1, 2], ["reply 2", "reply 3"])
+
+
+def test_a_reply_in_quotation_marks_keeps_them_through_our_own_predictions(tmp_path):
+    texts = ['"so sorry"', "plain", '"Oh no!"', "I see"]
+    keys = {
+        "conv_id": [e.conv_id for e in EXAMPLES[:4]],
+        "utterance_idx": [e.utterance_idx for e in EXAMPLES[:4]],
+    }
+    storage.write_csv(tmp_path / "p.tsv", pd.DataFrame(keys | {"response": texts}), sep="\t")
+    [system] = read(tmp_path / "p.tsv")
+    theirs = pd.read_csv(tmp_path / "p.tsv", sep="\t")["response"].tolist()  # as others read it
+    assert system.replies == theirs == texts
 
 
 def test_two_items_of_one_history_and_reference_are_answered_in_order(tmp_path):

@@ -214,6 +214,41 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     )
 
 
+def test_a_gap_to_gold_has_a_sign(made):
+    folder, content, _ = made
+    main, systems = (folder / "table.md").read_text().split("\n\n")[0], content["systems"]
+    for name in ("two", "mixed", "some"):
+        [line] = [line for line in main.splitlines() if line.startswith(f"| {name} |")]
+        assert f"({systems[name]['vader'] - systems['gold']['vader']:+.3f})" in line
+
+
+def test_what_is_said_of_the_judges_is_of_the_items_of_the_table(made):
+    folder, _, examples = made
+    session = Session(device="cpu")
+    [judge] = judges.load(Paths(folder.parent.parent), session, ["tfidf"])
+    said = [
+        judges.report([judge], [e.response for e in chosen], [e.history for e in chosen])[-1]
+        for chosen in (examples[2:11], examples)
+    ]
+    shown = (folder / "table.md").read_text()
+    assert said[0] in shown and said[1] not in shown
+
+
+def test_the_nearest_training_reply_is_of_another_conversation(prepared):
+    """Own splits may share a conversation, whose reply would be the gold one."""
+    training = listener_turns(Paths(prepared).dialogues("train"))
+    asked = training[:6]
+    how = tables.nearest(
+        argparse.Namespace(nearest="tfidf"),
+        argparse.Namespace(training=training),
+        asked,
+        Paths(prepared),
+        Session(device="cpu"),
+    )
+    places = how([" ".join(e.history) for e in asked], [" ".join(t.history) for t in training])
+    assert all(training[place].conv_id != e.conv_id for place, e in zip(places, asked, strict=True))
+
+
 def test_every_score_of_every_item_is_kept_and_averages_to_the_table(made):
     folder, content, examples = made
     items = pd.read_csv(folder / "items.csv", keep_default_na=False)

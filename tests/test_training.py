@@ -40,7 +40,7 @@ def losses(folder: Path, kind: str = "train") -> list[float]:
 
 
 def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys):
-    for steps, said in ((3, False), (99, True)):
+    for steps, said in ((3, False), (4, True), (99, True)):
         train(tmp_path / str(steps), data=toy_data(count=8), batch_size=2, warmup_steps=steps, epochs=1)
         assert ("so its rate never reaches --lr" in capsys.readouterr().out) == said
 
@@ -84,6 +84,13 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     assert losses(tmp_path / "two", "valid") == pytest.approx(losses(tmp_path / "one", "valid"), rel=1e-5)
 
 
+def test_a_stand_in_for_a_process_without_an_example_counts_for_nothing(tmp_path):
+    loop = toy_loop(tmp_path / "run")
+    loop._prepare()
+    real, stand_in = (loop.update.collate([0], stand_in=stand_in) for stand_in in (False, True))
+    assert loop.update.count_units([real, stand_in]) == loop.update.count_units([real])
+
+
 def test_on_the_processor_nothing_is_opened_on_a_gpu(monkeypatch):
     def opened(*_):
         raise AssertionError("a context on the GPU")
@@ -124,6 +131,25 @@ def test_where_memory_will_end_is_said_once_and_what_takes_less(tmp_path, capsys
     assert 0.01 < held < there
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("constant", [1, 2, 3, 3, 3, 3, 3]), ("linear", [1, 2, 3, 2.25, 1.5, 0.75, 0])]
+)
+def test_every_schedule_warms_up(tmp_path, schedule, rates):
+    train(tmp_path / "run", schedule=schedule, warmup_steps=3, lr=0.03, max_steps=7)
+    assert [row["lr"] for row in logged(tmp_path / "run", "train")] == pytest.approx(
+        [rate / 100 for rate in rates], abs=1e-9
+    )
+
+
+def test_no_limit_limits_no_gradient(tmp_path):
+    def large(loop, terms):
+        return {name: 100 * term for name, term in terms.items()}
+
+    for name, clip in (("none", 0.0), ("high", 1e9), ("low", 1.0)):
+        train(tmp_path / name, spoil=large, clip=clip, max_steps=6)
+    assert losses(tmp_path / "none") == losses(tmp_path / "high") != losses(tmp_path / "low")
+
+
 def test_one_batch_can_be_learned_by_heart(tmp_path):
     data = toy_data(count=4)
     train(tmp_path / "run", data=data, epochs=300, lr=0.05, dropout=0.0, schedule="constant", log_every=100)
@@ -134,6 +160,17 @@ def test_evaluation_in_between_changes_nothing_in_training(tmp_path):
     train(tmp_path / "seldom")
     train(tmp_path / "often", eval_every=1)
     assert losses(tmp_path / "seldom") == losses(tmp_path / "often")
+
+
+def test_an_evaluation_keeps_nothing_for_gradients(tmp_path):
+    kept = []
+
+    def evaluate(loop):
+        kept.append(loop.model(torch.ones(1, 2, dtype=torch.long))[1].requires_grad)
+        return {"loss": 1.0}
+
+    train(tmp_path / "run", evaluate=evaluate)
+    assert kept == [False] * 3
 
 
 def test_each_batch_is_made_once_and_in_the_order_of_the_plan(tmp_path):
@@ -284,6 +321,24 @@ def test_killed_between_an_evaluation_and_its_checkpoint(tmp_path, monkeypatch):
     train(tmp_path / "cut")
     train(tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_killed_after_its_last_evaluation_a_run_is_saved_without_dropout(tmp_path):
+    def stop(folder):
+        raise Killed
+
+    def reload(folder):
+        copy = Net(0.5)
+        copy.load_state_dict(loop.model.state_dict())
+        return copy
+
+    loop = toy_loop(tmp_path / "run", max_steps=2, dropout=0.5)
+    loop.export = stop
+    with pytest.raises(Killed):
+        loop.train()
+    loop = toy_loop(tmp_path / "run", max_steps=2, dropout=0.5)
+    loop.reload, loop.probe = reload, lambda net: net(torch.ones(9, 2, dtype=torch.long))[0]
+    assert loop.train()["steps"] == 2  # else the saved model would answer otherwise than the trained one
 
 
 def test_more_max_steps_than_there_are_end_with_the_last_update(tmp_path):
@@ -557,6 +612,11 @@ def test_the_best_and_the_last_two_checkpoints_are_kept_and_the_best_is_loaded(t
     ]
     assert all(torch.equal(v, seen[12][k]) for k, v in loop.model.state_dict().items())
     assert (tmp_path / "run" / "exported").read_text() == "12"
+
+
+def test_of_equally_good_evaluations_the_first_is_the_best_and_patience_runs_out(tmp_path):
+    loop = train(tmp_path / "run", epochs=9, patience=2, evaluate=lambda loop: {"loss": 1.0})
+    assert (loop.state.best_step, loop.state.step) == (6, 18)
 
 
 def test_patience_stops_early_and_survives_a_resume(tmp_path):
@@ -865,6 +925,22 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
 
 
+def test_batch_size_auto_tries_beside_the_gradients_of_a_batch_before(tmp_path, monkeypatch):
+    beside, forward = [], Net.forward
+    monkeypatch.setattr(
+        Net, "forward", lambda net, ids: beside.append(net.kind.bias.grad is not None) or forward(net, ids)
+    )
+    train(tmp_path / "run", batch_size="auto", effective_batch=8, max_steps=1)
+    assert beside[:2] == [False, True]
+
+
+def test_batch_size_auto_seeks_anew_where_the_run_is_begun_anew(tmp_path):
+    auto = {"batch_size": "auto", "effective_batch": 8, "max_steps": 1}
+    train(tmp_path / "run", memory=3, **auto)
+    loop = train(tmp_path / "run", memory=5, overwrite=True, **auto)
+    assert (loop.options.batch_size, loop.options.accumulate) == (4, 2)
+
+
 #: as a GPU says it, where it is not torch's own allocator that fails
 ELSEWHERE = [
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
@@ -916,6 +992,18 @@ def test_what_was_saved_is_checked_without_the_trained_models_memory(tmp_path):
     loop.reload, loop.probe = reload, lambda net: net(torch.ones(1, 2, dtype=torch.long))[0]
     loop.train()
     assert held == [0]
+
+
+def test_what_answers_with_no_numbers_once_it_is_saved_does_not_finish(tmp_path):
+    def reload(folder):
+        spoilt = Net(0.1)
+        torch.nn.init.constant_(spoilt.words.weight, math.nan)
+        return spoilt
+
+    loop = toy_loop(tmp_path / "run", max_steps=2)
+    loop.reload, loop.probe = reload, lambda net: net(torch.ones(1, 2, dtype=torch.long))[0]
+    with pytest.raises(UserError, match="answers otherwise than the trained model"):
+        loop.train()
 
 
 def test_batch_size_auto_tries_the_kernels_that_will_train(tmp_path, monkeypatch):

@@ -269,6 +269,16 @@ def test_unknown_words_and_useless_critics_are_said(home, tmp_path, capsys):
     assert "no better than guessing" in shown and "no sentiment critic" in shown
 
 
+@pytest.mark.parametrize(("unknown", "said"), [(1, False), (2, True)])
+def test_a_critic_is_doubted_where_more_than_a_tenth_of_the_words_are_unknown_to_it(
+    home, tmp_path, capsys, unknown, said
+):
+    text = " ".join(["qwxz"] * unknown + ["sorry"] * (12 - unknown))
+    run(score, home, "--family", "glove-t5", text, "--output", str(tmp_path / "out.csv"))
+    shown = "".join(capsys.readouterr())
+    assert ("of these words are unknown to emo, exp, int" in shown) == said
+
+
 def test_a_broken_input_is_named_with_its_line(home, tmp_path):
     for name, content, named in (
         ("a.csv", "id,reply\n1,x\n2\n", r"a.csv, line 3: 1 columns, expected 2"),
@@ -316,6 +326,29 @@ def test_a_pool_that_is_asked_again_is_not_laid_out_again(home, monkeypatch):
     assert retriever.search(["My dog died."], pool, 2) == first
     retriever.search(["I got the job!"], pool, 2)
     assert len(built) == 1
+
+
+def test_one_pool_is_searched_as_a_whole_and_within_an_emotion(home):
+    retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
+    pool = retriever.pool(REPLIES, emotions=["sad", "sad", "proud"])
+    for emotions, found in ((None, REPLIES), (["proud"], REPLIES[2:]), (None, REPLIES)):
+        [hits] = retriever.search(["My dog died."], pool, 3, emotions=emotions)
+        assert {hit.text for hit in hits} == set(found)
+
+
+def test_a_retriever_reads_as_many_tokens_as_it_was_trained_to_or_is_told(trained_copy):
+    folder = Paths(trained_copy).saved / "dpr" / "empd"
+    for side, length in (("question", 7), ("context", 5)):
+        file = folder / f"{side}_encoder" / "0_BERT" / "sentence_bert_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"max_seq_length": length}))
+
+    def lengths(**told) -> dict[str, int]:
+        return Retriever.from_pretrained(folder, Session("cpu"), **told).encoders.lengths
+
+    assert lengths() == {"question": 7, "context": 5}
+    assert lengths(max_length=9) == {"question": 9, "context": 5}
+    with pytest.raises(UserError, match="--max-length 9999: .* reads only 512 tokens"):
+        lengths(max_length=9999)
 
 
 def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answer(home, tmp_path, capsys):
