@@ -186,18 +186,22 @@ class Data:
         )
 
 
-#: from which share of cut texts on a flag is too small for its tokenizer; of cut replies few learn to end
-CUT_SHARES = {"--tgt-len": 0.05, "--src-len": 0.2, "--reply-len": 0.5, "--context-len": 0.5}
+#: what a flag cuts, and from which share of it on the flag is too small for its tokenizer: of cut replies few
+#: learn to end
+CUTS = {
+    "--tgt-len": ("replies, which lose their end", 0.05),
+    "--src-len": ("dialogues", 0.2),
+    "--reply-len": ("replies, whose rest is not read", 0.5),
+    "--context-len": ("dialogues", 0.5),
+}
 
 
 def too_much_cut(data: Data, now: Mapping[str, int]) -> list[str]:
     """Warnings of flags that cut too many of the training's texts. `now`: {flag: its tokens}."""
-    what = {"--tgt-len": "replies, which lose their end", "--src-len": "dialogues"}
-    what |= {"--reply-len": "replies, whose rest is not read", "--context-len": "dialogues"}
     return [
-        f"WARNING: {flag} {now[flag]} cuts {data.cut[flag]:,} of {len(data):,} training {what[flag]}; raise "
+        f"WARNING: {flag} {now[flag]} cuts {data.cut[flag]:,} of {len(data):,} training {what}; raise "
         "it (a tokenizer of bytes or letters needs about four times as much)"
-        for flag, share in CUT_SHARES.items()
+        for flag, (what, share) in CUTS.items()
         if now.get(flag) and data.cut.get(flag, 0) > share * len(data)
     ]
 

@@ -298,18 +298,9 @@ def byte_t5(folder) -> str:
 
 
 def test_a_t5_over_bytes_trains_replies_and_says_what_it_cuts(workdir, tmp_path, capsys):
-    flags = [
-        "--workdir",
-        workdir,
-        "--device",
-        "cpu",
-        "--model",
-        byte_t5(tmp_path / "byt5"),
-        "--name",
-        "bytes",
-    ]
-    flags += "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --max-steps 2".split()
-    train_t5.main([str(f) for f in [*flags, "--batch-size", "4", "--no-predict"]])
+    model = ["--workdir", str(workdir), "--model", byte_t5(tmp_path / "byt5"), "--name", "bytes"]
+    flags = "--device cpu --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --max-steps 2"
+    train_t5.main([*model, *flags.split(), "--batch-size", "4", "--no-predict"])
     said = capsys.readouterr().out
     assert re.search(r"--tgt-len 50 cuts \d+ of \d+ training replies, which lose their end; raise it", said)
     assert "--src-len 200 cuts" in said
