@@ -32,7 +32,7 @@ from transformers import (
 from advice import makes
 from options import UserError
 from session import fits
-from storage import load_weights, read_if_there, read_json, save_weights, split_revision
+from storage import load_weights, read_if_there, save_weights, split_revision
 
 # transformers would ask the hub for safetensors of a repository without, and fetch its weights a second time
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -174,19 +174,19 @@ def require_no_pointers(folder: Path) -> None:
             raise UserError(f"{file}: a pointer of Git LFS, not the file itself; run there: git lfs pull")
 
 
-def json_of(name: str, file: str) -> dict:
-    """A JSON file of a folder or hub name (see `from_hub`); {} where that has none."""
+def file_of(name: str, file: str) -> Path | None:
+    """A file of a folder or hub name (see `from_hub`); None where that has none."""
     if Path(name).exists():
-        return read_if_there(Path(name) / file)
+        return path if (path := Path(name) / file).exists() else None
     place, revision = split_revision(name)
     try:
-        return read_json(Path(hf_hub_download(place, file, revision=revision)))
+        return Path(hf_hub_download(place, file, revision=revision))
     except (OSError, ValueError, HfHubHTTPError, EntryNotFoundError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return {}
+            return None
         kept = try_to_load_from_cache(place, file, revision=revision)
         if kept is not None and not isinstance(kept, str):  # the hub once said that there is none
-            return {}
+            return None
         raise cannot_be_had(name, file, error) from error
 
 

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -329,19 +329,24 @@ def decode(content: bytes, path: Path) -> str:
     raise UserError(f"{path}, line {line}: not UTF-8 ({guess}); convert it with: {convert}")
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file (UTF-8, a byte order mark may stand before it), or an error that names it."""
+def parsed(path: Path) -> Any:
+    """What a JSON file holds (UTF-8, a byte order mark may stand before it), or an error that names it."""
     try:
-        content = json.loads(decode(Path(path).read_bytes(), path))
+        return json.loads(decode(Path(path).read_bytes(), path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def read_json(path: Path) -> dict:
+    """The same of a file that is to hold an object."""
+    content = parsed(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
     return content
 
 
 def read_if_there(path: Path) -> dict:
-    """The same; empty where there is no such file."""
+    """The same, empty where there is no such file."""
     return read_json(path) if path.exists() else {}
 
 

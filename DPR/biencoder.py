@@ -19,7 +19,7 @@ from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
 from options import UserError
 from pretrained import (
-    json_of,
+    file_of,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -28,7 +28,7 @@ from pretrained import (
     require_words,
 )
 from runs import require_run
-from storage import fingerprint, sha256
+from storage import fingerprint, parsed, read_json, sha256
 
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
@@ -56,22 +56,26 @@ def resolve(name: str | Path) -> str:
 
 def own_pooling(place: str) -> str:
     """How the training of an encoder, a hub name or folder, made its vectors, where it says so as
-    sentence-transformers writes it; else cls, DPR's. Raises `UserError` where it was neither cls nor mean."""
+    sentence-transformers writes it; else cls, DPR's. Raises `UserError` where it was neither cls nor mean, or
+    one more layer after it."""
     config = load_config(place)
     if getattr(config, "pooling", None) or config.model_type == "dpr":
         return getattr(config, "pooling", None) or "cls"
     if place == MINILM_HUB:
         return "mean"
     with offline("--pooling cls or mean, as it was trained"):
-        said = json_of(place, "1_Pooling/config.json")
+        pooling, modules = file_of(place, "1_Pooling/config.json"), file_of(place, "modules.json")
+    said = read_json(pooling) if pooling else {}
     ways = {key for key, chosen in said.items() if key.startswith("pooling_mode_") and chosen is True}
     ways = {way.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in ways}
     newer = said.get("pooling_mode") or []  # of sentence-transformers 5
     ways |= {newer} if isinstance(newer, str) else set(newer)
+    if modules and any(str(module["type"]).endswith(".Dense") for module in parsed(modules)):
+        ways.add("one more layer, Dense")
     if len(ways) > 1 or ways - {"cls", "mean"}:
         raise UserError(
-            f"{place}: makes its vectors by {' and '.join(sorted(ways))} (1_Pooling/config.json), here there "
-            "are cls and mean; give another encoder, or one of these by --pooling"
+            f"{place}: vectors made by {' and '.join(sorted(ways))} (1_Pooling/config.json, modules.json), "
+            "here there are cls and mean; give another encoder, or one of these by --pooling"
         )
     return next(iter(ways), "cls")
 

@@ -384,7 +384,18 @@ def test_an_encoder_on_the_hub_pools_as_it_was_trained(encoder_of, pooling, way)
 )
 def test_an_encoder_that_pools_as_nothing_here_does_is_refused(encoder_of, pooling):
     name = encoder_of("them/encoder", pooling)
-    with pytest.raises(UserError, match=r"them/encoder: makes its vectors by .*cls and mean.*--pooling"):
+    with pytest.raises(UserError, match=r"them/encoder: vectors made by .*cls and mean.*--pooling"):
+        Retriever.from_pretrained(encoder=name, session=Session("cpu"))
+    told = Retriever.from_pretrained(encoder=name, pooling="mean", session=Session("cpu"), max_length=12)
+    assert told.encoders.origin["pooling"] == "mean"
+
+
+def test_an_encoder_with_one_more_layer_is_refused(encoder_of, fake_hub):
+    name = encoder_of("them/encoder", {"pooling_mode_mean_tokens": True})
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    fake_hub.repos[name]["modules.json"] = json.dumps(modules).encode()
+    with pytest.raises(UserError, match=r"them/encoder: .*mean and one more layer, Dense .*--pooling"):
         Retriever.from_pretrained(encoder=name, session=Session("cpu"))
     told = Retriever.from_pretrained(encoder=name, pooling="mean", session=Session("cpu"), max_length=12)
     assert told.encoders.origin["pooling"] == "mean"
