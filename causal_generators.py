@@ -272,15 +272,6 @@ def gold_and_prompts(
     return found, prompts
 
 
-def predictor_of(
-    model: CausalGenerator, split: str, paths: Paths, decoding: Decoding, session: Session
-) -> tuple[SplitData, CausalPredictor]:
-    """What `predicting.write_predictions` takes; batches are planned by the prompts, if there are some."""
-    found, prompts = gold_and_prompts(model, split, paths, decoding)
-    predictor = CausalPredictor(model, found.data, prompts, decoding, session)
-    return SplitData(found.examples, found.data if prompts is None else prompts), predictor
-
-
 def load(folder: Path, paths: Paths, session: Session, base: str | None = None) -> CausalGenerator:
     """A saved model. `base`: where its base lies, if not where it lay in training."""
     place = base or base_of(folder, paths)
@@ -398,35 +389,22 @@ def train(command: CausalCommand, session: Session) -> dict:
     def of_saved(split: str) -> dict[str, float]:
         """In half precision: the replies are of that, as they will be later."""
         loop.make_room()
-        return predict(folder, load(folder, paths, session, base), split, command, session)
+        return predict(folder, load(folder, paths, session, base), split, command, session, folder)
 
     return to_the_end(loop, folder, split, of_saved, command.decoding, paths, session)
 
 
 def predict(
-    folder: Path,
-    model: CausalGenerator,
-    split: str,
-    command: CausalCommand,
-    session: Session,
-    output: Path | None = None,
+    folder: Path, model: CausalGenerator, split: str, command: CausalCommand, session: Session, output: Path
 ) -> dict[str, float]:
     model = model.for_use(session.device, session.precision)
-    found, predictor = predictor_of(model, split, command.paths, command.decoding, session)
+    gold, prompts = gold_and_prompts(model, split, command.paths, command.decoding)
+    predictor = CausalPredictor(model, gold.data, prompts, command.decoding, session)
     if model.settings.base_sha256 != CausalSettings.load(folder).base_sha256:
         predictor.notes = {"base": model.settings.base_sha256}
-    return write_predictions(
-        folder,
-        model,
-        model.tokenizer,
-        split,
-        found,
-        command.decoding,
-        session,
-        command.paths,
-        predictor,
-        output,
-    )
+    # batches are planned by the prompts, if there are some
+    found = gold if prompts is None else SplitData(gold.examples, prompts)
+    return write_predictions(folder, split, found, predictor, command.paths, output)
 
 
 def infer(folder: Path, command: CausalCommand, session: Session) -> dict[str, float]:

@@ -28,11 +28,7 @@ from objectives import (
     gradient_norms,
 )
 from options import Paths, UserError, by_flag
-from predicting import (
-    decoding_arguments,
-    inference,
-    write_predictions,
-)
+from predicting import Predictor, decoding_arguments, inference, write_predictions
 from pretrained import (
     asks_for_own_head,
     begin_from,
@@ -279,7 +275,8 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
 
     def predict(split: str) -> dict[str, float]:
         assert predicted
-        return write_predictions(folder, model, tokenizer, split, predicted, command.decoding, session, paths)
+        predictor = Predictor(model, tokenizer, predicted.data, command.decoding, session)
+        return write_predictions(folder, split, predicted, predictor, paths, folder)
 
     return to_the_end(loop, folder, split, predict, command.decoding, paths, session)
 
@@ -344,6 +341,5 @@ def infer(folder: Path, command: GeneratorCommand, session: Session) -> dict[str
         "--exemplar-model",
     )
     found = split_data(model.settings, split, tokenizer, way, paths)
-    return write_predictions(
-        folder, model, tokenizer, split, found, command.decoding, session, paths, output=output
-    )
+    predictor = Predictor(model, tokenizer, found.data, command.decoding, session)
+    return write_predictions(folder, split, found, predictor, paths, output)

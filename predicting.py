@@ -146,35 +146,23 @@ class Predictor:
 
 
 def write_predictions(
-    folder: Path,
-    model: Any,
-    tokenizer,
-    split: str,
-    found: SplitData,
-    decoding: Decoding,
-    session: Session,
-    paths: Paths,
-    predictor: "Predictor | None" = None,
-    output: Path | None = None,
+    folder: Path, split: str, found: SplitData, predictor: Predictor, paths: Paths, output: Path
 ) -> dict[str, float]:
-    """predictions.tsv and likelihood.csv of a run on one split; returns the gold replies' perplexities.
-
-    They go to `output`, or to the run's folder. Without `decoding.predict` only the likelihood is written.
-    `predictor`: another family's, where this family's own would not do.
+    """predictions.tsv and likelihood.csv of a run on one split, into `output`; returns the gold replies'
+    perplexities. Batches are planned by `found`. Without `decoding.predict` only the likelihood is written.
     """
-    predictor = predictor or Predictor(model, tokenizer, found.data, decoding, session)
+    decoding, session = predictor.decoding, predictor.session
     origin: dict[str, Any] = {
         **storage.sources_of({"model": folder}, paths),
         "dialogues": storage.sha256(paths.dialogues(split)),
         "split": split,
     }
-    if model.settings.exemplars != "none":
+    if predictor.model.settings.exemplars != "none":
         shown = paths.exemplars(split)
         origin["exemplars"] = {"path": paths.note(shown), "sha256": storage.sha256(shown)}
     origin |= {"precision": session.precision, **predictor.notes}
     origin |= {"decoding": predictor.arguments if decoding.predict else "none"}
     origin |= {"predict_batch_size": decoding.predict_batch_size, "seed": decoding.seed}
-    output = output or folder
     # with what a chunk holds: one of another layout would not join these
     keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD, '(B, replies)')[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
@@ -183,16 +171,11 @@ def write_predictions(
 
     predictions, likelihood = prediction_files(output, split)
     examples = found.examples
-    keys = pd.DataFrame(
-        {
-            "conv_id": [e.conv_id for e in examples],
-            "utterance_idx": [e.utterance_idx for e in examples],
-        }
-    )
+    keys = pd.DataFrame([e.key for e in examples], columns=["conv_id", "utterance_idx"])
     words = [count_words(e.response) + 1 for e in examples]  # the end counts as a word
     table = keys.assign(**{name: rows[name] for name in GOLD}, words=words, nll_class=0.0)
     if table["unknown"].any():
-        table["nll_class"] = table["unknown"] * class_nats(tokenizer, paths)
+        table["nll_class"] = table["unknown"] * class_nats(predictor.tokenizer, paths)
     table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
     storage.write_csv(likelihood, table, origin={name: origin[name] for name in READ_WITH if name in origin})
     if decoding.predict:
