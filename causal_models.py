@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import runs
+from bundled import package_folder
 from chats import SYSTEM, chat_format, pad_id, target_places
 from options import OtherPrecision, Paths, UserError
 from pretrained import (
@@ -61,10 +62,10 @@ def resolve_base(name: str, cache: Path) -> Path | str:
     target = Path(cache) / f"smollm2-{CARRIED_SHA256[:12]}"
     if target.exists():
         return target
-    found = importlib.util.find_spec(CARRIER)
-    if found is None or not found.submodule_search_locations:
+    folder = package_folder(CARRIER)
+    if folder is None:
         return SMOLLM2_HUB
-    file = Path(found.submodule_search_locations[0]) / CARRIED
+    file = folder / CARRIED
     if not file.exists() or sha256(file) != CARRIED_SHA256:
         raise UserError(
             f"{file}: missing, or not the weights that were tested here (sha256 {CARRIED_SHA256[:12]}...); "

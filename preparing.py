@@ -16,14 +16,15 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5
 import own_dialogues
 import storage
 from advice import retrieve, train_critic
+from bundled import package_folder
 from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
 from glove_models import (
+    GLOVE_PACKAGE,
     SPECIALS,
     check_glove,
     glove_package,
-    glove_package_folder,
     load_vectors,
     read_glove,
     save_glove,
@@ -375,7 +376,7 @@ def origin_of(asked: PrepareOptions, sources: Sources) -> dict:
             held = held | {"test": min(held["test"], asked.test_conversations)}
         origin |= {"source": "own", "own": sources.own | {"dialogues": held}}
     if asked.glove == "auto":
-        origin["glove"] = "auto, package" if glove_package_folder() else "auto"
+        origin["glove"] = "auto, package" if package_folder(GLOVE_PACKAGE) else "auto"
     elif Path(asked.glove).is_file():
         origin["glove"] = storage.sha256(Path(asked.glove))
     elif folder := words_folder(asked):

