@@ -13,6 +13,11 @@ from options import CRITICS, HERE
 ADAPTER = HERE / "saved" / "smollm2-empathetic"
 #: `generator`, a GloVe-T5 that needs nothing else, and a critic of each kind
 MINI = HERE / "saved" / "lempex-mini"
+#: what a package of requirements-offline.txt carries, on the hub
+ON_THE_HUB = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 
 
 def package_folder(name: str) -> Path | None:

@@ -1,6 +1,5 @@
 """The card of a finished run, README.md: what it is, how it is used, how it was made, what it is not for."""
 
-import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -11,15 +10,11 @@ import pandas as pd
 
 import advice
 import markup
+from bundled import ON_THE_HUB
 from hub import HUB_NAME, OF_THE_PUBLISHED, OF_THE_RUN
 from options import DIMENSIONS, HERE, JOINT, SENTIMENT, Paths
 from storage import read_if_there, read_json, write_text
 
-#: what a package of requirements-offline.txt carries, on the hub
-ON_THE_HUB = {
-    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
-    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
 #: where the data come from (advice.prepared_from) -> licence of the weights, and the sentence about it
 LICENCES = {
     "sample": ("mit", "Trained on the bundled sample, which was written for this project (MIT)."),
@@ -163,7 +158,7 @@ def write_card(folder: Path, result: dict) -> None:
     made = {k: known.get(k, "unknown") for k in ("command", "commit", "device", "platform", "started")}
     recorded = read_json(folder / "args.json")
     kind, args = kind_of(folder), recorded["args"]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if kind == "Critic" else {}
+    config = read_json(folder / "config.json") if kind == "Critic" else {}
     workdir = str(args.get("workdir") or ".")
     made["command"] = command_to_show(made["command"], Paths(workdir))
     licence_name, terms = licence(kind, config.get("kind", ""), recorded["inputs"], workdir)

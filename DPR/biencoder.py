@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from advice import makes
-from bundled import package_folder
+from bundled import ON_THE_HUB, package_folder
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
 from options import UserError
@@ -33,7 +33,7 @@ from storage import fingerprint, parsed, read_json, sha256
 SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
 
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_HUB = ON_THE_HUB["minilm"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
