@@ -6,6 +6,7 @@ A column in which one of these beats a system says little about that system.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mode
 
 import numpy as np
 from sklearn.preprocessing import normalize
@@ -24,11 +25,6 @@ CONSTANT = "floor: constant reply"
 OTHER_GOLD = "floor: another item's gold"
 NEAREST = "floor: nearest training reply"
 TOP_EXEMPLAR = "floor: top exemplar"  # as it is: what the retriever says without a generator
-
-
-def constant_reply(training: Sequence[str]) -> str:
-    """The most frequent reply of the training dialogues; of equally frequent ones the first."""
-    return Counter(training).most_common(1)[0][0]
 
 
 def derangement(conversations: Sequence[str], seed: int) -> list[int]:
@@ -100,7 +96,8 @@ def replies(
 ) -> dict[str, list[str]]:
     """{name: the reply to each of `examples`}. `nearest(histories asked, known)` gives places in
     `training`."""
-    found = {CONSTANT: [constant_reply([t.response for t in training])] * len(examples)}
+    usual = mode(t.response for t in training)  # of equally frequent ones the first
+    found = {CONSTANT: [usual] * len(examples)}
     others = derangement([e.conv_id for e in examples], seed)
     found[OTHER_GOLD] = [examples[i].response for i in others]
     if nearest:

@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import mode
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -140,7 +141,7 @@ def most_frequent(replies: Sequence[str]) -> Additive:
     """Share of the most frequent reply, in percent."""
     if not replies:
         return shares([])
-    usual = Counter(replies).most_common(1)[0][0]
+    usual = mode(replies)
     return shares([reply == usual for reply in replies])
 
 
