@@ -33,7 +33,7 @@ def bleu(replies: Sequence[str], references: Sequence[str], orders: Sequence[int
             row[len(gram) - 1] += min(count, wanted[gram])
             row[most + len(gram) - 1] += count
         row[-2:] = len(reply.split()), len(reference.split())
-    return {n: Additive(statistics, BleuOfSums(n)) for n in orders}
+    return {n: Additive(statistics, functools.partial(bleu_of_sums, order=n)) for n in orders}
 
 
 @functools.lru_cache(maxsize=2**14)  # many systems are held against one gold reply
@@ -55,22 +55,17 @@ def signature() -> str:
     return str(whole.get_signature())
 
 
-class BleuOfSums:
+def bleu_of_sums(sums: np.ndarray, order: int) -> np.ndarray:
     """BLEU (Papineni et al. 2002) of summed statistics, see `bleu`; 0 where an order has no match. The mean
     of logarithms is sacreBLEU's "none" smoothing."""
-
-    def __init__(self, order: int):
-        self.order = order
-
-    def __call__(self, sums: np.ndarray) -> np.ndarray:
-        most = sums.shape[-1] // 2 - 1
-        matches, totals = sums[..., : self.order], sums[..., most : most + self.order]
-        said, wanted = sums[..., -2], sums[..., -1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            precision = np.log(matches / totals).mean(-1)
-            penalty = np.minimum(0.0, 1 - wanted / said)
-            score = 100 * np.exp(precision + penalty)
-        return np.nan_to_num(score, nan=0.0)
+    most = sums.shape[-1] // 2 - 1
+    matches, totals = sums[..., :order], sums[..., most : most + order]
+    said, wanted = sums[..., -2], sums[..., -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.log(matches / totals).mean(-1)
+        penalty = np.minimum(0.0, 1 - wanted / said)
+        score = 100 * np.exp(precision + penalty)
+    return np.nan_to_num(score, nan=0.0)
 
 
 def rouge_l(replies: Sequence[str], references: Sequence[str]) -> Additive:
