@@ -71,19 +71,16 @@ class Prepended(Way):
         self.most, self.tokenizer, self.cache = settings.exemplar_len, tokenizer, cache
 
     def split(self, texts: Texts) -> Entering:
-        return self.ids(texts, self.cache)
+        return PrependedIds(texts, self.tokenizer, self.most, self.cache)
 
     def live(self, texts: Texts) -> Entering:
-        return self.ids(texts, None)
-
-    def ids(self, texts: Texts, cache: Path | None) -> Entering:
-        encoded = encode(self.tokenizer, [EXEMPLAR_MARKER, *(t for row in texts for t in row)], cache)
-        return PrependedIds(texts, encoded, self.most, self.tokenizer.eos_token_id)
+        return PrependedIds(texts, self.tokenizer, self.most)
 
 
 class PrependedIds(Entering):
-    def __init__(self, texts: Texts, encoded: dict[str, np.ndarray], most: int, eos: int):
-        self.texts, self.encoded, self.most, self.eos = texts, encoded, most, eos
+    def __init__(self, texts: Texts, tokenizer, most: int, cache: Path | None = None):
+        self.texts, self.most, self.eos = texts, most, tokenizer.eos_token_id
+        self.encoded = encode(tokenizer, [EXEMPLAR_MARKER, *(t for row in texts for t in row)], cache)
 
     def before(self, number: int) -> np.ndarray:
         marker = self.encoded[EXEMPLAR_MARKER]
