@@ -65,15 +65,9 @@ def served(run: Path, paths: Paths) -> list[Served]:
         by = labelled_by(places["labels train"], paths)
         found += [critic for critic in by if critic.kind in led and critic not in found]
     start = places.get("init")
-    if start and is_still(start) and (start.path / "args.json").exists():
+    if start and (start.path / "args.json").exists() and storage.is_still(start.path, start.sha256):
         found += served(start.path, paths)
     return found
-
-
-def is_still(run: runs.Source) -> bool:
-    """Whether the folder of a run that was begun from holds the weights of then."""
-    weights = storage.weights_file(run.path)
-    return weights.exists() and storage.checksum(weights) == run.sha256
 
 
 def labelled_by(labels: runs.Source, paths: Paths) -> list[Served]:
