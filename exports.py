@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-import normalising
 import validation
 from columns import Column
 from comparison import Row, Test
@@ -66,8 +65,7 @@ def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column])
         elif c.key.startswith("ppl_"):  # of what the model expected, not of what it said
             title += ", of the gold reply"
         values[title] = items[c.key].tolist()
-    found = validation.validate_metrics(ratings, items["reply"].tolist(), values, normalising.normalise)
-    return found.table()
+    return validation.validate_metrics(ratings, items["reply"].tolist(), values).table()
 
 
 def as_numbers(page: Page) -> dict[str, dict]:

@@ -414,7 +414,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     if ratings is not None:
         said = [text for line in lines for system in line.systems for text in system.replies]
         said += [e.response for e in examples]
-        validation.require_matches(ratings, said, normalising.normalise)
+        validation.require_matches(ratings, said)
     numbers = settled(options, examples, lines)
     folders = {kind: paths.find_critic(kind, options.family) for kind in CRITICS}
     critics = judges.training_critics(load_critics(folders, session), paths.cache)

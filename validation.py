@@ -7,7 +7,7 @@ of one scale. Capitals in these names do not matter.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import pearsonr, rankdata
 
 import markup
-from metrics import split_words
+from normalising import normalise
 from options import UserError
 from records import REPLY_COLUMNS, read_records
 
@@ -115,27 +115,19 @@ class Validation:
         )
 
 
-def plain(text: str) -> str:
-    """Lower-cased words and marks: how texts are compared where nothing else is asked for."""
-    return " ".join(split_words(text.lower()))
-
-
 def validate_metrics(
-    ratings: pd.DataFrame,
-    texts: Sequence[str],
-    columns: Mapping[str, Sequence[float]],
-    normalise: Callable[[str], str] = plain,
+    ratings: pd.DataFrame, texts: Sequence[str], columns: Mapping[str, Sequence[float]]
 ) -> Validation:
     """Rank correlation of every column with what people said of the same texts.
 
     `ratings`: as `read_ratings` gives them. `texts` (N,) are the replies of all systems, `columns` their
     values (N,) each; a text that stands there several times counts with the mean of its values, nan as none.
-    Texts are matched after `normalise`. Raises `UserError` where too few of the rated ones are there.
+    Texts are matched normalised. Raises `UserError` where too few of the rated ones are there.
     """
+    matched, rated = require_matches(ratings, texts)
     own = [normalise(text) for text in texts]
     values = pd.DataFrame(dict(columns)).groupby(pd.Series(own).to_numpy()).mean()
     ratings = ratings.assign(text=ratings["text"].map(normalise))
-    matched, rated = require_matches(ratings, own, str)
     raters, correlations = {}, {}
     for scale, of_scale in ratings.groupby("scale", sort=False):
         table = of_scale.pivot_table(index="rater", columns="text", values="value")  # (raters, texts)
@@ -145,9 +137,7 @@ def validate_metrics(
     return Validation(raters, correlations, matched, rated)
 
 
-def require_matches(
-    ratings: pd.DataFrame, texts: Sequence[str], normalise: Callable[[str], str] = plain
-) -> tuple[int, int]:
+def require_matches(ratings: pd.DataFrame, texts: Sequence[str]) -> tuple[int, int]:
     """(how many of the rated texts stand among `texts`, how many there are); raises `UserError` where those
     are too few for a correlation."""
     rated, known = {normalise(text) for text in ratings["text"]}, {normalise(text) for text in texts}

@@ -547,7 +547,7 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
     rho = []
     for each in (said_there, items):
         bleu = {"": each["norm_bleu_1"].tolist()}
-        found = validate_metrics(read_ratings(ratings), each["reply"].tolist(), bleu, normalise)
+        found = validate_metrics(read_ratings(ratings), each["reply"].tolist(), bleu)
         rho.append(next(iter(found.correlations.values()))[""].rho)
     assert worth["BLEU-1"].startswith(f"{rho[0]:.2f} (") and abs(rho[0] - rho[1]) > 0.01
     evaluate_responses.main([*words[: words.index("--relevance")], "--nearest", "none", "--overwrite"])
