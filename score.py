@@ -64,13 +64,15 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     import scoring
+    from critics import find_judges
+    from session import Session
 
     paths = Paths(args.workdir)
     given = critic_runs(args)
     families = [args.family] if args.family else ["t5", "glove-t5"]
-    session = scoring.Session(**device_flags(args))
+    session = Session(**device_flags(args))
     bundled_too = args.family is None
-    judges = scoring.find_judges(paths, families, given, session, needed=True, bundled_too=bundled_too)
+    judges = find_judges(paths, families, given, session, needed=True, bundled_too=bundled_too)
     return scoring.score(
         judges,
         scoring.read(args.texts, args.input, args.format, args.column, args.context),

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import storage
-from critics import Critics, Score, doubts, find_judges, scores, unread, wholes
+from critics import Critics, Score, doubts, scores, unread, wholes
 from options import UserError
 from records import Records, of_arguments, read_records, refuse_same_names, require_utf8, write_records
-from session import Session
-
-__all__ = ["Asked", "Session", "find_judges", "read", "score"]
 
 
 @dataclass(frozen=True)

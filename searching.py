@@ -16,8 +16,6 @@ from options import Paths, UserError
 from records import Records, format_of, of_arguments, read_records, refuse_same_names, write_records
 from session import Session
 
-__all__ = ["Session", "find_retriever", "read_questions", "search"]
-
 
 def find_retriever(
     paths: Paths, run: str | None, session: Session, encoder: str | None = None, pooling: str | None = None
