@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from corpora import DIALOGUE_COLUMNS, EMOTIONS
 from options import SPLITS, UserError
 from records import FORMATS, Records, format_of, read_records
 from turns import NAMES, Cast, a_turn, cast, pick, said_by, word
@@ -48,9 +49,8 @@ def files_in(source: Path) -> list[Path]:
     """The files of a `--source` that hold own dialogues: none where it is a folder of official files."""
     if source.is_file():
         return [source]
-    if any(
-        (source / name).exists() for name in ("empathetic_dialogues", "empatheticdialogues", "train.csv.gz")
-    ):
+    official_names = ("empathetic_dialogues", "empatheticdialogues", "train.csv.gz")
+    if any((source / name).exists() for name in official_names):
         return []
     there = [f for f in sorted(source.iterdir()) if f.is_file() and not f.name.endswith("-reddit.csv")]
     found = [f for f in there if f.suffix.lower() in FORMATS]
@@ -181,8 +181,6 @@ def require_order(rows: Sequence[tuple[Mapping[str, Any], int]], place: str) -> 
 
 def emotion_of(row: Mapping[str, Any], place: str) -> str:
     """One of the corpus's 32, or "" for none."""
-    from corpora import EMOTIONS
-
     emotion = word(pick(row, "emotion"), "emotion", place).lower()
     if emotion and emotion not in EMOTIONS:
         raise UserError(
@@ -317,7 +315,7 @@ def official(dialogues: Sequence[Dialogue], casts: Mapping[str, Cast], emotions:
     """A dialogue file in the official columns, every cell in quotation marks."""
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    writer.writerow(("conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"))
+    writer.writerow(DIALOGUE_COLUMNS)
     for d in dialogues:
         for n, text in enumerate(casts[d.name].texts):
             writer.writerow((d.name, n + 1, d.emotion if emotions else "", "", n % 2, text))
