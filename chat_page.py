@@ -172,17 +172,16 @@ class TalkTab:
         gr.HTML(views.part("Aim of the next reply"))
         critics, aims = self.responder.critics, []
         with gr.Group():
-            for kind in self.dimensions():
+            for kind in DIMENSIONS:
                 most = critics[kind].limits[1] if kind in critics else 1
                 choices = [LEAVE, *(str(level) for level in range(int(most) + 1))]
-                there, name = kind in critics, f"aim-{kind}"
                 aims.append(
                     gr.Radio(
                         choices,
                         value=LEAVE,
                         label=views.LABELS[kind],
-                        interactive=there,
-                        elem_id=name,
+                        interactive=kind in critics,
+                        elem_id=f"aim-{kind}",
                         elem_classes="aim",
                     )
                 )
@@ -201,14 +200,11 @@ class TalkTab:
         widgets.listen(slider.input, None, [], [counts], js="() => true")
         return [*aims, counts, slider]
 
-    def dimensions(self) -> list[str]:
-        return list(DIMENSIONS)
-
     def target(self, *aims: Any) -> dict[str, float]:
         """The widgets' values as a target."""
         *levels, counts, sentiment = aims
         found = {}
-        for kind, level in zip(self.dimensions(), levels, strict=True):
+        for kind, level in zip(DIMENSIONS, levels, strict=True):
             if level != LEAVE:
                 found[kind] = float(level)
         if counts:
