@@ -12,7 +12,7 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 
 import options
 from commands import note_ignored
-from options import NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
+from options import NATURAL, SPLITS, Paths, add_common, add_device, check, given, make_parser
 from settings import SearchOptions, device_flags, pick
 from use_commands import add_pooling, add_reading
 
@@ -66,10 +66,8 @@ def parse_args(argv=None):
             "--path: a trained retriever brings its own encoders and pooling; leave --encoder and "
             "--pooling out"
         )
-    given = {"--index": args.index != "flat", "--path": args.path, "--encoder": args.encoder}
-    given |= {"--pooling": args.pooling}
-    given |= {"--max-length": args.max_length, "--max-passage-length": args.max_passage_length}
-    if args.match == "random" and (unread := [flag for flag, value in given.items() if value]):
+    compared = ("index", "path", "encoder", "pooling", "max_length", "max_passage_length")
+    if args.match == "random" and (unread := given(parser, args, compared)):
         problems.append(f"{', '.join(unread)}: --match random compares nothing; leave it out")
     check(parser, args, problems)
     if args.match == "context" and args.max_passage_length:

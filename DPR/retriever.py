@@ -16,7 +16,7 @@ import runs
 import storage
 from corpora import EXEMPLAR_COLUMNS, Example, listener_turns
 from DPR.biencoder import embed, load_saved, load_side, own_pooling, require_fitting, resolve
-from DPR.index import APPROXIMATE_FROM, Index
+from DPR.index import APPROXIMATE_FROM, Index, by_value
 from DPR.sentence_transformers_format import length_of
 from hub import Published, folder_of
 from options import Paths, UserError, texts_of
@@ -150,8 +150,7 @@ class Drawn:
         owners = [self.codes.setdefault(c.conv_id, len(self.codes)) for c in corpus]
         self.owners = np.array(owners)
         self.grouped = groups is not None
-        kinds = np.array(groups or [""] * len(corpus))
-        self.places = {str(kind): (kinds == kind).nonzero()[0] for kind in np.unique(kinds)}
+        self.places = by_value(groups or [""] * len(corpus))
 
     def hits(
         self, split: str, examples: Sequence[Example], own: Sequence[str | None]
