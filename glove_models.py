@@ -212,9 +212,9 @@ def _lines(handle: TextIO, source: Path) -> Iterator[str]:
         raise UserError(f"{source}: damaged ({error}); fetch it again") from error
 
 
-def check_glove(source: Path, lines: int = 1000) -> None:
+def check_glove(source: Path) -> None:
     """Read the head of a file of word vectors, so that a wrong one is refused before any long work."""
-    for _ in itertools.islice(read_glove(source), lines):
+    for _ in itertools.islice(read_glove(source), 1000):
         pass
 
 

@@ -315,14 +315,9 @@ def means(levels: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {dim: float(np.mean(found)) for dim, found in levels.items()}
 
 
-def report(
-    judges: Sequence[Judge], replies: Sequence[str], contexts: Sequence[Turns], most: int = 300
-) -> list[str]:
+def report(judges: Sequence[Judge], replies: Sequence[str], contexts: Sequence[Turns]) -> list[str]:
     """What a table's reader must know of its judges, in lines: who they are, how right on held-out pairs,
-    how much they agree on the gold `replies`, and what nonsense they take for empathy.
-
-    `most`: on so many replies, evenly spaced, the nonsense is tried.
-    """
+    how much they agree on the gold `replies`, and what nonsense they take for empathy."""
     lines = []
     for judge in judges:
         what = ", ".join(f"{dim} {judge.sha256[dim][:12]}" for dim in DIMENSIONS)
@@ -334,7 +329,7 @@ def report(
         lines.append(
             f"Agreement of {first} and {second} on the gold replies (kappa): {listed(kappas, '.2f')}."
         )
-    step = max(1, len(replies) // most)
+    step = max(1, len(replies) // 300)  # on about so many replies, evenly spaced, nonsense is tried
     for judge in judges:
         found = fooled(judge, replies[::step], contexts[::step])
         gold = found.pop("gold")
