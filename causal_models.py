@@ -353,12 +353,7 @@ class CausalGenerator(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        cache: Path,
-        base: str | None = None,
-        device: str | torch.device = "cpu",
+        cls, folder: str | Path, *, cache: Path, base: str | None = None, device: str | torch.device = "cpu"
     ) -> "CausalGenerator":
         """The saved model in eval mode, fp32, on the CPU. `base`: where its base lies (`base_of`); of an
         `OtherPrecision` the weights may be other ones, which is said, and its settings name them.

@@ -95,12 +95,7 @@ class CriticSet:
         return {kind: self._loss(kind, part, batch, views) for kind, part in parts}
 
     def loss(
-        self,
-        kind: str,
-        soft: Tensor,
-        reply_mask: Tensor,
-        batch: dict,
-        views: dict[str, Tensor] | None = None,
+        self, kind: str, soft: Tensor, reply_mask: Tensor, batch: dict, views: dict[str, Tensor] | None = None
     ) -> Tensor:
         """The loss of one critic, as in `losses`."""
         words = soft @ self.critics[kind].embeddings.to(soft.dtype)

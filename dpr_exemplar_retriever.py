@@ -50,11 +50,7 @@ def parse_args(argv=None):
     )
     add("--top-k", type=NATURAL, default=10, help="exemplars for each listener turn")
     add(
-        "--splits",
-        nargs="+",
-        choices=SPLITS,
-        default=list(SPLITS),
-        help="which listener turns get exemplars",
+        "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which listener turns get exemplars"
     )
     add_reading(add, "query", "candidate")
     add("--output", metavar="DIR", help="where the csvs go (default: data/empathetic_dialogues)")

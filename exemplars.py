@@ -235,11 +235,7 @@ class PooledTokens(Entering):
 
 
 def enter(
-    settings: GeneratorSettings,
-    tokenizer,
-    session: Session,
-    paths: Paths,
-    place: str | Path | None = None,
+    settings: GeneratorSettings, tokenizer, session: Session, paths: Paths, place: str | Path | None = None
 ) -> Way:
     """The way that a generator's settings name. `place`: where its frozen encoder lies, if not where its name
     says."""

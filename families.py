@@ -52,11 +52,7 @@ def gold_labels(
 
 
 def validate(
-    model: nn.Module,
-    objective: ReplyObjective,
-    held: SplitData,
-    batches: list[list[int]],
-    session: Session,
+    model: nn.Module, objective: ReplyObjective, held: SplitData, batches: list[list[int]], session: Session
 ) -> dict[str, float]:
     """Each term averaged over its own unit on a whole split; perplexity per model token and per word.
 

@@ -22,11 +22,7 @@ from dataloaders import SplitData, generator_data, plan_once, require_same_words
 from families import gold_labels, reward_sources, sampled_replies, to_the_end, validate
 from glove_models import glove_config, load_vectors, set_word_vectors
 from models import Generator, GeneratorSettings
-from objectives import (
-    GeneratorObjective,
-    draw_replies,
-    gradient_norms,
-)
+from objectives import GeneratorObjective, draw_replies, gradient_norms
 from options import Paths, UserError, by_flag
 from predicting import Predictor, decoding_arguments, inference, write_predictions
 from pretrained import (
@@ -187,12 +183,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     # built once for all splits: the frozen way loads an encoder of its own
     way = exemplars.enter(settings, tokenizer, session, paths, options.exemplar_model)
     chosen = choose_for_loss(
-        command.critics,
-        family,
-        settings.tokenizer,
-        options.tgt_len,
-        session,
-        settings.backbone["vocab_size"],
+        command.critics, family, settings.tokenizer, options.tgt_len, session, settings.backbone["vocab_size"]
     )
     say_other_labellers(chosen, paths, session)
     critics = chosen.critics

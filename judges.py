@@ -233,12 +233,7 @@ def expected(rows: np.ndarray) -> np.ndarray:
     return rows[:, 0] if rows.shape[1] == 1 else rows @ np.arange(rows.shape[1])
 
 
-def answers_of(
-    scorer: Critic,
-    title: str,
-    cache: Path,
-    layout: Layout | None = None,
-) -> Answers:
+def answers_of(scorer: Critic, title: str, cache: Path, layout: Layout | None = None) -> Answers:
     """What a critic says, (N, outputs) probabilities or (N, 1) scores, kept in the cache."""
     layout = layout or Layout()
     weights = storage.sha256(scorer.folder / "model.safetensors")

@@ -44,11 +44,7 @@ COLUMN_KEYS = {
     SENTIMENT: "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
 }
 PLAIN = ("case", "emotion", "context", "exemplars", "system", "reply")
-TERMS = {
-    "nll": "nats a token",
-    **dict.fromkeys(DIMENSIONS, "nats an example"),
-    SENTIMENT: "squared score",
-}
+TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), SENTIMENT: "squared score"}
 
 
 def render(template: str, **content: object) -> str:

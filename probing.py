@@ -49,11 +49,7 @@ def probe(
     found = mean_losses(chosen.critics, loss_batches(data, session, examples), soft, session)
     out = {}
     for kind, (loss, guess) in nothing.items():
-        out[kind] = {
-            "loss_of_nothing": loss,
-            "loss_of_soft_replies": found[kind],
-            "loss_of_a_guess": guess,
-        }
+        out[kind] = {"loss_of_nothing": loss, "loss_of_soft_replies": found[kind], "loss_of_a_guess": guess}
     return out
 
 

@@ -17,14 +17,7 @@ from pathlib import Path
 import advice
 import checkpoints
 from options import HERE, Paths, UserError
-from storage import (
-    locked,
-    read_if_there,
-    read_json,
-    sweep_parts,
-    write_json,
-    write_text,
-)
+from storage import locked, read_if_there, read_json, sweep_parts, write_json, write_text
 
 #: what a run can begin from or learn from without its flag being compared, by the first word of that input's
 #: name

@@ -108,12 +108,7 @@ class Record:
         return float(self.entries.get(stage.key, {}).get("seconds", 0.0))
 
     def add(
-        self,
-        stage: Stage,
-        seconds: float,
-        finished: bool,
-        commit: str = "unknown",
-        made: Sequence[str] = (),
+        self, stage: Stage, seconds: float, finished: bool, commit: str = "unknown", made: Sequence[str] = ()
     ) -> None:
         """`commit`: the project's, as the stage began; `made`: marks of what it made."""
         before = 0.0 if self.entries.get(stage.key, {}).get("finished") else self.seconds(stage)

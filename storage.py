@@ -415,10 +415,7 @@ def identity(name: str | Path) -> str:
 def source(place: str | Path, paths: Paths, digest: str | None = None) -> dict[str, str]:
     """A note of where something lies and what it is; `digest` where it is not one file's sha256."""
     is_name = not Path(place).exists()  # of the hub
-    found = {
-        "path": str(place) if is_name else paths.note(place),
-        "sha256": digest or sha256(Path(place)),
-    }
+    found = {"path": str(place) if is_name else paths.note(place), "sha256": digest or sha256(Path(place))}
     kept = snapshot(place) if is_name else None
     return found | ({"revision": kept.name} if kept else {})
 

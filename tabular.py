@@ -157,13 +157,7 @@ def _quoted_rows(path: Path, text: str, delimiter: str, header: list[str], remed
 
 
 def _rows_of_either_format(
-    path: Path,
-    text: str,
-    delimiter: str,
-    header: list[str],
-    places: list[int],
-    unquoted: Format,
-    remedy: str,
+    path: Path, text: str, delimiter: str, header: list[str], places: list[int], unquoted: Format, remedy: str
 ) -> list[Row]:
     """The rows of a file that may be of a format without quoting, or quoted as usual.
 

@@ -264,12 +264,7 @@ def build(kind: str, candidates: np.ndarray, device: torch.device | str = "cpu")
 
 
 def approximate(
-    index: Any,
-    queries: np.ndarray,
-    table: Callable[[], Table],
-    asked: np.ndarray,
-    held: np.ndarray,
-    k: int,
+    index: Any, queries: np.ndarray, table: Callable[[], Table], asked: np.ndarray, held: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`exact` by an approximate index over the candidates (`build`), and exact for each query that it gives
     too few."""
