@@ -108,11 +108,8 @@ class PooledFrozen(Way):
 
     def __init__(self, settings: GeneratorSettings, session: Session, paths: Paths, place: str | Path | None):
         assert settings.exemplar_model is not None
-        self.name, self.width, self.max_len = (
-            settings.exemplar_model,
-            settings.exemplar_width,
-            settings.exemplar_len,
-        )
+        self.name, self.width = settings.exemplar_model, settings.exemplar_width
+        self.max_len = settings.exemplar_len
         self.session, self.paths = session, paths
         self.vectors: dict[str, np.ndarray] = {}
         self.place = place = exemplar_model(str(place or self.name), paths)

@@ -250,12 +250,8 @@ class Generator(SavedModule):
         own_head = t5.lm_head.weight is not t5.shared.weight
         self.settings = dataclasses.replace(self.settings, own_head=own_head)
         # decoding is the caller's alone: nothing of what the base's generation_config.json asks for
-        t5.generation_config = GenerationConfig(
-            **{
-                k: getattr(t5.config, k, None)
-                for k in ("pad_token_id", "eos_token_id", "decoder_start_token_id")
-            }
-        )
+        special = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+        t5.generation_config = GenerationConfig(**{k: getattr(t5.config, k, None) for k in special})
         width = t5.config.d_model
         self.speakers = nn.Embedding(3, width, padding_idx=0)  # 0 exemplar or padding, 1 speaker, 2 listener
         nn.init.zeros_(self.speakers.weight)  # training starts from the pretrained function
@@ -314,10 +310,8 @@ class Generator(SavedModule):
         if "prefix_ids" in batch:  # (B, P), padded on the left, the start token before the marks
             marks = batch["prefix_ids"].shape[1] - 1
             ids = torch.cat([batch["prefix_ids"], ids[:, 1:]], dim=1)  # (B, P - 1 + T)
-            mask = torch.cat(
-                [batch["prefix_mask"], batch["prefix_mask"].new_ones(ids[:, marks + 1 :].shape)], 1
-            )
-            given = mask
+            given = batch["prefix_mask"]
+            given = torch.cat([given, given.new_ones(ids[:, marks + 1 :].shape)], 1)
         decoded = self.t5.decoder(
             input_ids=ids,
             attention_mask=given,

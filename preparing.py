@@ -156,11 +156,8 @@ def valid_rows(asked: PrepareOptions, source: Path, dim: str, table) -> set[int]
     splits = storage.read_json(file)
     rows = splits.get("valid_rows")
     rows = rows.get(name) if isinstance(rows, dict) else None
-    if (
-        not isinstance(rows, list)
-        or not all(isinstance(r, int) and 0 <= r < len(table) for r in rows)
-        or not rows
-    ):
+    fit = isinstance(rows, list) and all(isinstance(r, int) and 0 <= r < len(table) for r in rows)
+    if not fit or not rows:
         raise UserError(
             f"{file}: valid_rows of {name} does not fit a file of {len(table):,} rows; use --split grouped"
         )
@@ -177,15 +174,16 @@ def prepare_pairs(asked: PrepareOptions, source: Path, paths: Paths) -> list[str
         held = table.index.isin(valid_rows(asked, source, dim, table))
         empty = (table["seeker_post"] == "") | (table["response_post"] == "")
         shared = set(table["seeker_post"][held]) & set(table["seeker_post"][~held])
+        sides = {"train": ~held & ~empty, "valid": held & ~empty}
         print(
             f"  {found}: {len(table):,} rows, {int((~empty).sum()):,} kept, {int(empty.sum())} refused "
-            f"(empty post or response) | train {int((~held & ~empty).sum()):,}, "
-            f"valid {int((held & ~empty).sum()):,}, {len(shared)} seeker posts on both sides"
+            f"(empty post or response) | train {int(sides['train'].sum()):,}, "
+            f"valid {int(sides['valid'].sum()):,}, {len(shared)} seeker posts on both sides"
             f" | {name} labels {table['label'].value_counts().sort_index().to_dict()}"
         )
-        for split, side in (("train", ~held & ~empty), ("valid", held & ~empty)):
+        for split, side in sides.items():
             storage.write_csv(paths.pairs(dim, split), table.loc[side, list(PAIR_COLUMNS)])
-        chosen = table[~held & ~empty]
+        chosen = table[sides["train"]]
         texts += [*chosen["seeker_post"], *chosen["response_post"]]
     return list(dict.fromkeys(texts))
 

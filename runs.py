@@ -245,14 +245,9 @@ class Run:
         return checkpoints.bring_back(checkpoint) if checkpoint.name.startswith("later-") else checkpoint
 
     def _what_is_there(self) -> str:
-        if there := [
-            str(c)
-            for c in [
-                *checkpoints.steps(self.checkpoints).values(),
-                *checkpoints.named(self.checkpoints, "later-"),
-            ]
-        ]:
-            return f"there are {', '.join(there)}"
+        later = checkpoints.named(self.checkpoints, "later-")
+        if there := [*checkpoints.steps(self.checkpoints).values(), *later]:
+            return f"there are {', '.join(map(str, there))}"
         if (self.folder / "result.json").exists():
             return (
                 f"{self.folder} is finished, and a finished run keeps its weights and no checkpoints; "
@@ -312,11 +307,8 @@ class Run:
         for k in sorted(k for k in now.keys() - before.keys() - self.free if not typed(k)):
             print(f"note: --{k.replace('_', '-')}: not recorded when the run began, so it is not compared")
             before = before | {k: now[k]}
-        changed = {
-            k: (before.get(k), now.get(k))
-            for k in sorted(before.keys() | now.keys())
-            if before.get(k) != now.get(k)
-        }
+        names = sorted(before.keys() | now.keys())
+        changed = {k: (before.get(k), now.get(k)) for k in names if before.get(k) != now.get(k)}
         refused = [
             f"--{k.replace('_', '-')}: {a!r} then, {b!r} now"
             for k, (a, b) in changed.items()
@@ -387,9 +379,7 @@ class Source:
     """Something that a run was made from."""
 
     path: Path  # where it lies, if it has not been moved
-    sha256: (
-        str  # what it was: of the file, of a model's weights, of all model files of a folder to begin from
-    )
+    sha256: str  # of the file, of a model's weights, or of all model files of a folder to begin from
 
 
 def sources(folder: Path, paths: Paths) -> dict[str, Source]:

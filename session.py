@@ -63,11 +63,8 @@ class Session:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
         if precision == "auto":
-            precision = (
-                "bf16"
-                if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-                else "fp32"
-            )
+            native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if native else "fp32"
         self.precision = precision
         set_seed(seed)
 

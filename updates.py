@@ -105,13 +105,8 @@ class Update:
     ):
         """`model` is `placed`; `data` has `collate(numbers)` (dataloaders.Data); `total_steps` is where the
         learning rate's schedule ends; `cache`: where compiled code is kept."""
-        self.model, self.objective, self.data, self.options, self.session = (
-            model,
-            objective,
-            data,
-            options,
-            session,
-        )
+        self.model, self.objective, self.data = model, objective, data
+        self.options, self.session = options, session
         quicken(model, session.device, options.compile)
         if options.compile and session.world > 1:
             raise UserError("--compile: tried with one process alone; leave it out under torchrun")
