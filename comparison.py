@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -122,6 +122,12 @@ class Comparison:
     def gold(self) -> Row:
         return next(row for row in self.rows if row.kind == "gold")
 
+    def ranked(self, gold: Mapping[str, Estimate]) -> Iterator[tuple[str, Column, Estimate | None]]:
+        """The columns that rank; with each the `gold` replies' figure, where the nearer to it the better."""
+        for key, column in self.columns.items():
+            if column.better != "none" and (column.better != "gold" or key in gold):
+                yield key, column, gold[key] if column.better == "gold" else None
+
     def sizes(self, numbers: Numbers, rows: Iterable[Row]) -> Sizes:
         """As large as all of `rows` and the gold replies can fill twice."""
         tokens = []
@@ -184,10 +190,8 @@ class Comparison:
         sizes = self.table_sizes if same else self.sizes(numbers, (one, other))
         left, right, gold = (self.estimates(row, numbers, sizes) for row in (one, other, self.gold))
         p, better = {}, {}
-        for key, column in self.columns.items():
-            ranked = column.better != "none" and key in left and key in right
-            if ranked and (column.better != "gold" or key in gold):
-                target = gold[key] if column.better == "gold" else None
+        for key, column, target in self.ranked(gold):
+            if key in left and key in right:
                 p[key] = intervals.paired_p(left[key], right[key], target)
                 wanted = target.point if target else 0.0
                 behind = column.badness(left[key].point, wanted) > column.badness(right[key].point, wanted)
@@ -230,15 +234,12 @@ class Comparison:
         """{column: {floor: the systems that it beats}}, by the figures as they stand."""
         found: dict[str, dict[str, list[str]]] = {}
         table = self.table()
-        gold = table[self.gold.name]
-        for key, column in self.columns.items():
-            if column.better == "none" or (column.better == "gold" and key not in gold):
-                continue
-            target = gold[key].point if column.better == "gold" else 0.0
+        for key, column, target in self.ranked(table[self.gold.name]):
+            wanted = target.point if target else 0.0
             for floor in (row for row in self.rows if "floor" in row.kind and key in table[row.name]):
-                least = column.badness(table[floor.name][key].point, target)
+                least = column.badness(table[floor.name][key].point, wanted)
                 for system in (row for row in self.systems if key in table[row.name]):
-                    if least < column.badness(table[system.name][key].point, target):
+                    if least < column.badness(table[system.name][key].point, wanted):
                         found.setdefault(key, {}).setdefault(floor.name, []).append(system.name)
         return found
 
@@ -254,13 +255,12 @@ def best(comparison: Comparison, tests: Sequence[Test]) -> tuple[dict[str, str],
     ties: dict[str, set[str]] = {}
     known = {(test.column, frozenset((test.one, test.other))): test for test in tests}
     table, names = comparison.table(), [row.name for row in comparison.systems]
-    gold = table[comparison.gold.name]
-    for key, column in comparison.columns.items():
+    for key, column, target in comparison.ranked(table[comparison.gold.name]):
         there = [name for name in names if key in table[name] and math.isfinite(table[name][key].point)]
-        if len(there) < 2 or (column.better == "gold" and key not in gold):
+        if len(there) < 2:
             continue
-        target = gold[key].point if column.better == "gold" else 0.0
-        order = sorted(there, key=lambda name: column.badness(table[name][key].point, target))
+        wanted = target.point if target else 0.0
+        order = sorted(there, key=lambda name: column.badness(table[name][key].point, wanted))
         against = {name: known.get((key, frozenset((order[0], name)))) for name in order[1:]}
         if None in against.values():
             continue
