@@ -232,20 +232,6 @@ def _looks_quoted(rows: list[Row]) -> tuple[int, str | None]:
     return 0, None
 
 
-def number_of(text: str, path: Path, line: int, column: str, kind=int, low=-math.inf, high=math.inf):
-    """`text` as a number of `kind` in [low, high], or an error that says where it stands."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        what = "a number" if kind is float else "a whole number"
-        raise UserError(
-            f"{path}, line {line}: {column} is {text[:40]!r}, expected {what} from {low} to {high}"
-        )
-    return value
-
-
 def as_whole(text: str) -> int:
     if not WHOLE.fullmatch(text):
         raise ValueError(text)
@@ -259,8 +245,20 @@ def as_index(text: str) -> int:
     return int(text.split(".")[0])
 
 
-def numbers_of(table: pd.DataFrame, path: Path, column: str, kind=as_whole, **limits) -> list:
-    return [
-        number_of(text, path, line, column, kind, **limits)
-        for text, line in zip(table[column], table["line"], strict=True)
-    ]
+def numbers_of(
+    table: pd.DataFrame, path: Path, column: str, kind=as_whole, low=-math.inf, high=math.inf
+) -> list:
+    """A column's texts as numbers of `kind` in [low, high], or an error that says where one is none."""
+    numbers = []
+    for text, line in zip(table[column], table["line"], strict=True):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            what = "a number" if kind is float else "a whole number"
+            raise UserError(
+                f"{path}, line {line}: {column} is {text[:40]!r}, expected {what} from {low} to {high}"
+            )
+        numbers.append(value)
+    return numbers
