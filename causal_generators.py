@@ -145,17 +145,14 @@ def scored_rows(rows: Sequence[tuple[Tensor, Sequence[Tensor]]], model: CausalGe
     }
 
 
-def first_conversations(examples: list[Example], most: int) -> list[Example]:
-    """The listener turns of the first `most` conversations; 0: of all."""
-    kept = set(list(dict.fromkeys(e.conv_id for e in examples))[: most or None])
-    return [e for e in examples if e.conv_id in kept]
-
-
 def read_split(
     model: CausalGenerator, split: str, paths: Paths, conversations: int = 0
 ) -> tuple[list[Example], list[list[str]] | None]:
-    """The listener turns of a split, and the exemplars of each where the model reads some."""
-    examples = first_conversations(listener_turns(paths.dialogues(split)), conversations)
+    """The listener turns of a split's first `conversations` (0: all), and the exemplars of each where the
+    model reads some."""
+    examples = listener_turns(paths.dialogues(split))
+    kept = set(list(dict.fromkeys(e.conv_id for e in examples))[: conversations or None])
+    examples = [e for e in examples if e.conv_id in kept]
     if model.settings.exemplars == "none":
         return examples, None
     return examples, of_split(split, examples, model.settings.top_exemplars, paths)

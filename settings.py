@@ -202,13 +202,14 @@ def stage_fields(args: argparse.Namespace, family: str, name: str) -> dict[str, 
     """The fields of a `StageCommand`; `family`: whose critics reward; `name`: the run's, where none is given,
     without what its loss on sampled replies adds."""
     rewarded = f"-{args.sampled_reward}" if args.sampled_loss_w else ""
+    rewarding = CRITICS if args.sampled_loss_w else ()
     return {
         "name": args.name or name + rewarded,
         "training": pick(TrainingOptions, args),
         "decoding": pick(Decoding, args),
         "paths": Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
         "sampled": pick(SampledOptions, args),
-        "rewards": reward_folders(args, family),
+        "rewards": {kind: critic_folder(args, kind, family) for kind in rewarding},
         "predict_split": args.predict_split if args.predict else None,
         "inference": args.inference,
         "output": args.output,
@@ -230,13 +231,6 @@ def generator_command(args: argparse.Namespace, family: str) -> GeneratorCommand
 def critic_folder(args: argparse.Namespace, kind: str, family: str) -> Path:
     """The run folder of a critic: the one given, or the family's."""
     return Path(getattr(args, kind) or Paths(args.workdir).find_critic(kind, family))
-
-
-def reward_folders(args: argparse.Namespace, family: str) -> dict[str, Path]:
-    """The critics that sampled replies are rewarded by: all four, where there is such a loss."""
-    if not args.sampled_loss_w:
-        return {}
-    return {kind: critic_folder(args, kind, family) for kind in CRITICS}
 
 
 @dataclass(frozen=True)
