@@ -333,21 +333,27 @@ class RetrieverOptions:
 
 
 @dataclass(frozen=True)
-class SearchOptions:
-    """How exemplars are found (dpr_exemplar_retriever.py says what each flag means)."""
+class EncoderOptions:
+    """Which encoders a retriever has, and how they read (dpr_exemplar_retriever.py explains each flag)."""
 
     path: str | None
     encoder: str | None
     pooling: str | None
-    candidates: str
-    top_k: int
-    splits: list[str]
     max_length: int | None
     max_passage_length: int | None
     batch_size: int
-    match: str = "reply"
-    seed: int = 0
-    index: str = "flat"
+
+
+@dataclass(frozen=True)
+class SearchOptions(EncoderOptions):
+    """How exemplars are found with them."""
+
+    candidates: str
+    match: str
+    index: str
+    top_k: int
+    splits: list[str]
+    seed: int
 
 
 def device_flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DP
 
 import options
 from options import COUNT, Paths, add_common, add_device, check, make_parser, run_name
-from settings import SearchOptions, device_flags, pick
+from settings import EncoderOptions, device_flags, pick
 from use_commands import add_pooling, add_reading
 
 
@@ -45,7 +45,6 @@ def parse_args(argv=None):
     add_reading(add, "question", "passage")
     add("--name", type=run_name, help="of the file (default: from the retriever and the flags)")
     add_device(parser)
-    parser.set_defaults(top_k=1, splits=["valid"], match="reply", index="flat")
     args = parser.parse_args(argv)
     problems = []
     if sum(map(bool, (args.path, args.encoder, args.bm25))) > 1:
@@ -66,7 +65,7 @@ def main(argv=None):
 
     choices = pick(ranking.RankingOptions, args)
     session = ranking.Session(**device_flags(args))
-    return ranking.measure(choices, pick(SearchOptions, args), session, Paths(args.workdir), args.overwrite)
+    return ranking.measure(choices, pick(EncoderOptions, args), session, Paths(args.workdir), args.overwrite)
 
 
 if __name__ == "__main__":

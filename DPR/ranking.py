@@ -24,7 +24,7 @@ from DPR.learning import HeldOut, rank_scores, read_entries, warn_if_stale
 from DPR.retriever import Encoders
 from options import Paths, UserError, refuse_existing
 from session import Session
-from settings import SearchOptions
+from settings import EncoderOptions
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class RankingOptions:
 
     bm25: bool
     similarity: str
+    candidates: str
     dataset: str
     valid_queries: int
     seed: int
     name: str | None
 
-    def default_name(self, search: SearchOptions) -> str:
-        system = Path(search.path or search.encoder or "dpr").name
+    def default_name(self, encoders: EncoderOptions) -> str:
+        system = Path(encoders.path or encoders.encoder or "dpr").name
         system += "-cosine" if self.similarity == "cosine" else ""
-        emotion = "-same-emotion" if search.candidates == "same-emotion" else ""
+        emotion = "-same-emotion" if self.candidates == "same-emotion" else ""
         return ("bm25" if self.bm25 else system) + emotion
 
 
@@ -87,14 +88,14 @@ def same_emotion(held: HeldOut, dialogues: Path, again: str) -> np.ndarray:
     return allowed
 
 
-def measure(options: RankingOptions, search: SearchOptions, session: Session, paths: Paths, overwrite: bool):
+def measure(options: RankingOptions, asked: EncoderOptions, session: Session, paths: Paths, overwrite: bool):
     """Ranks of the held-out questions' positives; written to results/retrieval/NAME.json and returned."""
-    target = paths.results / "retrieval" / f"{options.name or options.default_name(search)}.json"
+    target = paths.results / "retrieval" / f"{options.name or options.default_name(asked)}.json"
     refuse_existing([target], overwrite, "another --name")
     file = paths.dpr_data(options.dataset, "valid")
     held = HeldOut.draw(read_entries(file, drop_without_positive=True), options.valid_queries, options.seed)
     warn_if_stale(file, "valid", paths)
-    narrow = search.candidates == "same-emotion"
+    narrow = options.candidates == "same-emotion"
     if narrow and options.dataset != "empd":
         raise UserError("--candidates same-emotion: only the questions of --dataset empd have an emotion")
     began = time.monotonic()
@@ -102,7 +103,7 @@ def measure(options: RankingOptions, search: SearchOptions, session: Session, pa
     if options.bm25:
         scores = bm25(held.questions, held.passages)
     else:
-        encoders = Encoders(search, paths)
+        encoders = Encoders(asked, paths)
         encoders.require_fitting()
         sources |= encoders.origin
         encoders.to(session.device)

@@ -22,7 +22,7 @@ from hub import Published, folder_of
 from options import Paths, UserError, texts_of
 from pretrained import load_tokenizer, offline, positions
 from session import Session
-from settings import DPR_HUB, SearchOptions
+from settings import DPR_HUB, EncoderOptions, SearchOptions
 from storage import fingerprint, hash_seed
 
 #: tokens that an encoder reads of a text where neither its training nor a flag says how many
@@ -32,7 +32,7 @@ LENGTHS = {"question": 128, "context": 64}
 class Encoders:
     """Both encoders of a retriever, as trained or as pretrained, with what identifies them."""
 
-    def __init__(self, options: SearchOptions, paths: Paths):
+    def __init__(self, options: EncoderOptions, paths: Paths):
         self.options = options
         asked = {"question": options.max_length, "context": options.max_passage_length}
         self.lengths: dict[str, int] = {}  # tokens that each side reads of a text
@@ -322,17 +322,8 @@ class Retriever(Published):
         mean, in place of what the encoder's own folder says."""
         session = session or Session()  # first: it quietens what loads
         folder = folder_of(run) if run else None
-        options = SearchOptions(
-            path=str(folder) if folder else None,
-            encoder=encoder,
-            pooling=pooling,
-            candidates="all",
-            top_k=0,
-            splits=[],
-            max_length=max_length,
-            max_passage_length=max_passage_length,
-            batch_size=batch_size,
-        )
+        place = str(folder) if folder else None
+        options = EncoderOptions(place, encoder, pooling, max_length, max_passage_length, batch_size)
         encoders = Encoders(options, Paths())
         encoders.shorten(max_length, max_passage_length)
         encoders.require_fitting()
