@@ -182,6 +182,10 @@ class Paths:
     def dpr_data(self, dataset: str, split: str) -> Path:
         return self.data / "dpr" / f"{dataset}_{split}.json"
 
+    def dpr_sources(self, split: str) -> dict[str, Path]:
+        """What the questions of a split are made from, by their kind."""
+        return {"empd": self.dialogues(split), "reddit": self.pairs("emo", split)}
+
     def critic(self, kind: str, family: str) -> Path:
         if kind == SENTIMENT:  # it learns from dialogues, which have no halves
             return self.saved / SENTIMENT / re.sub("(-seeker)?(-[ab])?$", "", family)

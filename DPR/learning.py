@@ -37,12 +37,6 @@ PASSAGE_LISTS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 # ------------------------------------------------------------------------------------------------------- data
 
 
-def warn_if_stale(file: Path, split: str, paths: Paths) -> None:
-    """Say where a split's questions are older than the dialogues and pairs that they were made from."""
-    sources = {"empd": paths.dialogues(split), "reddit": paths.pairs("emo", split)}
-    storage.warn_if_stale(file, sources)
-
-
 def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
     """The JSON of DPR.prepare_dpr_data (or published DPR data), checked.
 
@@ -245,7 +239,7 @@ def train(
     files = {f"questions {split}": paths.dpr_data(options.dataset, split) for split in ("train", "valid")}
     entries, held_entries = (read_entries(f, options.drop_without_positive) for f in files.values())
     for split, file in zip(("train", "valid"), files.values(), strict=True):
-        warn_if_stale(file, split, paths)
+        storage.warn_if_stale(file, paths.dpr_sources(split))
     begin = options.begin
     with offline(f"{shlex.join(['--encoder', str(paths.bert_tiny)])} (random weights)"):
         pooling = options.pooling or own_pooling(resolve(begin["question"]))

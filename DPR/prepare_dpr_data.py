@@ -96,16 +96,12 @@ def main(argv=None):
     paths = Paths(args.workdir)
     for split in ("train", "valid"):
         target = paths.dpr_data(args.dataset, split)
-        sources = {"empd": paths.dialogues(split), "reddit": paths.pairs("emo", split)}
-        used = {k: v for k, v in sources.items() if k in args.dataset.split("-")}
+        used = {k: v for k, v in paths.dpr_sources(split).items() if k in args.dataset.split("-")}
         entries = [
             e for k, v in used.items() for e in (from_dialogues if k == "empd" else from_pairs)(v, args.seed)
         ]
-        origin = {
-            "dataset": args.dataset,
-            "seed": args.seed,
-            **{k: storage.sha256(v) for k, v in used.items()},
-        }
+        digests = {k: storage.sha256(v) for k, v in used.items()}
+        origin = {"dataset": args.dataset, "seed": args.seed, **digests}
         if storage.ready(target, origin, args.overwrite):
             continue
         storage.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n", origin)

@@ -20,7 +20,7 @@ from sklearn.preprocessing import normalize
 import storage
 from advice import makes
 from corpora import listener_turns
-from DPR.learning import HeldOut, rank_scores, read_entries, warn_if_stale
+from DPR.learning import HeldOut, rank_scores, read_entries
 from DPR.retriever import Encoders
 from options import Paths, UserError, refuse_existing
 from session import Session
@@ -94,7 +94,7 @@ def measure(options: RankingOptions, asked: EncoderOptions, session: Session, pa
     refuse_existing([target], overwrite, "another --name")
     file = paths.dpr_data(options.dataset, "valid")
     held = HeldOut.draw(read_entries(file, drop_without_positive=True), options.valid_queries, options.seed)
-    warn_if_stale(file, "valid", paths)
+    storage.warn_if_stale(file, paths.dpr_sources("valid"))
     narrow = options.candidates == "same-emotion"
     if narrow and options.dataset != "empd":
         raise UserError("--candidates same-emotion: only the questions of --dataset empd have an emotion")
