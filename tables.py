@@ -4,7 +4,6 @@ Here all parts meet, in order. What is read: systems.py; what is measured: measu
 columns.py; what is compared: comparison.py; how it is shown: rendering.py, pages.py.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,19 +155,15 @@ def standard(
         return {kind: ask(replies, histories) for kind, ask in critics.items()}
 
     shown = paths.exemplars(options.split)
-    extras = Extras(bertscore=as_path(options.bertscore_model))
-    if extras.bertscore:
-        require_length(extras.bertscore)
+    relevance = fluency = None
+    if bertscore := as_path(options.bertscore_model):
+        require_length(bertscore)
     if options.relevance:
-        minilm = Retriever.from_pretrained(encoder="minilm", session=session)
-        extras = dataclasses.replace(extras, relevance=minilm)
-    if options.fluency_model:
+        relevance = Retriever.from_pretrained(encoder="minilm", session=session)
+    if model := options.fluency_model:
         import causal_models  # with peft, which takes seconds that no other table needs
 
-        loaded = causal_models.load_base(
-            options.fluency_model, paths.cache, session.device, flag="--fluency-model"
-        )
-        extras = dataclasses.replace(extras, fluency=loaded)
+        fluency = causal_models.load_base(model, paths.cache, session.device, flag="--fluency-model")
     return Standard(
         examples=examples,
         training=training,
@@ -176,7 +171,7 @@ def standard(
         judges=among,
         critics=scores,
         session=session,
-        extras=extras,
+        extras=Extras(relevance, fluency, bertscore),
         resamples=options.resamples,
         seed=options.seed,
     )
