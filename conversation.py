@@ -212,6 +212,11 @@ def once(responder: Responder, turns: list[str], options: RespondOptions) -> Ans
     return answer
 
 
+def seed_of(options: RespondOptions, turns: list[str], tries: int = 0) -> int | None:
+    """Of the reply to a dialogue: where a seed is fixed, each turn and try has its own."""
+    return None if options.seed is None else hash_seed(options.seed, len(turns), tries) % 2**31
+
+
 def reply(responder: Responder, turns: list[str], options: RespondOptions, **changes: Any) -> Answer:
     asked: dict[str, Any] = {"target": options.target, "seed": options.seed, "emotion": options.emotion}
     return responder.reply(turns, options.candidates_per_reply, **asked | changes)
@@ -414,10 +419,8 @@ class Conversation:
         commands[name]()
 
     def answer(self, turns: list[str]) -> None:
-        """Reply to a dialogue, and go on from there. A fixed seed gives each turn and try its own."""
-        seed = self.options.seed
-        if seed is not None:
-            seed = hash_seed(seed, len(turns), self.tries) % 2**31
+        """Reply to a dialogue, and go on from there."""
+        seed = seed_of(self.options, turns, self.tries)
         found = reply(self.responder, turns, self.options, target=self.target, seed=seed)
         self.turns = [*turns, found.reply]
         self.answers = [*self.answers[: len(turns) // 2], found]

@@ -13,10 +13,9 @@ import chat_views as views
 import distress
 import page_widgets as widgets
 import storage
-from conversation import RespondOptions, reply
+from conversation import RespondOptions, reply, seed_of
 from options import UserError
 from responder import Answer, Responder
-from storage import hash_seed
 from votes import CHOICES, Shown, Votes
 
 
@@ -96,9 +95,7 @@ class PairTab:
             return
         asked = replace(pair, turns=[*pair.turns, line])
         yield self.shown(asked, waiting=True)
-        seed = self.options.seed
-        if seed is not None:
-            seed = hash_seed(seed, len(asked.turns), 0) % 2**31
+        seed = seed_of(self.options, asked.turns)
         try:
             found = [(s, reply(s.responder, asked.turns, self.options, seed=seed)) for s in self.systems]
         except UserError as error:
