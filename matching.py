@@ -38,7 +38,7 @@ def matched(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -
     and where no item is answered.
     """
     _check_quotes(path, replies)
-    _check_control_tokens(path, [r.text for r in replies], [r.line for r in replies])
+    _check_control_tokens(path, replies)
     if replies[0].key is not None:
         return _by_key(replies, examples, path)
     first = min(reply.sample for reply in replies)
@@ -54,16 +54,17 @@ def items_called(which: str, examples: Sequence[Example]) -> list[int]:
     return [n for n in range(len(examples)) if which == "all" or (n in last) == (which == "last")]
 
 
-def _check_control_tokens(path: Path, replies: Sequence[str], lines: Sequence[int]) -> None:
+def _check_control_tokens(path: Path, replies: Sequence[Reply]) -> None:
     """Refuse replies of nothing but control tokens; warn of one inside a reply, since it counts as a word."""
     inside = []
-    for reply, line in zip(replies, lines, strict=True):
-        if CONTROL_TOKEN.search(reply):
-            inside.append(line)
-            if not CONTROL_TOKEN.sub("", reply).strip():
+    for reply in replies:
+        if CONTROL_TOKEN.search(reply.text):
+            inside.append(reply.line)
+            if not CONTROL_TOKEN.sub("", reply.text).strip():
                 raise UserError(
-                    f"{path}, line {line}: the reply is nothing but control tokens ({reply[:40]!r}); decode "
-                    "without them (skip_special_tokens=True) and write the file again"
+                    f"{path}, line {reply.line}: the reply is nothing but control tokens "
+                    f"({reply.text[:40]!r}); decode without them (skip_special_tokens=True) and write the "
+                    "file again"
                 )
     if inside:
         print(
