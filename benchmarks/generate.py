@@ -158,7 +158,7 @@ def measure_causal(args, session, paths: Paths) -> dict:
     from causal_models import CausalGenerator, CausalSettings
     from chats import prompt_data
     from corpora import listener_turns
-    from predicting import decoding_arguments
+    from predicting import of_flags
     from sampling import sample
     from session import own_random_stream
     from settings import Decoding
@@ -185,12 +185,10 @@ def measure_causal(args, session, paths: Paths) -> dict:
     batch = session.move(prompts.collate(list(range(len(chosen)))))
     count, tokens = args.candidates, args.new_tokens
     decoding = Decoding(20, 0.9, tokens, seed=args.seed)
-    arguments = decoding_arguments(decoding, model.tokenizer, model.vocabulary)
-    del arguments["suppress_tokens"]  # the model bans its own
 
     def plain() -> int:
         with torch.inference_mode(), session.autocast(), own_random_stream(args.seed):
-            return model.generate(batch, num_return_sequences=count, **arguments).numel()
+            return model.generate(batch, num_return_sequences=count, **of_flags(decoding)).numel()
 
     def ours() -> int:
         with torch.inference_mode(), session.autocast(), own_random_stream(args.seed):

@@ -45,14 +45,12 @@ def plain(model, batch: dict, count: int, decoding):
     """transformers' loop over as many prompts as candidates, then a pass over prompts and replies."""
     import torch
 
-    from predicting import decoding_arguments
+    from models import until_end
+    from predicting import of_flags
     from vocabulary import logits_nll
 
-    arguments = decoding_arguments(decoding, model.tokenizer, model.vocabulary)
-    del arguments["suppress_tokens"]  # the model bans its own control tokens
-    out = model.generate(batch, num_return_sequences=count, **arguments)  # (N, T)
-    ended = out == model.chat.end_id
-    said = (ended.cumsum(1) - ended.long()) == 0
+    out = model.generate(batch, num_return_sequences=count, **of_flags(decoding))  # (N, T)
+    said = until_end(out == model.chat.end_id)
     ids = torch.cat([batch["input_ids"].expand(count, -1), out], dim=1)  # (N, L + T)
     before = batch["attention_mask"].expand(count, -1)
     asked = torch.cat([torch.zeros_like(before), said.long()], dim=1).bool()

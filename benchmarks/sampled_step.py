@@ -117,7 +117,7 @@ def causal_work(args, session, paths: Paths, options) -> Work:
     from causal_generators import draw_replies, load, read_split, sampled_nll, scored_rows
     from causal_models import example_nll
     from chats import causal_data, prompt_data
-    from predicting import decoding_arguments
+    from predicting import of_flags
     from vocabulary import logits_nll
 
     model = load(Path(args.causal), paths, session).to(session.device).eval()
@@ -128,8 +128,7 @@ def causal_work(args, session, paths: Paths, options) -> Work:
     numbers = list(range(len(examples)))
     batch = causal_data(examples, model.tokenizer, packed=False, **layout).collate(numbers)
     draw = draw_replies(prompts, args.new_tokens, options, session.device)
-    arguments = decoding_arguments(options.decoding(args.new_tokens), model.tokenizer, model.vocabulary)
-    del arguments["suppress_tokens"]  # the model bans its own
+    arguments = of_flags(options.decoding(args.new_tokens))
     asked = session.move(prompts.collate(numbers))
 
     @sampling(args, session)
