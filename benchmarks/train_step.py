@@ -157,11 +157,10 @@ def compare(figures: dict, ways: list[str]) -> None:
 def main(argv=None):
     args = parse_args(argv)
     file = Paths(args.workdir).results / f"train_step_{args.shape}.json"
-    if len(args.ways) == 1:
-        print_memory(args)
-        return
-    refuse_existing([file], args.overwrite)
-    memory = {way: memory_alone(args, way) for way in args.ways} if args.memory else {}
+    memory, alone = {}, len(args.ways) == 1
+    if not alone:
+        refuse_existing([file], args.overwrite)
+        memory = {way: memory_alone(args, way) for way in args.ways} if args.memory else {}
     import torch
 
     from session import Session
@@ -169,21 +168,17 @@ def main(argv=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     session = Session(args.device, args.precision, args.seed)
+    if alone:
+        return print_memory(args, session)
     figures = measure(args, session, memory)
     compare(figures, args.ways)
     reporting.write(file, vars(args), session.device.type, {"ways": figures})
 
 
-def print_memory(args) -> None:
+def print_memory(args, session) -> None:
     """Two updates of the only way that was asked for: the optimizer's state is there from the second on."""
-    import torch
-
     from benchmarks.steps import build_ways
-    from session import Session
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    session = Session(args.device, args.precision, args.seed)
     (step,) = build_ways(args, session).values()
     step()
     step()
