@@ -18,13 +18,14 @@ import storage
 from corpora import Example, listener_turns, read_exemplars
 from dataloaders import CUTTING, EXEMPLAR_MARKER, Entering, encode, join, pad, plan_once, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
-from models import EXEMPLAR_PREFIX, Generator, GeneratorSettings
+from models import Generator, GeneratorSettings
 from options import Paths, UserError
 from pretrained import load_config, load_encoder, load_tokenizer, offline
 from session import Session, own_random_stream
 from settings import DPR_HUB, GeneratorOptions
 from storage import fingerprint, require
 
+EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
 Texts = Sequence[Sequence[str]]  # each example's exemplars, best first
 
 

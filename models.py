@@ -18,9 +18,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from options import SENTIMENT
 from pretrained import SavedModule, Settings, backbone_config, new_encoder, new_t5
 
-EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
-
-
 # ---------------------------------------------------------------------------------------------------- critics
 
 
