@@ -22,6 +22,7 @@ from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
 from glove_models import (
     GLOVE_PACKAGE,
+    SIZES,
     SPECIALS,
     check_glove,
     glove_package,
@@ -273,15 +274,7 @@ def prepare_t5_tiny(paths: Paths, texts: list[str], seed: int) -> None:
     )
     tokenizer = T5Tokenizer.from_pretrained(str(folder), extra_ids=0)
     tokenizer.save_pretrained(str(folder))
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=64,
-        d_kv=16,
-        num_heads=4,
-        d_ff=128,
-        num_layers=2,
-        decoder_start_token_id=0,
-    )
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **SIZES["tiny"])
     config.save_pretrained(str(folder))
     print(f"  {folder}: {len(tokenizer):,} pieces")
 
