@@ -1,4 +1,7 @@
-"""The frozen critics of a generator's loss, and the replies as they read them. Letters as in models.py."""
+"""The frozen critics of a generator's loss, and the replies as they read them.
+
+Letters as in models.py, but E: the width of all critics' words together.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +114,7 @@ class CriticSet:
         """What a critic says of replies whose words are vectors (B, T, D) of its own."""
         critic, end = self.critics[kind], batch["context_ids"][0, -1]
         any_cut = batch["cut"][kind] if "cut" in batch else None
-        ending = F.embedding(end, critic.embeddings).to(words.dtype)  # (E,)
+        ending = F.embedding(end, critic.embeddings).to(words.dtype)  # (D,)
         closed, mask = close_replies(words, batch, critic.settings.reply_len, end, ending, any_cut)
         return critic.forward_words(*self._context(kind, batch), closed, mask)
 

@@ -1,7 +1,8 @@
 """Exemplars: the ways in which they enter a generator (DPR/index.py finds them).
 
-A way is one class: what it adds to a model's settings, the ids it puts before a source, and its part of a
-batch. The layers that a way needs inside the model stand in models.Generator.
+A way is one class, and what it makes of a split's exemplars another (`Entering`): the ids it puts before a
+source, or its part of a batch. What a way adds to a model's settings says `way_settings`; the layers that it
+needs inside the model stand in models.Generator.
 """
 
 from collections.abc import Mapping, Sequence
