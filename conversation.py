@@ -259,7 +259,7 @@ def read_turns(found: Any, where: str) -> list[str]:
 
 def refuse_indented(text: str, place: str) -> None:
     """Raises `UserError` for one JSON value over several lines, whose lines would be answered one by one."""
-    if len(text.split("\n")) > 1:
+    if "\n" in text:
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(text)
             raise UserError(f"{place}: one JSON over several lines; write each dialogue on one line")

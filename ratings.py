@@ -133,9 +133,7 @@ def write_kit(
         "items": items,
         "points": POINTS,
         "columns": SAVED[mode],
-        "scales": [
-            dict(zip(("key", "name", "question"), (k, *v[:2]), strict=True)) for k, v in SCALES.items()
-        ],
+        "scales": [{"key": k, "name": v[0], "question": v[1]} for k, v in SCALES.items()],
     }
     if key.exists() and (former := read_key(key)["kit"].iloc[0]) != kit:
         kept = former_key(key, former)

@@ -117,10 +117,7 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
 def cache_name(lm) -> str | None:
     """What the model's forward calls its cache: `cache`, or `past_key_values` (transformers before 5.24);
     None where it keeps none."""
-    for name in ("cache", "past_key_values"):
-        if takes(lm, name):
-            return name
-    return None
+    return next((name for name in ("cache", "past_key_values") if takes(lm, name)), None)
 
 
 def side_by_side(lm) -> bool:
