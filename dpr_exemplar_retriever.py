@@ -13,7 +13,7 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 import options
 from commands import note_ignored
 from options import NATURAL, SPLITS, Paths, add_common, add_device, check, given, make_parser
-from settings import SearchOptions, device_flags, pick
+from settings import CANDIDATES, SearchOptions, device_flags, pick
 from use_commands import add_pooling, add_reading
 
 
@@ -30,7 +30,7 @@ def parse_args(argv=None):
     add_pooling(add)
     add(
         "--candidates",
-        choices=["same-emotion", "all"],
+        choices=CANDIDATES,
         default="same-emotion",
         help="same-emotion is the paper's and uses the gold emotion; all is the honest setting",
     )

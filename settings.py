@@ -20,6 +20,12 @@ DPR_HUB = {
     "context": "facebook/dpr-ctx_encoder-single-nq-base",
 }
 
+#: --candidates: a listener turn (corpora.Example) sees those training replies of which this is the same
+CANDIDATES: dict[str, Callable[[Any], str]] = {
+    "same-emotion": lambda turn: turn.emotion,  # the paper's rule; of test dialogues the gold emotion, too
+    "all": lambda turn: "",
+}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:

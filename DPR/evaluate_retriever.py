@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DP
 
 import options
 from options import COUNT, Paths, add_common, add_device, check, make_parser, run_name
-from settings import EncoderOptions, device_flags, pick
+from settings import CANDIDATES, EncoderOptions, device_flags, pick
 from use_commands import add_pooling, add_reading
 
 
@@ -36,7 +36,7 @@ def parse_args(argv=None):
     )
     add(
         "--candidates",
-        choices=["all", "same-emotion"],
+        choices=CANDIDATES,
         default="all",
         help="same-emotion: among the passages of the question's own gold emotion",
     )

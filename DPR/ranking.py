@@ -24,7 +24,7 @@ from DPR.learning import HeldOut, rank_scores, read_entries
 from DPR.retriever import Encoders
 from options import Paths, UserError, refuse_existing
 from session import Session
-from settings import EncoderOptions
+from settings import CANDIDATES, EncoderOptions
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class RankingOptions:
     def default_name(self, encoders: EncoderOptions) -> str:
         system = Path(encoders.path or encoders.encoder or "dpr").name
         system += "-cosine" if self.similarity == "cosine" else ""
-        emotion = "-same-emotion" if self.candidates == "same-emotion" else ""
-        return ("bm25" if self.bm25 else system) + emotion
+        rule = "" if self.candidates == "all" else f"-{self.candidates}"
+        return ("bm25" if self.bm25 else system) + rule
 
 
 def bm25(questions: Sequence[str], passages: Sequence[str]) -> np.ndarray:
@@ -68,23 +68,23 @@ def bm25(questions: Sequence[str], passages: Sequence[str]) -> np.ndarray:
     return (vectorizer.transform(questions) @ weights.T.tocsr()).toarray()  # (Q, W) @ (W, P) -> (Q, P)
 
 
-def same_emotion(held: HeldOut, dialogues: Path, again: str) -> np.ndarray:
-    """(Q, P) bool: passages that were also said in a dialogue of the question's own (gold) emotion.
+def allowed_by(rule: str, held: HeldOut, dialogues: Path, again: str) -> np.ndarray:
+    """(Q, P) bool: passages that were also said in the question's own group, by one of settings.CANDIDATES.
 
     Raises `UserError`, with the command that makes the questions `again`, for one that is not of `dialogues`.
     """
-    asked, said = {}, defaultdict(set)
+    group, asked, said = CANDIDATES[rule], {}, defaultdict(set)
     for turn in listener_turns(dialogues):
-        asked[" ".join(turn.history), turn.response] = turn.emotion
-        said[turn.response].add(turn.emotion)
+        asked[" ".join(turn.history), turn.response] = group(turn)
+        said[turn.response].add(group(turn))
     allowed = np.zeros((len(held.questions), len(held.passages)), bool)
     for n, (question, place) in enumerate(zip(held.questions, held.positive.tolist(), strict=True)):
-        emotion = asked.get((question, held.passages[place]))
-        if emotion is None:
+        own = asked.get((question, held.passages[place]))
+        if own is None:
             raise UserError(
                 f"{dialogues}: not what the questions were made from; make these again with: {again}"
             )
-        allowed[n] = [emotion in said[passage] for passage in held.passages]
+        allowed[n] = [own in said[passage] for passage in held.passages]
     return allowed
 
 
@@ -95,9 +95,9 @@ def measure(options: RankingOptions, asked: EncoderOptions, session: Session, pa
     file = paths.dpr_data(options.dataset, "valid")
     held = HeldOut.draw(read_entries(file, drop_without_positive=True), options.valid_queries, options.seed)
     storage.warn_if_stale(file, paths.dpr_sources("valid"))
-    narrow = options.candidates == "same-emotion"
-    if narrow and options.dataset != "empd":
-        raise UserError("--candidates same-emotion: only the questions of --dataset empd have an emotion")
+    rule = options.candidates
+    if rule != "all" and options.dataset != "empd":
+        raise UserError(f"--candidates {rule}: only the questions of --dataset empd are turns of dialogues")
     began = time.monotonic()
     sources: dict[str, Any] = {"questions": storage.source(file, paths)}
     if options.bm25:
@@ -113,9 +113,9 @@ def measure(options: RankingOptions, asked: EncoderOptions, session: Session, pa
             questions, passages = normalize(questions), normalize(passages)
         scores = questions @ passages.T  # (Q, E) @ (E, P) -> (Q, P)
     seconds = time.monotonic() - began
-    if narrow:
+    if rule != "all":
         again = makes(file, "python -m DPR.prepare_dpr_data --overwrite")
-        scores = np.where(same_emotion(held, paths.dialogues("valid"), again), scores, -np.inf)
+        scores = np.where(allowed_by(rule, held, paths.dialogues("valid"), again), scores, -np.inf)
     found: dict[str, Any] = rank_scores(scores, held.positive)
     found |= {"questions": len(held.questions), "passages": float(np.isfinite(scores).sum(1).mean())}
     session.say(

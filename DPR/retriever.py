@@ -22,7 +22,7 @@ from hub import Published, folder_of
 from options import Paths, UserError, texts_of
 from pretrained import load_tokenizer, offline, positions
 from session import Session
-from settings import DPR_HUB, EncoderOptions, SearchOptions
+from settings import CANDIDATES, DPR_HUB, EncoderOptions, SearchOptions
 from storage import fingerprint, hash_seed
 
 #: tokens that an encoder reads of a text where neither its training nor a flag says how many
@@ -100,8 +100,8 @@ class Matching:
         if options.index != "flat":
             self.origin["index"] = options.index
 
-    def read(self, corpus: Sequence[Example], groups: Sequence[str] | None, keep: Path) -> None:
-        """The candidates, and the emotion of each where a dialogue sees only its own emotion's."""
+    def read(self, corpus: Sequence[Example], groups: Sequence[str], keep: Path) -> None:
+        """The candidates, and the group of each: a dialogue sees its own group's alone."""
         self.keep = keep
         self.known: dict[str, dict[str, np.ndarray]] = {}
         self.encoders.to(self.session.device)
@@ -129,13 +129,13 @@ class Matching:
         return np.stack([known[text] for text in texts])
 
     def hits(
-        self, split: str, examples: Sequence[Example], own: Sequence[str | None]
+        self, split: str, examples: Sequence[Example], own: Sequence[str | None], groups: Sequence[str]
     ) -> list[list[tuple[int, float]]]:
-        """For each example the places of its best candidates with their scores, none of its `own`
-        conversation."""
+        """For each example the places of its best candidates with their scores, of its group and none of its
+        `own` conversation."""
         asked = [" ".join(e.history) for e in examples]
         queries = self.embed("question", asked, split)
-        return self.index.search(queries, self.options.top_k, own, [e.emotion for e in examples])
+        return self.index.search(queries, self.options.top_k, own, groups)
 
 
 class Drawn:
@@ -145,20 +145,19 @@ class Drawn:
         self.options = options
         self.origin: dict[str, Any] = {"match": "random", "seed": options.seed}
 
-    def read(self, corpus: Sequence[Example], groups: Sequence[str] | None, keep: Path) -> None:
+    def read(self, corpus: Sequence[Example], groups: Sequence[str], keep: Path) -> None:
         self.codes: dict[str | None, int] = {}  # of conversations
         owners = [self.codes.setdefault(c.conv_id, len(self.codes)) for c in corpus]
         self.owners = np.array(owners)
-        self.grouped = groups is not None
-        self.places = by_value(groups or [""] * len(corpus))
+        self.places = by_value(groups)
 
     def hits(
-        self, split: str, examples: Sequence[Example], own: Sequence[str | None]
+        self, split: str, examples: Sequence[Example], own: Sequence[str | None], groups: Sequence[str]
     ) -> list[list[tuple[int, float]]]:
         draw = np.random.default_rng(hash_seed(self.options.seed, split))
         found = []
-        for example, owner in zip(examples, own, strict=True):
-            places = self.places.get(example.emotion if self.grouped else "", np.zeros(0, dtype=int))
+        for owner, group in zip(own, groups, strict=True):
+            places = self.places.get(group, np.zeros(0, dtype=int))
             allowed = places[self.owners[places] != self.codes.get(owner, -1)]
             chosen = draw.choice(allowed, min(self.options.top_k, len(allowed)), replace=False)
             found.append([(int(place), 0.0) for place in chosen])
@@ -184,16 +183,14 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
     made_of = str(storage.content(shared)), session.precision, options.batch_size, options.splits
     keep = paths.cache / f"vectors-{fingerprint(*made_of)[:16]}"
     caches.sweep_kept(keep)
-    # the paper's rule: replies of the same (gold) emotion only
-    same_emotion = options.candidates == "same-emotion"
-    groups = [c.emotion for c in corpus] if same_emotion else None
-    matching.read(corpus, groups, keep)
+    group = CANDIDATES[options.candidates]
+    matching.read(corpus, [group(c) for c in corpus], keep)
     for split, origin in todo.items():
         examples = listener_turns(paths.dialogues(split))
         own: Sequence[str | None] = [e.conv_id for e in examples]
         if split != "train":
             own = own_conversations(examples, corpus)
-        hits = matching.hits(split, examples, own)
+        hits = matching.hits(split, examples, own, [group(e) for e in examples])
         if storage.ready(paths.exemplars(split), origin, overwrite):  # another process was faster
             continue
         made = origin | {"command": runs.command_line()}
@@ -247,20 +244,17 @@ def write_exemplars(
         f"{file}: {len(rows):,} listener turns, {min(counts)} to {max(counts)} exemplars each, "
         f"mean score of the first {sum(first) / max(len(first), 1):.3f}"
     )
-    warn_of_nobody(file, counts, origin.get("candidates") == "same-emotion")
+    warn_of_nobody(file, counts, origin.get("candidates", "all"))
 
 
-def warn_of_nobody(file: Path, counts: list[int], same_emotion: bool) -> None:
+def warn_of_nobody(file: Path, counts: list[int], candidates: str) -> None:
     """Says how many listener turns get no exemplar at all, and why."""
     nobody = counts.count(0)
     if not nobody:
         return
     who = "no listener turn gets an exemplar" if nobody == len(counts) else f"{nobody:,} get no exemplar"
-    of = (
-        "and of the same emotion: --candidates all drops that rule"
-        if same_emotion
-        else "in the training split"
-    )
+    of = f"that --candidates {candidates} allows; --candidates all drops that rule"
+    of = "in the training split" if candidates == "all" else of
     print(f"WARNING: {file}: {who}; there is no candidate of another conversation {of}")
 
 

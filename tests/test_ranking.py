@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 import dpr_exemplar_retriever
 from DPR import evaluate_retriever, train_dpr
 from DPR.learning import HeldOut, rank_report, read_entries
-from DPR.ranking import bm25, same_emotion
+from DPR.ranking import allowed_by, bm25
 from DPR.retriever import Retriever
 from options import Paths, UserError
 from session import Session
@@ -88,11 +88,11 @@ def test_a_passage_competes_where_it_was_said_in_the_questions_emotion(tmp_path)
         rows += [f"{conv},1,{emotion},p,1,{conv} it is,x,", f"{conv},2,{emotion},p,2,{reply},x,"]
     (tmp_path / "d.csv").write_text("\n".join(rows) + "\n")
     held = HeldOut(["a it is", "b it is", "c it is"], ["oh no", "great"], np.array([0, 1, 1]))
-    found = same_emotion(held, tmp_path / "d.csv", "make it")
+    found = allowed_by("same-emotion", held, tmp_path / "d.csv", "make it")
     assert found.tolist() == [[True, True], [False, True], [True, True]]
     (tmp_path / "d.csv").write_text("\n".join(rows).replace("b it is", "b it was") + "\n")
     with pytest.raises(UserError, match="d.csv: not what the questions were made from; .*make it"):
-        same_emotion(held, tmp_path / "d.csv", "make it")
+        allowed_by("same-emotion", held, tmp_path / "d.csv", "make it")
 
 
 def test_only_passages_of_the_questions_emotion_compete_where_that_is_asked(trained_copy):

@@ -16,6 +16,7 @@ from DPR import biencoder
 from DPR.index import Index
 from dpr_exemplar_retriever import parse_args
 from options import Paths, UserError
+from settings import CANDIDATES
 
 RULES = ("same-emotion", "all")
 
@@ -232,6 +233,22 @@ def test_the_written_exemplars_obey_the_rule_and_are_read_back(prepared, tmp_pat
             assert all(c in allowed for c in chosen)
             scores = json.loads(row["scores"])
             assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("match", ["reply", "random"])
+def test_a_new_rule_needs_nothing_but_its_name_and_its_group(prepared, tmp_path, monkeypatch, capsys, match):
+    monkeypatch.setitem(CANDIDATES, "same-place", lambda turn: str(turn.utterance_idx))
+    only = ["--encoder", str(prepared / "data" / "bert-tiny")] if match == "reply" else []
+    words = ["--workdir", str(prepared), "--device", "cpu", "--splits", "valid", "--output", str(tmp_path)]
+    dpr_exemplar_retriever.main([*words, *only, "--match", match, "--candidates", "same-place"])
+    rows = pd.read_csv(Paths(prepared, exemplars=tmp_path).exemplars("valid"), dtype=str)
+    for row in rows.itertuples():
+        assert {str(place) for _, place in json.loads(row.exemplars_index)} == {row.utterance_idx}
+    monkeypatch.setitem(CANDIDATES, "same-words", lambda turn: turn.response)
+    dpr_exemplar_retriever.main(
+        [*words, *only, "--match", match, "--candidates", "same-words", "--overwrite"]
+    )
+    assert "that --candidates same-words allows; --candidates all drops that rule" in capsys.readouterr().out
 
 
 def test_retrieving_again_is_the_same_and_other_settings_need_overwrite(workdir):
