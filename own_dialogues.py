@@ -17,7 +17,7 @@ from typing import Any
 from corpora import DIALOGUE_COLUMNS, EMOTIONS
 from options import SPLITS, UserError
 from records import FORMATS, Records, format_of, read_records
-from turns import NAMES, Cast, a_turn, cast, pick, said_by, word
+from turns import NAMES, Cast, a_turn, cast, pick, require_order, said_by, word
 
 COLUMNS = ("conversation", "speaker", "text")  # that a csv must have
 #: what a split is called in people's files
@@ -144,7 +144,7 @@ def of_rows(records: Records) -> list[Dialogue]:
         place = f"{records.place}, line {rows[0][1]}"
         if not name.strip():
             raise UserError(f"{place}: no conversation; number the conversations")
-        require_order(rows, records.place)
+        require_order([(row, f"{records.place}, line {line}") for row, line in rows])
         turns = [a_turn(row, n, f"{records.place}, line {line}") for n, (row, line) in enumerate(rows)]
         first = rows[0][0]
         emotion, split = emotion_of(first, place), split_of(first, place)
@@ -161,22 +161,6 @@ def of_rows(records: Records) -> list[Dialogue]:
                     )
         found.append(Dialogue(place, name.strip(), turns, emotion, split))
     return found
-
-
-def require_order(rows: Sequence[tuple[Mapping[str, Any], int]], place: str) -> None:
-    """Raises `UserError` where the rows (row, line) of a conversation do not stand in the order of their
-    numbers."""
-    before = None
-    for row, line in rows:
-        number = str(pick(row, "order") or "").removesuffix(".0")
-        if not number.isdecimal():
-            return
-        if before is not None and int(number) <= before:
-            raise UserError(
-                f"{place}, line {line}: turn {number} after turn {before}; sort the rows of a conversation, "
-                "the oldest first, or leave the column of these numbers out"
-            )
-        before = int(number)
 
 
 def emotion_of(row: Mapping[str, Any], place: str) -> str:

@@ -73,7 +73,25 @@ def said_by(turns: Sequence[Any], place: str) -> list[tuple[str, str]]:
     said = [a_turn(turn, n, f"{place}, turn {n + 1}") for n, turn in enumerate(turns)]
     if len({isinstance(turn, str) for turn in turns}) > 1:
         raise UserError(f"{place}: some turns have a speaker and some have none; give it to all or none")
+    numbered = [(turn, f"{place}, turn {n}") for n, turn in enumerate(turns, 1) if isinstance(turn, Mapping)]
+    require_order(numbered)
     return said
+
+
+def require_order(turns: Sequence[tuple[Mapping[str, Any], str]]) -> None:
+    """Raises `UserError` where the turns (turn, place) of a conversation do not stand in the order of their
+    numbers."""
+    before = None
+    for turn, place in turns:
+        number = str(pick(turn, "order")).removesuffix(".0")
+        if not number.isdecimal():
+            return
+        if before is not None and int(number) <= before:
+            raise UserError(
+                f"{place}: turn {number} after turn {before}; sort the turns of a conversation, the oldest "
+                "first, or leave these numbers out"
+            )
+        before = int(number)
 
 
 def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
@@ -90,7 +108,8 @@ def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:
             continue
         if isinstance(turn, str) or set(NAMES[what]) & {str(name).strip().lower() for name in turn}:
             raise UserError(f"{place}: its {what} is empty; fill it in, or leave the turn out")
-        raise UserError(f"{place}: no {what}; it stands under one of {', '.join(NAMES[what])}")
+        names = f"it stands under one of {', '.join(NAMES[what])} (found: {', '.join(map(str, turn))[:200]})"
+        raise UserError(f"{place}: no {what}; {names}")
     return speaker, text
 
 

@@ -141,7 +141,7 @@ def test_files_named_by_their_split_keep_it(tmp_path):
         (
             "a.csv",
             "id,turn_idx,speaker,text\n1,2,a,b\n1,1,b,c\n",
-            "line 3: turn 1 after turn 2; sort the rows",
+            "line 3: turn 1 after turn 2; sort the turns",
         ),
         ("a.csv", "id,speaker,text\n1,a,\n", "line 2: its text is empty; fill it in, or leave the turn out"),
         ("a.jsonl", '{"turns": [{"who": "a", "text": "\\u200b"}]}', "line 1, turn 1: no speaker; it stands"),
@@ -254,6 +254,25 @@ def test_a_damaged_header_of_the_official_dialogues_is_none_of_own_ones(corpus, 
         prepare_data.main(["--source", str(source), "--workdir", str(tmp_path), "--glove", glove])
 
 
+@pytest.mark.parametrize(("numbers", "fault"), [((0, 1, 2), None), ((2, 0, 1), "turn 0 after turn 2")])
+def test_numbered_turns_of_a_jsonl_stand_in_their_order(tmp_path, numbers, fault):
+    turns = [{"turn_id": n, "speaker": "ab"[n % 2], "text": f"text {n}"} for n in numbers]
+    lines = [json.dumps({"id": name, "turns": turns}) for name in "xyz"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    if fault:
+        with pytest.raises(UserError, match=f"a.jsonl, line 1, turn 2: {fault}; sort the turns"):
+            converted([tmp_path / "a.jsonl"], tmp_path / "out")
+        return
+    converted([tmp_path / "a.jsonl"], tmp_path / "out")
+    assert all_rows(tmp_path / "out")["x"] == ["text 0", "text 1", "text 2"]
+
+
+def test_a_turn_without_a_known_name_is_said_with_the_names_that_it_has(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"turns": [{"who": "a", "body": "Hello."}]}))
+    with pytest.raises(UserError, match=r"turn 1: no speaker; it stands under .* \(found: who, body\)"):
+        converted([tmp_path / "a.jsonl"], tmp_path / "out")
+
+
 def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
     rows = "".join(f"{c},{n}.0,{'ab'[n % 2]},text {n}\n" for c in "xyz" for n in (1, 2, 10))
     (tmp_path / "a.csv").write_text(f"id,utterance_idx,speaker,text\n{rows}")
@@ -265,7 +284,7 @@ def test_numbered_rows_of_pandas_stand_in_their_order(tmp_path):
 def test_rows_that_are_numbered_another_way_than_they_stand_are_refused(order, tmp_path):
     rows = "".join(f"{c},{n},{'ab'[n]},text {n}\n" for c in "xyz" for n in (1, 0))
     (tmp_path / "a.csv").write_text(f"conversation,{order},speaker,text\n{rows}")
-    with pytest.raises(UserError, match=r"line 3: turn 0 after turn 1; sort the rows"):
+    with pytest.raises(UserError, match=r"line 3: turn 0 after turn 1; sort the turns"):
         converted([tmp_path / "a.csv"], tmp_path / "out")
     texts = "".join(f"{c},{'ab'[n]},{9 - n}\n" for c in "xyz" for n in (0, 1))
     (tmp_path / "a.csv").write_text(f"conversation,speaker,turn\n{texts}")  # the text itself
