@@ -21,7 +21,7 @@ import markup
 import storage
 from corpora import Example
 from markup import cell
-from options import CRITICS, DIMENSIONS, HERE, SENTIMENT
+from options import DIMENSIONS, HERE, SENTIMENT
 
 matplotlib.use("Agg")  # draws into files, with no screen
 from matplotlib import pyplot  # noqa: E402
@@ -44,6 +44,7 @@ COLUMN_KEYS = {
     SENTIMENT: "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
 }
 PLAIN = ("case", "emotion", "context", "exemplars", "system", "reply")
+#: the panels of the learning curves, in their order: a loss term, and its unit
 TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), SENTIMENT: "squared score"}
 
 
@@ -248,7 +249,7 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
         file = Path(system.get("folder", "")) / "metrics.jsonl"
         if "folder" in system and file.exists():
             logs[system["name"]] = pd.DataFrame(map(json.loads, file.read_text("utf-8").splitlines()))
-    terms = [t for t in ("nll", *CRITICS) if any(t in log and log[t].notna().any() for log in logs.values())]
+    terms = [t for t in TERMS if any(t in log and log[t].notna().any() for log in logs.values())]
     if not terms:
         return False
     figure, axes = pyplot.subplots(

@@ -336,7 +336,8 @@ def test_cases_are_a_random_sample_of_all_items_and_the_same_for_the_same_seed()
 
 
 def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkeypatch):
-    for name, terms in (("a", ("nll", "emo")), ("b", ("nll",))):
+    monkeypatch.setitem(pages.TERMS, "unlikelihood", "nats")  # a term needs nothing but its unit there
+    for name, terms in (("a", ("nll", "emo", "unlikelihood")), ("b", ("nll",))):
         rows = [
             {"step": step, "kind": kind, **{t: 3 - step / 10 for t in terms}}
             for step in range(3)
@@ -349,7 +350,7 @@ def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkey
     systems = [{"name": name, "folder": str(tmp_path / name)} for name in "ab"] + [{"name": "a file"}]
     assert pages.plot_learning(systems, tmp_path / "curves.png") and (tmp_path / "curves.png").exists()
     panels = {axis.get_title(): axis.get_lines() for axis in drawn[0].axes}
-    assert {k: len(v) for k, v in panels.items()} == {"nll": 4, "emo": 2}
+    assert {k: len(v) for k, v in panels.items()} == {"nll": 4, "emo": 2, "unlikelihood": 2}
     colours = [[line.get_color() for line in lines] for lines in panels.values()]
     assert colours[0][0] == colours[0][1] == colours[1][0] != colours[0][2] == colours[0][3]
     assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
