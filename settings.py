@@ -131,7 +131,8 @@ class GeneratorOptions:
 
     def weight(self, term: str) -> float:
         """The weight of a loss term (paper, eq. 14)."""
-        return {"nll": self.main_loss_w, SENTIMENT: self.sentiment_loss_w}.get(term, self.empathy_loss_w)
+        empathy = dict.fromkeys(DIMENSIONS, self.empathy_loss_w)
+        return {"nll": self.main_loss_w, SENTIMENT: self.sentiment_loss_w, **empathy}[term]
 
     @property
     def default_name(self) -> str:

@@ -406,6 +406,14 @@ def test_a_weight_of_zero_asks_for_no_critic(empathy, sentiment, names):
     assert pick(GeneratorOptions, train_t5.parse_args(words.split())).critics == names
 
 
+def test_a_term_has_the_weight_of_its_own_flag_and_none_of_anothers():
+    flags = "--main-loss-w 2 --empathy-loss-w 3 --sentiment-loss-w 4"
+    options = pick(GeneratorOptions, train_t5.parse_args(flags.split()))
+    assert [options.weight(term) for term in ("nll", "exp", "sentiment")] == [2, 3, 4]
+    with pytest.raises(KeyError):
+        options.weight("unlikelihood")
+
+
 # -------------------------------------------------------------------------------------------- saving, loading
 
 
