@@ -148,6 +148,9 @@ def made(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     known = {f.name for f in fields(kind)}
     if surplus := sorted(set(value) - known):
         raise UserError(f"{where}: unknown key {', '.join(surplus)}; known: {', '.join(sorted(known))}")
+    texts = [f.name for f in fields(kind) if f.type is str]
+    if numbers := [key for key in texts if not isinstance(value.get(key, ""), str)]:
+        raise UserError(f"{where}: {numbers[0]}: {value[numbers[0]]} is no text; put it in quotation marks")
     try:
         return kind(**value)
     except TypeError as error:
@@ -168,7 +171,8 @@ def fault(row: Row, hardware: Mapping, steps: Mapping, tables: Mapping[str, Tabl
     if row.hardware and row.hardware not in hardware:
         return f"hardware {row.hardware}: must be one of {', '.join(hardware)}"
     if strange := sorted({*row.figures, *row.paper.get("figures", {})} - set(tables[row.table].columns)):
-        return f"no such column in its table: {', '.join(strange)}"
+        known = ", ".join(tables[row.table].columns)
+        return f"no such column in its table: {', '.join(strange)}; its columns: {known}"
     if strange := sorted(set(row.after) - set(steps)):
         return f"no such step: {', '.join(strange)}"
     return ""
@@ -323,9 +327,12 @@ def with_part(readme: str, part: str) -> str:
 
 def rendered(root: Path) -> dict[Path, str]:
     """{file: what it should be}, of the project at `root`."""
-    results, readme = read(root / FILE), root / "README.md"
+    file, readme = root / FILE, root / "README.md"
+    storage.require_file(file, "git checkout results/results.yaml")
+    data = load(file.read_text(encoding="utf-8"), str(file))
+    results = parse(data, str(file))
     text = with_part(readme.read_text(encoding="utf-8"), readme_part(results))
-    return {readme: text, root / "docs" / "results.md": page(results)}
+    return {file: dump(data), readme: text, root / "docs" / "results.md": page(results)}
 
 
 def render(root: Path) -> None:
