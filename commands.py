@@ -259,14 +259,14 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
         "--empathy-loss-w",
         type=WEIGHT,
         default=1.0,
-        help="weight of the three empathy critics; 0 loads none of them",
+        help="weight of the empathy critics; 0 loads none of them",
     )
     add(
         "--empathy-losses",
         nargs="+",
         choices=DIMENSIONS,
         metavar="DIM",
-        help="those of emo, exp and int that count (default: all), to see what each does alone",
+        help=f"those of {', '.join(DIMENSIONS)} that count (default: all), to see what each does alone",
     )
     add(
         "--sentiment-loss-w",

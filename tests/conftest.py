@@ -21,6 +21,8 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from options import DIMENSIONS  # noqa: E402
+
 SAMPLE = ROOT / "data" / "sample"
 
 # the same generated examples in every run, so that what passes here passes there; others by hand:
@@ -72,11 +74,9 @@ def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     for split, count in (("train", 20), ("valid", 6), ("test", 6)):
         head_of_dialogues(SAMPLE / "empathetic_dialogues" / f"{split}.csv", folder / f"{split}.csv", count)
-    for name in ("emotional-reactions", "explorations", "interpretations"):
-        with open(SAMPLE / "empathy_mental_health" / f"{name}-reddit.csv", encoding="utf-8") as handle:
-            (folder / f"{name}-reddit.csv").write_text(
-                "".join(itertools.islice(handle, 81)), encoding="utf-8"
-            )
+    for name in (f"{known.official}-reddit.csv" for known in DIMENSIONS.values()):
+        with open(SAMPLE / "empathy_mental_health" / name, encoding="utf-8") as handle:
+            (folder / name).write_text("".join(itertools.islice(handle, 81)), encoding="utf-8")
     return folder
 
 
@@ -125,7 +125,7 @@ def trained(prepared, tmp_path_factory) -> Path:
     common = ["--workdir", str(folder), "--device", "cpu"]
     for model in ("t5", "glove-t5"):
         short = [*common, "--model", model, "--size", "tiny", "--max-steps", "2", "--batch-size", "8"]
-        for dim in ("emo", "exp", "int"):
+        for dim in DIMENSIONS:
             train_empathy_classifier.main([*short, "--dim", dim])
         train_sentiment_regressor.main(short)
     label_dialogues.main([*common, "--family", "glove-t5"])

@@ -8,7 +8,7 @@ from conftest import ROOT, logged
 
 import evaluate_responses
 import train_glove_t5
-from options import Paths
+from options import CRITICS, Paths
 
 
 def glossary() -> set[str]:
@@ -37,7 +37,7 @@ def logged_keys(run: Path) -> set[str]:
 
 def test_every_key_that_critics_and_the_retriever_log_is_in_the_glossary(trained):
     runs = [file.parent for file in (trained / "saved").rglob("result.json")]
-    assert len(runs) == 9  # eight critics and the retriever
+    assert len(runs) == 2 * len(CRITICS) + 1  # two families of critics and the retriever
     for run in runs:
         assert logged_keys(run) <= glossary(), run
 
