@@ -138,9 +138,13 @@ def splits_file(source: Path) -> Path:
 
 
 def valid_rows(asked: PrepareOptions, source: Path, dim: str, table) -> set[int]:
-    """0-based rows of the validation side."""
-    name = DIMENSIONS[dim].name
-    if asked.split == "grouped":
+    """0-based rows of the validation side, by seeker post also where a file splits other dimensions only."""
+    name, file = DIMENSIONS[dim].name, splits_file(source)
+    rows = None if asked.split == "grouped" else storage.read_json(file).get("valid_rows")
+    elsewhere = isinstance(rows, dict) and rows and name not in rows
+    if elsewhere:
+        print(f"note: {file}: no split of the pairs of {name}; they are split by seeker post")
+    if asked.split == "grouped" or elsewhere:
         if table["seeker_post"].nunique() < 2:
             raise UserError(
                 f"{source}: the pairs of {name} have one seeker post; critics are trained on some and "
@@ -148,14 +152,11 @@ def valid_rows(asked: PrepareOptions, source: Path, dim: str, table) -> set[int]
             )
         splitter = GroupShuffleSplit(n_splits=1, test_size=0.2, random_state=asked.seed)
         return set(next(splitter.split(table, groups=table["seeker_post"]))[1].tolist())
-    file = splits_file(source)
     if file == PAPER_SPLITS and len(table) != OFFICIAL_ROWS:
         raise UserError(
             f"{source}: {len(table):,} pairs of {name}, and the paper's split is one of the "
             f"{OFFICIAL_ROWS:,} official ones; use --split grouped"
         )
-    splits = storage.read_json(file)
-    rows = splits.get("valid_rows")
     rows = rows.get(name) if isinstance(rows, dict) else None
     fit = isinstance(rows, list) and all(isinstance(r, int) and 0 <= r < len(table) for r in rows)
     if not fit or not rows:

@@ -279,6 +279,18 @@ def test_a_split_that_does_not_fit_the_file_is_refused(posts, tmp_path, valid_ro
         preparing.prepare_pairs(asked, source, Paths(tmp_path))
 
 
+def test_pairs_that_the_given_split_does_not_name_are_split_by_post(posts, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(posts, source)
+    (source / "splits.json").write_text(json.dumps({"valid_rows": {"emotion": [1], "exploration": [2]}}))
+    preparing.prepare_pairs(options_of(["--workdir", str(tmp_path)]), source, Paths(tmp_path))
+    assert "splits.json: no split of the pairs of interpretation" in capsys.readouterr().out
+    assert len(pairs_of(tmp_path, "emo")["valid"]) == 1
+    sides = pairs_of(tmp_path, "int")
+    assert len(sides["valid"]) > 1
+    assert not set(sides["train"]["seeker_post"]) & set(sides["valid"]["seeker_post"])
+
+
 def test_the_papers_split_is_of_the_official_pairs_alone(posts, tmp_path):
     asked = options_of(["--split", "paper", "--workdir", str(tmp_path)])
     with pytest.raises(
