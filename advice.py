@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from options import DIMENSIONS, HERE, JOINT, SENTIMENT, Paths, with_halves
+from options import DATASETS, DIMENSIONS, FAMILIES, HERE, JOINT, SENTIMENT, Paths, with_halves
 
 #: flags of prepare_data.py that its note holds, as they are where nothing is said
 PREPARED_WITH = {
@@ -117,7 +117,7 @@ def train_critic(kind: str, model: str, workdir: Path, name: str | None = None) 
     """
     variant = variant_of(model)
     model, split_by, part = variant.groups() if variant else (model, None, None)
-    small = prepared_from(workdir) == "sample" and model in ("t5", "glove-t5")
+    small = prepared_from(workdir) == "sample" and model in FAMILIES
     size = "tiny" if small else None
     if kind == SENTIMENT:
         return command("train_sentiment_regressor.py", workdir=workdir, model=model, size=size, name=name)
@@ -152,7 +152,7 @@ def label(workdir: Path, family: str | None = None, output: Path | None = None, 
     """What labels the dialogues. `family`: whose critics do, if need be those of one half of the posts; by
     default one whose critics are there."""
     paths = Paths(workdir)
-    models = [family] if family else ["t5", "glove-t5"]
+    models = [family] if family else list(FAMILIES)
     family = next(iter(with_critics(paths, *models)), models[0])
     output = None if output == paths.dialogues_dir else output
     return command("label_dialogues.py", workdir=workdir, family=family, output=output, overwrite=again)
@@ -180,7 +180,7 @@ def retrieve(workdir: Path, output: Path | None = None, again: bool = False) -> 
 def train_retriever(workdir: Path, name: str = "empd") -> str:
     """What trains a retriever: of the sample a small one, which needs no model hub."""
     encoder = Paths(workdir).bert_tiny if prepared_from(workdir) == "sample" else None
-    if name in ("empd", "reddit", "empd-reddit"):
+    if name in DATASETS:
         return command("DPR.train_dpr", workdir=workdir, dataset=name, encoder=encoder)
     return command("DPR.train_dpr", workdir=workdir, name=name, encoder=encoder)
 
@@ -316,7 +316,7 @@ def table(run: Path, split: str, workdir: Path) -> str:
         "evaluate_responses.py",
         run,
         workdir=workdir,
-        family=next(iter(with_critics(paths, family, "t5", "glove-t5")), None),
+        family=next(iter(with_critics(paths, family, *FAMILIES)), None),
         split=None if split == "test" else split,
         name=name,
         overwrite=bool(name) and (paths.results / str(name) / "metrics.json").exists(),

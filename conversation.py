@@ -22,7 +22,7 @@ import storage
 from critics import doubts, find_judges
 from exemplars import matched_by
 from hub import folder_given
-from options import Paths, UserError, Wrong
+from options import FAMILIES, Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
 from scoring import as_json, described
@@ -109,7 +109,7 @@ def _open_responder(
 ) -> Responder:
     folder = folder_given("--run", options.run) if options.run else newest_generator(paths)
     writer = open_writer(folder, session, paths, options.base)
-    families = [family] if family else list(dict.fromkeys([writer.family, "t5", "glove-t5"]))
+    families = [family] if family else list(dict.fromkeys([writer.family, *FAMILIES]))
     own = family is not None
     judges = find_judges(paths, families, given, session, needed=own, bundled_too=not own)
     why = bundled.why(folder, paths.cache)

@@ -6,7 +6,7 @@ As light as options.py, so that `--help` answers at once.
 import argparse
 
 from commands import add_init_from, note_ignored
-from options import COUNT, JOINT, NATURAL, POSITIVE, SHARE, Parser, check, given, number
+from options import COUNT, FAMILIES, JOINT, NATURAL, POSITIVE, SHARE, Parser, check, given, number
 
 #: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
 GLOVE_CRITIC = {
@@ -108,7 +108,7 @@ def check_critic(parser: Parser, args: argparse.Namespace, t5_lr: float = 1e-5) 
     problems = []
     if args.layers is not None and args.model != "glove-t5":
         problems.append("--layers: only a glove-t5 encoder has a choice of depth")
-    if given(parser, args, ["size"]) and args.model not in ("t5", "glove-t5"):
+    if given(parser, args, ["size"]) and args.model not in FAMILIES:
         problems.append("--size: of --model t5 and glove-t5; a pretrained encoder has its own")
     if "teacher" in args and not args.teacher:
         problems += [

@@ -26,6 +26,10 @@ HERE = Path(__file__).resolve().parent  # the project's folder
 SPLITS = ("train", "valid", "test")
 #: which dialogues are the test split: the official one, or half of the official validation split
 TEST_SPLITS = ("official", "valid-half")
+#: whose critics read the words of a generator of the same family, as losses
+FAMILIES = ("t5", "glove-t5")
+#: of the retriever's questions
+DATASETS = ("empd", "reddit", "empd-reddit")
 #: what --format takes; auto: by the name's ending, and in a text file by its labels (layouts.py)
 LAYOUTS = ("auto", "tsv", "csv", "tilde", "jsonl", "json", "lines", "ref-pred", "blocks", "ref-lines")
 #: what --items takes: listener turns of the split; shared: those that every system answers

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bundled
-from options import DIMENSIONS, Paths
+from options import DIMENSIONS, FAMILIES, Paths
 
 #: of --source: the data of the workdir are taken as they lie there
 PREPARED = "prepared"
@@ -43,7 +43,7 @@ def sample_recipe(source: str) -> Recipe:
     plain = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
     short = "--lr 2e-3 --log-every 50 --max-new-tokens 40"
     recipe = {"data": Group(["prepare_data.py --source sample"])}
-    recipe |= {f"critics {m}": Group(critics(f"--model {m} {small}"), ("data",)) for m in ("t5", "glove-t5")}
+    recipe |= {f"critics {m}": Group(critics(f"--model {m} {small}"), ("data",)) for m in FAMILIES}
     recipe |= {
         "labels glove-t5": Group(["label_dialogues.py --family glove-t5"], ("critics glove-t5",)),
         "questions": Group(["-m DPR.prepare_dpr_data --dataset empd"], ("data",)),

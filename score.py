@@ -15,7 +15,7 @@ name on the hub (--emo user/name). An interrupted call goes on where it stopped.
 from pathlib import Path
 
 import options
-from options import NATURAL, Paths, add_common, add_device, check, make_parser
+from options import FAMILIES, NATURAL, Paths, add_common, add_device, check, make_parser
 from records import REPLY_COLUMNS, check_output
 from settings import device_flags
 from use_commands import add_critic_runs, critic_runs
@@ -69,7 +69,7 @@ def main(argv=None):
 
     paths = Paths(args.workdir)
     given = critic_runs(args)
-    families = [args.family] if args.family else ["t5", "glove-t5"]
+    families = [args.family] if args.family else list(FAMILIES)
     session = Session(**device_flags(args))
     bundled_too = args.family is None
     judges = find_judges(paths, families, given, session, needed=True, bundled_too=bundled_too)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, Wrong, number
+from options import CRITICS, DIMENSIONS, FAMILIES, SENTIMENT, Paths, Wrong, number
 
 EXEMPLAR_WAYS = ("none", "prepend", "t5", "glove-t5")
 PARAPHRASER = "Vamsi/T5_Paraphrase_Paws"
@@ -176,7 +176,7 @@ class CriticOptions:
     def family(self) -> str:
         """t5, glove-t5, minilm, or the last part of a name or folder: names the run, so that the commands
         chain."""
-        return self.model if self.model in ("t5", "glove-t5") else self.model.rstrip("/").split("/")[-1]
+        return self.model if self.model in FAMILIES else self.model.rstrip("/").split("/")[-1]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/evaluate_retriever.py too
 
 import options
-from options import COUNT, Paths, add_common, add_device, check, make_parser, run_name
+from options import COUNT, DATASETS, Paths, add_common, add_device, check, make_parser, run_name
 from settings import CANDIDATES, EncoderOptions, device_flags, pick
 from use_commands import add_pooling, add_reading
 
@@ -40,7 +40,7 @@ def parse_args(argv=None):
         default="all",
         help="same-emotion: among the passages of the question's own gold emotion",
     )
-    add("--dataset", choices=["empd", "reddit", "empd-reddit"], default="empd", help="whose questions")
+    add("--dataset", choices=DATASETS, default="empd", help="whose questions")
     add("--valid-queries", type=COUNT, default=1000, help="held-out questions; 0: all")
     add_reading(add, "question", "passage")
     add("--name", type=run_name, help="of the file (default: from the retriever and the flags)")

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DPR/prepare_dpr_data.py too
 
 import options
-from options import Paths, add_common, check, make_parser
+from options import DATASETS, Paths, add_common, check, make_parser
 
 
 def parse_args(argv=None):
@@ -26,7 +26,7 @@ def parse_args(argv=None):
     add_common(parser)
     parser.add_argument(
         "--dataset",
-        choices=["empd", "reddit", "empd-reddit"],
+        choices=DATASETS,
         default="empd",
         help="where the questions come from",
     )

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DP
 
 import options
 from commands import add_training
-from options import COUNT, TOKENS, Paths, add_common, add_device, check, make_parser
+from options import COUNT, DATASETS, TOKENS, Paths, add_common, add_device, check, make_parser
 from settings import DPR_HUB, RetrieverOptions, TrainingOptions, device_flags, pick
 
 
@@ -25,7 +25,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("retriever").add_argument
     add(
         "--dataset",
-        choices=["empd", "reddit", "empd-reddit"],
+        choices=DATASETS,
         default="empd",
         help="which file of DPR.prepare_dpr_data",
     )
