@@ -186,8 +186,8 @@ COLUMNS: tuple[Column, ...] = (
         "PPL/word, unknown charged",
         "likelihood",
         "exp((sum of the gold replies' NLL + log C for each unknown token) / sum of words and one end a "
-        "reply); 13a words; C: the distinct words of the training replies that the model does not know, at "
-        "least 1, each taken for as likely",
+        "reply); 13a words; C: the distinct words of the training replies that the model does not know, each "
+        "taken for as likely; `-` where there are none and a gold reply has an unknown one",
         "1",
         "likelihood.csv of the run",
         "lower",

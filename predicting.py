@@ -207,11 +207,13 @@ def several(keys: pd.DataFrame, replies: np.ndarray) -> pd.DataFrame:
 
 def class_nats(tokenizer, paths: Paths) -> float:
     """What an unknown token costs beside its own probability, in nats: log C, for one of the C distinct words
-    of the training replies that are unknown to a tokenizer, each as likely; nan without those dialogues."""
+    of the training replies that are unknown to a tokenizer, each as likely; nan without those dialogues, and
+    where it knows all of their words: how many the others are, nothing says."""
     file = paths.dialogues("train")
     if not file.exists():
         return math.nan
-    return math.log(max(1, len(unknown_words(tokenizer, [t.response for t in listener_turns(file)]))))
+    count = len(unknown_words(tokenizer, [t.response for t in listener_turns(file)]))
+    return math.log(count) if count else math.nan
 
 
 def with_own_exemplars(paths: Paths, trained: dict, made_from: dict[str, runs.Source]) -> Paths:

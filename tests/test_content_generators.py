@@ -161,6 +161,21 @@ def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family)
     assert result["valid"]["nll"] == result["nll"] == pytest.approx(nll / tokens, rel=1e-4)
 
 
+def test_unknown_words_are_charged_or_there_is_no_such_figure(workdir):
+    """A vocabulary of all training words: how many others there are nobody knows, and none of them is
+    free."""
+    say_unknown_words(Paths(workdir).dialogues("valid"))
+    folder = train(workdir, "glove-t5", *NO_CRITICS, "--max-steps", "1", "--no-predict")
+    predict(workdir, folder, "--predict-split", "valid")
+    table = pd.read_csv(folder / "likelihood_valid.csv")
+    assert table["unknown"].sum() >= 3
+    common = ["--workdir", str(workdir), "--device", "cpu", "--split", "valid", "--cases", "1"]
+    evaluate_responses.main([*common, str(folder)])
+    scored = json.loads((Paths(workdir).results / "evaluation" / "metrics.json").read_text())
+    row = scored["systems"]["glove-t5/run"]
+    assert "ppl_word" in row and "ppl_word_class" not in row
+
+
 # ------------------------------------------------------------------------------------------------------ table
 
 #: column title of table.md -> name in metrics.json
