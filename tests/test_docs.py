@@ -8,13 +8,17 @@ from conftest import ROOT, logged
 
 import evaluate_responses
 import train_glove_t5
-from options import CRITICS, Paths
+from options import CRITICS, DIMENSIONS, Paths
 
 
-def glossary() -> set[str]:
-    """The keys that docs/glossary.md explains: what stands in backticks in the first column of its tables."""
+def glossary(*files: str) -> set[str]:
+    """The keys of these files that docs/glossary.md explains: what stands in backticks in the first column of
+    their tables."""
     page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    firsts = re.findall(r"^\| ([^|]*)\|", page, flags=re.MULTILINE)
+    parts = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    firsts = [
+        cell for file in files for cell in re.findall(r"^\| ([^|]*)\|", parts[file], flags=re.MULTILINE)
+    ]
     return {key for cell in firsts for key in re.findall(r"`([^`]+)`", cell)}
 
 
@@ -39,7 +43,7 @@ def test_every_key_that_critics_and_the_retriever_log_is_in_the_glossary(trained
     runs = [file.parent for file in (trained / "saved").rglob("result.json")]
     assert len(runs) == 2 * len(CRITICS) + 1  # two families of critics and the retriever
     for run in runs:
-        assert logged_keys(run) <= glossary(), run
+        assert logged_keys(run) <= glossary("metrics.jsonl", "result.json"), run
 
 
 def test_every_key_of_a_generator_and_of_its_table_is_in_the_glossary(trained_copy):
@@ -48,12 +52,13 @@ def test_every_key_of_a_generator_and_of_its_table_is_in_the_glossary(trained_co
     short = f"--size tiny --max-steps 2 --batch-size 4 --log-every 1 --log-gradients {lengths}"
     train_glove_t5.main([*common, *short.split()])
     run = Paths(trained_copy).saved / "glove-t5" / "lempex"
-    assert logged_keys(run) <= glossary()
+    assert logged_keys(run) <= glossary("metrics.jsonl", "result.json")
 
     evaluate_responses.main([*common, str(run), "--family", "glove-t5"])
     table = json.loads((Paths(trained_copy).results / "evaluation" / "metrics.json").read_text())
-    names = set(table["systems"]) | set(table["floors"])  # rows are named by their runs, not by keys
-    assert keys_of(table) - names <= glossary()
+    # rows are named by their runs, judges by theirs, and what these say by the dimensions
+    names = {*table["systems"], *table["floors"], *table["judges"], *DIMENSIONS}
+    assert keys_of(table) - names <= glossary("results/NAME/metrics.json")
 
 
 def test_every_link_between_the_pages_leads_to_a_file():
