@@ -160,10 +160,32 @@ def family_recipe(
     }
 
 
+def own_recipe(source: str) -> Recipe:
+    """Own dialogues: without pairs there are no critics to train, and MiniLM finds exemplars as it is."""
+    glove = "train_glove_t5.py --size mini --empathy-loss-w 0 --sentiment-loss-w 0"
+    return {
+        "data": Group([f"prepare_data.py --source {shlex.quote(source)}"]),
+        "exemplars": Group(
+            ["dpr_exemplar_retriever.py --encoder minilm --candidates all --top-k 3"], ("data",)
+        ),
+        "plain": Group([f"{glove} --add-exemplars none"], ("data",)),
+        "with exemplars": Group([f"{glove} --top-exemplars 3"], ("exemplars",)),
+        "language model": Group(["train_causal_lm.py"], ("data",)),
+        "table": Group(
+            [
+                "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/exemplars saved/causal-lm/plain "
+                "--family none --name own"
+            ],
+            ("plain", "with exemplars", "language model"),
+        ),
+    }
+
+
 RECIPES: dict[str, Callable[[str], Recipe]] = {
     "sample": sample_recipe,
     "t5": t5_recipe,
     "glove": glove_recipe,
+    "own": own_recipe,
 }
 
 

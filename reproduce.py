@@ -3,6 +3,7 @@
   python reproduce.py --recipe sample --workdir demo      every stage on the bundled sample (make demo)
   python reproduce.py --recipe glove --source ~/corpora   the GloVe-T5 family on the real corpora, one GPU
   python reproduce.py --recipe t5 --source download       the T5 family on the real corpora, one GPU
+  python reproduce.py --recipe own --source chats.jsonl --workdir own     your own dialogues, without critics
   python reproduce.py --recipe glove --dry-run            only print the commands
   python reproduce.py --recipe glove --source prepared --minutes 25 --parallel 4    a GPU's half hour
   python reproduce.py --table classifiers --seeds 3       the rows that are missing, three seeds of each
@@ -66,7 +67,7 @@ def parse_args(argv=None):
         "--source",
         default="download",
         help="of the real corpora: download, a folder with the official files, or prepared (the workdir's "
-        "data as they lie there; no network)",
+        "data as they lie there; no network); of --recipe own: the file or folder of your dialogues",
     )
     parser.add_argument("--seed", type=number(int, least=0, below=2**32), help="of every command")
     parser.add_argument("--epochs", type=NATURAL, help="of every training")
@@ -130,6 +131,13 @@ def problems_of(args) -> list[str]:
         problems.append(f"--source {args.source}: neither {', '.join(NAMED)} nor a folder")
     elif args.recipe == "sample" and args.source not in NAMED:
         problems.append(f"--source {args.source}: the recipe sample is of the bundled sample; leave it out")
+    elif args.recipe == "own" and args.source in ("download", "sample"):
+        problems.append("--recipe own: give your dialogues with --source (docs/own-dialogues.md says how)")
+    elif args.recipe != "own" and Path(args.source).is_file():
+        problems.append(
+            f"--source {args.source}: a file; the real corpora are a folder, and dialogues of your own have "
+            "--recipe own"
+        )
     if args.render and args.dry_run:
         problems.append("--dry-run: --render runs no command, it writes README.md and docs/results.md")
     for flag in ("systems", "record", "rows"):

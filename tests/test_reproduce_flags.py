@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import SAMPLE
 from test_scripts import PARSERS
 
 import advice
@@ -16,8 +17,13 @@ from settings import generator_command
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
 
 
+#: dialogues of one's own, for the recipe that has no other source
+OWN = str(SAMPLE / "own.jsonl")
+
+
 def commands(*words: str) -> list[list[str]]:
-    args = reproduce.parse_args([*words, "--dry-run"])
+    given = ["--source", OWN] if "own" in words else []
+    args = reproduce.parse_args([*words, *given, "--dry-run"])
     changes = recipes.Changes(args.seed, args.epochs, args.batch_size, tuple(args.override))
     recipe = recipes.RECIPES[args.recipe](args.source)
     return [stage.command for stage in recipes.plan(recipe, args.workdir, args.source, changes)]
@@ -137,10 +143,14 @@ def test_the_source_is_a_place_of_the_users_not_of_the_workdir(tmp_path, capsys,
     assert str(tmp_path / "data") in commands(*words, "data")[0]
     monkeypatch.chdir(reproduce.HERE)
     assert str(reproduce.HERE / "data" / "sample") in commands(*words, "data/sample")[0]
-    for recipe, source in (("glove", "nowhere"), ("sample", str(tmp_path))):
+    for recipe, source in (("glove", "nowhere"), ("sample", str(tmp_path)), ("own", "download"), ("t5", OWN)):
         with pytest.raises(SystemExit):
             reproduce.parse_args(["--recipe", recipe, "--source", source, "--workdir", str(tmp_path / "no")])
     said = capsys.readouterr().err
     assert "nowhere: neither download, sample, prepared nor a folder" in said
     assert "the recipe sample is of the bundled sample" in said
+    assert "--recipe own: give your dialogues with --source" in said
+    assert (
+        f"{OWN}: a file; the real corpora are a folder, and dialogues of your own have --recipe own" in said
+    )
     assert not (tmp_path / "no").exists()
