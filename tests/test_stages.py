@@ -125,6 +125,27 @@ def test_what_was_made_of_other_data_has_not_finished(make, tmp_path):
     assert stages.Record(file).finished(made)  # it compares its sources by itself
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_own_dialogues_that_were_edited_are_not_taken_for_those_of_then(tmp_path, monkeypatch, folder):
+    ran = []
+
+    def without_work(todo, record, logs, box):
+        ran.append([stage.command[0] for stage in todo if not record.finished(stage)])
+        for stage in todo:
+            record.add(stage, 1.0, True)
+        return stages.Outcome()
+
+    monkeypatch.setattr(stages, "run", without_work)
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "chats.jsonl"
+    source = ["--source", str(file.parent if folder else file), "--workdir", str(tmp_path / "work")]
+    for content in ("a", "a", "another"):
+        file.write_text(content)
+        reproduce.main(["--recipe", "own", *source])
+    assert [len(commands) for commands in ran] == [6, 0, 1]
+    assert ran[-1] == ["prepare_data.py"]  # the others go by what that makes
+
+
 def test_what_does_not_build_on_a_failed_stage_goes_on_where_that_is_asked(make, tmp_path):
     todo = make({"bad": (0, ()), "on it": (0, ("bad",)), "other": (0, ())})
     outcome = run(todo, tmp_path, keep_going=True)
