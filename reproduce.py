@@ -128,12 +128,15 @@ def problems_of(args) -> list[str]:
     places = [place for text in args.systems for place in named_places(text)[1] or [text]]
     problems = [f"--systems {place}: no such file" for place in places if not Path(place).exists()]
     if args.source not in NAMED and not Path(args.source).exists():
-        problems.append(f"--source {args.source}: neither {', '.join(NAMED)} nor a folder")
+        kind = (
+            f"{PREPARED} nor a file or folder" if args.recipe == "own" else f"{', '.join(NAMED)} nor a folder"
+        )
+        problems.append(f"--source {args.source}: neither {kind}")
     elif args.recipe == "sample" and args.source not in NAMED:
         problems.append(f"--source {args.source}: the recipe sample is of the bundled sample; leave it out")
     elif args.recipe == "own" and args.source in ("download", "sample"):
         problems.append("--recipe own: give your dialogues with --source (docs/own-dialogues.md says how)")
-    elif args.recipe != "own" and Path(args.source).is_file():
+    elif args.recipe != "own" and args.source not in NAMED and Path(args.source).is_file():
         problems.append(
             f"--source {args.source}: a file; the real corpora are a folder, and dialogues of your own have "
             "--recipe own"

@@ -143,14 +143,22 @@ def test_the_source_is_a_place_of_the_users_not_of_the_workdir(tmp_path, capsys,
     assert str(tmp_path / "data") in commands(*words, "data")[0]
     monkeypatch.chdir(reproduce.HERE)
     assert str(reproduce.HERE / "data" / "sample") in commands(*words, "data/sample")[0]
-    for recipe, source in (("glove", "nowhere"), ("sample", str(tmp_path)), ("own", "download"), ("t5", OWN)):
+    wrong = [("glove", "nowhere"), ("own", "chts.jsonl"), ("own", "download"), ("t5", OWN)]
+    for recipe, source in [*wrong, ("sample", str(tmp_path))]:
         with pytest.raises(SystemExit):
             reproduce.parse_args(["--recipe", recipe, "--source", source, "--workdir", str(tmp_path / "no")])
     said = capsys.readouterr().err
     assert "nowhere: neither download, sample, prepared nor a folder" in said
+    assert "chts.jsonl: neither prepared nor a file or folder" in said
     assert "the recipe sample is of the bundled sample" in said
     assert "--recipe own: give your dialogues with --source" in said
     assert (
         f"{OWN}: a file; the real corpora are a folder, and dialogues of your own have --recipe own" in said
     )
     assert not (tmp_path / "no").exists()
+
+
+def test_a_file_that_is_called_as_a_source_is_does_not_stand_for_it(tmp_path, monkeypatch):
+    (tmp_path / "download").touch()
+    monkeypatch.chdir(tmp_path)
+    assert commands("--recipe", "t5")[0][:3] == ["prepare_data.py", "--source", "download"]
