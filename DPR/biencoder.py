@@ -35,6 +35,8 @@ SIDES = {"question": DPRQuestionEncoder, "context": DPRContextEncoder}
 
 MINILM_HUB = ON_THE_HUB["minilm"]
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+#: what of sentence-transformers has weights behind the pooling, which are not read here
+TRAINED = ("Dense", "LayerNorm")
 
 
 def resolve(name: str | Path) -> str:
@@ -54,6 +56,14 @@ def resolve(name: str | Path) -> str:
     return str(folder)
 
 
+def layers_of(modules: Path) -> list[str]:
+    """What sentence-transformers' modules.json names, by the last word of each type."""
+    said = parsed(modules)
+    if not isinstance(said, list) or not all(isinstance(m, dict) and "type" in m for m in said):
+        raise UserError(f"{modules}: expected a list of modules, each with its type")
+    return [str(module["type"]).rpartition(".")[2] for module in said]
+
+
 def own_pooling(place: str) -> str:
     """How the training of an encoder, a hub name or folder, made its vectors, where it says so as
     sentence-transformers writes it; else cls, DPR's. Raises `UserError` where it was neither cls nor mean, or
@@ -70,8 +80,8 @@ def own_pooling(place: str) -> str:
     ways = {way.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in ways}
     newer = said.get("pooling_mode") or []  # of sentence-transformers 5
     ways |= {newer} if isinstance(newer, str) else set(newer)
-    if modules and any(str(module["type"]).endswith(".Dense") for module in parsed(modules)):
-        ways.add("one more layer, Dense")
+    layers = layers_of(modules) if modules else []
+    ways |= {f"one more layer, {kind}" for kind in layers if kind in TRAINED}
     if len(ways) > 1 or ways - {"cls", "mean"}:
         raise UserError(
             f"{place}: vectors made by {' and '.join(sorted(ways))} (1_Pooling/config.json, modules.json), "

@@ -390,15 +390,24 @@ def test_an_encoder_that_pools_as_nothing_here_does_is_refused(encoder_of, pooli
     assert told.encoders.origin["pooling"] == "mean"
 
 
-def test_an_encoder_with_one_more_layer_is_refused(encoder_of, fake_hub):
+@pytest.mark.parametrize("layer", ["Dense", "LayerNorm"])
+def test_an_encoder_with_one_more_layer_is_refused(encoder_of, fake_hub, layer):
     name = encoder_of("them/encoder", {"pooling_mode_mean_tokens": True})
-    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    kinds = ("Transformer", "Pooling", layer, "Normalize")
     modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]
     fake_hub.repos[name]["modules.json"] = json.dumps(modules).encode()
-    with pytest.raises(UserError, match=r"them/encoder: .*mean and one more layer, Dense .*--pooling"):
+    with pytest.raises(UserError, match=rf"them/encoder: .*mean and one more layer, {layer} .*--pooling"):
         Retriever.from_pretrained(encoder=name, session=Session("cpu"))
     told = Retriever.from_pretrained(encoder=name, pooling="mean", session=Session("cpu"), max_length=12)
     assert told.encoders.origin["pooling"] == "mean"
+
+
+@pytest.mark.parametrize("content", ["{}", '["Dense"]', '[{"idx": 0}]', "null", "{"])
+def test_a_list_of_modules_of_another_shape_is_an_error_that_names_it(encoder_of, fake_hub, content):
+    name = encoder_of("them/encoder", None)
+    fake_hub.repos[name]["modules.json"] = content.encode()
+    with pytest.raises(UserError, match=r"modules\.json: "):
+        Retriever.from_pretrained(encoder=name, session=Session("cpu"))
 
 
 def test_a_model_of_the_hub_is_noted_with_its_revision_and_can_be_pinned(encoder_of, fake_hub):
