@@ -175,7 +175,8 @@ def write_predictions(
     words = [count_words(e.response) + 1 for e in examples]  # the end counts as a word
     table = keys.assign(**{name: rows[name] for name in GOLD}, words=words, nll_class=0.0)
     if table["unknown"].any():
-        table["nll_class"] = table["unknown"] * class_nats(predictor.tokenizer, paths)
+        charge = table["unknown"] * class_nats(predictor.tokenizer, paths)
+        table["nll_class"] = charge.where(table["unknown"] > 0, 0.0)  # 0 x nan is nan
     table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
     storage.write_csv(likelihood, table, origin={name: origin[name] for name in READ_WITH if name in origin})
     if decoding.predict:

@@ -164,11 +164,20 @@ def test_perplexity_is_of_whole_gold_replies_by_the_saved_model(workdir, family)
 def test_unknown_words_are_charged_or_there_is_no_such_figure(workdir):
     """A vocabulary of all training words: how many others there are nobody knows, and none of them is
     free."""
-    say_unknown_words(Paths(workdir).dialogues("valid"))
+    train_file, file = Paths(workdir).dialogues("train"), Paths(workdir).dialogues("valid")
+    say_unknown_words(file)
+    learnt = train_file.read_text("utf-8").splitlines()[2].split(",")[5]
+    lines = file.read_text("utf-8").splitlines()
+    last = next(n for n in range(len(lines) - 1, 0, -1) if int(lines[n].split(",")[1]) % 2 == 0)
+    fields = lines[last].split(",")
+    lines[last] = ",".join([*fields[:5], learnt, *fields[6:]])
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     folder = train(workdir, "glove-t5", *NO_CRITICS, "--max-steps", "1", "--no-predict")
     predict(workdir, folder, "--predict-split", "valid")
     table = pd.read_csv(folder / "likelihood_valid.csv")
     assert table["unknown"].sum() >= 3
+    none = table["unknown"] == 0  # of these replies the figure is there
+    assert none.any() and (table["nll_class"][none] == 0).all() and table["nll_class"][~none].isna().all()
     common = ["--workdir", str(workdir), "--device", "cpu", "--split", "valid", "--cases", "1"]
     evaluate_responses.main([*common, str(folder)])
     scored = json.loads((Paths(workdir).results / "evaluation" / "metrics.json").read_text())
