@@ -52,8 +52,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     import searching
+    from session import Session
 
-    session = searching.Session(**device_flags(args))
+    session = Session(**device_flags(args))
     retriever = searching.find_retriever(Paths(args.workdir), args.path, session, args.encoder, args.pooling)
     return searching.search(
         retriever,

@@ -116,7 +116,7 @@ class GeneratorOptions:
     balance: float = 0.0
     log_gradients: bool = False
     targets: str | None = None
-    empathy_losses: list[str] | None = None  # None: all three
+    empathy_losses: list[str] | None = None  # None: all of them
 
     @property
     def dimensions(self) -> list[str]:

@@ -80,18 +80,18 @@ def said_by(turns: Sequence[Any], place: str) -> list[tuple[str, str]]:
 
 def require_order(turns: Sequence[tuple[Mapping[str, Any], str]]) -> None:
     """Raises `UserError` where the turns (turn, place) of a conversation do not stand in the order of their
-    numbers."""
-    before = None
+    numbers; what is said and its answer may share one."""
+    before, who = -1, None
     for turn, place in turns:
-        number = str(pick(turn, "order")).removesuffix(".0")
+        number, speaker = str(pick(turn, "order")).removesuffix(".0"), pick(turn, "speaker")
         if not number.isdecimal():
             return
-        if before is not None and int(number) <= before:
+        if int(number) < before or (int(number) == before and speaker == who):
             raise UserError(
                 f"{place}: turn {number} after turn {before}; sort the turns of a conversation, the oldest "
                 "first, or leave these numbers out"
             )
-        before = int(number)
+        before, who = int(number), speaker
 
 
 def a_turn(turn: Any, number: int, place: str) -> tuple[str, str]:

@@ -74,7 +74,8 @@ def own_pooling(place: str) -> str:
     if place == MINILM_HUB:
         return "mean"
     with offline("--pooling cls or mean, as it was trained"):
-        pooling, modules = file_of(place, "1_Pooling/config.json"), file_of(place, "modules.json")
+        pooling = file_of(place, "1_Pooling/config.json")
+        modules = file_of(place, "modules.json") if pooling else None
     said = read_json(pooling) if pooling else {}
     ways = {key for key, chosen in said.items() if key.startswith("pooling_mode_") and chosen is True}
     ways = {way.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in ways}

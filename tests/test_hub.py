@@ -404,7 +404,7 @@ def test_an_encoder_with_one_more_layer_is_refused(encoder_of, fake_hub, layer):
 
 @pytest.mark.parametrize("content", ["{}", '["Dense"]', '[{"idx": 0}]', "null", "{"])
 def test_a_list_of_modules_of_another_shape_is_an_error_that_names_it(encoder_of, fake_hub, content):
-    name = encoder_of("them/encoder", None)
+    name = encoder_of("them/encoder", {"pooling_mode_mean_tokens": True})
     fake_hub.repos[name]["modules.json"] = content.encode()
     with pytest.raises(UserError, match=r"modules\.json: "):
         Retriever.from_pretrained(encoder=name, session=Session("cpu"))
