@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SAMPLE
+from test_causal_models import make_tokenizer, save_llama
 
 import dpr_exemplar_retriever
 import evaluate_responses
 import label_dialogues
 import own_dialogues
 import prepare_data
+import recipes
+import train_causal_lm
 import train_glove_t5
 from corpora import listener_turns, read_dialogues
 from options import SPLITS, Paths, UserError
@@ -21,6 +24,7 @@ MAINS = {
     "dpr_exemplar_retriever.py": dpr_exemplar_retriever.main,
     "label_dialogues.py": label_dialogues.main,
     "train_glove_t5.py": train_glove_t5.main,
+    "train_causal_lm.py": train_causal_lm.main,
     "evaluate_responses.py": evaluate_responses.main,
 }
 TALK = [("Ann", "Hello."), ("Ann", "My cat, Tom, is ill."), ("Bob", 'Oh "no"!'), ("Ann", "He sleeps.")]
@@ -254,9 +258,20 @@ def test_a_damaged_header_of_the_official_dialogues_is_none_of_own_ones(corpus, 
         prepare_data.main(["--source", str(source), "--workdir", str(tmp_path), "--glove", glove])
 
 
-@pytest.mark.parametrize(("numbers", "fault"), [((0, 1, 2), None), ((2, 0, 1), "turn 0 after turn 2")])
-def test_numbered_turns_of_a_jsonl_stand_in_their_order(tmp_path, numbers, fault):
-    turns = [{"turn_id": n, "speaker": "ab"[n % 2], "text": f"text {n}"} for n in numbers]
+@pytest.mark.parametrize(
+    ("numbers", "speakers", "fault"),
+    [
+        ((0, 1, 2), "aba", None),
+        ((0, 0, 1), "aba", None),  # an exchange has one number
+        ((2, 0, 1), "aba", "turn 0 after turn 2"),
+        ((0, 0, 1), "aab", "turn 0 after turn 0"),
+    ],
+)
+def test_numbered_turns_of_a_jsonl_stand_in_their_order(tmp_path, numbers, speakers, fault):
+    turns = [
+        {"turn_id": number, "speaker": speaker, "text": f"text {n}"}
+        for n, (number, speaker) in enumerate(zip(numbers, speakers, strict=True))
+    ]
     lines = [json.dumps({"id": name, "turns": turns}) for name in "xyz"]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     if fault:
@@ -337,28 +352,35 @@ def test_official_folders_are_not_taken_for_own_dialogues(corpus, tmp_path):
 
 
 def commands_of_the_page() -> list[list[str]]:
+    """All but those of the recipe, which has a test of its own."""
     page = (ROOT / "docs" / "own-dialogues.md").read_text(encoding="utf-8")
-    return [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("python ")]
+    found = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("python ")]
+    return [words for words in found if words[0] not in ("reproduce.py", "respond.py")]
+
+
+def small(script: str, words: list[str], folder: Path) -> list[str]:
+    """A command with less training, and without the word vectors and the encoder that a test machine may
+    lack."""
+    if script == "prepare_data.py":
+        return words if "--glove" in words else [*words, "--glove", str(SAMPLE / "glove.sample.50d.txt")]
+    if "minilm" in words:
+        words[words.index("minilm")] = str(folder / "data" / "bert-tiny")
+    if script.startswith("train_"):
+        words += ["--max-steps", "1", "--max-new-tokens", "4"]
+    return [*words, "--device", "cpu"]
 
 
 def test_every_command_of_the_page_runs(trained, tmp_path, monkeypatch, capsys):
-    """With less training, and without the word vectors and the encoder that a test machine may lack."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sample").symlink_to(SAMPLE)
     (tmp_path / "demo").symlink_to(trained)
     commands = commands_of_the_page()
-    assert {words[0] for words in commands} == set(MAINS) and len(commands) == 9
+    assert {words[0] for words in commands} == set(MAINS) - {"train_causal_lm.py"} and len(commands) == 9
     for script, *words in commands:
         folder = Path(words[words.index("--workdir") + 1])
         folder.mkdir(exist_ok=True)
-        if script == "prepare_data.py" and "--glove" not in words:
-            words += ["--glove", str(SAMPLE / "glove.sample.50d.txt")]
-        if "minilm" in words:
-            words[words.index("minilm")] = str(folder / "data" / "bert-tiny")
-        if script == "train_glove_t5.py":
-            words += ["--max-steps", "1", "--max-new-tokens", "4"]
-        MAINS[script]([*words, *([] if script == "prepare_data.py" else ["--device", "cpu"])])
+        MAINS[script](small(script, words, folder))
 
     paths = Paths("own")
     turns = {split: listener_turns(paths.dialogues(split)) for split in SPLITS}
@@ -379,3 +401,18 @@ def test_every_command_of_the_page_runs(trained, tmp_path, monkeypatch, capsys):
     assert "already made from the same inputs, kept" in capsys.readouterr().out
     with pytest.raises(UserError, match="already there: .*--overwrite"):
         prepare_data.main([*again, "--seed", "43"])
+
+
+def test_the_recipe_goes_from_a_file_to_a_table(tmp_path):
+    base = save_llama(tmp_path / "base", make_tokenizer())
+    recipe = recipes.RECIPES["own"](str(SAMPLE / "own.jsonl"))
+    for stage in recipes.plan(recipe, str(tmp_path), "own.jsonl", recipes.Changes()):
+        script, *words = stage.command
+        if script == "train_glove_t5.py":
+            words[words.index("mini")] = "tiny"
+        if script == "train_causal_lm.py":
+            words += ["--model", base]
+        MAINS[script](small(script, words, tmp_path))
+    scored = json.loads((tmp_path / "results" / "own" / "metrics.json").read_text())
+    assert set(scored["systems"]) == {"gold", "glove-t5/plain", "glove-t5/exemplars", "causal-lm/plain"}
+    assert (Paths(tmp_path).saved / "causal-lm" / "plain" / "result.json").exists()
