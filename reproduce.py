@@ -232,14 +232,6 @@ def sample_page(folder: Path) -> str:
     return "\n".join(lines) + "\n" + cases
 
 
-def digests(source: str) -> tuple[str, ...]:
-    """What stands in a file of dialogues, or in the files of such a folder: edited ones are others."""
-    import storage
-
-    files = sorted(Path(source).iterdir()) if Path(source).is_dir() else [Path(source)]
-    return tuple(storage.sha256(file)[:16] for file in files if file.is_file())
-
-
 def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_run: bool) -> None:
     """Run a recipe, or only print its commands."""
     import stages
@@ -252,7 +244,7 @@ def run_recipe(name: str, workdir: str, source: str, changes: Changes, box, dry_
         print("\n" + "\n\n".join(stages.title(todo, n) for n in range(len(todo))))
         return
     if name == "own" and source not in NAMED:
-        reads = digests(source)
+        reads = tuple(storage.digests(Path(source)))  # edited dialogues are others
         todo = [replace(s, reads=reads) if script_of(s.command) == "prepare_data.py" else s for s in todo]
     if lacks_data(source, workdir):
         raise UserError(f"--source prepared: no data/prepared.json in {workdir}; prepare_data.py makes it")

@@ -178,9 +178,13 @@ def fault(row: Row, hardware: Mapping, steps: Mapping, tables: Mapping[str, Tabl
     return ""
 
 
-def read(file: Path) -> Results:
+def content(file: Path) -> dict[str, Any]:
     storage.require_file(file, "git checkout results/results.yaml")
-    return parse(load(file.read_text(encoding="utf-8"), str(file)), str(file))
+    return load(file.read_text(encoding="utf-8"), str(file))
+
+
+def read(file: Path) -> Results:
+    return parse(content(file), str(file))
 
 
 class Layout(yaml.SafeDumper):
@@ -328,8 +332,7 @@ def with_part(readme: str, part: str) -> str:
 def rendered(root: Path) -> dict[Path, str]:
     """{file: what it should be}, of the project at `root`."""
     file, readme = root / FILE, root / "README.md"
-    storage.require_file(file, "git checkout results/results.yaml")
-    data = load(file.read_text(encoding="utf-8"), str(file))
+    data = content(file)
     results = parse(data, str(file))
     text = with_part(readme.read_text(encoding="utf-8"), readme_part(results))
     return {file: dump(data), readme: text, root / "docs" / "results.md": page(results)}

@@ -189,7 +189,9 @@ def evaluation(
     line = table.evaluate.replace("RUNS", " ".join([*placed, *files]))
     stage = plan({"table": Group([line])}, workdir, request.source, request.changes)[0]
     # the table of fewer runs that an earlier call has left is replaced
-    parts = [stage.identity, *(s.identity for s in built_on), *digests(request.systems), *judges_in(workdir)]
+    others = [Path(place) for text in request.systems for place in named_places(text)[1]]
+    parts = [stage.identity, *(s.identity for s in built_on)]
+    parts += [*(digest for place in others for digest in storage.digests(place)), *judges_in(workdir)]
     # a run that was trained again under the same command is to be measured again
     ends = [folder / "result.json" for run in runs for folder in folders_of(run, workdir)]
     reads = tuple(storage.sha256(file)[:16] for file in ends if file.exists())
@@ -212,16 +214,6 @@ def judges_in(workdir: str) -> list[str]:
     """Which critics could judge the runs: with another one it is another table."""
     found = sorted(Paths(workdir).saved.glob("*/*/result.json"))
     return [storage.sha256(file)[:16] for file in found if file.parent.parent.name in ("empathy", SENTIMENT)]
-
-
-def digests(systems: Sequence[str]) -> list[str]:
-    """What stands in other people's files: under the same name another day's are another table."""
-    found = []
-    for text in systems:
-        for place in map(Path, named_places(text)[1]):
-            files = sorted(place.iterdir()) if place.is_dir() else [place]
-            found += [storage.sha256(file)[:16] for file in files if file.is_file()]
-    return found
 
 
 def absolute(text: str) -> str:

@@ -355,6 +355,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def digests(place: Path) -> list[str]:
+    """What stands in a file, or in the files of a folder: under the same name another day's are others."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [sha256(file)[:16] for file in files if file.is_file()]
+
+
 def checksum(file: Path) -> str:
     """The same of a large file that is asked for again and again; read again where it was written since."""
     return _checksum(file, file.stat().st_mtime_ns)
