@@ -278,8 +278,8 @@ def test_a_message_gets_a_reply_with_its_exemplars_and_a_bar_for_each_level(some
     bars = somebody.page.locator("#levels .level")
     assert [t.split("\n")[0] for t in bars.all_inner_texts()] == [
         "Emotional reaction",
-        "Interpretation",
         "Exploration",
+        "Interpretation",
         "Sentiment",
     ]
     asked = [url for url in somebody.requests if not url.startswith(("data:", "blob:"))]
