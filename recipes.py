@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bundled
-from options import DIMENSIONS, FAMILIES, Paths
+from options import DIMENSIONS, FAMILIES, SENTIMENT, Paths
 
 #: of --source: the data of the workdir are taken as they lie there
 PREPARED = "prepared"
@@ -43,7 +43,7 @@ def sample_recipe(source: str) -> Recipe:
     plain = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0"
     short = "--lr 2e-3 --log-every 50 --max-new-tokens 40"
     recipe = {"data": Group(["prepare_data.py --source sample"])}
-    recipe |= {f"critics {m}": Group(critics(f"--model {m} {small}"), ("data",)) for m in FAMILIES}
+    recipe |= {f"critics {m}": Group(critics(m, f"--model {m} {small}"), ("data",)) for m in FAMILIES}
     recipe |= {
         "labels glove-t5": Group(["label_dialogues.py --family glove-t5"], ("critics glove-t5",)),
         "questions": Group(["-m DPR.prepare_dpr_data --dataset empd"], ("data",)),
@@ -57,14 +57,19 @@ def sample_recipe(source: str) -> Recipe:
         "exemplars": Group(
             ["dpr_exemplar_retriever.py --path saved/dpr/empd --candidates all"], ("retriever",)
         ),
-        "plain": Group([f"train_glove_t5.py --size tiny --epochs 25 {short} {plain}"], ("data",)),
+        "plain": Group(
+            [f"train_glove_t5.py --size tiny --epochs 25 {short} {plain} --name plain"], ("data",)
+        ),
         "lempex glove-t5": Group(
-            [f"train_glove_t5.py --size tiny --epochs 25 {short} --exemplar-len 60"],
+            [f"train_glove_t5.py --size tiny --epochs 25 {short} --exemplar-len 60 --name lempex"],
             ("labels glove-t5", "exemplars"),
         ),
         "labels t5": Group(["label_dialogues.py --family t5 --output saved/labels-t5"], ("critics t5",)),
         "lempex t5": Group(
-            [f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60 --labels saved/labels-t5"],
+            [
+                f"train_t5.py --model t5-tiny --epochs 6 {short} --exemplar-len 60 --labels saved/labels-t5 "
+                "--name lempex"
+            ],
             ("labels t5", "exemplars"),
         ),
         "table": Group(
@@ -87,10 +92,14 @@ def sample_recipe(source: str) -> Recipe:
     return recipe
 
 
-def critics(empathy: str, sentiment: str | None = None) -> list[str]:
-    """The trainings of all four critics, with these flags."""
-    lines = [f"train_empathy_classifier.py {empathy} --dim {dim}" for dim in DIMENSIONS]
-    return [*lines, f"train_sentiment_regressor.py {sentiment or empathy}"]
+def critics(family: str, empathy: str, sentiment: str | None = None) -> list[str]:
+    """The trainings of all four critics, with these flags, saved as those of `family` whatever overrides."""
+    lines = [
+        f"train_empathy_classifier.py {empathy} --dim {dim} --name {Paths().critic(dim, family).name}"
+        for dim in DIMENSIONS
+    ]
+    name = Paths().critic(SENTIMENT, family).name
+    return [*lines, f"train_sentiment_regressor.py {sentiment or empathy} --name {name}"]
 
 
 #: what judges: of the half of the seeker posts that the critics of `family_recipe` have not seen
@@ -103,11 +112,11 @@ def t5_recipe(source: str) -> Recipe:
     return family_recipe(
         source,
         "t5",
-        critics("--epochs 12 --model t5 --lr 1e-5 --part a", "--epochs 12 --model t5 --lr 3e-5"),
+        critics("t5-a", "--epochs 12 --model t5 --lr 1e-5 --part a", "--epochs 12 --model t5 --lr 3e-5"),
         [
-            f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
-            f"{generator} --empathy-loss-w 0 --sentiment-loss-w 0",
-            f"{generator} --family t5-a",
+            f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --name plain",
+            f"{generator} --empathy-loss-w 0 --sentiment-loss-w 0 --name exemplars",
+            f"{generator} --family t5-a --name lempex",
         ],
         "evaluate_responses.py saved/t5/plain saved/t5/exemplars saved/t5/lempex --family t5-a --name t5",
     )
@@ -124,13 +133,14 @@ def glove_recipe(source: str) -> Recipe:
         source,
         "glove-t5",
         critics(
+            "glove-t5-a",
             "--model glove-t5 --batch-size 32 --epochs 10 --part a",
             "--model glove-t5 --batch-size 64 --epochs 1 --lr 2e-4 --warmup-steps 200",
         ),
         [
-            f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0",
-            f"{generator} --add-exemplars glove-t5 --empathy-loss-w 0 --sentiment-loss-w 0",
-            f"{generator} --add-exemplars glove-t5 --family glove-t5-a",
+            f"{generator} --add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --name plain",
+            f"{generator} --add-exemplars glove-t5 --empathy-loss-w 0 --sentiment-loss-w 0 --name pool-glove",
+            f"{generator} --add-exemplars glove-t5 --family glove-t5-a --name pool-glove-critics",
         ],
         "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/pool-glove "
         "saved/glove-t5/pool-glove-critics --family glove-t5-a --name glove",
@@ -168,9 +178,9 @@ def own_recipe(source: str) -> Recipe:
         "exemplars": Group(
             ["dpr_exemplar_retriever.py --encoder minilm --candidates all --top-k 3"], ("data",)
         ),
-        "plain": Group([f"{glove} --add-exemplars none"], ("data",)),
-        "with exemplars": Group([f"{glove} --top-exemplars 3"], ("exemplars",)),
-        "language model": Group(["train_causal_lm.py"], ("data",)),
+        "plain": Group([f"{glove} --add-exemplars none --name plain"], ("data",)),
+        "with exemplars": Group([f"{glove} --top-exemplars 3 --name exemplars"], ("exemplars",)),
+        "language model": Group(["train_causal_lm.py --name plain"], ("data",)),
         "table": Group(
             [
                 "evaluate_responses.py saved/glove-t5/plain saved/glove-t5/exemplars saved/causal-lm/plain "

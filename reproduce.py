@@ -49,6 +49,8 @@ from recipes import PREPARED, RECIPES, Changes, lacks_data, lines_of, plan, scri
 NAMED = ("download", "sample", PREPARED)
 #: of results/results.yaml
 TABLES = ("classifiers", "retrieval", "main", "ablations", "losses", "processor", "energy", "causal")
+#: flags that say where a command writes
+PLACES = {"--name", "--output", "--workdir"}
 
 
 def parse_args(argv=None):
@@ -179,8 +181,14 @@ def override_problems(args) -> list[str]:
         elif not words or not words[0].startswith("--"):
             problems.append(f'--override "{text}": needs a flag after {script}')
         else:
-            wrong = sorted({w.split("=")[0] for w in words if w.startswith("--")} - flags_of(script))
-            problems += [f'--override "{text}": {script} has no {flag}' for flag in wrong]
+            flags = {w.split("=")[0] for w in words if w.startswith("--")}
+            problems += [
+                f'--override "{text}": {script} has no {flag}' for flag in sorted(flags - flags_of(script))
+            ]
+            problems += [
+                f'--override "{text}": later commands look where this one writes now; leave {flag} out'
+                for flag in sorted(flags & PLACES)
+            ]
     return problems
 
 

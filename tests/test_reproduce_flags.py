@@ -11,7 +11,7 @@ import prepare_data
 import recipes
 import reproduce
 import storage
-from options import DIMENSIONS, Paths, UserError
+from options import CRITICS, DIMENSIONS, Paths, UserError
 from settings import generator_command
 
 ALL = {**PARSERS, "prepare_data.py": prepare_data.parse_args}
@@ -69,12 +69,41 @@ def test_an_override_is_of_one_script_and_stands_over_the_other_flags(tmp_path):
         ("train_t5.py --epoch 3", "train_t5.py has no --epoch"),
         ("train_gpt.py --epochs 3", "the recipe runs"),
         ("train_t5.py", "needs a flag"),
+        ("train_t5.py --name mine", "later commands look where this one writes now; leave --name out"),
     ],
 )
 def test_a_wrong_override_is_refused_before_anything_runs(override, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         commands("--recipe", "t5", "--workdir", str(tmp_path), "--override", override)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override"),
+    [
+        ("own", "train_causal_lm.py --control marks"),
+        ("glove", "train_glove_t5.py --targets all"),
+        ("t5", "train_empathy_classifier.py --model mine/encoder"),
+    ],
+)
+def test_an_override_saves_where_later_commands_look(recipe, override, tmp_path):
+    """By the commands alone: runs stand where the table and the labels look for them."""
+    paths, made, asked = Paths(tmp_path), set(), set()
+    stages = {
+        "train_empathy_classifier.py": "empathy",
+        "train_sentiment_regressor.py": "sentiment",
+        "train_t5.py": "t5",
+        "train_glove_t5.py": "glove-t5",
+        "train_causal_lm.py": "causal-lm",
+    }
+    for script, *words in commands("--recipe", recipe, "--workdir", str(tmp_path), "--override", override):
+        if script in stages and "--name" in words:  # the judges' run has none
+            made.add(paths.saved / stages[script] / words[words.index("--name") + 1])
+        elif script == "evaluate_responses.py":
+            asked |= {Path(word) for word in words if word.startswith(str(paths.saved))}
+        elif script == "label_dialogues.py":
+            asked |= {paths.critic(kind, words[words.index("--family") + 1]) for kind in CRITICS}
+    assert asked == made
 
 
 def test_figures_of_other_commands_than_the_rows_own_are_not_recorded(tmp_path, capsys):
