@@ -228,6 +228,8 @@ def html_cases(
     return render(
         "cases.html",
         tables=tables,
+        # rem that two columns of text and the numbers need beside each other; below, cases are cards
+        wide=55 + 5 * max(len(table["judges"]) for table in tables),
         rule=rule(len(examples), count, seed),
         keys=keys_of(shown, keys, [*PLAIN, "words"]),
         foot=[html.unescape(line) for line in foot],  # lines of a markdown table's foot

@@ -486,3 +486,17 @@ def test_cases_sort_whole_by_the_score_of_the_chosen_system(four_kinds, visit, t
     assert sorted(map(str.strip, section.locator("tbody").all_inner_texts())) == before  # whole cases
     page.set_viewport_size({"width": 360, "height": 700})
     assert fits(page)
+
+
+@pytest.mark.parametrize("width", [1600, 1370, 1200, 360])
+def test_texts_stay_readable_beside_many_judges(visit, tmp_path, width):
+    scores = {f"a-judge-{n}: emo": [0.5] * len(EXAMPLES) for n in range(6)}
+    replies = ["Oh no, I am so sorry to hear that. How did it happen?"] * len(EXAMPLES)
+    systems = [{"name": name, "replies": replies, "scores": scores} for name in ("gold", "causal-lm/lora-1")]
+    file = tmp_path / "cases.html"
+    file.write_text(pages.html_cases(pages.sections(systems), EXAMPLES, 2, seed=7), encoding="utf-8")
+    page = visit(file)
+    page.set_viewport_size({"width": width, "height": 800})
+    assert fits(page)
+    for kind in ("context", "reply"):
+        assert page.locator(f"td.{kind}").first.bounding_box()["width"] >= 230
