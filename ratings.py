@@ -98,9 +98,10 @@ def write_kit(
 
     `examples`: dicts with conv_id, utterance_idx and history (texts, oldest first, the speaker begins), one
     for each of a system's replies. `count` of them are drawn with `seed`. The page knows no system, only ids
-    that are drawn too; replies that several systems share are shown once and count for all of them. `about`:
-    lines on items and systems, noted beside the key for the summary's foot. `overwrite` keeps another kit's
-    key, without which its ratings mean nothing, as key-KIT.csv.
+    that are drawn too; replies that several systems share are shown once and count for all of them. Where one
+    system writes no capital letter, as GloVe-T5 does, none is shown. `about`: lines on items and systems,
+    noted beside the key for the summary's foot. `overwrite` keeps another kit's key, without which its
+    ratings mean nothing, as key-KIT.csv.
     """
     page, key = Path(folder) / "rating.html", Path(folder) / "key.csv"
     refuse_existing([page, key], overwrite, "another --name")
@@ -111,6 +112,12 @@ def write_kit(
             raise UserError(f"{name}: {len(replies)} replies for {len(examples)} items")
     draw = random.Random(f"{seed} rating kit")
     chosen = draw.sample(range(len(examples)), min(count, len(examples)))
+    uncased = [name for name, replies in systems.items() if "".join(replies).islower()]
+    if 0 < len(uncased) < len(systems):
+        note = f"All replies are shown in lower case, as {', '.join(sorted(uncased))} would be known by it."
+        print(f"note: {note}")
+        about = [*about, note]
+        systems = {name: [text.lower() for text in replies] for name, replies in systems.items()}
     used: set[str] = set()
     items, rows = [], []
     for i in chosen:

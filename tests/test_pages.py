@@ -16,6 +16,7 @@ import pytest
 import evaluate_responses
 import pages
 import ratings
+import storage
 from corpora import Example, listener_turns
 from options import Paths, UserError
 
@@ -40,7 +41,7 @@ def plain(examples: list[Example]) -> list[dict]:
 EXAMPLES = [example(i, ("sad", "proud")[i % 2]) for i in range(40)]
 SYSTEMS = {
     "one/lempex": [f"I feel for you in night {i}." for i in range(40)],
-    "mime": [f"{TRICKY} {i}" for i in range(40)],
+    "mime": [f"{TRICKY} Oh, {i}" for i in range(40)],
     "empdg": ["I feel for you in night 3." if i == 3 else f"oh no , {i}" for i in range(40)],
 }
 
@@ -70,6 +71,17 @@ def likert_rows(key: pd.DataFrame, rater: str, value) -> list[tuple]:
 
 
 # ------------------------------------------------------------------------------------------------- rating kit
+
+
+@pytest.mark.parametrize(("other", "cased"), [("no, sorry.", False), ("No, sorry.", True)])
+def test_no_system_is_known_by_its_lower_case(tmp_path, other, cased):
+    systems = {"gold": ["Oh No!"] * len(EXAMPLES), "glove": [other] * len(EXAMPLES)}
+    page, key = ratings.write_kit(tmp_path / "kit", plain(EXAMPLES), systems, 5, seed=1)
+    texts = set(pd.read_csv(key)["response"])
+    assert texts == ({"Oh No!", other} if cased else {"oh no!", other})
+    assert ("Oh No!" in page.read_text("utf-8")) == cased
+    noted = json.loads(storage.origin_file(key).read_text("utf-8"))["about"]
+    assert any("lower case, as glove would" in line for line in noted) != cased
 
 
 def test_the_rating_page_names_no_system_and_its_key_names_the_writer_of_each_reply(kit):
