@@ -13,7 +13,8 @@ under its table. Matching the gold row, not topping it, is the aim wherever a co
 Figures have 95 % bootstrap intervals over conversations; every two systems are tested pairwise on the items
 that both have.
 Writes metrics.json, table.md, items.csv (every score of every item), pairs.csv (every test), unmatched.csv
-(replies that answer no item), case_studies.md and .html, and learning_curves.png to results/NAME/.
+(replies that answer no item), case_studies.md and .html, learning_curves.png, and levels.png (the mean levels
+that judges see, beside the gold replies') to results/NAME/.
 """
 
 from pathlib import Path

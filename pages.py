@@ -1,11 +1,10 @@
-"""What people look at: case studies, which show replies beside each other, and learning curves.
+"""Case studies, which show replies beside each other, as markdown and as a page for a browser.
 
-The pages take plain lists, so that any caller can fill them: a system is a dict with `name`, `replies` (one
-an item) and `scores` (a judge's name -> one number an item); a run has its `folder` too.
+They take plain lists, so that any caller can fill them: a system is a dict with `name`, `replies` (one an
+item) and `scores` (a judge's name -> one number an item); a run has its `folder` too.
 """
 
 import html
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -14,17 +13,12 @@ from itertools import combinations
 from pathlib import Path
 
 import jinja2
-import matplotlib
-import pandas as pd
 
 import markup
 import storage
 from corpora import Example
 from markup import cell
 from options import DIMENSIONS, HERE, SENTIMENT
-
-matplotlib.use("Agg")  # draws into files, with no screen
-from matplotlib import pyplot  # noqa: E402
 
 SMALL_MODEL = (
     "Some of these replies were written by a very small model (fewer than two million weights, trained for "
@@ -44,8 +38,6 @@ COLUMN_KEYS = {
     SENTIMENT: "the sentiment critic's score of the reply, from -1 (negative) to 1 (positive)",
 }
 PLAIN = ("case", "emotion", "context", "exemplars", "system", "reply")
-#: the panels of the learning curves, in their order: a loss term, and its unit
-TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), SENTIMENT: "squared score"}
 
 
 def render(template: str, **content: object) -> str:
@@ -235,44 +227,3 @@ def html_cases(
         foot=[html.unescape(line) for line in foot],  # lines of a markdown table's foot
         warning=SMALL_MODEL.replace("`", "") if small_models(shown) else "",
     )
-
-
-# -------------------------------------------------------------------------------------------- learning curves
-
-
-def plot_learning(systems: list[dict], target: Path) -> bool:
-    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run.
-
-    A panel for each term, a colour for each run: solid where it trains, dashed with marks where it is
-    validated.
-    """
-    logs = {}
-    for system in systems:
-        file = Path(system.get("folder", "")) / "metrics.jsonl"
-        if "folder" in system and file.exists():
-            logs[system["name"]] = pd.DataFrame(map(json.loads, file.read_text("utf-8").splitlines()))
-    terms = [t for t in TERMS if any(t in log and log[t].notna().any() for log in logs.values())]
-    if not terms:
-        return False
-    figure, axes = pyplot.subplots(
-        1, len(terms), figsize=(0.5 + 3.4 * len(terms), 3.6), squeeze=False, layout="constrained"
-    )
-    colours = [f"C{n % 10}" for n in range(len(logs))]
-    for axis, term in zip(axes[0], terms, strict=True):
-        for n, log in enumerate(logs.values()):
-            for kind, style in (("train", "-"), ("valid", "o--")):
-                if term in log:
-                    part = log[(log["kind"] == kind) & log[term].notna()]
-                    axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
-        axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
-        axis.grid(alpha=0.25)
-    lines = [pyplot.Line2D([], [], color=colours[n], label=name) for n, name in enumerate(logs)]
-    lines += [
-        pyplot.Line2D([], [], color="grey", label="train"),
-        pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="valid"),
-    ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 2 + len(terms)))
-    with storage.whole_file(target) as part:
-        figure.savefig(part, dpi=120, format="png")
-    pyplot.close(figure)
-    return True

@@ -4,6 +4,8 @@ A row is one system in one table: its commands, what they were measured on, and 
 paper's where the paper has them. results/README.md explains every key.
 """
 
+import html
+import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -61,6 +63,11 @@ class Table:
     says: str = ""  # below the table
     evaluate: str = ""  # one command over the runs of all rows: RUNS stands for their folders
     place: str = ""  # folder below the workdir
+    plot: str = ""  # what its figure is called, where it has one of its levels: docs/levels-TABLE.svg
+
+    @property
+    def picture(self) -> str:
+        return f"levels-{self.name}.svg"
 
 
 @dataclass(frozen=True)
@@ -256,6 +263,7 @@ def readme_part(results: Results) -> str:
         columns = {k: c for k, c in table.columns.items() if not c.page_only}
         lines += [f"### {table.title}", "", *paragraph(table.about)]
         lines += [*figures_of(table, shown, columns, all_rows=False), ""]
+        lines += [f"![{table.plot}](docs/{table.picture})", ""] * bool(table.plot)
         lines += paragraph(f"{table.says} {not_run(table, rows)}".strip())
     return "\n".join(lines)
 
@@ -329,6 +337,40 @@ def with_part(readme: str, part: str) -> str:
     )
 
 
+def levels_of(results: Results, table: Table) -> dict[str, Any]:
+    """What `plots.plot_levels` draws of a table: its rows of the README with their levels."""
+    titles = {key: c.title for key, c in table.columns.items() if key.endswith("_level")}
+    rows: list[tuple[str, dict[str, list[float]]]] = []
+    gold: list[int] = []
+    for row in results.of(table.name):
+        known = {key: row.figures[key] for key in titles if key in row.figures}
+        if row.readme and known:
+            gold += [len(rows)] * (row.system == "gold")
+            rows.append((row.name, {key: bounds(figure) for key, figure in known.items()}))
+    return {"rows": rows, "titles": titles, "gold": gold}
+
+
+def bounds(figure: Figure) -> list[float]:
+    if isinstance(figure, dict):
+        return [figure["mean"]]
+    return figure if isinstance(figure, list) else [figure]
+
+
+def pictures(root: Path, results: Results) -> dict[Path, tuple[dict[str, Any], str]]:
+    """{svg: what `plots.plot_levels` is given, and what the file then says of itself}."""
+    found = {}
+    for table in results.tables.values():
+        if table.plot:
+            asked = levels_of(results, table)
+            found[root / "docs" / table.picture] = asked, json.dumps(asked)
+    return found
+
+
+def is_of(picture: Path, about: str) -> bool:
+    """Whether an svg was drawn of just these figures."""
+    return picture.exists() and html.escape(about, quote=False) in picture.read_text(encoding="utf-8")
+
+
 def rendered(root: Path) -> dict[Path, str]:
     """{file: what it should be}, of the project at `root`."""
     file, readme = root / FILE, root / "README.md"
@@ -342,3 +384,9 @@ def render(root: Path) -> None:
     for file, text in rendered(root).items():
         storage.write_text(file, text)
         print(f"written: {file}")
+    for file, (asked, about) in pictures(root, read(root / FILE)).items():
+        if not is_of(file, about):  # another matplotlib would draw the same figures in other bytes
+            from plots import plot_levels
+
+            plot_levels(**asked, target=file, about=about)
+            print(f"written: {file}")

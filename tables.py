@@ -31,14 +31,15 @@ from markup import cell
 from measures import require_length, signature
 from measuring import Extras, Standard, normalised_sets
 from options import CRITICS, DIMENSIONS, Paths, UserError, named_places, refuse_existing
-from pages import html_cases, markdown_cases, plot_learning, sections, traits
+from pages import html_cases, markdown_cases, sections, traits
+from plots import plot_learning, plot_levels
 from rendering import Page
 from session import Session
 from systems import Named, System, item_set, read_system, require_complete, restrict, set_hash
 
 FILES = ("metrics.json", "table.md", "items.csv", "pairs.csv")
 PAGES = {"case_studies.md": markdown_cases, "case_studies.html": html_cases}
-CURVES = "learning_curves.png"
+CURVES, LEVELS = "learning_curves.png", "levels.png"
 VALIDATION = "validation.md"
 UNMATCHED = "unmatched.csv"
 
@@ -392,10 +393,24 @@ def write_cases(
     plot_learning(systems, files[CURVES])
 
 
+def levels(page: Page, judged: Sequence[str]) -> tuple[list[tuple[str, dict]], dict[str, str]]:
+    """(rows, titles) of the levels that the judges `judged` see, for `plot_levels`; gold is the first."""
+    keys = [f"{judge}_{dim}_level" for judge in judged for dim in DIMENSIONS]
+    columns = {c.key: c for c in page.columns if c.key in keys}
+    rows = []
+    for row in page.comparison.rows:
+        if row.kind in ("gold", "floor", "system"):
+            known = {key: page.table[row.name][key] for key in columns if key in page.table[row.name]}
+            rows.append(
+                (row.name, {key: (e.point, *(columns[key].interval(e) or ())) for key, e in known.items()})
+            )
+    return [row for row in rows if row[1]], {key: score_name(key) for key in columns}
+
+
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     """Write FILES to results/NAME/."""
     folder = paths.results / options.name
-    files = {name: folder / name for name in (*FILES, *PAGES, CURVES, VALIDATION, UNMATCHED)}
+    files = {name: folder / name for name in (*FILES, *PAGES, CURVES, LEVELS, VALIDATION, UNMATCHED)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     storage.require_room_for(folder)
     # read before the measuring: what is wrong with it is said now
@@ -449,6 +464,8 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     files["metrics.json"].unlink(missing_ok=True)  # of a table that is overwritten: it says that all is whole
     storage.write_text(files["table.md"], "\n\n".join([first, *page.groups(place)]) + "\n")
     write_cases(options, against, lines, rows, numbers, files, untuned, about)
+    files[LEVELS].unlink(missing_ok=True)  # of a table that is overwritten, and had judges
+    plot_levels(*levels(page, [j.name for j in against.judges]), gold=[0], target=files[LEVELS])
     items = items_table(rows, columns, examples, numbers)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:

@@ -15,6 +15,7 @@ import pytest
 
 import evaluate_responses
 import pages
+import plots
 import ratings
 import storage
 from corpora import Example, listener_turns
@@ -348,7 +349,7 @@ def test_cases_are_a_random_sample_of_all_items_and_the_same_for_the_same_seed()
 
 
 def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkeypatch):
-    monkeypatch.setitem(pages.TERMS, "unlikelihood", "nats")  # a term needs nothing but its unit there
+    monkeypatch.setitem(plots.TERMS, "unlikelihood", "nats")  # a term needs nothing but its unit there
     for name, terms in (("a", ("nll", "emo", "unlikelihood")), ("b", ("nll",))):
         rows = [
             {"step": step, "kind": kind, **{t: 3 - step / 10 for t in terms}}
@@ -358,16 +359,45 @@ def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkey
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn = []
-    monkeypatch.setattr(pages.pyplot, "close", drawn.append)
+    monkeypatch.setattr(plots.pyplot, "close", drawn.append)
     systems = [{"name": name, "folder": str(tmp_path / name)} for name in "ab"] + [{"name": "a file"}]
-    assert pages.plot_learning(systems, tmp_path / "curves.png") and (tmp_path / "curves.png").exists()
+    assert plots.plot_learning(systems, tmp_path / "curves.png") and (tmp_path / "curves.png").exists()
     panels = {axis.get_title(): axis.get_lines() for axis in drawn[0].axes}
     assert {k: len(v) for k, v in panels.items()} == {"nll": 4, "emo": 2, "unlikelihood": 2}
     colours = [[line.get_color() for line in lines] for lines in panels.values()]
     assert colours[0][0] == colours[0][1] == colours[1][0] != colours[0][2] == colours[0][3]
     assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
     assert panels["emo"][0].get_marker() == "None" and panels["emo"][1].get_marker() == "o"
-    assert not pages.plot_learning([{"name": "a file"}], tmp_path / "none.png")
+    assert not plots.plot_learning([{"name": "a file"}], tmp_path / "none.png")
+
+
+def test_levels_stand_beside_the_gold_replies_that_come_before_them(tmp_path, monkeypatch):
+    rows = [
+        ("gold", {"emo": (0.4, 0.3, 0.5), "int": (0.2, 0.1, 0.3)}),
+        ("one", {"emo": (0.6, 0.5, 0.7)}),
+        ("the whole split's gold", {"emo": (0.1,)}),
+        ("two", {"emo": (0.2,), "int": (0.25,)}),
+    ]
+    drawn = []
+    monkeypatch.setattr(plots.pyplot, "close", drawn.append)
+    titles = {"emo": "emo, by a judge", "int": "int"}
+    assert plots.plot_levels(rows, titles, [0, 2], tmp_path / "levels.svg", about="of <four> rows")
+    emo, interpretation = drawn[0].axes
+    assert emo.get_title() == "emo, by a judge" and interpretation.get_title() == "int"
+    assert [label.get_text() for label in emo.get_yticklabels()] == [name for name, _ in rows]
+    marks = [line for line in emo.get_lines() if line.get_marker() != "None"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
+        (0.4, 0),
+        (0.6, 1),
+        (0.1, 2),
+        (0.2, 3),
+    ]
+    bands = [band.get_paths()[0].get_extents() for band in emo.collections]
+    assert [(b.x0, b.x1) for b in bands] == [(0.3, 0.5), (0.1, 0.1)]
+    assert [(round(b.y0), round(b.y1)) for b in bands] == [(0, 1), (2, 3)]
+    bands = [band.get_paths()[0].get_extents() for band in interpretation.collections]
+    assert [(b.x0, b.x1) for b in bands] == [(0.1, 0.3)]  # the other gold has none
+    assert not plots.plot_levels(rows, {}, [0], tmp_path / "none.png")
 
 
 # --------------------------------------------------------------------------------------------- in the browser

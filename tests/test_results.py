@@ -28,6 +28,16 @@ def test_the_readme_and_the_page_of_results_are_rendered_from_the_data():
         assert file.read_text(encoding="utf-8") == text, f"{file.name}: python reproduce.py --render"
 
 
+def test_the_pictures_are_drawn_from_the_data(data, tmp_path):
+    found = results.pictures(ROOT, results.parse(data))
+    assert found and all(results.is_of(file, about) for file, (_, about) in found.items())
+    changed = copy.deepcopy(data)
+    row = next(row for row in changed["rows"] if row["row"] == "mini-energy")
+    row["figures"]["minilm-b_emo_level"][0] += 0.001
+    again = results.pictures(ROOT, results.parse(changed))
+    assert not any(results.is_of(file, about) for file, (_, about) in again.items())
+
+
 def test_a_figure_changed_by_hand_in_the_readme_is_rendered_away(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "docs").mkdir()

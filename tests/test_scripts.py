@@ -519,7 +519,7 @@ def test_the_table_has_gold_runs_and_foreign_predictions(trained_copy):
     pages = {"case_studies.md", "case_studies.html"}
     assert (
         files_of(folder)
-        == {"metrics.json", "table.md", "items.csv", "pairs.csv", "learning_curves.png"} | pages
+        == {"metrics.json", "table.md", "items.csv", "pairs.csv", "learning_curves.png", "levels.png"} | pages
     )
     systems = json.loads((folder / "metrics.json").read_text())["systems"]
     assert list(systems) == ["gold", "glove-t5/lempex", "theirs"]

@@ -1,0 +1,120 @@
+"""Figures: learning curves of runs, and the levels of systems beside the gold replies'."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+
+import storage
+from options import DIMENSIONS, SENTIMENT
+
+matplotlib.use("Agg")  # draws into files, with no screen
+from matplotlib import pyplot  # noqa: E402
+
+#: the panels of the learning curves, in their order: a loss term, and its unit
+TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), SENTIMENT: "squared score"}
+#: a figure and the bounds of its 95 % interval, or a figure alone
+Point = Sequence[float]
+INK, GOLD = "#2f5d8a", "#b8860b"
+
+
+def plot_learning(systems: list[dict], target: Path) -> bool:
+    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run.
+
+    A panel for each term, a colour for each run: solid where it trains, dashed with marks where it is
+    validated.
+    """
+    logs = {}
+    for system in systems:
+        file = Path(system.get("folder", "")) / "metrics.jsonl"
+        if "folder" in system and file.exists():
+            logs[system["name"]] = pd.DataFrame(map(json.loads, file.read_text("utf-8").splitlines()))
+    terms = [t for t in TERMS if any(t in log and log[t].notna().any() for log in logs.values())]
+    if not terms:
+        return False
+    figure, axes = pyplot.subplots(
+        1, len(terms), figsize=(0.5 + 3.4 * len(terms), 3.6), squeeze=False, layout="constrained"
+    )
+    colours = [f"C{n % 10}" for n in range(len(logs))]
+    for axis, term in zip(axes[0], terms, strict=True):
+        for n, log in enumerate(logs.values()):
+            for kind, style in (("train", "-"), ("valid", "o--")):
+                if term in log:
+                    part = log[(log["kind"] == kind) & log[term].notna()]
+                    axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
+        axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
+        axis.grid(alpha=0.25)
+    lines = [pyplot.Line2D([], [], color=colours[n], label=name) for n, name in enumerate(logs)]
+    lines += [
+        pyplot.Line2D([], [], color="grey", label="train"),
+        pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="valid"),
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 2 + len(terms)))
+    save(figure, target)
+    return True
+
+
+def plot_levels(
+    rows: Sequence[tuple[str, Mapping[str, Point]]],
+    titles: Mapping[str, str],
+    gold: Sequence[int],
+    target: Path,
+    about: str = "",
+) -> bool:
+    """Each row's figures with their intervals, a panel for each of `titles` (key -> what stands above it);
+    False where there is none.
+
+    `gold`: the places of the gold replies' rows; each is a band behind the rows that follow it, which are
+    to come near it. `about`: kept within an svg.
+    """
+    if not titles:
+        return False
+    across = min(len(titles), len(DIMENSIONS))
+    down = -(-len(titles) // across)
+    names = ["\n".join(textwrap.wrap(name, 46)) or name for name, _ in rows]
+    height = sum(0.12 + 0.17 * (1 + name.count("\n")) for name in names)
+    figure, axes = pyplot.subplots(
+        down,
+        across,
+        figsize=(3.6 + 2.3 * across, down * (height + 0.7)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    ends = [*gold[1:], len(rows)]
+    for axis, (key, title) in zip(axes.flat, titles.items(), strict=False):
+        for place, end in zip(gold, ends, strict=True):
+            if key in rows[place][1]:
+                value, *span = rows[place][1][key]
+                low, high = span or (value, value)
+                axis.fill_betweenx([place - 0.4, end - 0.6], low, high, color=GOLD, alpha=0.2, linewidth=0)
+                axis.plot([value, value], [place - 0.4, end - 0.6], color=GOLD, linewidth=1)
+        for place, (_, found) in enumerate(rows):
+            if key in found:
+                value, *span = found[key]
+                colour = GOLD if place in gold else INK
+                if span:
+                    axis.plot(span, [place, place], color=colour, linewidth=1.5)
+                axis.plot([value], [place], "D" if place in gold else "o", color=colour, markersize=4)
+        axis.set(title=title, ylim=(len(rows) - 0.4, -0.6))
+        axis.set_yticks(range(len(rows)), names, fontsize="small")
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="x", alpha=0.25)
+        axis.tick_params(axis="y", length=0)
+    for axis in axes.flat[len(titles) :]:
+        axis.set_visible(False)
+    save(figure, target, about)
+    return True
+
+
+def save(figure: Any, target: Path, about: str = "") -> None:
+    """Written whole, as a png or as an svg, which holds `about` and is the same twice."""
+    kind = target.suffix[1:]
+    said = {"Date": None, "Description": about} if kind == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "levels"}), storage.whole_file(target) as part:
+        figure.savefig(part, dpi=120, format=kind, metadata=said)
+    pyplot.close(figure)
