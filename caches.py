@@ -5,6 +5,8 @@ import contextlib
 import functools
 import glob
 import shutil
+import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,9 @@ from tqdm import tqdm
 
 from options import UserError
 from storage import READ_ONLY, abandoned, warn_once, whole_file
+
+#: seconds between two lines on a stage that no progress bar shows
+LOG_EVERY = 60
 
 
 def cached(
@@ -95,11 +100,24 @@ def in_chunks(
         sweep_kept(keep)
     required = keep is not None and keep.name.startswith(".")
     parts = []
+    began = told = time.monotonic()
+    fresh = 0  # batches that were not kept from before
+
+    def make(group: list) -> dict[str, np.ndarray]:
+        nonlocal fresh
+        fresh += len(group)
+        return work(group)
+
     with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
-        for number, start in enumerate(range(0, len(batches), size)):
+        for start in range(0, len(batches), size):
             group = batches[start : start + size]
-            file = keep and keep / f"{number:05d}.npz"
-            parts.append(cached(file, functools.partial(work, group), required))
+            file = keep and keep / f"{start:05d}-{size}.npz"
+            parts.append(cached(file, functools.partial(make, group), required))
             bar.update(len(group))
+            left, now = len(batches) - start - len(group), time.monotonic()
+            if bar.disable and left > 0 and now - told >= LOG_EVERY:  # no terminal, but a log
+                told = now
+                spent = f"{now - began:.0f} s, {(now - began) / max(fresh, 1) * left:.0f} s to go"
+                print(f"{title}: {len(batches) - left} of {len(batches)} batches | {spent}", file=sys.stderr)
     order = np.argsort(np.concatenate([p["numbers"] for p in parts]))
     return {name: np.concatenate([p[name] for p in parts])[order] for name in parts[0]}

@@ -167,7 +167,7 @@ def write_predictions(
     keep = output / f".partial-{fingerprint(str(storage.content(origin)), *GOLD, '(B, replies)')[:16]}"
     batches = list(enumerate(plan_once(found.data.lengths, decoding.predict_batch_size)))
     title = "replies" if decoding.predict else "likelihood"
-    rows = caches.in_chunks(batches, predictor.chunk, keep, f"{title}, {split}", size=4)
+    rows = caches.in_chunks(batches, predictor.chunk, keep, f"{title}, {split}", size=1)
 
     predictions, likelihood = prediction_files(output, split)
     examples = found.examples

@@ -32,12 +32,31 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
             n * n for n in range(10)
         ]
     assert done == [[9, 1, 2], [3, 4, 5], [6, 7, 8], [0]]
-    damaged = tmp_path / "keep" / "00001.npz"
+    damaged = tmp_path / "keep" / "00003-3.npz"
     damaged.write_bytes(damaged.read_bytes()[:-30])
     assert caches.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
         n * n for n in range(10)
     ]
     assert done[4:] == [[3, 4, 5]] and f"{damaged}: cannot be read" in capsys.readouterr().out
+
+
+def test_a_long_stage_tells_a_log_how_far_it_is(tmp_path, monkeypatch, capsys):
+    clock = iter(range(0, 1000, 25))  # seconds: asked once at the start, then after each chunk
+    monkeypatch.setattr(caches.time, "monotonic", lambda: next(clock))
+
+    def run() -> list[str]:
+        caches.in_chunks(
+            list(range(8)), lambda group: {"numbers": np.array(group)}, tmp_path / "keep", "replies, test", 1
+        )
+        return capsys.readouterr().err.splitlines()
+
+    assert run() == [
+        "replies, test: 3 of 8 batches | 75 s, 125 s to go",
+        "replies, test: 6 of 8 batches | 150 s, 50 s to go",
+    ]
+    for file in sorted((tmp_path / "keep").iterdir())[4:]:
+        file.unlink()
+    assert run()[-1] == "replies, test: 6 of 8 batches | 150 s, 150 s to go"  # half of them were kept
 
 
 def test_a_flipped_bit_in_a_kept_result_is_noticed(tmp_path):
