@@ -12,7 +12,8 @@ conversations), of the mean level and of the share of replies that show it. Besi
 over replies of their mean log-probability of a token by the model without a target, BLEU-4 (normalised),
 Distinct-2, words, and seconds to sample N candidates for one context.
 Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder of a critic of all dimensions
-(saved/empathy/FAMILY-all). Writes control.csv, table.md, candidates.csv and metrics.json to results/NAME/.
+(saved/empathy/FAMILY-all). Writes table.md, control.png, control.csv, candidates.csv and metrics.json to
+results/NAME/.
 """
 
 import options

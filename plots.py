@@ -1,4 +1,4 @@
-"""Figures: learning curves of runs, and the levels of systems beside the gold replies'."""
+"""Figures: learning curves of runs, levels of systems beside the gold replies', and how far control goes."""
 
 import json
 import textwrap
@@ -109,6 +109,63 @@ def plot_levels(
         axis.set_visible(False)
     save(figure, target, about)
     return True
+
+
+def plot_control(table: pd.DataFrame, target: Path) -> None:
+    """The judged level under target 1 (solid) and under target 0 (dashed) over the number of candidates: a
+    line of panels for each judge, a panel for each dimension, a colour for each way and weight; the gold
+    replies' level is a band. `table`: of `steering.measured`."""
+    judges = list(dict.fromkeys(table["judge"]))
+    known = table[table["way"].notna()]
+    ways = list(dict.fromkeys(zip(known["way"], known["weight"], strict=True)))
+    figure, axes = pyplot.subplots(
+        len(judges),
+        len(DIMENSIONS),
+        figsize=(2.7 * len(DIMENSIONS), 0.6 + 2.4 * len(judges)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, judge in zip(axes, judges, strict=True):
+        own = table[table["judge"] == judge]
+        for axis, (dim, dimension) in zip(line, DIMENSIONS.items(), strict=True):
+            gold = own[own["target"] == "gold"].iloc[0]
+            axis.axhline(gold[dim], color=GOLD, linewidth=1)
+            axis.axhspan(gold[f"{dim}_low"], gold[f"{dim}_high"], color=GOLD, alpha=0.2, linewidth=0)
+            for n, (way, weight) in enumerate(ways):
+                for level, style in ((1, "o-"), (0, "o--")):
+                    part = own[
+                        (own["way"] == way) & (own["weight"] == weight) & (own["target"] == f"{dim}={level}")
+                    ].sort_values("candidates")
+                    axis.plot(part["candidates"], part[dim], style, color=f"C{n % 10}", markersize=4)
+                    axis.fill_between(
+                        part["candidates"],
+                        part[f"{dim}_low"],
+                        part[f"{dim}_high"],
+                        color=f"C{n % 10}",
+                        alpha=0.15,
+                        linewidth=0,
+                    )
+            counts = sorted(known["candidates"].unique())
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(counts, [f"{count:g}" for count in counts])
+            axis.set(title=dimension.title, ylim=(0, 1))
+            axis.grid(alpha=0.25)
+        line[0].set_ylabel(f"level, by {judge}")
+    for axis in axes[-1]:
+        axis.set_xlabel("candidates")
+    lines = [
+        pyplot.Line2D([], [], color=f"C{n % 10}", label=f"{way}, weight {weight:g}")
+        for n, (way, weight) in enumerate(ways)
+    ]
+    lines += [
+        pyplot.Line2D([], [], color="grey", marker="o", markersize=4, label="target 1"),
+        pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="target 0"),
+        pyplot.Line2D([], [], color=GOLD, label="gold replies"),
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 5))
+    save(figure, target)
 
 
 def save(figure: Any, target: Path, about: str = "") -> None:

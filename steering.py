@@ -20,6 +20,7 @@ import torch
 import caches
 import judges
 import markup
+import plots
 import storage
 from corpora import Example, listener_turns
 from exemplars import of_split
@@ -388,9 +389,10 @@ def page(
 
 
 def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
-    """Write control.csv, table.md, candidates.csv and metrics.json to results/NAME/."""
+    """Write control.csv, table.md, control.png, candidates.csv and metrics.json to results/NAME/."""
     folder = paths.results / options.name
-    files = {n: folder / n for n in ("metrics.json", "table.md", "control.csv", "candidates.csv")}
+    names = ("metrics.json", "table.md", "control.csv", "control.png", "candidates.csv")
+    files = {n: folder / n for n in names}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
     storage.require_room_for(folder)
     sampler = Sampler(options, paths, session)
@@ -418,6 +420,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # another process's
     files["metrics.json"].unlink(missing_ok=True)  # of a call that is overwritten: it says that all is whole
     storage.write_csv(files["control.csv"], table)
+    plots.plot_control(table, files["control.png"])
     storage.write_csv(files["candidates.csv"], listed(pools, examples))
     text = page(options, [judge.name for judge in panel], len(examples), table, notes)
     storage.write_text(files["table.md"], text)

@@ -1,5 +1,6 @@
 """control.py: the best candidate for each target, measured by judges that did not choose it."""
 
+import itertools
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from conftest import Killed
 from test_causal_models import make_tokenizer, save_llama
 
 import control
+import plots
 import steering
 from causal_models import CausalGenerator
 from corpora import listener_turns
@@ -71,7 +73,11 @@ def test_exemplars_that_are_not_there_are_missed_with_what_finds_them(trained_co
         control.main([str(tmp_path / "reads"), *flags[1:], "--ranker", "glove-t5", "--judge", "tfidf"])
 
 
-def test_levels_under_every_target_stand_beside_their_difference_and_cost(trained_copy, flags, capsys):
+def test_levels_under_every_target_stand_beside_their_difference_and_cost(
+    trained_copy, flags, capsys, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(plots.pyplot, "close", drawn.append)
     words = [*flags, "--ranker", "glove-t5", "--judge", "tfidf", "t5", "--empathy-w", "1000", "0"]
     content = control.main(words)
     shown = capsys.readouterr().out
@@ -98,6 +104,18 @@ def test_levels_under_every_target_stand_beside_their_difference_and_cost(traine
         assert rows.loc[(1000.0, f"{dim}: 1 - 0"), dim] == pytest.approx(aimed - other)
         shares = rows[f"{dim}_share"]  # of five replies
         assert ((shares * 5).round(6) % 1 == 0).all() and shares.between(-1, 1).all()
+    assert (folder / "control.png").exists()
+    assert [drawn[0].axes[n].get_ylabel() for n in (0, 3)] == ["level, by tfidf", "level, by t5"]
+    for axis, (judge, dim) in zip(drawn[0].axes, itertools.product(("tfidf", "t5"), DIMENSIONS), strict=True):
+        assert axis.get_title() == DIMENSIONS[dim].title
+        own = table[table["judge"] == judge]
+        gold, *lines = axis.get_lines()
+        assert gold.get_ydata()[0] == pytest.approx(own[own["target"] == "gold"][dim].item())
+        for line, (weight, level) in zip(lines, itertools.product((1000.0, 0.0), (1, 0)), strict=True):
+            asked = own[(own["weight"] == weight) & (own["target"] == f"{dim}={level}")]
+            assert line.get_xdata().tolist() == [1, 6]
+            assert line.get_ydata().tolist() == pytest.approx(asked[dim].tolist())
+            assert line.get_linestyle() == ("-" if level else "--")
         likely = rows.loc[(1000.0, "none"), "log_probability"]
         assert rows.loc[(1000.0, f"{dim}=1"), "log_probability"] <= likely
     moved = table[table["target"].str.contains("1 - 0") & (table["weight"] == 1000)]
