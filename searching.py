@@ -85,7 +85,7 @@ def check_emotion(emotion: str | None, pool: Pool | None) -> None:
         raise UserError(
             "--emotion: the replies of this pool have no emotions (a column emotion); leave it out"
         )
-    known = sorted(set(pool.emotions)) if pool is not None and pool.emotions else EMOTIONS
+    known = sorted(set(pool.emotions) - {""}) if pool is not None and pool.emotions else EMOTIONS
     if emotion not in known:
         raise UserError(f"--emotion {emotion}: not known; the known ones are {', '.join(known)}")
 

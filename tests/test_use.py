@@ -418,6 +418,18 @@ def test_a_small_pool_needs_no_faiss(home, tmp_path, monkeypatch):
         run(retrieve, home, "--pool", str(tmp_path / "p.csv"), "--emotion", "happy", "My dog died.")
 
 
+def test_a_reply_without_an_emotion_names_none(home, tmp_path):
+    (tmp_path / "p.csv").write_text("emotion,reply\nsad,Oh no.\n,Well done!\nangry,I see.\n")
+    words = ["--pool", str(tmp_path / "p.csv"), "My dog died."]
+    with pytest.raises(UserError, match="--emotion happy: not known; the known ones are angry, sad$"):
+        run(retrieve, home, *words, "--emotion", "happy")
+    assert {h.text for h in run(retrieve, home, *words)[0]} == {"Oh no.", "Well done!", "I see."}
+    assert [h.text for h in run(retrieve, home, *words, "--emotion", "sad")[0]] == ["Oh no."]
+    (tmp_path / "p.csv").write_text("emotion,reply\n,Oh no.\n,Well done!\n")
+    with pytest.raises(UserError, match="the replies of this pool have no emotions"):
+        run(retrieve, home, *words, "--emotion", "sad")
+
+
 # ---------------------------------------------------------------------------------------------------- respond
 
 
