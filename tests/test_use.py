@@ -430,6 +430,27 @@ def test_a_reply_without_an_emotion_names_none(home, tmp_path):
         run(retrieve, home, *words, "--emotion", "sad")
 
 
+def test_a_search_reads_the_columns_and_takes_the_encoders_that_it_is_told(home, tmp_path):
+    pool, asked = tmp_path / "p.csv", tmp_path / "asked.csv"
+    pool.write_text("reply,better\nno,Oh no.\nno,Well done!\n")
+    asked.write_text("text,post\nno,My dog died.\n")
+    words = ["--pool", str(pool), "--column", "better", "--input", str(asked), "--question-column", "post"]
+    folder, bert = str(Paths(home).saved / "dpr" / "empd"), str(home / "data" / "bert-tiny")
+
+    def made(*run: str, **encoder: str) -> list:
+        retriever = Retriever.from_pretrained(*run, session=Session("cpu"), **encoder)
+        return retriever.search(["My dog died."], ["Oh no.", "Well done!"])
+
+    with pytest.raises(UserError, match="no trained retriever; make it with: .*; or name one with --path"):
+        run(retrieve, tmp_path, *words)  # in a workdir without a retriever of its own
+    assert run(retrieve, tmp_path, *words, "--path", folder) == made(folder)
+    cls, mean = (
+        run(retrieve, tmp_path, *words, "--encoder", bert, "--pooling", pooling)
+        for pooling in ("cls", "mean")
+    )
+    assert cls == made(encoder=bert) != mean == made(encoder=bert, pooling="mean")
+
+
 # ---------------------------------------------------------------------------------------------------- respond
 
 
