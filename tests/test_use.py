@@ -451,6 +451,33 @@ def test_a_search_reads_the_columns_and_takes_the_encoders_that_it_is_told(home,
     assert cls == made(encoder=bert) != mean == made(encoder=bert, pooling="mean")
 
 
+def test_a_search_that_differs_in_one_flag_is_written_only_where_that_is_said(home, tmp_path, capsys):
+    pool, asked, output = tmp_path / "p.csv", tmp_path / "asked.csv", tmp_path / "found.csv"
+    pool.write_text("emotion,reply,better\nsad,Oh no.,I am sorry.\njoyful,Well done!,Great!\n")
+    asked.write_text("text,post\nMy dog died.,I won.\n")
+    words = ["--pool", str(pool), "--input", str(asked), "--output", str(output)]
+    run(retrieve, home, *words)
+    first = output.read_text()
+    run(retrieve, home, *words)
+    assert "kept" in capsys.readouterr().out
+    bert = str(home / "data" / "bert-tiny")
+    for flag, value, named in (
+        ("--top-k", "1", "top_k"),
+        ("--emotion", "sad", "emotion"),
+        ("--column", "better", "column"),
+        ("--question-column", "post", "questions"),
+        ("--encoder", bert, "encoders"),
+    ):
+        with pytest.raises(UserError, match=f"found.csv: already there, made with another {named}"):
+            run(retrieve, home, *words, flag, value)
+    assert output.read_text() == first
+    pool.write_text(pool.read_text() + "sad,Tell me more.,Go on.\n")
+    with pytest.raises(UserError, match="made with another pool"):
+        run(retrieve, home, *words)
+    run(retrieve, home, *words, "--overwrite")
+    assert "Tell me more." in output.read_text()
+
+
 # ---------------------------------------------------------------------------------------------------- respond
 
 
