@@ -478,6 +478,20 @@ def test_a_search_that_differs_in_one_flag_is_written_only_where_that_is_said(ho
     assert "Tell me more." in output.read_text()
 
 
+def test_a_found_reply_is_named_by_its_own_line_where_empty_ones_are_left_out(home, tmp_path, capsys):
+    pool, output = tmp_path / "p.csv", tmp_path / "found.csv"
+    pool.write_text("id,reply\n1,Oh no.\n2,\n3,Well done!\n")
+    [hits] = run(retrieve, home, "--pool", str(pool), "My dog died.")
+    shown, said = capsys.readouterr()
+    assert "Oh no.  (line 2)" in shown and "Well done!  (line 4)" in shown
+    assert "1 replies are empty, the first in line 3 (column reply)" in said
+    run(retrieve, home, "--pool", str(pool), "--output", str(output), "My dog died.")
+    rows = pd.read_csv(output).sort_values("line")
+    assert rows["exemplar"].tolist() == ["Oh no.", "Well done!"] and rows["line"].tolist() == [2, 4]
+    scores = [hit.score for hit in sorted(hits, key=lambda hit: hit.place)]
+    assert rows["score"].tolist() == pytest.approx(scores, abs=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------- respond
 
 
