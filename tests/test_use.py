@@ -492,6 +492,14 @@ def test_a_found_reply_is_named_by_its_own_line_where_empty_ones_are_left_out(ho
     assert rows["score"].tolist() == pytest.approx(scores, abs=1e-4)
 
 
+def test_a_file_where_an_index_would_lie_is_replaced_where_that_is_said(home, tmp_path):
+    (tmp_path / "p.txt").write_text("Oh no.\nWell done!\n")
+    (tmp_path / "p.txt.index.npz").write_text("somebody's own")
+    with pytest.raises(UserError, match="no index of this program; move it, or add --overwrite"):
+        run(retrieve, home, "--pool", str(tmp_path / "p.txt"), "Hello")
+    assert run(retrieve, home, "--pool", str(tmp_path / "p.txt"), "Hello", "--overwrite")
+
+
 # ---------------------------------------------------------------------------------------------------- respond
 
 
