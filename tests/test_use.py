@@ -500,6 +500,15 @@ def test_a_file_where_an_index_would_lie_is_replaced_where_that_is_said(home, tm
     assert run(retrieve, home, "--pool", str(tmp_path / "p.txt"), "Hello", "--overwrite")
 
 
+def test_an_empty_question_is_named_with_its_line_before_anything_is_searched(home, tmp_path):
+    (tmp_path / "p.txt").write_text("Oh no.\n")
+    (tmp_path / "asked.csv").write_text("id,text\n1,Hello\n2,\n")
+    words = ["--pool", str(tmp_path / "p.txt"), "--input", str(tmp_path / "asked.csv")]
+    with pytest.raises(UserError, match=r"asked.csv, line 3: an empty text has no exemplars; take it out"):
+        run(retrieve, home, *words)
+    assert not (tmp_path / "p.txt.index.npz").exists()
+
+
 # ---------------------------------------------------------------------------------------------------- respond
 
 
