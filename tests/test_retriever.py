@@ -251,6 +251,15 @@ def test_a_new_rule_needs_nothing_but_its_name_and_its_group(prepared, tmp_path,
     assert "that --candidates same-words allows; --candidates all drops that rule" in capsys.readouterr().out
 
 
+def test_exemplars_are_found_by_the_pooling_that_is_asked_for(prepared, tmp_path):
+    found = []
+    for name, flags in (("own", []), ("cls", ["--pooling", "cls"]), ("mean", ["--pooling", "mean"])):
+        run(prepared, "--splits", "valid", "--output", str(tmp_path / name), *flags)
+        found.append(pd.read_csv(Paths(prepared, exemplars=tmp_path / name).exemplars("valid"))["scores"])
+    own, cls, mean = found
+    assert own.equals(cls) and (cls != mean).all()
+
+
 def test_retrieving_again_is_the_same_and_other_settings_need_overwrite(workdir):
     target = Paths(workdir).exemplars("test")
     run(workdir, "--splits", "test")
