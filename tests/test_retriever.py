@@ -235,6 +235,14 @@ def test_the_written_exemplars_obey_the_rule_and_are_read_back(prepared, tmp_pat
             assert scores == sorted(scores, reverse=True)
 
 
+def test_an_index_that_does_not_pay_is_said_to_be_exact_and_is_another_search(prepared, tmp_path, capsys):
+    words = ["--splits", "valid", "--output", str(tmp_path)]
+    run(prepared, *words, "--index", "ivf")
+    assert "note: --index ivf: every search is exact" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with another index; add --overwrite"):
+        run(prepared, *words)
+
+
 @pytest.mark.parametrize("match", ["reply", "random"])
 def test_a_new_rule_needs_nothing_but_its_name_and_its_group(prepared, tmp_path, monkeypatch, capsys, match):
     monkeypatch.setitem(CANDIDATES, "same-place", lambda turn: str(turn.utterance_idx))
