@@ -315,7 +315,12 @@ def test_no_text_is_read_twice_by_one_encoder(prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"), [(["--top-k", "0"], "--top-k 0"), (["--path", "x", "--pooling", "mean"], "--path")]
+    ("flags", "named"),
+    [
+        (["--top-k", "0"], "--top-k 0"),
+        (["--path", "x", "--pooling", "mean"], "--path: a trained retriever brings its own"),
+        (["--path", "x", "--encoder", "minilm"], "--path: a trained retriever brings its own"),
+    ],
 )
 def test_impossible_flags_are_refused(flags, named, capsys):
     with pytest.raises(SystemExit):
