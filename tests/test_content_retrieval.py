@@ -107,6 +107,21 @@ def test_an_index_for_exemplars_by_chance_is_refused(capsys):
     assert "note: --max-passage-length: ignored" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "flag", ["--path", "--encoder", "--pooling mean", "--max-length 9", "--max-passage-length 9"]
+)
+def test_what_only_a_comparison_reads_is_refused_for_exemplars_by_chance(flag, capsys):
+    name, value = flag.split() if " " in flag else (flag, "any")
+    with pytest.raises(SystemExit):
+        dpr_exemplar_retriever.parse_args(["--match", "random", name, value])
+    assert f"{name}: --match random compares nothing" in capsys.readouterr().err
+
+
+def test_a_length_that_is_read_is_not_said_to_be_ignored(capsys):
+    dpr_exemplar_retriever.parse_args(["--max-passage-length", "9"])
+    assert "ignored" not in capsys.readouterr().out
+
+
 def test_random_exemplars_keep_the_rules_and_come_again(workdir, tmp_path):
     found = {}
     for name, seed in (("a", "1"), ("again", "1"), ("b", "2")):
