@@ -345,6 +345,27 @@ def test_several_replies_without_keys_are_samples_of_the_turn_that_the_first_fin
         assert len(system.numbers) >= 3
 
 
+def rows_file(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_samples_without_keys_stand_beside_the_first_of_their_own_row(tmp_path):
+    """Also of two items that nothing tells apart, and where a context has fewer samples than another."""
+    twins = [Example(f"t:{n}", 2, "sad", ("Hello.",), "Hi.") for n in range(2)]
+    own = [["1 a", "1 b", "1 c"], ["2 a", "2 b", "2 c"]]
+    file = rows_file(tmp_path / "p.jsonl", [{"context": "Hello.", "ref": "Hi.", "pred": p} for p in own])
+    [system] = read_system(file, twins, "test", Paths(tmp_path))
+    assert system.samples == own
+    said = [(0, "a", 0), (1, "b", 0), (0, "c", 1)]
+    rows = [
+        {"context": EXAMPLES[n].history[0], "ref": GOLD[n], "pred": text, "sample": sample}
+        for n, text, sample in said
+    ]
+    [system] = read(rows_file(tmp_path / "few.jsonl", rows))
+    assert (system.numbers, system.samples) == ([0, 1], [["a", "c"], ["b"]])
+
+
 def test_a_column_that_is_no_known_one_is_no_system_in_silence(tmp_path, capsys):
     keyed(tmp_path / "wide.csv", [(*row, "x") for row in ROWS], "conv_id utterance_idx response MIME")
     [system] = read(tmp_path / "wide.csv")
