@@ -442,6 +442,21 @@ def test_a_reference_that_comes_again_is_matched_by_its_place(tmp_path, capsys):
     assert (system.numbers, system.replies) == ([0, 2, 3, 4], ["a so", "b so", "no . so", "c so"])
 
 
+def test_where_a_reference_comes_again_one_place_must_be_left_and_it_counts_for_the_next(tmp_path):
+    def numbers(golds: str, rows: list[dict]) -> list[int]:
+        items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), text) for n, text in enumerate(golds.split())]
+        file = rows_file(tmp_path / "p.jsonl", [row | {"pred": "so"} for row in rows])
+        return read_system(file, items, "test", Paths(tmp_path))[0].numbers
+
+    assert numbers("no yes no b yes", [{"ref": text} for text in ("yes", "no", "b")]) == [1, 2, 3]
+    assert numbers("no b no", [{"ref": text} for text in ("no", "b")]) == [0, 1]
+    assert numbers("no b no", [{"ref": text} for text in ("b", "no")]) == [1, 2]
+    assert numbers("a no no b", [{"ref": text} for text in ("a", "no", "b")]) == [0, 3], "nobody guesses"
+    other = {"context": "said elsewhere", "ref": "no"}
+    rows = [{"context": "h 0", "ref": "a"}, other, {"context": "h 2", "ref": "b"}]
+    assert numbers("a no b no", rows) == [0, 2], "its history is another"
+
+
 def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
     rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
