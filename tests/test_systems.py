@@ -457,6 +457,13 @@ def test_where_a_reference_comes_again_one_place_must_be_left_and_it_counts_for_
     assert numbers("a no b no", rows) == [0, 2], "its history is another"
 
 
+def test_histories_say_which_items_are_answered_also_where_the_references_stand_in_their_order(tmp_path):
+    items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), "Hi.") for n in range(2)]
+    rows = [{"context": f"h {n}", "ref": "Hi.", "pred": f"to {n}"} for n in (1, 0)]
+    [system] = read_system(rows_file(tmp_path / "p.jsonl", rows), items, "test", Paths(tmp_path))
+    assert (system.numbers, system.replies) == ([0, 1], ["to 0", "to 1"])
+
+
 def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
     rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
