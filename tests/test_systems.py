@@ -464,6 +464,14 @@ def test_histories_say_which_items_are_answered_also_where_the_references_stand_
     assert (system.numbers, system.replies) == ([0, 1], ["to 0", "to 1"])
 
 
+def test_a_file_of_many_splits_is_read_by_the_few_histories_that_are_of_this_one(tmp_path):
+    rows = [{"context": f"said elsewhere {n}", "pred": "no"} for n in range(9)]
+    rows.append({"context": list(EXAMPLES[3].history), "pred": "yes"})
+    [system] = read(rows_file(tmp_path / "p.jsonl", rows))
+    assert (system.numbers, system.replies) == ([3], ["yes"])
+    assert any("left out" in note and "9 of 10" in note for note in system.notes)
+
+
 def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
     rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
