@@ -472,6 +472,13 @@ def test_a_file_of_many_splits_is_read_by_the_few_histories_that_are_of_this_one
     assert any("left out" in note and "9 of 10" in note for note in system.notes)
 
 
+def test_texts_of_marks_alone_are_told_apart_by_these(tmp_path):
+    items = [Example(f"t:{n}", 2, "sad", (text,), f"gold {n}") for n, text in enumerate(("...", "?!"))]
+    rows = [{"context": "? !", "pred": "what?"}]
+    [system] = read_system(rows_file(tmp_path / "p.jsonl", rows), items, "test", Paths(tmp_path))
+    assert system.numbers == [1]
+
+
 def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
     rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
