@@ -479,6 +479,21 @@ def test_texts_of_marks_alone_are_told_apart_by_these(tmp_path):
     assert system.numbers == [1]
 
 
+@pytest.mark.parametrize("which", ["last", "non-last"])
+def test_lines_under_references_that_come_again_answer_a_whole_set_in_its_order(tmp_path, which):
+    items = [
+        Example(f"t:{n}", 2 * turn + 2, "sad", (f"h {n}",), text)
+        for n in range(2)
+        for turn, text in enumerate(("Oh no.", "Bye."))
+    ]
+    numbers = item_set(items, which)
+    (tmp_path / "hyp.txt").write_text("first\nsecond\n")
+    (tmp_path / "ref.txt").write_text("".join(items[n].response + "\n" for n in numbers))
+    files = {"references": tmp_path / "ref.txt"}
+    [system] = read_system(tmp_path / "hyp.txt", items, "test", Paths(tmp_path), **files)
+    assert (system.numbers, system.replies) == (numbers, ["first", "second"])
+
+
 def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
     rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
