@@ -523,6 +523,12 @@ def test_two_items_of_one_history_and_reference_are_answered_in_order(tmp_path):
     assert "1 of 3" in system.notes[0]
 
 
+def test_a_reply_that_is_a_quotation_is_one_where_it_is_alone_or_beside_a_lone_mark(tmp_path):
+    for name, replies in (("a.csv", ['"so"']), ("b.csv", ['"so"', '"'])):
+        rows = [(*e.key, text) for e, text in zip(EXAMPLES, replies, strict=False)]
+        assert read(keyed(tmp_path / name, rows))[0].replies == replies
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 FAULTS = {
