@@ -529,6 +529,12 @@ def test_a_reply_that_is_a_quotation_is_one_where_it_is_alone_or_beside_a_lone_m
         assert read(keyed(tmp_path / name, rows))[0].replies == replies
 
 
+def test_references_beside_keys_are_counted_where_they_are_not_the_splits(tmp_path):
+    rows = [(*e.key, "so", text) for e, text in zip(EXAMPLES, [*GOLD[:4], "other"], strict=True)]
+    [system] = read(keyed(tmp_path / "p.csv", rows, "conv_id utterance_idx response gold"))
+    assert "references that differ from the split's: 1" in system.notes
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 FAULTS = {
