@@ -545,7 +545,13 @@ FAULTS = {
     "surplus comma": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,a, b\n", "line 2: 4 columns"),
     "all empty": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,\n", "empty"),
     "empty file": ("p.txt", "\n\n", "empty"),
+    "an unknown id among known ones": (
+        "p.csv",
+        "conv_id,utterance_idx,response\nc:1,2,a\nc:9,2,b\n",
+        r"1 of 2 rows are no listener turn of this split \(first: c:9 utterance 2\)",
+    ),
     "control token": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,</s>\n", "control tokens"),
+    "control tokens": ("p.csv", "conv_id,utterance_idx,response\nc:1,2,<s> </s>\n", "nothing but control"),
     "no replies": ("p.csv", "conv_id,utterance_idx,answer\nc:1,2,a\n", "no column of replies"),
     "a tab in a line": ("p.txt", "a\nb\tc\n", "line 2: a tab"),
     "too few lines": ("p.txt", "a\nb\n", "which of the 5 listener turns of this split its 2.*--references"),
@@ -687,7 +693,7 @@ def test_of_a_file_with_labels_is_said_that_it_is_read_without_the_references(tm
     assert read(tmp_path / "two.txt", references=tmp_path / "gold.txt")[0].replies == ["so", "so"]
 
 
-@pytest.mark.parametrize("reply", ["so.</s>", 'she said \\"no\\"'])
+@pytest.mark.parametrize("reply", ["so.</s>", 'she said \\"no\\"', "so\\nmuch"])
 def test_control_tokens_and_escaped_quotes_inside_a_reply_are_warned_about_and_kept(tmp_path, capsys, reply):
     (tmp_path / "p.txt").write_text("\n".join([reply, "b", "c", "d", "e"]))
     assert read(tmp_path / "p.txt", **in_order(tmp_path))[0].replies[0] == reply
