@@ -1,6 +1,7 @@
 """Level marks: read before a reply, never learnt as words, asked for by targets."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -105,6 +106,13 @@ def test_a_tenth_of_the_replies_has_no_marks_and_which_depends_on_the_example_al
         "exp": 1,
         "int": 1,
     }
+
+
+def test_marks_stand_in_one_order_whatever_the_order_of_a_target():
+    target = {"int": 1, "exp": 0, "emo": 1}
+    known = dict.fromkeys(DIMENSIONS, 2)
+    asked = [marks.in_words(marks.of_target(dict(pairs), known)) for pairs in permutations(target.items())]
+    assert set(asked) == {marks.in_words(target)} == {"warm tell " + DIMENSIONS["int"].marks[1]}
 
 
 @pytest.mark.parametrize("script", ["causal", "glove-t5"])
