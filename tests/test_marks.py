@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import permutations
 
+import pandas as pd
 import pytest
 import torch
 from test_causal_models import LONG, TALKS, by_turn, make_tokenizer, save_llama
@@ -113,6 +114,14 @@ def test_marks_stand_in_one_order_whatever_the_order_of_a_target():
     known = dict.fromkeys(DIMENSIONS, 2)
     asked = [marks.in_words(marks.of_target(dict(pairs), known)) for pairs in permutations(target.items())]
     assert set(asked) == {marks.in_words(target)} == {"warm tell " + DIMENSIONS["int"].marks[1]}
+
+
+def test_a_dimension_of_which_no_reply_shows_anything_has_two_levels_still(trained_copy):
+    paths = Paths(trained_copy)
+    file = paths.labels("train")
+    pd.read_csv(file, dtype=str).assign(emo=0, exp=2).to_csv(file, index=False)
+    known = marks.known(paths)
+    assert (known["emo"], known["exp"]) == (2, 3)
 
 
 @pytest.mark.parametrize("script", ["causal", "glove-t5"])
