@@ -124,6 +124,15 @@ def test_a_dimension_of_which_no_reply_shows_anything_has_two_levels_still(train
     assert (known["emo"], known["exp"]) == (2, 3)
 
 
+def test_a_replys_marks_are_those_of_its_labels(trained_copy):
+    paths = Paths(trained_copy)
+    file = paths.labels("train")
+    pd.read_csv(file, dtype=str).assign(emo=1, exp=0, int=0).to_csv(file, index=False)
+    found = marks.of_split("train", listener_turns(paths.dialogues("train")), paths, seed=1)
+    words = {word for mark in found for word in mark.split()}
+    assert words == {DIMENSIONS["emo"].marks[1], DIMENSIONS["exp"].marks[0], DIMENSIONS["int"].marks[0]}
+
+
 @pytest.mark.parametrize("script", ["causal", "glove-t5"])
 def test_targets_become_marks_where_the_generator_knows_them(script, trained_copy, tmp_path, monkeypatch):
     asked, of_split = [], marks.of_split
