@@ -133,6 +133,15 @@ def test_a_replys_marks_are_those_of_its_labels(trained_copy):
     assert words == {DIMENSIONS["emo"].marks[1], DIMENSIONS["exp"].marks[0], DIMENSIONS["int"].marks[0]}
 
 
+def test_labels_older_than_their_dialogues_are_named_before_marks_are_learnt(trained_copy, capsys):
+    paths = Paths(trained_copy)
+    file = paths.dialogues("train")
+    file.write_text(file.read_text(encoding="utf-8").replace(" my ", " your "), encoding="utf-8")
+    marks.known(paths)
+    said = capsys.readouterr().out
+    assert "train_labels.csv: what it was made from has changed since: dialogues" in said
+
+
 @pytest.mark.parametrize("script", ["causal", "glove-t5"])
 def test_targets_become_marks_where_the_generator_knows_them(script, trained_copy, tmp_path, monkeypatch):
     asked, of_split = [], marks.of_split
