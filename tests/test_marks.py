@@ -203,3 +203,14 @@ def test_marks_that_a_vocabulary_cannot_tell_apart_are_refused(prepared, monkeyp
     monkeypatch.setitem(DIMENSIONS, "int", strange)
     with pytest.raises(UserError, match="the vocabulary lacks some of the words .*xqzzy"):
         marks.require_words(tokenizer, {"emo": 2, "exp": 2, "int": 2})
+
+
+@pytest.mark.parametrize("unfit", [("quiet", "xqzzy", "know"), (DIMENSIONS["exp"].marks[0], "know", "xqzzy")])
+def test_a_mark_that_is_unknown_or_anothers_is_refused_where_its_level_is_used(prepared, monkeypatch, unfit):
+    tokenizer = generators.load_glove_t5("tiny", 0.0, 0, Paths(prepared)).tokenizer
+    monkeypatch.setitem(DIMENSIONS, "int", replace(DIMENSIONS["int"], marks=unfit))
+    with pytest.raises(UserError, match="the vocabulary lacks some of the words that serve as marks"):
+        marks.require_words(tokenizer, {"emo": 2, "exp": 2, "int": 2})
+    fit = replace(DIMENSIONS["int"], marks=("quiet", "know", "xqzzy"))
+    monkeypatch.setitem(DIMENSIONS, "int", fit)
+    marks.require_words(tokenizer, {"emo": 2, "exp": 2, "int": 2})  # no reply shows its third level
