@@ -130,6 +130,18 @@ def test_other_kinds_of_layers_sample_and_score_as_they_do_alone(config, able, t
         assert nll == pytest.approx(float(alone), rel=1e-3)
 
 
+def test_for_a_loss_so_many_examples_of_a_batch_get_so_many_replies(model):
+    data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
+    options = SampledOptions(1.0, "energy", 3, 2, 0, 1.0)
+    draw = causal_generators.draw_replies(data, 5, options, torch.device("cpu"))
+    drawn = draw(model, {"examples": torch.arange(4)}, 2, 3)
+    assert len(drawn.texts) == 6 and len(set(drawn.examples)) == 2
+    assert drawn.examples == [n for n in drawn.examples[::3] for _ in range(3)]
+    assert len(draw(model, {"examples": torch.arange(4)}, 0, 3).texts) == 12, "0: all of them"
+    twice = draw(model, {"examples": torch.tensor([1, 1])}, 0, 3).texts
+    assert twice[:3] != twice[3:], "each has random numbers of its own"
+
+
 def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
     read = []
 
