@@ -142,6 +142,22 @@ def test_for_a_loss_so_many_examples_of_a_batch_get_so_many_replies(model):
     assert twice[:3] != twice[3:], "each has random numbers of its own"
 
 
+def test_what_may_not_be_said_takes_no_probability_from_a_sampled_reply(model, monkeypatch):
+    words = [n for n in range(0, len(model.tokenizer), 2) if n != model.chat.end_id]
+    monkeypatch.setattr(CausalGenerator, "banned", sorted({*model.banned, *words}))  # half of all
+    data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
+    options = SampledOptions(1.0, "energy", 3, 0, 0, 1.0)
+    draw = causal_generators.draw_replies(data, 5, options, torch.device("cpu"))
+    drawn = draw(model, {"examples": torch.tensor([1])}, 0, 3).batch
+    [part] = drawn["parts"]
+    with torch.no_grad():
+        found = causal_generators.sampled_nll(model, drawn, options)
+        logits = model(part)
+    logits[:, model.banned] = -torch.inf
+    each = -logits.log_softmax(-1).gather(1, part["target_ids"][:, None])[:, 0]
+    torch.testing.assert_close(found, torch.zeros(3).index_add(0, part["example_of"], each))
+
+
 def test_the_prompt_is_read_once_and_who_has_ended_no_more(model):
     read = []
 
