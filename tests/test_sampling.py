@@ -263,6 +263,18 @@ def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngra
     assert found == [text for text in expected for _ in range(3)]
 
 
+def test_beams_are_searched_where_they_are_asked_for(model):
+    data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
+    found = []
+    for beams in (4, 1):
+        decoding = Decoding(1, 1.0, 12, beams=beams)
+        predictor = causal_generators.CausalPredictor(model, data, data, decoding, Session(device="cpu"))
+        found.append(model.replies(predictor.write(prompts(model, [0, 1, 2, 3]))))
+    searched, greedy = found
+    plain = dict(num_beams=4, do_sample=False, max_new_tokens=12)
+    assert searched == model.replies(model.generate(prompts(model, [0, 1, 2, 3]), **plain)) != greedy
+
+
 def test_in_whatever_order_a_batch_stands_each_example_gets_its_own_reply(model):
     layout = model.settings.layout
     gold = causal_data(TALKS, model.tokenizer, packed=False, **layout)
