@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import evaluate_responses
 import train_causal_lm
 import updates
-from causal_generators import load
+from causal_generators import load, read_split
 from causal_models import CausalGenerator
 from chats import chat_ids
-from corpora import listener_turns
+from corpora import listener_turns, read_exemplars
 from options import Paths, UserError
 from responder import Responder
 from session import Session
@@ -78,6 +79,15 @@ def test_the_likelihood_alone_is_that_of_a_run_with_replies(trained_copy, flags)
     assert {f.name for f in alone.iterdir()} == {"likelihood.csv", "likelihood.csv.origin.json"}
     found, whole = (pd.read_csv(place / "likelihood.csv") for place in (alone, folder))
     pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=2e-5)
+
+
+def test_some_conversations_of_a_split_are_its_first_with_as_many_exemplars_as_are_read(trained):
+    paths, settings = Paths(trained), SimpleNamespace(exemplars="prepend", top_exemplars=2)
+    examples, found = read_split(SimpleNamespace(settings=settings), "valid", paths, 2)
+    whole, every = read_split(SimpleNamespace(settings=settings), "valid", paths)
+    assert len({e.conv_id for e in examples}) == 2 and len({e.conv_id for e in whole}) > 2
+    assert examples == whole[: len(examples)] and found == every[: len(examples)]
+    assert every == read_exemplars(paths.exemplars("valid"), whole, 2) and max(map(len, every)) == 2
 
 
 def test_a_validation_is_of_whole_replies(trained_copy, flags):
