@@ -602,6 +602,19 @@ def test_exemplars_enter_the_generator(responder):
     )
 
 
+def test_exemplars_scores_and_unknown_words_are_of_the_whole_dialogue(responder, home):
+    critic, retriever = Critic.from_pretrained(Paths(home).critic("emo", "t5")), responder.retriever
+    made = Responder(responder.writer, {"emo": critic}, retriever, responder.pool, responder.session)
+    answer = made.reply(DIALOGUE, 2, seed=0)
+    asked = [" ".join(DIALOGUE), DIALOGUE[-1]]
+    whole, last = retriever.search(asked, responder.pool, responder.writer.top_exemplars)
+    assert answer.exemplars == whole != last
+    after, alone = critic.score([answer.reply] * 2, [DIALOGUE, ()])
+    assert answer.scores["emo"].value == pytest.approx(after.value, abs=1e-6)
+    assert answer.scores["emo"].value != pytest.approx(alone.value, abs=1e-6)
+    assert "qwxz" in made.reply(["Qwxz!", "Hm", "Hello"], 1, seed=0).unknown
+
+
 def test_what_a_dialogue_loses_is_counted(responder):
     writer = responder.writer
     assert writer.settings.src_len == 40
