@@ -615,6 +615,12 @@ def test_exemplars_scores_and_unknown_words_are_of_the_whole_dialogue(responder,
     assert "qwxz" in made.reply(["Qwxz!", "Hm", "Hello"], 1, seed=0).unknown
 
 
+def test_seed_0_is_a_seed_and_without_one_each_reply_has_its_own(responder):
+    first = responder.reply(DIALOGUE, 2, seed=0)
+    assert first.seed == 0 and responder.reply(DIALOGUE, 2, seed=0) == first
+    assert len({responder.reply(DIALOGUE, 1).seed for _ in range(3)}) > 1
+
+
 def test_what_a_dialogue_loses_is_counted(responder):
     writer = responder.writer
     assert writer.settings.src_len == 40
@@ -668,6 +674,8 @@ def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_pat
     assert isinstance(responder.writer, CausalWriter)
     answer = responder.reply(DIALOGUE, n_candidates=5, seed=3, target={"emo": 1})
     assert answer == responder.reply(DIALOGUE, n_candidates=5, seed=3, target={"emo": 1})
+    spaced = [text.replace(" ", " \n ") for text in DIALOGUE]
+    assert answer == responder.reply(spaced, n_candidates=5, seed=3, target={"emo": 1})
     assert len(answer.exemplars) == 3 and answer.scores.keys() == {"emo"}
 
     writer = responder.writer
