@@ -625,7 +625,8 @@ def test_what_a_dialogue_loses_is_counted(responder):
     writer = responder.writer
     assert writer.settings.src_len == 40
     assert writer.unread(["hello there"]) == 0
-    assert writer.unread(["a " * 50]) == 1
+    assert writer.unread(["a " * 39]) == 0  # with its end as many as are read
+    assert writer.unread(["a " * 40]) == writer.unread(["a " * 50]) == 1
     assert writer.unread(["a " * 10, "b " * 18, "c " * 19]) == 1  # 19 + 1 and 18 + 1 fit, no whole turn more
     assert writer.unread(["a", "b " * 18, "c " * 25]) == 2
 
