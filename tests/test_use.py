@@ -32,7 +32,7 @@ from DPR.retriever import Retriever
 from models import Generator, token_nll
 from options import Paths, UserError
 from pretrained import load_tokenizer
-from responder import CausalWriter, Responder, Weights, mean_log_probability
+from responder import Answer, CausalWriter, Responder, Weights, mean_log_probability
 from session import Session
 from settings import Decoding, pick
 from vocabulary import logits_nll
@@ -639,6 +639,14 @@ def test_what_a_long_dialogue_loses_is_said(responder, capsys):
     options = pick(conversation.RespondOptions, respond.parse_args([]))
     conversation.once(responder, ["Hello", "Hi", "and " * 38 + "so"], options)
     assert "its oldest 2 turns were left out or cut" in capsys.readouterr().err
+
+
+def test_of_many_unknown_words_the_first_are_named_and_that_there_are_more():
+    def note(words: list[str]) -> str:
+        [said] = Answer("Hm.", [], [], 0, None, 0, words).notes
+        return said.partition(": ")[2]
+
+    assert note([*"abcde"]) == "a, b, c, d, e" and note([*"abcdef"]) == "a, b, c, d, e ..."
 
 
 def test_the_flags_of_a_choice_and_of_decoding_arrive(home):
