@@ -669,7 +669,7 @@ def test_turns_that_no_reply_is_written_to_are_refused(responder, turns):
 def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_path, monkeypatch):
     base = save_llama(tmp_path / "llama", make_tokenizer(CHATML))
     model = CausalGenerator.start(
-        base, rank=2, cache=tmp_path, exemplars="prepend", src_len=60, exemplar_len=40
+        base, rank=2, cache=tmp_path, exemplars="prepend", src_len=60, exemplar_len=200
     )
     model.save_pretrained(tmp_path / "run", half=False)
     responder = Responder.from_pretrained(
@@ -701,6 +701,15 @@ def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_pat
         nll = example_nll(logits_nll(writer.model(batch), batch["target_ids"]), batch)
     assert found == pytest.approx(-float(nll[0]), abs=1e-4)
     assert writer.unread(DIALOGUE) > 0 and writer.unread(["Hi."]) == 0
+
+    said = Example("a", 4, "", DIALOGUE, "I am so sorry to hear that.")
+    layout = writer.settings.layout | {"tgt_len": None}
+    whole = causal_data([said], writer.tokenizer, packed=False, exemplars=[REPLIES], **layout).collate([0])
+    with torch.no_grad():
+        nll = logits_nll(writer.model(whole), whole["target_ids"]).mean()
+        given = writer.log_probability(DIALOGUE, REPLIES, said.response)
+        assert given == pytest.approx(-float(nll), abs=1e-5)
+        assert given != pytest.approx(writer.log_probability(DIALOGUE, [], said.response), abs=1e-5)
 
 
 GENERATOR = "saved/glove-t5/exemplars"
