@@ -762,6 +762,18 @@ def test_critics_are_used_on_the_layout_they_are_trained_on(
         assert critic.lengths[row] == len(context + reply)
 
 
+def test_the_end_of_a_whole_reply_stays_the_models_own_beside_one_that_was_cut():
+    batch = {
+        "labels": torch.tensor([[5, EOS, -100], [5, 6, 7]]),
+        "reply_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    }
+    soft, ending = torch.rand(2, 3, 4), torch.rand(4)
+    closed, mask = close_replies(soft, batch, 9, torch.tensor(EOS), ending)
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert closed[0, :2].equal(soft[0, :2])
+    assert closed[1].equal(torch.cat([soft[1], ending[None]]))
+
+
 def test_critic_batches_carry_names_and_targets_of_the_rows_chosen(tokenizer):
     settings = SimpleNamespace(context_len=4, reply_len=4)
     data = dataloaders.critic_data([["a"], ["b"], ["c"]], ["d", "e", "f"], [0, 1, 2], tokenizer, settings)
