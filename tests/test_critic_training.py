@@ -16,7 +16,7 @@ import train_sentiment_regressor
 from corpora import listener_turns, read_pairs
 from critics import Critic, loss_batches
 from dataloaders import Data
-from mixtures import Mixtures
+from mixtures import Mixtures, mean_target
 from models import Critic as CriticModel
 from models import CriticSettings, Mixture
 from options import Paths, UserError
@@ -74,6 +74,24 @@ def test_a_mixed_reply_keeps_its_target_as_long_as_it_keeps_half_of_its_words(so
     torch.testing.assert_close(targets.sum(1), whole.sum(1))  # an example counts as much as before
     torch.testing.assert_close(targets[own >= 0.5], whole[own >= 0.5])
     torch.testing.assert_close(targets[own == 0], whole[own == 0].sum(1, keepdim=True) * mean)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_as_many_replies_are_mixed_as_is_asked_and_a_score_is_drawn_to_the_mean(share):
+    ids, scores = torch.randint(9, (400, 3)), torch.linspace(-1, 1, 400)
+    batch = {"input_ids": ids, "reply_mask": torch.ones_like(ids), "targets": scores}
+    drawn = Mixtures(share, torch.full((9,), 1 / 9), torch.tensor(0.3)).draw(batch)
+    own = drawn["own"][:, 0]
+    assert bool((own == 1).all()) == (share == 0) and bool((own < 1).all()) == (share == 1)
+    kept = (2 * own).clamp(max=1)
+    torch.testing.assert_close(drawn["targets"], kept * scores + (1 - kept) * 0.3)
+
+
+def test_what_is_known_of_a_reply_that_says_nothing_is_the_mean_of_the_targets():
+    assert float(mean_target([0.0, 0.0, 1.0], 1)) == pytest.approx(1 / 3)
+    assert mean_target([0, 1, 1, 1], 2).tolist() == [0.25, 0.75]
+    soft = mean_target([[0.5, 0.5], [0.0, 0.5]], 2)  # of which the second counts half as much
+    assert soft.tolist() == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pairs(
