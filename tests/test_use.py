@@ -224,6 +224,20 @@ def test_standard_input_is_scored_a_reply_a_line(home, monkeypatch, capsys):
     assert "What happened?\n  emo " in capsys.readouterr().out
 
 
+def test_a_levels_probability_stands_under_its_level_and_one_context_is_for_all_lines(home, tmp_path):
+    (tmp_path / "in.txt").write_text("I am so sorry.\nWhat happened?\n")
+    critic, output = Paths(home).critic("emo", "t5"), tmp_path / "out.csv"
+    words = ["--emo", str(critic), "--input", str(tmp_path / "in.txt"), "--output", str(output)]
+    run(score, home, *words, "--context", "My dog died.")
+    rows = pd.read_csv(output)
+    texts, scorer = ["I am so sorry.", "What happened?"], Critic.from_pretrained(critic, Session("cpu"))
+    after, alone = scorer.score(texts, [("My dog died.",)] * 2), scorer.score(texts)
+    for level in (0, 1):
+        shown = rows[f"critic_emo_p{level}"].tolist()
+        assert shown == pytest.approx([found.probabilities[level] for found in after], abs=1e-4)
+    assert after[0].value != pytest.approx(alone[0].value, abs=2e-4)
+
+
 def test_an_interrupted_scoring_goes_on_where_it_stopped(home, tmp_path, monkeypatch):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"n": n, "reply": f"{REPLIES[n % 3]} {n}"} for n in range(40)]
