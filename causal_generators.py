@@ -212,19 +212,21 @@ class CausalPredictor(Predictor):
     def batch(self, number: int, numbers: list[int]) -> dict[str, np.ndarray]:
         session, model = self.session, self.causal
         gold = session.move(self.data.collate(numbers))
-        texts = {}
+        texts, each = {}, None
         with (
             torch.inference_mode(),
             session.autocast(),
             own_random_stream(hash_seed(self.decoding.seed, number)),
         ):
-            each = logits_nll(model(gold), gold["target_ids"])  # (N,)
-            nll = example_nll(each, gold)  # (E,)
             if self.prompts:
                 prompts = session.move(self.prompts.collate(numbers))
-                replies = np.array(model.replies(self.write(prompts)))
+                ids, each = self.write(prompts, gold)
+                replies = np.array(model.replies(ids))
                 written = dict(zip(numbers, replies.reshape(len(numbers), -1), strict=True))
                 texts["response"] = np.stack([written[n] for n in gold["examples"].tolist()])
+            if each is None:
+                each = logits_nll(model(gold), gold["target_ids"])  # (N,)
+            nll = example_nll(each, gold)  # (E,)
         tokens = torch.bincount(gold["example_of"], minlength=len(nll))
         # an example's targets stand in a row, so that its end is the last of them
         places = torch.arange(len(each), device=each.device)
@@ -241,14 +243,25 @@ class CausalPredictor(Predictor):
             **texts,
         }
 
-    def write(self, prompts: dict) -> Tensor:
-        """(B * replies, T) new tokens, the replies to one prompt side by side."""
+    def write(self, prompts: dict, gold: dict | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B * replies, T) new tokens, the replies to one prompt side by side; and (N,) the nll of the
+        targets of `gold`, where they could follow the prompts once these were read."""
         model, decoding = self.causal, self.decoding
         if decoding.beams > 1 or decoding.no_repeat_ngram or not cache_name(model.lm):
             with strict_but_for_top_p(self.arguments):
-                return model.generate(prompts, **self.arguments)
+                return model.generate(prompts, **self.arguments), None
         draws = torch.rand(len(prompts["input_ids"]), decoding.replies, decoding.max_new_tokens)
-        return sample(model, prompts, draws, decoding).ids
+        follow = gold_replies(gold) if gold and side_by_side(model.lm) else None
+        found = sample(model, prompts, draws, decoding, follow)
+        return found.ids, found.nll
+
+
+def gold_replies(gold: dict) -> Tensor:
+    """(B, T) the targets of each sequence of a batch that has one reply each, padded with -1."""
+    counts = gold["target_mask"].sum(1)  # (B,)
+    places = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+    ids = gold["target_ids"].new_full(places.shape, -1)
+    return ids.masked_scatter(places, gold["target_ids"])
 
 
 def gold_and_prompts(

@@ -19,6 +19,7 @@ from causal_models import CausalGenerator
 from chats import pad_id
 from options import UserError
 from settings import Decoding
+from vocabulary import logits_nll
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Sampled:
     ids: Tensor  # (B * N, T), ended by the end token where it ended, padded
     log_probability: Tensor  # (B * N,) mean over its tokens, its end included, in nats, of the plain model
     tokens: Tensor  # (B * N,) how many those are
+    nll: Tensor | None = None  # (G,) of the tokens of `gold`, in nats
 
 
 def choose(logits: Tensor, draws: Tensor, decoding: Decoding) -> Tensor:
@@ -55,13 +57,17 @@ def running_sum(chance: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decoding) -> Sampled:
+def sample(
+    model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decoding, gold: Tensor | None = None
+) -> Sampled:
     """N replies to each prompt of a batch (`chats.prompt_data`).
 
     draws: (B, N, T) uniform in [0, 1): a reply is a function of its prompt and its own draws. The control
     tokens that `CausalGenerator.generate` bans are never drawn, though they have their share of the
     probability. A model whose cache cannot be split (recurrent or convolutional layers) reads the prompt once
-    a reply. Raises `UserError` for a model that keeps no cache of keys and values.
+    a reply. gold: (B, T) another reply to each prompt, padded with -1, whose G tokens' likelihood is found on
+    the way, of a model whose cache can be cut (`side_by_side`). Raises `UserError` for a model that keeps no
+    cache of keys and values.
     """
     lm, device = model.lm, batch["input_ids"].device
     count, most = draws.shape[1:]
@@ -86,6 +92,7 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
     if not splits:
         prompts, mask = prompts.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
     logits = read(prompts, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    nll = None if gold is None else followed(model, cached, mask, logits, gold.to(device))
     if splits:
         cache.batch_repeat_interleave(count)
         logits, mask = logits.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
@@ -111,7 +118,31 @@ def sample(model: CausalGenerator, batch: dict, draws: Tensor, decoding: Decodin
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logits = read(chosen[:, None], mask, position[:, None])
         position = position + 1
-    return Sampled(ids[:, : int(tokens.max())], total / tokens, tokens)
+    return Sampled(ids[:, : int(tokens.max())], total / tokens, tokens, nll)
+
+
+def followed(model: CausalGenerator, cached: dict, mask: Tensor, logits: Tensor, gold: Tensor) -> Tensor:
+    """(G,) nll of the tokens of `gold` (B, T), row after row, behind the prompts that a cache holds, which
+    is left as it was. `mask` (B, L) and `logits` (B, V): the prompts', and what follows them."""
+    written = gold >= 0  # (B, T)
+    found = torch.zeros(gold.shape, device=gold.device)
+    found[:, 0] = logits_nll(logits, gold[:, 0])
+    if gold.shape[1] > 1:
+        behind = written[:, 1:]
+        steps = torch.arange(gold.shape[1] - 1, device=gold.device)
+        # (B, T - 1, D) -> (1, G - B, D)
+        with model.head_reads(lambda hidden: hidden[behind][None]):
+            read = model.lm(
+                input_ids=gold[:, :-1].clamp(min=0),
+                attention_mask=torch.cat([mask, written[:, :-1].long()], dim=1),
+                position_ids=mask.sum(1, keepdim=True) + steps,
+                use_cache=True,
+                **cached,
+            )
+        found[:, 1:][behind] = logits_nll(read.logits[0], gold[:, 1:][behind])
+        (cache,) = cached.values()
+        cache.crop(-len(steps))
+    return found[written]
 
 
 def cache_name(lm) -> str | None:

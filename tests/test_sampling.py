@@ -257,7 +257,7 @@ def test_predictions_are_generate_s_whichever_way_writes_them(model, keeps, ngra
     decoding = Decoding(1, 1.0, 6, predict_batch_size=2, no_repeat_ngram=ngram, replies=3)
     data = prompt_data(TALKS, model.tokenizer, **model.settings.layout)
     predictor = causal_generators.CausalPredictor(model, data, data, decoding, Session(device="cpu"))
-    found = model.replies(predictor.write(prompts(model, [2, 3])))
+    found = model.replies(predictor.write(prompts(model, [2, 3]))[0])
     plain = dict(top_k=1, do_sample=True, max_new_tokens=6, no_repeat_ngram_size=ngram)
     expected = [model.replies(model.generate(prompts(model, [n]), **plain))[0] for n in (2, 3)]
     assert found == [text for text in expected for _ in range(3)]
@@ -269,7 +269,7 @@ def test_beams_are_searched_where_they_are_asked_for(model):
     for beams in (4, 1):
         decoding = Decoding(1, 1.0, 12, beams=beams)
         predictor = causal_generators.CausalPredictor(model, data, data, decoding, Session(device="cpu"))
-        found.append(model.replies(predictor.write(prompts(model, [0, 1, 2, 3]))))
+        found.append(model.replies(predictor.write(prompts(model, [0, 1, 2, 3]))[0]))
     searched, greedy = found
     plain = dict(num_beams=4, do_sample=False, max_new_tokens=12)
     assert searched == model.replies(model.generate(prompts(model, [0, 1, 2, 3]), **plain)) != greedy
@@ -306,3 +306,25 @@ def test_among_all_words_is_among_as_many_as_there_are():
     logits, draws = torch.randn(40, 7), torch.rand(40)
     every = [choose(logits, draws, Decoding(k, 1.0, 6)) for k in (0, 7)]
     assert torch.equal(*every) and len(set(every[0].tolist())) > 3
+
+
+@pytest.mark.parametrize("replies", [1, 3])
+def test_gold_replies_behind_prompts_that_were_read_are_as_likely_as_read_anew(model, monkeypatch, replies):
+    layout = model.settings.layout
+    gold = causal_data(TALKS, model.tokenizer, packed=False, **layout | {"tgt_len": None})
+    data = prompt_data(TALKS, model.tokenizer, **layout)
+    decoding = Decoding(5, 1.0, 12, replies=replies)
+    predictor = causal_generators.CausalPredictor(model, gold, data, decoding, Session(device="cpu"))
+    numbers = [3, 0, 2, 1]
+    read = []
+    forward = CausalGenerator.forward
+    monkeypatch.setattr(CausalGenerator, "forward", lambda *given: (read.append(1), forward(*given))[1])
+    quick = predictor.batch(0, numbers)
+    assert not read, "the prompts are read once"
+    monkeypatch.setattr(causal_generators, "side_by_side", lambda lm: False)
+    plain = predictor.batch(0, numbers)
+    assert read and quick.keys() == plain.keys()
+    for name in ("numbers", "tokens", "unknown", "response"):
+        assert quick[name].tolist() == plain[name].tolist()
+    for name in ("nll", "nll_end"):
+        assert quick[name].tolist() == pytest.approx(plain[name].tolist(), abs=1e-4)
