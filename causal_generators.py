@@ -251,13 +251,17 @@ class CausalPredictor(Predictor):
             with strict_but_for_top_p(self.arguments):
                 return model.generate(prompts, **self.arguments), None
         draws = torch.rand(len(prompts["input_ids"]), decoding.replies, decoding.max_new_tokens)
-        follow = gold_replies(gold) if gold and side_by_side(model.lm) else None
+        follow = gold_replies(gold, prompts) if gold and side_by_side(model.lm) else None
         found = sample(model, prompts, draws, decoding, follow)
         return found.ids, found.nll
 
 
-def gold_replies(gold: dict) -> Tensor:
-    """(B, T) the targets of each sequence of a batch that has one reply each, padded with -1."""
+def gold_replies(gold: dict, prompts: dict) -> Tensor | None:
+    """(B, T) the targets of each sequence of a batch that has one reply each, padded with -1; None where they
+    do not all stand behind their prompts: only in these are earlier replies cut to --tgt-len."""
+    before = gold["input_ids"][gold["attention_mask"].bool() & ~gold["target_mask"]]
+    if not torch.equal(before, prompts["input_ids"][prompts["attention_mask"].bool()]):
+        return None
     counts = gold["target_mask"].sum(1)  # (B,)
     places = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
     ids = gold["target_ids"].new_full(places.shape, -1)

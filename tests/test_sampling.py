@@ -328,3 +328,13 @@ def test_gold_replies_behind_prompts_that_were_read_are_as_likely_as_read_anew(m
         assert quick[name].tolist() == plain[name].tolist()
     for name in ("nll", "nll_end"):
         assert quick[name].tolist() == pytest.approx(plain[name].tolist(), abs=1e-4)
+
+
+def test_a_gold_reply_has_its_whole_history_where_a_prompts_earlier_replies_are_cut(model, monkeypatch):
+    layout = model.settings.layout | {"tgt_len": 3}
+    gold = causal_data(TALKS, model.tokenizer, packed=False, **layout | {"tgt_len": None})
+    data = prompt_data(TALKS, model.tokenizer, **layout)
+    predictor = causal_generators.CausalPredictor(model, gold, data, Decoding(5, 1.0, 4), Session("cpu"))
+    found = predictor.batch(0, [0, 1, 2, 3])
+    monkeypatch.setattr(causal_generators, "side_by_side", lambda lm: False)
+    assert found["nll"].tolist() == pytest.approx(predictor.batch(0, [0, 1, 2, 3])["nll"].tolist(), abs=1e-4)
