@@ -262,7 +262,7 @@ def test_a_new_rule_needs_nothing_but_its_name_and_its_group(prepared, tmp_path,
 def test_exemplars_are_found_by_the_pooling_that_is_asked_for(prepared, tmp_path):
     found = []
     for name, flags in (("own", []), ("cls", ["--pooling", "cls"]), ("mean", ["--pooling", "mean"])):
-        run(prepared, "--splits", "valid", "--output", str(tmp_path / name), *flags)
+        run(prepared, "--candidates", "all", "--splits", "valid", "--output", str(tmp_path / name), *flags)
         found.append(pd.read_csv(Paths(prepared, exemplars=tmp_path / name).exemplars("valid"))["scores"])
     own, cls, mean = found
     assert own.equals(cls) and (cls != mean).all()
