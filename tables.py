@@ -394,12 +394,13 @@ def write_cases(
 
 
 def levels(page: Page, judged: Sequence[str]) -> tuple[list[tuple[str, dict]], dict[str, str]]:
-    """(rows, titles) of the levels that the judges `judged` see, for `plot_levels`; gold is the first."""
+    """(rows, titles) of the levels that the judges `judged` see, for `plot_levels`; gold is the first. Left
+    out: the constant reply, far from all others."""
     keys = [f"{judge}_{dim}_level" for judge in judged for dim in DIMENSIONS]
     columns = {c.key: c for c in page.columns if c.key in keys}
     rows = []
     for row in page.comparison.rows:
-        if row.kind in ("gold", "floor", "system"):
+        if row.kind in ("gold", "floor", "system") and row.name != floors.CONSTANT:
             known = {key: page.table[row.name][key] for key in columns if key in page.table[row.name]}
             rows.append(
                 (row.name, {key: (e.point, *(columns[key].interval(e) or ())) for key, e in known.items()})
