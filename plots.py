@@ -48,7 +48,7 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
                     axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
         axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
         axis.grid(alpha=0.25)
-    lines = [pyplot.Line2D([], [], color=colours[n], label=name) for n, name in enumerate(logs)]
+    lines = [pyplot.Line2D([], [], color=colours[n], label=as_it_is(name)) for n, name in enumerate(logs)]
     lines += [
         pyplot.Line2D([], [], color="grey", label="train"),
         pyplot.Line2D([], [], color="grey", linestyle="--", marker="o", markersize=4, label="valid"),
@@ -75,7 +75,7 @@ def plot_levels(
         return False
     across = min(len(titles), len(DIMENSIONS))
     down = -(-len(titles) // across)
-    names = ["\n".join(textwrap.wrap(name, 46)) or name for name, _ in rows]
+    names = [as_it_is("\n".join(textwrap.wrap(name, 46)) or name) for name, _ in rows]
     height = sum(0.12 + 0.17 * (1 + name.count("\n")) for name in names)
     figure, axes = pyplot.subplots(
         down,
@@ -100,7 +100,7 @@ def plot_levels(
                 if span:
                     axis.plot(span, [place, place], color=colour, linewidth=1.5)
                 axis.plot([value], [place], "D" if place in gold else "o", color=colour, markersize=4)
-        axis.set(title=title, ylim=(len(rows) - 0.4, -0.6))
+        axis.set(title=as_it_is(title), ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(range(len(rows)), names, fontsize="small")
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x", alpha=0.25)
@@ -152,7 +152,7 @@ def plot_control(table: pd.DataFrame, target: Path) -> None:
             axis.set_xticks(counts, [f"{count:g}" for count in counts])
             axis.set(title=dimension.title, ylim=(0, 1))
             axis.grid(alpha=0.25)
-        line[0].set_ylabel(f"level, by {judge}")
+        line[0].set_ylabel(as_it_is(f"level, by {judge}"))
     for axis in axes[-1]:
         axis.set_xlabel("candidates")
     lines = [
@@ -166,6 +166,11 @@ def plot_control(table: pd.DataFrame, target: Path) -> None:
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 5))
     save(figure, target)
+
+
+def as_it_is(text: str) -> str:
+    """So that matplotlib sees no formula in somebody's name."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: Any, target: Path, about: str = "") -> None:

@@ -400,6 +400,14 @@ def test_levels_stand_beside_the_gold_replies_that_come_before_them(tmp_path, mo
     assert not plots.plot_levels(rows, {}, [0], tmp_path / "none.png")
 
 
+def test_a_name_is_no_formula_in_a_picture(tmp_path):
+    name = r"my$^$runs_\$"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "nll": 2.0}\n')
+    assert plots.plot_learning([{"name": name, "folder": str(tmp_path / name)}], tmp_path / "curves.png")
+    assert plots.plot_levels([(name, {"k": (0.5,)})], {"k": name}, [0], tmp_path / "levels.png")
+
+
 # --------------------------------------------------------------------------------------------- in the browser
 
 
