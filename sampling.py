@@ -8,6 +8,7 @@ V words, K words to choose among.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,18 +82,25 @@ def sample(
         )
     cached = {name: cache}
 
-    def read(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """(R, L) more tokens -> (R, V) logits of what follows the last of them."""
-        with model.head_reads(lambda hidden: hidden[:, -1:]):
+    def read(ids: Tensor, mask: Tensor, positions: Tensor, asked: Callable[[Tensor], Tensor]) -> Tensor:
+        """(R, L) more tokens -> logits of what follows those that `asked` takes out of (R, L, D)."""
+        with model.head_reads(asked):
             found = lm(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **cached)
-        return found.logits[:, -1].float()
+        return found.logits  # type: ignore[no-any-return]
+
+    def last(hidden: Tensor) -> Tensor:
+        return hidden[:, -1:]
 
     splits = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
     prompts, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
     if not splits:
         prompts, mask = prompts.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
-    logits = read(prompts, mask, (mask.cumsum(1) - 1).clamp(min=0))
-    nll = None if gold is None else followed(model, cached, mask, logits, gold.to(device))
+    logits = read(prompts, mask, (mask.cumsum(1) - 1).clamp(min=0), last)[:, -1].float()  # (R, V)
+    nll = None
+    if gold is not None:
+        nll = followed(read, mask, logits, gold.to(device))
+        if gold.shape[1] > 1:  # 0 means all of it to older releases
+            cache.crop(1 - gold.shape[1])
     if splits:
         cache.batch_repeat_interleave(count)
         logits, mask = logits.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
@@ -116,32 +124,24 @@ def sample(
             going, chosen, mask, position = going[kept], chosen[kept], mask[kept], position[kept]
             writing = writing[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = read(chosen[:, None], mask, position[:, None])
+        logits = read(chosen[:, None], mask, position[:, None], last)[:, -1].float()
         position = position + 1
     return Sampled(ids[:, : int(tokens.max())], total / tokens, tokens, nll)
 
 
-def followed(model: CausalGenerator, cached: dict, mask: Tensor, logits: Tensor, gold: Tensor) -> Tensor:
-    """(G,) nll of the tokens of `gold` (B, T), row after row, behind the prompts that a cache holds, which
-    is left as it was. `mask` (B, L) and `logits` (B, V): the prompts', and what follows them."""
+def followed(read: Callable[..., Tensor], mask: Tensor, logits: Tensor, gold: Tensor) -> Tensor:
+    """(G,) nll of the tokens of `gold` (B, T), row after row, which `read` is given behind the prompts.
+    `mask` (B, L) and `logits` (B, V): the prompts', and what follows them."""
     written = gold >= 0  # (B, T)
     found = torch.zeros(gold.shape, device=gold.device)
     found[:, 0] = logits_nll(logits, gold[:, 0])
     if gold.shape[1] > 1:
         behind = written[:, 1:]
-        steps = torch.arange(gold.shape[1] - 1, device=gold.device)
+        known = torch.cat([mask, written[:, :-1].long()], dim=1)  # (B, L + T - 1)
+        places = mask.sum(1, keepdim=True) + torch.arange(behind.shape[1], device=gold.device)
         # (B, T - 1, D) -> (1, G - B, D)
-        with model.head_reads(lambda hidden: hidden[behind][None]):
-            read = model.lm(
-                input_ids=gold[:, :-1].clamp(min=0),
-                attention_mask=torch.cat([mask, written[:, :-1].long()], dim=1),
-                position_ids=mask.sum(1, keepdim=True) + steps,
-                use_cache=True,
-                **cached,
-            )
-        found[:, 1:][behind] = logits_nll(read.logits[0], gold[:, 1:][behind])
-        (cache,) = cached.values()
-        cache.crop(-len(steps))
+        after = read(gold[:, :-1].clamp(min=0), known, places, lambda hidden: hidden[behind][None])
+        found[:, 1:][behind] = logits_nll(after[0], gold[:, 1:][behind])
     return found[written]
 
 
