@@ -371,20 +371,20 @@ def is_of(picture: Path, about: str) -> bool:
     return picture.exists() and html.escape(about, quote=False) in picture.read_text(encoding="utf-8")
 
 
-def rendered(root: Path) -> dict[Path, str]:
-    """{file: what it should be}, of the project at `root`."""
+def rendered(root: Path, data: Mapping[str, Any], results: Results) -> dict[Path, str]:
+    """{file: what it should be}, of the project at `root` and the `data` of its file."""
     file, readme = root / FILE, root / "README.md"
-    data = content(file)
-    results = parse(data, str(file))
     text = with_part(readme.read_text(encoding="utf-8"), readme_part(results))
     return {file: dump(data), readme: text, root / "docs" / "results.md": page(results)}
 
 
 def render(root: Path) -> None:
-    for file, text in rendered(root).items():
+    data = content(root / FILE)
+    results = parse(data, str(root / FILE))
+    for file, text in rendered(root, data, results).items():
         storage.write_text(file, text)
         print(f"written: {file}")
-    for file, (asked, about) in pictures(root, read(root / FILE)).items():
+    for file, (asked, about) in pictures(root, results).items():
         if not is_of(file, about):  # another matplotlib would draw the same figures in other bytes
             from plots import plot_levels
 

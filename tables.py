@@ -397,15 +397,16 @@ def levels(page: Page, judged: Sequence[str]) -> tuple[list[tuple[str, dict]], d
     """(rows, titles) of the levels that the judges `judged` see, for `plot_levels`; gold is the first. Left
     out: the constant reply, far from all others."""
     keys = [f"{judge}_{dim}_level" for judge in judged for dim in DIMENSIONS]
-    columns = {c.key: c for c in page.columns if c.key in keys}
+    columns = [c for c in page.columns if c.key in keys]
     rows = []
     for row in page.comparison.rows:
-        if row.kind in ("gold", "floor", "system") and row.name != floors.CONSTANT:
-            known = {key: page.table[row.name][key] for key in columns if key in page.table[row.name]}
-            rows.append(
-                (row.name, {key: (e.point, *(columns[key].interval(e) or ())) for key, e in known.items()})
-            )
-    return [row for row in rows if row[1]], {key: score_name(key) for key in columns}
+        known = page.table[row.name]
+        points = {
+            c.key: (known[c.key].point, *(c.interval(known[c.key]) or ())) for c in columns if c.key in known
+        }
+        if points and row.kind in ("gold", "floor", "system") and row.name != floors.CONSTANT:
+            rows.append((row.name, points))
+    return rows, {c.key: score_name(c.key) for c in columns}
 
 
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:

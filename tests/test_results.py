@@ -23,8 +23,8 @@ def data() -> dict:
     return results.load((ROOT / results.FILE).read_text(encoding="utf-8"))
 
 
-def test_the_readme_and_the_page_of_results_are_rendered_from_the_data():
-    for file, text in results.rendered(ROOT).items():
+def test_the_readme_and_the_page_of_results_are_rendered_from_the_data(data):
+    for file, text in results.rendered(ROOT, data, results.parse(data)).items():
         assert file.read_text(encoding="utf-8") == text, f"{file.name}: python reproduce.py --render"
 
 

@@ -497,7 +497,7 @@ def test_lines_under_references_that_come_again_answer_a_whole_set_in_its_order(
 def test_of_two_replies_to_one_history_nobody_guesses_which_is_meant(tmp_path):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), f"gold {n}") for n in range(3)]
     rows = [{"context": f"h {n}", "response": f"reply {line}"} for line, n in enumerate((0, 0, 1, 2))]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows_file(tmp_path / "p.jsonl", rows)
     [system] = read_system(tmp_path / "p.jsonl", items, "test", Paths(tmp_path))
     assert (system.numbers, system.replies) == ([1, 2], ["reply 2", "reply 3"])
 
