@@ -165,15 +165,16 @@ def sequences(
     whole: bool = True,
     conversations: int = 0,
     marks_seed: int | None = None,
+    packed: bool = True,
 ) -> SplitData:
-    """Sequences for training and likelihood, packed where there are no exemplars. `whole`: replies are not
+    """Sequences for training and likelihood, `packed` where there are no exemplars. `whole`: replies are not
     cut. `marks_seed`: replies get their marks, of which this seed leaves some out; None: no marks."""
     examples, exemplars = read_split(model, split, paths, conversations)
     layout: dict[str, Any] = model.settings.layout | ({"tgt_len": None} if whole else {})
     if marks_seed is not None:
         layout["marks"] = marks.of_split(split, examples, paths, marks_seed)
     data = causal_data(
-        examples, model.tokenizer, packed=True, exemplars=exemplars, cache=paths.cache, **layout
+        examples, model.tokenizer, packed=packed, exemplars=exemplars, cache=paths.cache, **layout
     )
     return SplitData(examples, data)
 
@@ -340,7 +341,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         del trained
     # the others are measured without marks: in use nobody knows a reply's levels before it is written
     marks_seed = options.seed if options.control else None
-    data = sequences(model, "train", paths, whole=False, marks_seed=marks_seed)
+    data = sequences(model, "train", paths, whole=False, marks_seed=marks_seed, packed=options.pack)
     held = sequences(model, "valid", paths, conversations=options.valid_conversations)
     # read before the training: what would be missing after it is missed now
     split = command.predict_split

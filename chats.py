@@ -116,6 +116,7 @@ class Row:
     ids: np.ndarray  # (L,)
     owner: np.ndarray  # (L,)
     prompt: int  # tokens before the last reply
+    bare: int  # tokens without exemplars and marks
 
 
 def conversation_rows(
@@ -190,8 +191,10 @@ def conversation_rows(
                 ids += [text, before]
                 owner.append(np.full(len(text) + len(before), -1))
         whole = join(ids)
-        return Row(whole, join(owner), len(whole) - len(turns[last]) - 1)
+        added = len(ids[0]) - len(plain_head) + len(encoded[marked[numbers[-1]]])
+        return Row(whole, join(owner), len(whole) - len(turns[last]) - 1, len(whole) - added)
 
+    plain_head = join([encoded[opening], encoded[chat.after_system]])
     rows = []
     for numbers in _conversations(examples, packed and exemplars is None and marks is None):
         longest = examples[numbers[-1]]
@@ -299,7 +302,8 @@ def causal_data(examples: Sequence[Example], tokenizer, **layout) -> Data:
             "examples": present,
         }
 
-    return Data([len(r.ids) for r in rows], collate, [int((r.owner >= 0).sum()) for r in rows])
+    targets = [int((r.owner >= 0).sum()) for r in rows]
+    return Data([len(r.ids) for r in rows], collate, targets, bare_lengths=[r.bare for r in rows])
 
 
 def prompt_data(examples: Sequence[Example], tokenizer, **layout) -> Data:

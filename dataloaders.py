@@ -168,6 +168,9 @@ class Data:
     """Examples ready for the loop: `collate(list of numbers)` gives one batch of CPU tensors, `lengths` its
     cost.
 
+    `bare_lengths`: without exemplars and marks, where these lengthen an example. Batches are made by them
+    where no `batch_tokens` bounds what is padded: runs of one seed then learn the same turns in the same
+    order, whatever is put before these.
     `further_lengths`: of what else takes memory: replies to be written (their logits), a question's passages.
     `cut`: {flag: how many examples have a text of more tokens than it lets through}.
     """
@@ -176,14 +179,14 @@ class Data:
     collate: Callable[[list[int]], dict]
     further_lengths: list[int] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
+    bare_lengths: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def plan(self, batch_size: int, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-        return plan_epoch(
-            self.lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch
-        )
+        lengths = self.lengths if batch_tokens else self.bare_lengths or self.lengths
+        return plan_epoch(lengths, batch_size=batch_size, batch_tokens=batch_tokens, seed=seed, epoch=epoch)
 
 
 #: what a flag cuts, and from which share of it on the flag is too small for its tokenizer: of cut replies few
@@ -374,4 +377,6 @@ def generator_data(
         return batch
 
     lengths = [len(r.source) + len(r.reply) for r in rows]
-    return Data(lengths, collate, [len(r.reply) for r in rows], cut)
+    # in a source speaker 0 is an exemplar's
+    bare = [length - int((r.speakers == 0).sum()) for length, r in zip(lengths, rows, strict=True)]
+    return Data(lengths, collate, [len(r.reply) for r in rows], cut, bare)

@@ -254,6 +254,7 @@ class CausalOptions:
     src_len: int
     tgt_len: int
     valid_conversations: int
+    pack: bool
     control: str | None
     seed: int
     init_from: str | None = None

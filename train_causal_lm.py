@@ -15,6 +15,8 @@ soft losses need a generator that shares their vocabulary, so there are none her
 the lowest validation nll. Afterwards the run's predictions.tsv and likelihood.csv, as of every generator.
 """
 
+import argparse
+
 import options
 from commands import (
     add_control,
@@ -60,6 +62,13 @@ def parse_args(argv=None):
         type=COUNT,
         default=0,
         help="evaluate on the first so many conversations of the validation split; 0: all",
+    )
+    add(
+        "--pack",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a dialogue without exemplars or marks is one sequence with all its listener turns; --no-pack: "
+        "each turn its own, and, with --batch-tokens 0, in the order in which a run with exemplars learns it",
     )
     add_init_from(parser)
     add_base(parser)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import causal_generators
 import evaluate_responses
 import train_causal_lm
 import updates
@@ -36,6 +38,32 @@ def flags(trained_copy, tmp_path) -> list[str]:
     short = "--device cpu --max-steps 4 --batch-size 4 --batch-tokens 0 --save-every 1 --log-every 1"
     decoding = "--max-new-tokens 5 --predict-batch-size 8 --valid-conversations 3 --lora-rank 2 --epochs 9"
     return ["--workdir", str(trained_copy), "--model", base, *short.split(), *decoding.split()]
+
+
+def test_a_control_without_exemplars_learns_the_same_turns_in_the_same_order(flags, monkeypatch):
+    """Packed, an example is a dialogue; `--no-pack` makes it a turn, as it is with exemplars before it."""
+    learnt: list[list[tuple[str, int]]] = []
+    made = causal_generators.causal_data
+
+    def watched(examples, tokenizer, **layout):
+        data = made(examples, tokenizer, **layout)
+        if layout["tgt_len"] is None:  # not the training's
+            return data
+
+        def collate(numbers):
+            batch = data.collate(numbers)
+            learnt[-1].extend(examples[n].key for n in batch["examples"])
+            return batch
+
+        return replace(data, collate=collate)
+
+    monkeypatch.setattr(causal_generators, "causal_data", watched)
+    for more in ("--add-exemplars prepend", "--add-exemplars none --no-pack", "--add-exemplars none"):
+        learnt.append([])
+        train_causal_lm.main([*flags, *more.split(), "--no-predict", "--name", f"run-{len(learnt)}"])
+    with_exemplars, control, packed = learnt
+    assert len(control) >= 16 and control == with_exemplars  # four updates of four turns
+    assert len(packed) > len(control)
 
 
 @pytest.mark.parametrize("exemplars", ["none", "prepend"])

@@ -653,6 +653,17 @@ def test_exemplars_stand_marked_before_the_dialogue_and_have_no_speaker(tokenize
     assert real(batch, "source_ids", "source_mask", 1) == real(plain, "source_ids", "source_mask", 1)
 
 
+def test_what_stands_before_the_turns_does_not_change_their_order_in_a_training(tokenizer):
+    long, short = ["l k j i h g"] * 2, ["j"]
+    exemplars = prepended(tokenizer, [short, long], 20)  # the longer example becomes the shorter one
+    with_them, plain = generator(tokenizer, exemplars=exemplars), generator(tokenizer)
+    assert np.argsort(with_them.lengths).tolist() != np.argsort(plain.lengths).tolist()
+    orders = [[d.plan(1, 0, seed, 0) for seed in range(9)] for d in (with_them, plain)]
+    assert orders[0] == orders[1]
+    bounded = with_them.plan(2, sum(with_them.lengths) - 1, 0, 0)
+    assert len(bounded) == 2  # a bound in tokens counts them
+
+
 def test_exemplars_have_a_budget_of_their_own(tokenizer):
     batch = generator(
         tokenizer, src_len=5, exemplars=prepended(tokenizer, [["l k j i h g"] * 3, ["a"]], 6)

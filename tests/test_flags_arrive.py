@@ -93,6 +93,8 @@ def test_what_a_language_model_learns_from(learn, tmp_path):
         for count in (1, 0)
     ]
     assert losses[0] != losses[1]
+    plain = f"{base} --add-exemplars none"
+    assert without_effect(learn, train_causal_lm, plain, ["--no-pack"]) == []
 
 
 def test_what_a_retriever_learns_from(learn, trained_copy, capsys):
