@@ -98,7 +98,7 @@ def show_table(
     if target.exists() and not any(found.get(row.row) for row in asked):
         raise UserError(f"nothing was measured; {target} stays as it was")
     storage.write_text(target, page_of(table, rows))
-    print(f"\n{page_of(table, shown)}\nwritten: {target}. {not_run(table, shown)}")
+    print(f"\n{page_of(table, shown)}\nwritten: {target}. {not_run(shown)}")
 
 
 def as_measured(row: Row, runs: Sequence[dict], reason: str) -> Row:

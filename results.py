@@ -61,6 +61,7 @@ class Table:
     label: str  # what a row is
     columns: dict[str, Column]
     says: str = ""  # below the table
+    brief: str = ""  # the same for the README, where that is long
     evaluate: str = ""  # one command over the runs of all rows: RUNS stands for their folders
     place: str = ""  # folder below the workdir
     plot: str = ""  # what its figure is called, where it has one of its levels: docs/levels-TABLE.svg
@@ -255,7 +256,8 @@ def figures_of(
 
 
 def readme_part(results: Results) -> str:
-    """What stands between the two marks of the README; rows without figures are only named below a table."""
+    """What stands between the two marks of the README: of each table the rows that it should show; rows
+    without figures are only named below it."""
     lines = []
     for table in results.tables.values():
         rows = results.of(table.name)
@@ -264,20 +266,30 @@ def readme_part(results: Results) -> str:
         lines += [f"### {table.title}", "", *paragraph(table.about)]
         lines += [*figures_of(table, shown, columns, all_rows=False), ""]
         lines += [f"![{table.plot}](docs/{table.picture})", ""] * bool(table.plot)
-        lines += paragraph(f"{table.says} {not_run(table, rows)}".strip())
+        said = [table.brief or table.says, not_run(shown), everything(table, rows)]
+        lines += paragraph(" ".join(filter(None, said)))
     return "\n".join(lines)
 
 
-def not_run(table: Table, rows: Sequence[Row]) -> str:
-    """Which rows have no figures of ours, and why."""
+def unreached(rows: Sequence[Row]) -> list[Row]:
+    """Those that somebody means to run here, and nobody has; not what only the paper has."""
+    return [row for row in rows if row.state == "not run" and (row.commands or not row.paper)]
+
+
+def not_run(rows: Sequence[Row]) -> str:
+    """Which of these rows have no figures of ours, and why."""
     reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row.state == "not run" and row.readme and (row.commands or not row.paper):
-            reasons.setdefault(row.reason, []).append(row.name)
-    hidden = sum(not row.readme and row.state == "not run" for row in rows)
-    said = [f"{'; '.join(names)} ({reason})" for reason, names in reasons.items()]
-    said += [f"[{hidden} more](docs/results.md#{table.name})"] * bool(hidden)
-    return f"Not run: {'; '.join(said)}." if said else ""
+    for row in unreached(rows):
+        reasons.setdefault(row.reason, []).append(row.name)
+    said = "; ".join(f"{'; '.join(names)} ({reason})" for reason, names in reasons.items())
+    return f"Not run: {said}." if said else ""
+
+
+def everything(table: Table, rows: Sequence[Row]) -> str:
+    """Where all rows of a table stand, and how many of them have no figures of ours."""
+    missing = len(unreached(rows))
+    but = f" ({missing} not run)" if missing else ""
+    return f"All {len(rows)} rows{but}, with their commands: [docs/results.md](docs/results.md#{table.name})."
 
 
 def page(results: Results) -> str:
