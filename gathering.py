@@ -1,14 +1,17 @@
-"""What is worth carrying away from a machine that is lent for minutes, in one small folder."""
+"""What is worth carrying to a machine that is lent for minutes, and away from it."""
 
 import contextlib
 import shutil
+import tarfile
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from bundled import is_bundled
+import storage
+from bundled import MINILM_PACKAGE, TAKEN, is_bundled, package_folder
 from options import Paths
 
 #: of a run: what it was, what it logged, what a reader of its weights needs, and what it wrote
@@ -17,6 +20,25 @@ OF_RESULTS = ("*.json", "*.md", "*.png", "*.csv", "*.log")
 OWN = {"gathered", ".gathered"}  # in results/: what was gathered, and what is just being
 MEGABYTE = 10**6
 LIMIT = 60 * MEGABYTE
+#: in data/: what the repository has, or what is made from the rest
+NOT_TAKEN = {"sample", "downloads", "cache", "README.md", "splits.json"}
+
+
+def take(paths: Paths, target: Path) -> int:
+    """Pack the prepared data of a workdir, and MiniLM in half precision, for a machine without a network.
+
+    Unpacked in the project's folder there, its commands find both. Returns the bytes of `target`, a .tar.gz.
+    """
+    storage.require_file(paths.data / "prepared.json", f"python prepare_data.py --workdir {paths.root}")
+    minilm = package_folder(MINILM_PACKAGE)
+    with storage.whole_file(target) as part, tarfile.open(part, "w:gz") as packed:
+        for file in sorted(paths.data.iterdir()):
+            if file.name not in NOT_TAKEN and not file.name.startswith("."):
+                packed.add(file, Path("data", file.name))
+        if minilm:
+            for file in sorted((minilm / "model").rglob("*")):
+                pack_smaller(packed, file, Path(TAKEN.name, MINILM_PACKAGE, file.relative_to(minilm)))
+    return target.stat().st_size
 
 
 def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
@@ -62,6 +84,17 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return left
+
+
+def pack_smaller(packed: tarfile.TarFile, file: Path, place: Path) -> None:
+    """A file as it is, weights in half precision."""
+    if file.suffix != ".safetensors":
+        packed.add(file, place, recursive=False)
+        return
+    with tempfile.NamedTemporaryFile(suffix=file.suffix) as smaller:
+        weights = {name: half(tensor) for name, tensor in load_file(file).items()}
+        save_file(weights, smaller.name, metadata={"format": "pt"})
+        packed.add(smaller.name, place)
 
 
 def by_size(files: list[Path]) -> list[tuple[Path, int]]:

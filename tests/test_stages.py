@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import threading
 import time
 from dataclasses import replace
@@ -10,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bundled
+import gathering
 import reproduce
 import stages
 import storage
+from DPR import biencoder
 from gathering import gather
 from options import Paths, UserError
 from recipes import Changes, Group, plan
@@ -355,3 +359,39 @@ def test_two_calls_in_one_workdir_do_not_share_what_they_note(tmp_path, monkeypa
         pytest.raises(UserError, match="another reproduce.py is at work there; wait for it"),
     ):
         reproduce.main(["--recipe", "sample", "--workdir", str(tmp_path)])
+
+
+def test_what_a_machine_without_a_network_needs_is_packed_and_found_there(
+    trained_copy, tmp_path, monkeypatch, capsys
+):
+    package = tmp_path / "site" / bundled.MINILM_PACKAGE
+    shutil.copytree(trained_copy / "data" / "bert-tiny", package / "model")
+    monkeypatch.setattr(gathering, "package_folder", lambda name: package)
+    (trained_copy / "data" / "downloads").mkdir()
+    words = ["--take", str(tmp_path / "lent.tar.gz"), "--workdir", str(trained_copy)]
+    reproduce.main(words)
+    assert "MB; unpack it there: tar -xzf lent.tar.gz" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        reproduce.main(words)
+    assert "lent.tar.gz: already there" in capsys.readouterr().err
+
+    there = tmp_path / "there"
+    with tarfile.open(tmp_path / "lent.tar.gz") as packed:
+        packed.extractall(there, filter="data")
+    for file in [Paths(trained_copy).dialogues("train"), trained_copy / "data" / "prepared.json"]:
+        assert (there / file.relative_to(trained_copy)).read_bytes() == file.read_bytes()
+    assert not (there / "data" / "downloads").exists()
+    monkeypatch.setattr(bundled, "TAKEN", there / "packages")
+    monkeypatch.setattr(bundled, "find_spec", lambda name: None)  # the package is not installed there
+    found = there / "packages" / bundled.MINILM_PACKAGE / "model"
+    assert bundled.package_folder(bundled.MINILM_PACKAGE) == found.parent
+    whole = load_file(package / "model" / "model.safetensors")
+    smaller = load_file(found / "model.safetensors")
+    assert {w.dtype for w in smaller.values()} == {torch.float16} and smaller.keys() == whole.keys()
+    assert all(torch.equal(smaller[name].float(), w.half().float()) for name, w in whole.items())
+    with pytest.raises(UserError, match="is not all-MiniLM-L6-v2"):
+        biencoder.resolve("minilm")
+    known = (storage.sha256(found / "model.safetensors"),)
+    monkeypatch.setattr(biencoder, "MINILM_SHA256", known)
+    begun = biencoder.load_side("minilm", "question")  # and counts in full precision again
+    assert begun.config.pooling == "cls" and {w.dtype for w in begun.parameters()} == {torch.float32}
