@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SAMPLE
@@ -174,6 +175,15 @@ def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, hom
     only = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"))
     assert list(only) == ["emo", "exp", "sentiment"]
     assert "no int critic" in capsys.readouterr().out
+
+
+def test_the_demos_dialogues_are_test_dialogues_that_wait_for_a_reply():
+    said = pd.read_csv(SAMPLE / "empathetic_dialogues" / "test.csv").groupby("conv_id")["utterance"].agg(list)
+    asked = [json.loads(line) for line in (SAMPLE / "dialogues.jsonl").read_text("utf-8").splitlines()]
+    for dialogue in asked:
+        whole = [text.replace("_comma_", ",") for text in said[dialogue["id"]]]
+        assert whole[: len(dialogue["turns"])] == dialogue["turns"] and len(dialogue["turns"]) % 2
+    assert len(asked) == 8
 
 
 def test_the_demos_page_begins_with_the_bundled_replies(without_language_model, tmp_path, monkeypatch):
