@@ -20,6 +20,7 @@ TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), 
 #: a figure and the bounds of its 95 % interval, or a figure alone
 Point = Sequence[float]
 INK, GOLD = "#2f5d8a", "#b8860b"
+CURVE_TICKS = [digit * 10**power for power in range(4) for digit in (1, 1.5, 2, 3, 4, 5, 6, 8)]
 
 
 def plot_learning(systems: list[dict], target: Path) -> bool:
@@ -56,6 +57,22 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
     figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 2 + len(terms)))
     save(figure, target)
     return True
+
+
+def plot_curves(curves: Mapping[str, Sequence[Point]], unit: str, target: Path, about: str = "") -> None:
+    """A line for each of `curves`: {name: (updates, value) of each evaluation}, values in `unit`, on a scale
+    of ratios. `about`: kept within an svg."""
+    figure, axis = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for name, points in curves.items():
+        axis.plot(*zip(*points, strict=True), "o-", label=as_it_is(name), markersize=4)
+    axis.set(xlabel="updates", ylabel=as_it_is(unit), yscale="log")
+    low, high = axis.get_ylim()
+    ticks = [value for value in CURVE_TICKS if low <= value <= high]
+    axis.set_yticks(ticks, [f"{value:g}" for value in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize="small")
+    save(figure, target, about)
 
 
 def plot_levels(

@@ -64,11 +64,14 @@ class Table:
     brief: str = ""  # the same for the README, where that is long
     evaluate: str = ""  # one command over the runs of all rows: RUNS stands for their folders
     place: str = ""  # folder below the workdir
-    plot: str = ""  # what its figure is called, where it has one of its levels: docs/levels-TABLE.svg
+    plot: str = ""  # what its picture shows, in words, where it has one: docs/NAME.svg of `picture`
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)  # {name: (updates, value) of each}
+    unit: str = ""  # of the curves' values
 
     @property
     def picture(self) -> str:
-        return f"levels-{self.name}.svg"
+        """Of its curves, where it has some, else of its rows' levels."""
+        return f"{'curves' if self.curves else 'levels'}-{self.name}.svg"
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,9 @@ def page(results: Results) -> str:
     for table in results.tables.values():
         rows = results.of(table.name)
         lines += [f"## {table.name}", "", *paragraph(f"{table.title}. {table.about}")]
-        lines += [*figures_of(table, rows, table.columns), "", *paragraph(table.says)]
+        lines += [*figures_of(table, rows, table.columns), ""]
+        lines += [f"![{table.plot}]({table.picture})", ""] * bool(table.plot)
+        lines += paragraph(table.says)
         lines += [*commands_of(results, rows), ""]
         lines += [f"The table: `{table.evaluate}`", ""] * bool(table.evaluate)
     lines += ["## What the rows build on", ""]
@@ -349,8 +354,11 @@ def with_part(readme: str, part: str) -> str:
     )
 
 
-def levels_of(results: Results, table: Table) -> dict[str, Any]:
-    """What `plots.plot_levels` draws of a table: its rows of the README with their levels."""
+def drawn(results: Results, table: Table) -> dict[str, Any]:
+    """What `plots.plot_curves` draws of a table's curves, or `plots.plot_levels` of its rows of the README
+    with their levels."""
+    if table.curves:
+        return {"curves": table.curves, "unit": table.unit}
     titles = {key: c.title for key, c in table.columns.items() if key.endswith("_level")}
     rows: list[tuple[str, dict[str, list[float]]]] = []
     gold: list[int] = []
@@ -369,11 +377,11 @@ def bounds(figure: Figure) -> list[float]:
 
 
 def pictures(root: Path, results: Results) -> dict[Path, tuple[dict[str, Any], str]]:
-    """{svg: what `plots.plot_levels` is given, and what the file then says of itself}."""
+    """{svg: what it is drawn of, and what the file then says of itself}."""
     found = {}
     for table in results.tables.values():
         if table.plot:
-            asked = levels_of(results, table)
+            asked = drawn(results, table)
             found[root / "docs" / table.picture] = asked, json.dumps(asked)
     return found
 
@@ -398,7 +406,7 @@ def render(root: Path) -> None:
         print(f"written: {file}")
     for file, (asked, about) in pictures(root, results).items():
         if not is_of(file, about):  # another matplotlib would draw the same figures in other bytes
-            from plots import plot_levels
+            from plots import plot_curves, plot_levels
 
-            plot_levels(**asked, target=file, about=about)
+            (plot_curves if "curves" in asked else plot_levels)(**asked, target=file, about=about)
             print(f"written: {file}")
