@@ -19,6 +19,7 @@ import bundled
 import caches
 import distress
 import storage
+from corpora import EMOTIONS
 from critics import doubts, find_judges
 from exemplars import matched_by
 from hub import folder_given
@@ -26,7 +27,7 @@ from options import FAMILIES, Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
 from scoring import as_json, described
-from searching import check_emotion, find_retriever, pool_of, read_replies, training_pool
+from searching import check_emotion, emotions_of, find_retriever, pool_of, read_replies, training_pool
 from session import Session
 from settings import Decoding, target
 from storage import hash_seed
@@ -136,7 +137,7 @@ def _open_responder(
         )
     else:
         retriever, pool = find_exemplars(options, folder, paths, session)
-    check_emotion(options.emotion, pool)
+    check_emotion(options.emotion, EMOTIONS if pool is None else pool.emotions)
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
     decoding = Decoding(options.top_k, options.temperature, options.max_new_tokens, top_p=options.top_p)
     responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
@@ -159,6 +160,7 @@ def find_exemplars(options: RespondOptions, run: Path, paths: Paths, session: Se
         return None, None
     if options.pool:
         replies = read_replies(options.pool, options.column)
+        check_emotion(options.emotion, emotions_of(replies[1]))  # before what may take long
         pool = pool_of(retriever, options.pool, replies, options.overwrite)
     else:
         pool = training_pool(retriever, paths, matched_by(run, paths))

@@ -18,7 +18,7 @@ import advice
 import distress
 import exemplars
 import runs
-from corpora import Example
+from corpora import EMOTIONS, Example
 from critics import Critics, Score, open_critics, scores
 from dataloaders import encode, generator_data
 from DPR.retriever import Hit, Pool, Retriever
@@ -413,7 +413,7 @@ class Responder(Published):
         if emotion is not None and not self.writer.reads_exemplars:
             who = self.folder or "this generator"
             raise UserError(f"{who}: reads no exemplars, so no emotion restricts them; leave it out")
-        check_emotion(emotion, self.pool)
+        check_emotion(emotion, EMOTIONS if self.pool is None else self.pool.emotions)
         hits: list[Hit] = []
         if self.has_exemplars:
             assert self.retriever is not None and self.pool is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import advice
 import storage
-from corpora import EMOTIONS, listener_turns
+from corpora import listener_turns
 from DPR.retriever import Hit, Pool, Retriever
 from hub import folder_given
 from options import Paths, UserError
@@ -52,12 +52,8 @@ def read_replies(file: str, column: str | None = None) -> tuple[list[str], Recor
 def pool_of(retriever: Retriever, file: str, replies: tuple[list[str], Records], overwrite: bool) -> Pool:
     """The replies that `read_replies` has read of a file; their vectors lie beside it. An emotion column is
     known."""
-    texts, rows = replies
-    emotions = None
-    if "emotion" in rows.columns and not rows.plain:
-        emotions = some_emotions([str(row.get("emotion") or "") for row in rows.rows])
     index = Path(file).with_name(f"{Path(file).name}.index.npz")
-    return retriever.pool(texts, index, emotions=emotions, overwrite=overwrite)
+    return retriever.pool(replies[0], index, emotions=emotions_of(replies[1]), overwrite=overwrite)
 
 
 def training_pool(retriever: Retriever, paths: Paths, match: str = "reply") -> Pool:
@@ -72,20 +68,27 @@ def training_pool(retriever: Retriever, paths: Paths, match: str = "reply") -> P
     return retriever.pool(texts, file, owners, emotions, answering=answering)
 
 
+def emotions_of(rows: Records) -> list[str] | None:
+    """The column emotion of a file of replies; None where it has none."""
+    if "emotion" not in rows.columns or rows.plain:
+        return None
+    return some_emotions([str(row.get("emotion") or "") for row in rows.rows])
+
+
 def some_emotions(emotions: list[str]) -> list[str] | None:
     """None where nothing has an emotion: own dialogues may come without."""
     return emotions if any(emotions) else None
 
 
-def check_emotion(emotion: str | None, pool: Pool | None) -> None:
-    """Raises `UserError` that lists the known ones."""
+def check_emotion(emotion: str | None, emotions: Sequence[str] | None) -> None:
+    """Raises `UserError` that lists the known ones: those of a pool's replies; None: these have none."""
     if emotion is None:
         return
-    if pool is not None and pool.emotions is None:
+    if emotions is None:
         raise UserError(
             "--emotion: the replies of this pool have no emotions (a column emotion); leave it out"
         )
-    known = sorted(set(pool.emotions) - {""}) if pool is not None and pool.emotions else EMOTIONS
+    known = sorted(set(emotions) - {""})
     if emotion not in known:
         raise UserError(f"--emotion {emotion}: not known; the known ones are {', '.join(known)}")
 
@@ -122,12 +125,13 @@ def search(
     }
     origin |= {"column": column, "top_k": k, "emotion": emotion}
     origin["questions"] = storage.fingerprint(str(asked.rows), texts)
-    if output:  # before the pool is embedded, which may take long
+    # before the pool is embedded, which may take long
+    check_emotion(emotion, emotions_of(replies[1]))
+    if output:
         refuse_same_names(asked.columns, added, "rename it in the input")
         if storage.ready(output, origin, overwrite):
             return None
     pool = pool_of(retriever, pool_file, replies, overwrite)
-    check_emotion(emotion, pool)
     found = retriever.search(texts, pool, k, emotions=[emotion] * len(texts) if emotion else None)
     if output is None:
         for question, hits in zip(texts, found, strict=True):

@@ -437,6 +437,7 @@ def test_a_reply_without_an_emotion_names_none(home, tmp_path):
     words = ["--pool", str(tmp_path / "p.csv"), "My dog died."]
     with pytest.raises(UserError, match="--emotion happy: not known; the known ones are angry, sad$"):
         run(retrieve, home, *words, "--emotion", "happy")
+    assert not list(tmp_path.glob("*.npz"))  # said before the pool is embedded
     assert {h.text for h in run(retrieve, home, *words)[0]} == {"Oh no.", "Well done!", "I see."}
     assert [h.text for h in run(retrieve, home, *words, "--emotion", "sad")[0]] == ["Oh no."]
     (tmp_path / "p.csv").write_text("emotion,reply\n,Oh no.\n,Well done!\n")
