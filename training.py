@@ -38,7 +38,7 @@ from session import (
     set_random_state,
 )
 from settings import TrainingOptions
-from storage import load_weights, read_json, save_weights, share, sync, write_json
+from storage import fingerprint, load_weights, read_json, save_weights, share, sync, write_json
 from updates import NotFinite, Objective, Update, count_parameters, fit_batch_size, placed
 
 #: how far a saved model's answer may be from the trained one's, of the largest number in it (and of 1):
@@ -124,6 +124,8 @@ class Loop:
             flags["examples_per_update"] = self.batch_size * options.accumulate
             flags["tokens_per_update"] = options.batch_tokens * options.accumulate
             free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
+        # a later version of this code may order them otherwise: then nothing goes on half way
+        inputs = inputs | {"order of the examples": fingerprint(*self.plan(0))}
         self.run = runs.Run(
             folder, flags, free=FREE | free, inputs=inputs, sources=sources, main=session.main
         )

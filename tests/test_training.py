@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -508,6 +509,16 @@ def test_resuming_from_an_explicit_older_checkpoint(tmp_path):
     older = interrupted(tmp_path / "cut")[-2]
     train(tmp_path / "cut", save_every=2, resume=str(older))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_resume_whose_examples_come_in_another_order_is_refused(tmp_path):
+    """As after a change of this code: the rest of the epoch would hold examples that were learnt before."""
+    interrupted(tmp_path / "run")
+    same = toy_data()
+    other = replace(same, bare_lengths=[-length for length in same.lengths])
+    with pytest.raises(UserError, match="order of the examples: its content has changed"):
+        train(tmp_path / "run", save_every=2, data=other)
+    train(tmp_path / "run", save_every=2, data=replace(same, bare_lengths=same.lengths))
 
 
 def test_changed_mathematics_is_refused_with_both_values_and_the_rest_is_listed(tmp_path, capsys):
