@@ -167,8 +167,9 @@ def sequences(
     marks_seed: int | None = None,
     packed: bool = True,
 ) -> SplitData:
-    """Sequences for training and likelihood, `packed` where there are no exemplars. `whole`: replies are not
-    cut. `marks_seed`: replies get their marks, of which this seed leaves some out; None: no marks."""
+    """Sequences for training and likelihood, `packed` where there are neither exemplars nor marks. `whole`:
+    replies are not cut. `marks_seed`: replies get their marks, of which this seed leaves some out; None: no
+    marks."""
     examples, exemplars = read_split(model, split, paths, conversations)
     layout: dict[str, Any] = model.settings.layout | ({"tgt_len": None} if whole else {})
     if marks_seed is not None:

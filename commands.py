@@ -465,6 +465,8 @@ def unread(args: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("exemplar_model",), "it is of --add-exemplars t5"
     if way != "glove-t5":
         yield ("exemplar_layers",), "it is of --add-exemplars glove-t5"
+    if way != "none" or args.control:
+        yield ("pack",), "each turn is a sequence of its own there"
     if vars(args).get("lora_rank") == 0:
         yield ("lora_alpha", "lora_dropout"), "--lora-rank 0 trains all weights"
 

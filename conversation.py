@@ -27,7 +27,7 @@ from options import FAMILIES, Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
 from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
 from scoring import as_json, described
-from searching import check_emotion, emotions_of, find_retriever, pool_of, read_replies, training_pool
+from searching import check_emotion, find_retriever, pool_of, read_replies, training_pool
 from session import Session
 from settings import Decoding, target
 from storage import hash_seed
@@ -137,7 +137,8 @@ def _open_responder(
         )
     else:
         retriever, pool = find_exemplars(options, folder, paths, session)
-    check_emotion(options.emotion, EMOTIONS if pool is None else pool.emotions)
+    if pool is None:
+        check_emotion(options.emotion, EMOTIONS)
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
     decoding = Decoding(options.top_k, options.temperature, options.max_new_tokens, top_p=options.top_p)
     responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
@@ -160,10 +161,9 @@ def find_exemplars(options: RespondOptions, run: Path, paths: Paths, session: Se
         return None, None
     if options.pool:
         replies = read_replies(options.pool, options.column)
-        check_emotion(options.emotion, emotions_of(replies[1]))  # before what may take long
-        pool = pool_of(retriever, options.pool, replies, options.overwrite)
+        pool = pool_of(retriever, options.pool, replies, options.overwrite, options.emotion)
     else:
-        pool = training_pool(retriever, paths, matched_by(run, paths))
+        pool = training_pool(retriever, paths, matched_by(run, paths), options.emotion)
     say(f"exemplars from: {options.pool or paths.dialogues('train')}, {len(pool.texts):,} replies")
     return retriever, pool
 

@@ -27,15 +27,18 @@ NOT_TAKEN = {"sample", "downloads", "cache", "README.md", "splits.json"}
 def take(paths: Paths, target: Path) -> int:
     """Pack the prepared data of a workdir, and MiniLM in half precision, for a machine without a network.
 
-    Unpacked in the project's folder there, its commands find both. Returns the bytes of `target`, a .tar.gz.
+    Unpacked in the project's folder there, its commands find both. Returns the bytes of `target`, a .tar.gz;
+    says where MiniLM is not at hand.
     """
     storage.require_file(paths.data / "prepared.json", f"python prepare_data.py --workdir {paths.root}")
     minilm = package_folder(MINILM_PACKAGE)
-    with storage.whole_file(target) as part, tarfile.open(part, "w:gz") as packed:
+    with storage.whole_file(target) as part, tarfile.open(part, "w:gz", dereference=True) as packed:
         for file in sorted(paths.data.iterdir()):
             if file.name not in NOT_TAKEN and not file.name.startswith("."):
                 packed.add(file, Path("data", file.name))
-        if minilm:
+        if minilm is None:
+            print("note: without MiniLM, whose package is not installed (requirements-offline.txt)")
+        else:
             for file in sorted((minilm / "model").rglob("*")):
                 pack_smaller(packed, file, Path(TAKEN.name, MINILM_PACKAGE, file.relative_to(minilm)))
     return target.stat().st_size

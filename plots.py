@@ -68,8 +68,9 @@ def plot_curves(curves: Mapping[str, Sequence[Point]], unit: str, target: Path, 
     axis.set(xlabel="updates", ylabel=as_it_is(unit), yscale="log")
     low, high = axis.get_ylim()
     ticks = [value for value in CURVE_TICKS if low <= value <= high]
-    axis.set_yticks(ticks, [f"{value:g}" for value in ticks])
-    axis.minorticks_off()
+    if len(ticks) > 1:  # else matplotlib's own
+        axis.set_yticks(ticks, [f"{value:g}" for value in ticks])
+        axis.minorticks_off()
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")
     save(figure, target, about)

@@ -40,6 +40,7 @@ from options import (
     UserError,
     batch_count,
     check,
+    given,
     make_parser,
     named_places,
     number,
@@ -121,18 +122,18 @@ def parse_args(argv=None):
         if args.workdir == ".":
             own = Path("results", "checks", args.check)
             args.workdir = str(own if Path.cwd() == HERE else HERE / own)
-    problems = problems_of(args)
+    problems = problems_of(parser, args)
     if args.source not in NAMED:  # seen from here, and data/ is not that of the workdir
         args.source = str(Path(args.source).resolve())
     if Path.cwd() != HERE:  # the commands run in the project's folder
         args.workdir = str(Path(args.workdir).resolve())
-    if not args.dry_run and not problems:
+    if not (args.dry_run or args.take or args.render or problems):
         Path(args.workdir).mkdir(parents=True, exist_ok=True)
     check(parser, args, problems)
     return args
 
 
-def problems_of(args) -> list[str]:
+def problems_of(parser, args) -> list[str]:
     """What argparse does not see: flags of another errand, files that are not there, a wrong --override."""
     places = [place for text in args.systems for place in named_places(text)[1] or [text]]
     problems = [f"--systems {place}: no such file" for place in places if not Path(place).exists()]
@@ -150,12 +151,13 @@ def problems_of(args) -> list[str]:
             f"--source {args.source}: a file; the real corpora are a folder, and dialogues of your own have "
             "--recipe own"
         )
-    if args.render and args.dry_run:
-        problems.append("--dry-run: --render runs no command, it writes README.md and docs/results.md")
+    if args.take or args.render:
+        errand = "--take" if args.take else "--render"
+        others = [a for a in vars(args) if a not in ("take", "render", *["workdir"] * bool(args.take))]
+        if ignored := given(parser, args, others):
+            problems.append(f"{', '.join(ignored)}: {errand} runs no command; leave it out")
     if args.take and Path(args.take).exists():
         problems.append(f"--take {args.take}: already there; give another name, or remove it")
-    if args.take and args.dry_run:
-        problems.append("--dry-run: --take runs no command, it packs what is there")
     for flag in ("systems", "record", "rows"):
         if getattr(args, flag) and not args.table:
             problems.append(f"--{flag}: goes with --table")

@@ -143,6 +143,11 @@ def parse(data: Mapping[str, Any], name: str = str(FILE)) -> Results:
     for key, value in data["tables"].items():
         columns = {c: made(Column, v, f"{name}, column {c} of {key}") for c, v in value["columns"].items()}
         tables[key] = made(Table, {**value, "name": key, "columns": columns}, f"{name}, table {key}")
+        points = [point for curve in tables[key].curves.values() for point in curve]
+        if wrong := [p for p in points if not isinstance(p, list) or len(p) != 2]:
+            raise UserError(f"{name}, table {key}: curves: {wrong[0]} is no [updates, value]")
+        if points and not tables[key].plot:
+            raise UserError(f"{name}, table {key}: curves are drawn where `plot` says what they show")
     rows: dict[str, Row] = {}
     for value in data["rows"]:
         row = made(Row, value, f"{name}, row {value.get('row')}")

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import advice
 import checkpoints
@@ -103,6 +104,14 @@ def made_by() -> str:
     return f"Commit {commit()}; `{command_line()}`."
 
 
+@dataclass(frozen=True)
+class Order:
+    """Fingerprints of the batches of a run's first epoch: another version of this code may make others."""
+
+    now: str
+    unrecorded: str  # what runs had that noted none
+
+
 class Run:
     """One folder, complete in itself: weights, config, tokenizer, args.json, metrics.jsonl, checkpoints/.
 
@@ -118,12 +127,13 @@ class Run:
         *,
         free: set[str],
         inputs: dict[str, str],
+        order: Order | None = None,
         sources: dict[str, dict[str, str]] | None = None,
         main: bool = True,
     ):
         self.folder, self.free, self.main = Path(folder), free, main
         self.args, self.inputs = json.loads(json.dumps(args, default=str)), inputs
-        self.sources = sources or {}
+        self.order, self.sources = order or Order("", ""), sources or {}
         self.checkpoints = self.folder / "checkpoints"
         self._lock = contextlib.ExitStack()
 
@@ -266,7 +276,7 @@ class Run:
 
     def begin(self, device: str) -> None:
         # first: makes this a run folder
-        write_json(self.folder / "args.json", {"args": self.args, "inputs": self.inputs})
+        write_json(self.folder / "args.json", self.recorded)
         write_json(self.folder / "sources.json", self.sources)
         write_json(self.folder / "environment.json", environment(device))
         write_text(self.folder / "metrics.jsonl", "")
@@ -299,6 +309,11 @@ class Run:
         resumed = {"step": step, **environment(device)}
         write_json(file, made | {"resumed": [*made.get("resumed", []), resumed]})
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a later call is compared with, as args.json holds it."""
+        return {"args": self.args, "inputs": self.inputs, "order": self.order.now}
+
     def compare(self, checkpoint: Path | None) -> None:
         """Refuse a resume whose mathematics differ from the saved run's; list the other differences."""
         saved = read_json((checkpoint or self.folder) / "args.json")
@@ -326,6 +341,8 @@ class Run:
                 print(f"note: {name}: not recorded when the run began, so it is not compared")
             elif known[name] != self.inputs.get(name):
                 refused.append(f"{name}: its content has changed")
+        if checkpoint and not refused and saved.get("order", self.order.unrecorded) != self.order.now:
+            refused.append("the examples came in another order then, by another version of this code")
         if refused:
             raise UserError(
                 f"{self.folder}: was begun with other settings:\n  "

@@ -49,30 +49,37 @@ def read_replies(file: str, column: str | None = None) -> tuple[list[str], Recor
     return [texts[n] for n in there], replace(records, rows=rows, lines=lines)
 
 
-def pool_of(retriever: Retriever, file: str, replies: tuple[list[str], Records], overwrite: bool) -> Pool:
+def pool_of(
+    retriever: Retriever,
+    file: str,
+    replies: tuple[list[str], Records],
+    overwrite: bool,
+    emotion: str | None = None,
+) -> Pool:
     """The replies that `read_replies` has read of a file; their vectors lie beside it. An emotion column is
-    known."""
+    known. `emotion`: one that will be asked for."""
+    texts, rows = replies
+    emotions = None
+    if "emotion" in rows.columns and not rows.plain:
+        emotions = some_emotions([str(row.get("emotion") or "") for row in rows.rows])
+    check_emotion(emotion, emotions)  # before the pool is embedded, which may take long
     index = Path(file).with_name(f"{Path(file).name}.index.npz")
-    return retriever.pool(replies[0], index, emotions=emotions_of(replies[1]), overwrite=overwrite)
+    return retriever.pool(texts, index, emotions=emotions, overwrite=overwrite)
 
 
-def training_pool(retriever: Retriever, paths: Paths, match: str = "reply") -> Pool:
+def training_pool(
+    retriever: Retriever, paths: Paths, match: str = "reply", emotion: str | None = None
+) -> Pool:
     """The listener turns of the training dialogues, with their conversations and emotions; `match`: see
-    dpr_exemplar_retriever.py."""
+    dpr_exemplar_retriever.py. `emotion`: one that will be asked for."""
     turns = listener_turns(paths.dialogues("train"))
     texts = [t.response for t in turns]
     answering = [" ".join(t.history) for t in turns] if match == "context" else None
     key = storage.fingerprint(str(retriever.encoders.identity), answering or texts)[:16]
     file = paths.cache / f"pool-{key}.npz"
     owners, emotions = [t.conv_id for t in turns], some_emotions([t.emotion for t in turns])
+    check_emotion(emotion, emotions)
     return retriever.pool(texts, file, owners, emotions, answering=answering)
-
-
-def emotions_of(rows: Records) -> list[str] | None:
-    """The column emotion of a file of replies; None where it has none."""
-    if "emotion" not in rows.columns or rows.plain:
-        return None
-    return some_emotions([str(row.get("emotion") or "") for row in rows.rows])
 
 
 def some_emotions(emotions: list[str]) -> list[str] | None:
@@ -125,13 +132,11 @@ def search(
     }
     origin |= {"column": column, "top_k": k, "emotion": emotion}
     origin["questions"] = storage.fingerprint(str(asked.rows), texts)
-    # before the pool is embedded, which may take long
-    check_emotion(emotion, emotions_of(replies[1]))
-    if output:
+    if output:  # before the pool is embedded, which may take long
         refuse_same_names(asked.columns, added, "rename it in the input")
         if storage.ready(output, origin, overwrite):
             return None
-    pool = pool_of(retriever, pool_file, replies, overwrite)
+    pool = pool_of(retriever, pool_file, replies, overwrite, emotion)
     found = retriever.search(texts, pool, k, emotions=[emotion] * len(texts) if emotion else None)
     if output is None:
         for question, hits in zip(texts, found, strict=True):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -124,10 +125,16 @@ class Loop:
             flags["examples_per_update"] = self.batch_size * options.accumulate
             flags["tokens_per_update"] = options.batch_tokens * options.accumulate
             free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
-        # a later version of this code may order them otherwise: then nothing goes on half way
-        inputs = inputs | {"order of the examples": fingerprint(*self.plan(0))}
+        # batches by whole lengths: as all were before a run noted its own
+        before = self.plan(0, replace(data, bare_lengths=[]))
         self.run = runs.Run(
-            folder, flags, free=FREE | free, inputs=inputs, sources=sources, main=session.main
+            folder,
+            flags,
+            free=FREE | free,
+            inputs=inputs,
+            order=runs.Order(fingerprint(str(self.plan(0))), fingerprint(str(before))),
+            sources=sources,
+            main=session.main,
         )
 
     # --------------------------------------------------------------------------------------------- setting up
@@ -136,10 +143,10 @@ class Loop:
     def batch_size(self) -> int:
         return int(self.options.batch_size)
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int, data: Any = None) -> list[list[int]]:
         """The updates of an epoch, each the numbers of all its examples, over micro-batches and processes."""
         together = self.options.accumulate * self.session.world
-        return self.data.plan(
+        return (data or self.data).plan(
             self.batch_size * together, self.options.batch_tokens * together, self.options.seed, epoch
         )
 
@@ -175,7 +182,7 @@ class Loop:
 
         def write(folder: Path) -> None:
             write_json(folder / "state.json", vars(state))
-            write_json(folder / "args.json", {"args": self.run.args, "inputs": self.run.inputs})
+            write_json(folder / "args.json", self.run.recorded)
             if update:
                 return
             save_weights(self.model, folder / "model.safetensors")

@@ -163,7 +163,7 @@ class Update:
     def deal(self, numbers: list[int]) -> list[MicroBatch]:
         """This process's micro-batches of an update; nothing is drawn by chance.
 
-        The examples are dealt out one by one, so that lengths (an update is sorted by them) come out even.
+        The examples are dealt out one by one, so that the lengths that an update is sorted by come out even.
         Every process has as many, as DDP waits for each in every backward pass: with a stand-in, where there
         are too few examples.
         """

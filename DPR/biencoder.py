@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from advice import makes
-from bundled import MINILM_PACKAGE, ON_THE_HUB, package_folder
+from bundled import MINILM_PACKAGE, ON_THE_HUB, TAKEN, package_folder
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
 from options import UserError
@@ -39,6 +39,7 @@ MINILM_SHA256 = (
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "553c9ff2a4d968014fb1c66fdb6f2c9dc19b3ac2360ba58a51c69e177e55d765",
 )
+REINSTALL = "reinstall requirements-offline.txt"
 #: what of sentence-transformers has weights behind the pooling, which are not read here
 TRAINED = ("Dense", "LayerNorm")
 
@@ -51,13 +52,13 @@ def resolve(name: str | Path) -> str:
     package = package_folder(MINILM_PACKAGE)
     if package is None:
         return MINILM_HUB
-    folder = package / "model"
-    if sha256(folder / "model.safetensors") not in MINILM_SHA256:
+    weights = package / "model" / "model.safetensors"
+    if not weights.exists() or sha256(weights) not in MINILM_SHA256:
         raise UserError(
-            f"{folder}: its model.safetensors is not all-MiniLM-L6-v2 (sha256 differs); reinstall "
-            "requirements-offline.txt"
+            f"{weights}: not all-MiniLM-L6-v2 as it was published (sha256 differs, or it is not there); "
+            + ("unpack the file of reproduce.py --take again" if package.parent == TAKEN else REINSTALL)
         )
-    return str(folder)
+    return str(weights.parent)
 
 
 def layers_of(modules: Path) -> list[str]:

@@ -32,6 +32,7 @@ def test_in_a_chat_marks_stand_right_before_the_reply_and_are_no_targets():
     tokenizer = make_tokenizer()
     plain = causal_data(TALKS, tokenizer, packed=False, **LONG)
     marked = causal_data(TALKS, tokenizer, packed=True, marks=MARKS, **LONG)
+    assert marked.bare_lengths == plain.lengths == plain.bare_lengths != marked.lengths
     prompts = prompt_data(TALKS, tokenizer, marks=MARKS, **LONG)
     assert len(marked) == len(plain) == 4  # each turn its own: no marks in a history
     for n, mark in enumerate(MARKS):

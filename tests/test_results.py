@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from test_scripts import PARSERS
 
+import plots
 import prepare_data
 import reproduce
 import results
@@ -128,3 +129,26 @@ def test_a_row_that_cannot_be_is_refused_by_its_name(change, message, data):
     wrong["rows"][0] |= change
     with pytest.raises(UserError, match=message):
         results.parse(wrong)
+
+
+def test_curves_that_cannot_be_drawn_are_refused_by_their_table(data):
+    wrong = copy.deepcopy(data)
+    wrong["tables"]["ablations"]["curves"]["one more"] = [[550]]
+    with pytest.raises(UserError, match=r"table ablations: curves: \[550\] is no \[updates, value\]"):
+        results.parse(wrong)
+    unsaid = copy.deepcopy(data)
+    del unsaid["tables"]["ablations"]["plot"]
+    with pytest.raises(UserError, match="table ablations: curves are drawn where `plot` says"):
+        results.parse(unsaid)
+
+
+@pytest.mark.parametrize("values", [(90.0, 45.0), (1.9, 1.6), (20_000.0, 12_000.0)])
+def test_curves_of_any_unit_have_a_scale(values, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, target, about: drawn.append(figure))
+    plots.plot_curves({"a run": [(100, values[0]), (200, values[1])]}, "nats", tmp_path / "x.svg")
+    (axis,) = drawn[0].axes
+    drawn[0].canvas.draw()
+    low, high = axis.get_ylim()
+    labels = [t for t in [*axis.get_yticklabels(), *axis.get_yticklabels(minor=True)] if t.get_text()]
+    assert sum(low <= t.get_position()[1] <= high for t in labels) > 1

@@ -6,6 +6,7 @@ import tarfile
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -368,20 +369,26 @@ def test_what_a_machine_without_a_network_needs_is_packed_and_found_there(
     shutil.copytree(trained_copy / "data" / "bert-tiny", package / "model")
     monkeypatch.setattr(gathering, "package_folder", lambda name: package)
     (trained_copy / "data" / "downloads").mkdir()
+    (trained_copy / "data" / "glove").rename(tmp_path / "glove")  # on a larger disk
+    (trained_copy / "data" / "glove").symlink_to(tmp_path / "glove")
     words = ["--take", str(tmp_path / "lent.tar.gz"), "--workdir", str(trained_copy)]
     reproduce.main(words)
     assert "MB; unpack it there: tar -xzf lent.tar.gz" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        reproduce.main(words)
-    assert "lent.tar.gz: already there" in capsys.readouterr().err
+        reproduce.main([*words, "--seed", "7"])
+    shown = capsys.readouterr().err
+    assert "lent.tar.gz: already there" in shown and "--seed: --take runs no command" in shown
 
     there = tmp_path / "there"
     with tarfile.open(tmp_path / "lent.tar.gz") as packed:
         packed.extractall(there, filter="data")
     for file in [Paths(trained_copy).dialogues("train"), trained_copy / "data" / "prepared.json"]:
         assert (there / file.relative_to(trained_copy)).read_bytes() == file.read_bytes()
-    assert not (there / "data" / "downloads").exists()
-    monkeypatch.setattr(bundled, "TAKEN", there / "packages")
+    assert not (there / "data" / "downloads").exists() and not (there / "data" / "glove").is_symlink()
+    vectors = Path("glove", "vectors.safetensors")
+    assert (there / "data" / vectors).read_bytes() == (tmp_path / vectors).read_bytes()
+    for module in (bundled, biencoder):
+        monkeypatch.setattr(module, "TAKEN", there / "packages")
     monkeypatch.setattr(bundled, "find_spec", lambda name: None)  # the package is not installed there
     found = there / "packages" / bundled.MINILM_PACKAGE / "model"
     assert bundled.package_folder(bundled.MINILM_PACKAGE) == found.parent
@@ -389,7 +396,7 @@ def test_what_a_machine_without_a_network_needs_is_packed_and_found_there(
     smaller = load_file(found / "model.safetensors")
     assert {w.dtype for w in smaller.values()} == {torch.float16} and smaller.keys() == whole.keys()
     assert all(torch.equal(smaller[name].float(), w.half().float()) for name, w in whole.items())
-    with pytest.raises(UserError, match="is not all-MiniLM-L6-v2"):
+    with pytest.raises(UserError, match="not all-MiniLM-L6-v2 as it was.* --take again"):
         biencoder.resolve("minilm")
     known = (storage.sha256(found / "model.safetensors"),)
     monkeypatch.setattr(biencoder, "MINILM_SHA256", known)

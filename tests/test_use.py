@@ -743,6 +743,17 @@ def test_a_reply_is_shown_with_what_it_came_from(home, capsys):
     assert run(respond, home, *words).reply == answer.reply
 
 
+def test_an_emotion_that_nobody_has_is_refused_before_what_takes_long(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(Retriever, "pool", lambda *args, **kwargs: pytest.fail("the replies are embedded"))
+    (tmp_path / "p.csv").write_text("emotion,reply\nsad,Oh no.\nangry,I see.\n")
+    for more, known in (
+        ([], "angry, apprehensive, .*"),
+        (["--pool", str(tmp_path / "p.csv")], "angry, sad$"),
+    ):
+        with pytest.raises(UserError, match=f"--emotion happy: not known; the known ones are {known}"):
+            run(respond, home, "Hello.", *more, "--emotion", "happy")
+
+
 def test_ids_are_kept_and_a_bad_line_is_named_while_the_rest_goes_on(home, tmp_path, capsys):
     lines = [
         "My dog ran away.",
