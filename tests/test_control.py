@@ -1,5 +1,6 @@
 """control.py: the best candidate for each target, measured by judges that did not choose it."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Killed
+from safetensors.torch import load_file, save_file
 from test_causal_models import make_tokenizer, save_llama
 
 import control
@@ -254,8 +256,12 @@ def test_other_seeds_have_other_candidates_for_the_same_contexts(trained_copy, f
     words = [*flags, "--contexts", "999", "--candidates", "2", "--ranker", "tfidf", "--judge", "t5"]
     tables = []
     for seed in ("1", "2"):
-        control.main([*words, "--timed", "0", "--seed", seed, "--name", f"seed-{seed}"])
-        tables.append(pd.read_csv(trained_copy / "results" / f"seed-{seed}" / "candidates.csv"))
+        content = control.main([*words, "--timed", "0", "--seed", seed, "--name", f"seed-{seed}"])
+        folder = trained_copy / "results" / f"seed-{seed}"
+        tables.append(pd.read_csv(folder / "candidates.csv"))
+        there = len(tables[-1]) // 2
+        assert content["contexts"] == there < 999
+        assert f"{there} contexts of valid" in (folder / "table.md").read_text()
     one, two = tables
     assert one[["conv_id", "utterance_idx"]].equals(two[["conv_id", "utterance_idx"]])
     assert (one["response"] != two["response"]).any()
@@ -276,3 +282,164 @@ def test_fewer_contexts_are_among_those_of_more(trained):
 
 def control_options(contexts: int) -> steering.ControlOptions:
     return control.pick(steering.ControlOptions, control.parse_args(["run", "--contexts", str(contexts)]))
+
+
+# ------------------------------------------------------------------------------------------- sampled and kept
+
+
+def sampler_of(words: list[str], *more: str, precision: str = "fp32") -> steering.Sampler:
+    args = control.parse_args([*words, "--contexts", "3", "--candidates", "1", "2", *more])
+    paths = Paths(args.workdir, exemplars=args.exemplars)
+    return steering.Sampler(control.pick(steering.ControlOptions, args), paths, Session("cpu", precision))
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[tuple]:
+    """What is sampled, without a model: the context's number, how many, the marks."""
+    asked: list[tuple] = []
+    opened = functools.cache(lambda run: open_writer(run, Session("cpu"), Paths(run)))
+    monkeypatch.setattr(steering, "open_writer", lambda run, *_: opened(run))
+
+    def sample(self, number, count, marks=None):
+        asked.append((number, count, marks))
+        return [(f"reply {n}" if n else "", -0.5) for n in range(count)]
+
+    monkeypatch.setattr(steering.Sampler, "sample", sample)
+    return asked
+
+
+def test_candidates_are_kept_for_all_that_they_depend_on_and_for_nothing_else(
+    trained_copy, flags, drawn, tmp_path
+):
+    found = sampler_of(flags).pool()
+    assert [asked[:2] for asked in drawn] == [(0, 2), (1, 2), (2, 2)]
+    assert found.log_probability.tolist() == [[-np.inf, -0.5]] * 3, "an empty reply is as unlikely as can be"
+    sampler_of(flags, "--ranker", "t5", "--judge", "tfidf", "--candidates", "2", "--timed", "0").pool()
+    assert len(drawn) == 3
+    run = CausalGenerator.start(
+        str(tmp_path / "llama"), rank=2, cache=tmp_path, src_len=60, exemplars="prepend"
+    )
+    run.save_pretrained(tmp_path / "reads")
+    reads = [str(tmp_path / "reads"), *flags[1:]]
+    others = {
+        "more candidates": lambda: sampler_of(flags, "--candidates", "3").pool(),
+        "another seed": lambda: sampler_of(flags, "--contexts", "999", "--seed", "1").pool(),
+        "another decoding": lambda: sampler_of(flags, "--temperature", "0.5").pool(),
+        "another split": lambda: sampler_of(flags, "--split", "test").pool(),
+        "marks": lambda: sampler_of(flags).pool({"emo": 1}),
+        "other marks": lambda: sampler_of(flags).pool({"emo": 0}),
+        "another precision": lambda: sampler_of(flags, precision="bf16").pool(),
+        "exemplars": lambda: sampler_of(reads).pool(),
+    }
+    for what, pool in others.items():
+        drawn.clear()
+        pool()
+        assert drawn, what
+    file = Paths(trained_copy).exemplars("valid")
+    table = pd.read_csv(file)
+    table.assign(exemplars='["something else"]').to_csv(file, index=False)
+    drawn.clear()
+    sampler_of(reads).pool()
+    assert drawn, "other exemplars"
+    weights = load_file(file := tmp_path / "run" / "adapter_model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, file)
+    drawn.clear()
+    sampler_of(flags).pool()
+    assert drawn, "other weights"
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"src_len": 60', '"src_len": 50'))
+    drawn.clear()
+    sampler_of(flags).pool()
+    assert drawn, "other settings"
+
+
+def test_candidates_and_their_costs_are_of_their_own_exemplars_and_random_stream(
+    flags, tmp_path, monkeypatch
+):
+    run = CausalGenerator.start(
+        str(tmp_path / "llama"), rank=2, cache=tmp_path, src_len=60, exemplars="prepend"
+    )
+    run.save_pretrained(tmp_path / "reads")
+    sampler = sampler_of([str(tmp_path / "reads"), *flags[1:]])
+    shown, seeds = [], []
+
+    def encode(self, turns, texts, marks=None):
+        shown.append((turns, texts, marks))
+        return {}
+
+    def log_probability(self, turns, texts, reply):
+        shown.append((turns, texts, reply))
+        return -1.0
+
+    def generate(self, batch, count, decoding):
+        seeds.append(torch.initial_seed())
+        return [("yes", -2.0)] * count
+
+    for fake in (encode, log_probability, generate):
+        monkeypatch.setattr(CausalWriter, fake.__name__, fake)
+    for number in (0, 1, 2, 1):
+        sampler.sample(number, 1, {"exp": 1})
+    own = [(e.history, texts) for e, texts in zip(sampler.examples, sampler.exemplars, strict=True)]
+    assert len({tuple(texts) for _, texts in own}) > 1
+    assert shown == [(*own[n], {"exp": 1}) for n in (0, 1, 2, 1)]
+    assert len(set(seeds)) == 3 and seeds[3] == seeds[1]
+    for other in (["one", "two", ""], ["one", "three", ""]):  # the costs of one are none of the other
+        shown.clear()
+        choice = steering.Choice("marks", 0.0, 1, {"exp": 1}, other, -2.0)
+        (told,) = sampler.told_nothing([choice])
+        assert told.log_probability == -1.0
+        assert shown == [(*own[n], other[n]) for n in (0, 1)]
+
+
+def test_seconds_are_of_one_context_once_warm_and_measured_anew_where_asked_otherwise(flags, monkeypatch):
+    now = [0.0]
+
+    def sample(self, number, count, marks=None):
+        now[0] += count if now[0] else 100.0  # the first call loads and compiles
+
+    monkeypatch.setattr(steering.Sampler, "sample", sample)
+    monkeypatch.setattr(steering.time, "perf_counter", lambda: now[0])
+    for more, counts in (((), [1, 2]), (("--candidates", "1", "4"), [1, 4]), (("--timed", "2"), [1, 2])):
+        now[0] = 0.0
+        assert sampler_of(flags, "--timed", "3", *more).seconds() == {count: count for count in counts}
+        assert now[0] > 100
+    now[0] = 0.0
+    sampler_of(flags, "--timed", "3").seconds()
+    assert not now[0], "kept"
+
+
+def test_contexts_stand_in_the_order_of_the_split_and_another_seed_draws_others(trained):
+    paths = Paths(trained)
+    turns = listener_turns(paths.dialogues("valid"))
+    drawn = []
+    for seed in ("1", "2", "3"):
+        args = control.parse_args(["run", "--contexts", "4", "--seed", seed])
+        found = steering.drawn_contexts(control.pick(steering.ControlOptions, args), paths)
+        drawn.append([turns.index(example) for example in found])
+    assert all(places == sorted(places) for places in drawn)
+    assert len(set(map(tuple, drawn))) > 1
+
+
+def test_results_that_another_process_wrote_meanwhile_are_not_replaced(
+    trained_copy, flags, drawn, monkeypatch
+):
+    real, folder = steering.measured, trained_copy / "results" / "control"
+
+    def measured(*args):
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+        return real(*args)
+
+    monkeypatch.setattr(steering, "measured", measured)
+    words = [*flags, "--candidates", "2", "--ranker", "t5", "--judge", "glove-t5", "--timed", "0"]
+    with pytest.raises(UserError, match="already there.*control/metrics.json; .*another --name"):
+        control.main(words)
+    assert [file.name for file in folder.iterdir()] == ["metrics.json"]
+
+
+def test_exemplars_for_a_generator_that_reads_none_are_said_to_be_ignored(flags, capsys, tmp_path):
+    sampler_of(flags)
+    assert "ignored" not in capsys.readouterr().out
+    (tmp_path / "valid_dpr.csv").touch()
+    sampler_of([*flags, "--exemplars", str(tmp_path)])
+    assert f"note: --exemplars: ignored, since {flags[0]} reads none" in capsys.readouterr().out
