@@ -17,7 +17,7 @@ import control
 import plots
 import steering
 from causal_models import CausalGenerator
-from corpora import listener_turns
+from corpora import Example, listener_turns
 from intervals import resamples
 from judges import Judge
 from options import DIMENSIONS, Paths, UserError
@@ -443,3 +443,121 @@ def test_exemplars_for_a_generator_that_reads_none_are_said_to_be_ignored(flags,
     (tmp_path / "valid_dpr.csv").touch()
     sampler_of([*flags, "--exemplars", str(tmp_path)])
     assert f"note: --exemplars: ignored, since {flags[0]} reads none" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- chosen and judged, by hand
+
+
+def test_the_best_of_n_is_among_the_first_n_and_its_cost_is_a_mean_without_empty_replies():
+    replies = np.array([["a", "b", "c"], ["d", "e", "f"], ["", "", "g"]])
+    pool = Pool(replies, np.array([[-2.0, -2.0, -1.0], [-4.0, -5.0, -9.0], [-np.inf, -np.inf, -1.0]]))
+    two, three = (steering.chosen(pool, None, {}, Weights(), n, "ranking") for n in (2, 3))
+    assert two.replies == ["a", "d", ""] and two.log_probability == pytest.approx(-3)
+    assert three.replies == ["c", "d", "g"] and three.log_probability == pytest.approx(-2)
+    levels = {"emo": np.array([[0.1, 0.3, 0.9], [0.1, 0.8, 0.8], [0.0, 0.0, 0.2]])}
+    near = [steering.chosen(pool, levels, {"emo": 1}, Weights(), n, "ranking").replies for n in (2, 3)]
+    assert near == [["b", "e", ""], ["c", "e", "g"]]
+
+
+def judge_of(value) -> Judge:
+    """A judge of every dimension, by what `value(reply, turns before)` says."""
+
+    def ask(texts, contexts):
+        return np.array([value(text, before) for text, before in zip(texts, contexts, strict=True)])
+
+    return Judge("hand", {}, {}, dict.fromkeys(DIMENSIONS, ask), reads_context=True)
+
+
+def conversations(count: int, turns: int = 1) -> list[Example]:
+    return [
+        Example(f"c{n}", 2 * turn + 2, "sad", (f"told {n}",), f"gold {n}")
+        for n in range(count)
+        for turn in range(turns)
+    ]
+
+
+def test_each_way_chooses_by_what_it_is_named_after(flags):
+    ranker = judge_of(lambda text, before: float(text.startswith("near") and text.endswith(before[0])))
+    examples = conversations(2)
+
+    def pool(marks: str) -> Pool:
+        near = [f"near {marks} told {n}" for n in range(2)]  # less likely, and what is asked for
+        return Pool(np.array([["likely " + marks, text] for text in near]), np.array([[-1.0, -2.0]] * 2))
+
+    pools = {named: pool(named) for named in map(steering.named, steering.TARGETS)}
+    args = control.parse_args([*flags, "--candidates", "2", "--ways", "ranking", "marks", "both"])
+    found = steering.choices(control.pick(steering.ControlOptions, args), pools, ranker, examples)
+    replies = {(c.way, steering.named(c.target)): c.replies for c in found}
+    assert replies["ranking", "exp=1"] == ["near none told 0", "near none told 1"]
+    assert replies["ranking", "exp=0"] == ["likely none"] * 2
+    assert replies["marks", "exp=1"] == ["likely exp=1"] * 2
+    assert replies["both", "exp=1"] == ["near exp=1 told 0", "near exp=1 told 1"]
+    assert {replies[way, "none"][0] for way in ("ranking", "marks", "both")} == {"likely none"}
+
+
+def test_replies_are_judged_after_their_own_turns_and_turns_of_one_conversation_count_as_one():
+    judge = judge_of(lambda text, before: (int(before[0].split()[1]) + len(text)) % 7 / 10)
+    intervals = []
+    for turns in (1, 4):
+        examples = conversations(12, turns)
+        gold = [e.response for e in examples]
+        found = [steering.Choice("ranking", 5.0, n, {}, gold, -1.0) for n in (1, 4)]
+        table = steering.measured(found, [judge], examples, {1: 0.5, 4: 2.0}, seed=1)
+        people, one, four = (row for _, row in table.iterrows())
+        wanted = np.mean([(n + len(f"gold {n}")) % 7 / 10 for n in range(12)])
+        assert people["emo"] == one["emo"] == pytest.approx(wanted)
+        assert (one["seconds"], four["seconds"]) == (0.5, 2.0)
+        intervals.append((people["emo_low"], people["emo_high"], one["exp_low"], one["exp_high"]))
+    assert intervals[1] == pytest.approx(intervals[0], abs=1e-6)
+    assert intervals[0][0] < wanted < intervals[0][1]
+
+
+def test_every_figure_of_the_page_stands_under_its_title(flags):
+    levels = {"gold": 0.5, "none": 0.4}
+    for n, dim in enumerate(DIMENSIONS):
+        levels |= {f"{dim}=0": 0.1 + n / 100, f"{dim}=1": 0.6 + n / 100}
+    judge = judge_of(lambda text, before: levels[text.split()[0]] if text != "gold 0" else 0.5)
+    ways = [("ranking", 2.0), ("ranking", 9.0), ("marks", 0.0)]
+    found = [
+        steering.Choice(way, weight, 4, target, [f"{steering.named(target)} of {way}"], cost - weight)
+        for way, weight in ways
+        for target, cost in zip(steering.TARGETS, (-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0), strict=True)
+    ]
+    table = steering.measured(found, [judge], conversations(1), {4: 1.5}, seed=1)
+    words = [*flags, "--ways", "ranking", "marks", "--empathy-w", "2", "9", "--judge", "hand"]
+    options = control.pick(steering.ControlOptions, control.parse_args(words))
+    page = steering.page(options, ["hand"], 1, table, ["a note"])
+    level, share, ranking, marks = page.split("\n## ")[1:]
+    moved = "| hand | ranking | 9 | 4 | +0.50 | +0.50 | +0.50 | -13.50 | 0.00 |"
+    assert level.startswith("Difference of the judged level") and moved in level
+    assert share.startswith("Difference of the share") and moved.replace("0.50", "1.00") in share
+    assert ranking.startswith("Levels as hand sees them, ranking, weight 2")
+    assert marks.startswith("Levels as hand sees them, marks, weight 0")
+    own = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ranking.splitlines() if "|" in line]
+    assert own[0] == ["target", "N", *DIMENSIONS, *steering.COSTS.values()]
+    assert [row[0] for row in own[2:]] == ["gold", *map(steering.named, steering.TARGETS)]
+    assert own[2] == ["gold", "", *["0.50"] * 3, *[""] * 5]
+    assert own[5] == ["emo=1", "4", *["0.60"] * 3, "-5.00", "0.00", "100.00", "5.00", "1.50"]
+    assert "| exp=0 | 4 | 0.11 | 0.11 | 0.11 | -4.00 |" in marks and page.rstrip().endswith("a note")
+
+
+def test_a_level_is_shown_with_its_sign_where_it_is_a_difference_and_its_interval():
+    row = pd.Series({"emo": 0.123, "emo_low": -0.051, "emo_high": 0.298})
+    assert steering.level(row, "emo") == "0.12 [-0.05, 0.30]"
+    assert steering.level(row, "emo", signed=True) == "+0.12 [-0.05, +0.30]"
+
+
+def test_short_replies_pay_in_bleu_and_words_said_again_in_distinct_pairs():
+    cost = steering.texts_cost(["i am so sorry"], ["i am so sorry to hear that !"])
+    assert cost["norm_bleu_4"] == pytest.approx(100 * np.exp(1 - 8 / 4))
+    assert steering.texts_cost(["no no no", "no no"], ["yes", "no"])["distinct_2"] == pytest.approx(100 / 3)
+
+
+def test_every_candidate_is_listed_beside_its_context_and_number():
+    replies = np.array([["a", "b"], ["c", "d"], ["e", "f"]])
+    pool = Pool(replies, -np.arange(6.0).reshape(3, 2))
+    table = steering.listed({"none": pool, "emo=1": pool}, conversations(3))
+    rows = table[["conv_id", "candidate", "response", "log_probability"]].values.tolist()
+    keys = [("c0", 0), ("c0", 1), ("c1", 0), ("c1", 1), ("c2", 0), ("c2", 1)]
+    assert rows == [[*key, "abcdef"[n], -n] for n, key in enumerate(keys)] * 2
+    assert table["marks"].tolist() == ["none"] * 6 + ["emo=1"] * 6
