@@ -12,15 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_causal_models import CHATML, make_tokenizer, save_llama
 
 import bundled
 import conversation
 import distress
+import models
 import respond
 import retrieve
 import sampling
 import score
+import scoring
 import searching
 from causal_models import CausalGenerator, example_nll
 from chats import causal_data
@@ -308,6 +311,123 @@ def test_a_broken_input_is_named_with_its_line(home, tmp_path):
         run(score, home, "--emo", str(Paths(home).saved / "glove-t5" / "exemplars"), "Hello")
     with pytest.raises(UserError, match="holds a critic of exp; give it with --exp"):
         run(score, home, "--emo", str(Paths(home).critic("exp", "t5")), "Hello")
+
+
+def test_each_column_holds_what_its_title_says_of_each_reply(home, tmp_path):
+    (tmp_path / "in.csv").write_text("n,reply\n0,I am so sorry.\n1,\n2,What happened then?\n3,Great news!\n")
+    output, texts = tmp_path / "out.jsonl", ["I am so sorry.", "What happened then?", "Great news!"]
+    words = ["--input", str(tmp_path / "in.csv"), "--output", str(output), "--batch-size", "2"]
+    widths = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, asked, _: widths.append(len(asked[0])) if isinstance(module, models.Critic) else None
+    )
+    try:
+        run(score, home, "--family", "t5", *words)
+    finally:
+        hook.remove()
+    assert set(widths) == {1, 2}
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [list(row) for row in rows] == [list(rows[0])] * 4, "an empty reply has the columns, too"
+    empty = rows.pop(1)
+    assert {key: value for key, value in empty.items() if value is not None} == {"n": "1", "reply": ""}
+    for kind in ("emo", "exp", "int", "sentiment"):
+        found = Critic.from_pretrained(Paths(home).critic(kind, "t5"), Session("cpu")).score(texts)
+        for row, said in zip(rows, found, strict=True):
+            shown = {key: value for key, value in row.items() if key.startswith(f"critic_{kind}")}
+            value = pytest.approx(said.value, abs=6e-5)
+            if kind == "sentiment":
+                assert shown == {"critic_sentiment": value}
+                continue
+            chances = {
+                f"critic_{kind}_p{n}": pytest.approx(p, abs=6e-5) for n, p in enumerate(said.probabilities)
+            }
+            wanted = {f"critic_{kind}": said.level, f"critic_{kind}_meaning": said.meaning} | chances
+            assert shown == wanted | {f"critic_{kind}_expected": value}
+
+
+def test_scores_that_are_there_are_kept_for_the_same_question_alone(home, tmp_path):
+    critic, source, output = tmp_path / "emo", tmp_path / "in.csv", str(tmp_path / "out.csv")
+    shutil.copytree(Paths(home).critic("emo", "glove-t5"), critic)
+    source.write_text("n,reply,said\n1,I am sorry.,My dog died.\n")
+    words = ["--emo", str(critic), "--family", "none", "--input", str(source), "--output", output]
+    assert run(score, home, *words) and run(score, home, *words) is None
+    others = {
+        "prefix": ["--prefix", "judged_"],
+        "input": ["--column", "said"],
+        "batch_size": ["--batch-size", "3"],
+        "precision": ["--precision", "bf16"],
+        "emo": ["--emo", str(Paths(home).critic("emo", "t5"))],
+        "exp": ["--exp", str(Paths(home).critic("exp", "glove-t5"))],
+    }
+    for what, more in [*others.items(), ("input", ["--context", "said"])]:
+        with pytest.raises(UserError, match=f"made with another {what}; add --overwrite"):
+            run(score, home, *words, *more)
+    source.write_text(source.read_text().replace("1,I", "2,I"))
+    with pytest.raises(UserError, match="another input"):  # its other columns are copied
+        run(score, home, *words)
+    source.write_text(source.read_text().replace("2,I", "1,I"))
+    weights = load_file(critic / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, critic / "model.safetensors")
+    with pytest.raises(UserError, match="another emo"):
+        run(score, home, *words)
+
+
+def test_what_was_scored_of_another_input_before_an_interruption_is_not_taken_up(home, tmp_path, monkeypatch):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    words = ["--family", "glove-t5", "--input", str(source), "--output", str(output)]
+    source.write_text("reply\nI am so sorry.\n")
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_records", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(score, home, *words)
+    source.write_text("reply\nWhat happened then?\n")
+    (row,) = run(score, home, *words)
+    (said,) = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu")).score(
+        ["What happened then?"]
+    )
+    assert row["critic_emo_expected"] == pytest.approx(said.value, abs=1e-4)
+
+
+def test_a_reply_has_its_own_lines_on_the_terminal_and_its_own_values_as_json():
+    emo = [Score(0.25, 0, (0.75, 0.25), "weak"), Score(1.7, 2, (0.1, 0.1, 0.8), "strong")]
+    sentiment = [Score(0.0, None, (), "neutral"), Score(0.51239, None, (), "positive")]
+    shown = scoring.terminal_table(["Oh.", "I am so sorry."], {"emo": emo, "sentiment": sentiment})
+    assert shown.splitlines() == [
+        "Oh.",
+        "  emo           0  weak (probability of 0: 0.75 1: 0.25)",
+        "  sentiment +0.00  neutral",
+        "I am so sorry.",
+        "  emo           2  strong (probability of 0: 0.10 1: 0.10 2: 0.80)",
+        "  sentiment +0.51  positive",
+    ]
+    weak = {"value": 0.25, "level": 0, "probabilities": [0.75, 0.25], "meaning": "weak"}
+    assert scoring.as_json(emo[0]) == weak
+    assert scoring.as_json(sentiment[0]) == {"value": 0.0, "meaning": "neutral"}
+    assert scoring.as_json(sentiment[1])["value"] == 0.5124
+    assert scoring.as_json(Score(2 / 3, 1, (1 / 3, 2 / 3), ""))["probabilities"] == [0.3333, 0.6667]
+
+
+def test_what_is_said_of_a_files_replies_names_their_lines_and_number(home, tmp_path, capsys):
+    source, long = tmp_path / "in.csv", "i am sorry " * 40
+    source.write_text(f"n,reply\n1,\n2,i am sorry\n3,{long}\n4,\n5,{long}\n")
+    words = ["--family", "glove-t5", "--input", str(source), "--output", str(tmp_path / "out.csv")]
+    run(score, home, *words)
+    out, said = capsys.readouterr()
+    assert "note: 2 replies are empty (the first in line 2)" in said
+    assert "note: 2 replies are longer than" in said and "(the first in line 4)" in said
+    assert "out.csv: 3 replies scored by emo, exp, int, sentiment" in out
+    run(score, home, *words[:4])
+    assert capsys.readouterr().out.startswith("i am sorry\n  emo ")
+    source.write_text('n,reply\n1,\n2," "\n')
+    with pytest.raises(UserError, match="in.csv: every reply is empty"):
+        run(score, home, *words, "--overwrite")
+    source.write_text("judged_sentiment,reply\n1,i am sorry\n")
+    with pytest.raises(UserError, match="a column judged_sentiment already; choose another --prefix"):
+        run(score, home, *words, "--overwrite", "--prefix", "judged_")
 
 
 # --------------------------------------------------------------------------------------------------- retrieve
