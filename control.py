@@ -79,6 +79,8 @@ def parse_args(argv=None):
         unread = given(parser, args, ["empathy_w"])
         problems += [f"{flag}: of ranking; --ways marks takes the likeliest" for flag in unread]
     check(parser, args, problems)
+    for name in ("candidates", "judge", "empathy_w", "ways"):  # what is named twice is measured once
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     return args
 
 

@@ -561,3 +561,10 @@ def test_every_candidate_is_listed_beside_its_context_and_number():
     keys = [("c0", 0), ("c0", 1), ("c1", 0), ("c1", 1), ("c2", 0), ("c2", 1)]
     assert rows == [[*key, "abcdef"[n], -n] for n, key in enumerate(keys)] * 2
     assert table["marks"].tolist() == ["none"] * 6 + ["emo=1"] * 6
+
+
+def test_what_is_named_twice_is_measured_once():
+    words = "run --candidates 4 1 4 --empathy-w 5 5 --judge tfidf minilm tfidf --ways both ranking both"
+    args = control.parse_args(words.split())
+    assert (args.candidates, args.empathy_w, args.judge) == ([4, 1], [5.0], ["tfidf", "minilm"])
+    assert args.ways == ["both", "ranking"]
