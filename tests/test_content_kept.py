@@ -145,7 +145,7 @@ def test_the_language_model_of_the_lowest_nll_on_valid_is_kept(workdir):
     flags = (
         f"--model {base} --name run --lr 0.2 --schedule constant --max-steps 9 --epochs 9 --lora-dropout 0.3"
     )
-    train(train_causal_lm, workdir, f"{flags} --lora-rank 2 --batch-size 4 --batch-tokens 0 --no-predict")
+    train(train_causal_lm, workdir, f"{flags} --lora-rank 2 --batch-size 1 --batch-tokens 0 --no-predict")
     folder = Paths(workdir).saved / "causal-lm" / "run"
     kept = kept_value(folder, "nll", min)
 
