@@ -125,14 +125,15 @@ class Loop:
             flags["examples_per_update"] = self.batch_size * options.accumulate
             flags["tokens_per_update"] = options.batch_tokens * options.accumulate
             free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
+        now = self.plan(0)
         # batches by whole lengths: as all were before a run noted its own
-        before = self.plan(0, replace(data, bare_lengths=[]))
+        before = self.plan(0, replace(data, bare_lengths=[])) if data.bare_lengths else now
         self.run = runs.Run(
             folder,
             flags,
             free=FREE | free,
             inputs=inputs,
-            order=runs.Order(fingerprint(str(self.plan(0))), fingerprint(str(before))),
+            order=runs.Order(fingerprint(str(now)), fingerprint(str(before))),
             sources=sources,
             main=session.main,
         )
