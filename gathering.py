@@ -72,7 +72,7 @@ def gather(paths: Paths, target: Path, limit: int = LIMIT) -> list[str]:
             left.append(f"{paths.note(file)} (at least {size / 2 / MEGABYTE:.1f} MB in half precision)")
             continue
         try:
-            weights = {name: half(tensor) for name, tensor in load_file(file).items()}
+            weights = halved(file)
         except (OSError, SafetensorError) as error:  # cut, a pointer of git-lfs, or gone by now
             left.append(f"{paths.note(file)} (cannot be read: {error})")
             continue
@@ -95,8 +95,7 @@ def pack_smaller(packed: tarfile.TarFile, file: Path, place: Path) -> None:
         packed.add(file, place, recursive=False)
         return
     with tempfile.NamedTemporaryFile(suffix=file.suffix) as smaller:
-        weights = {name: half(tensor) for name, tensor in load_file(file).items()}
-        save_file(weights, smaller.name, metadata={"format": "pt"})
+        save_file(halved(file), smaller.name, metadata={"format": "pt"})
         packed.add(smaller.name, place)
 
 
@@ -121,6 +120,11 @@ def finished_weights(saved: Path) -> list[Path]:
             continue
         out += [f for f in result.parent.rglob("*.safetensors") if "checkpoints" not in f.parts]
     return out
+
+
+def halved(file: Path) -> dict[str, torch.Tensor]:
+    """The weights of a .safetensors, in half precision."""
+    return {name: half(tensor) for name, tensor in load_file(file).items()}
 
 
 def half(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,14 +13,13 @@ import storage
 from options import DIMENSIONS, SENTIMENT
 
 matplotlib.use("Agg")  # draws into files, with no screen
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot, ticker  # noqa: E402
 
 #: the panels of the learning curves, in their order: a loss term, and its unit
 TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), SENTIMENT: "squared score"}
 #: a figure and the bounds of its 95 % interval, or a figure alone
 Point = Sequence[float]
 INK, GOLD = "#2f5d8a", "#b8860b"
-CURVE_TICKS = [digit * 10**power for power in range(4) for digit in (1, 1.5, 2, 3, 4, 5, 6, 8)]
 
 
 def plot_learning(systems: list[dict], target: Path) -> bool:
@@ -66,11 +65,9 @@ def plot_curves(curves: Mapping[str, Sequence[Point]], unit: str, target: Path, 
     for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), "o-", label=as_it_is(name), markersize=4)
     axis.set(xlabel="updates", ylabel=as_it_is(unit), yscale="log")
-    low, high = axis.get_ylim()
-    ticks = [value for value in CURVE_TICKS if low <= value <= high]
-    if len(ticks) > 1:  # else matplotlib's own
-        axis.set_yticks(ticks, [f"{value:g}" for value in ticks])
-        axis.minorticks_off()
+    axis.yaxis.set_major_locator(ticker.AutoLocator())  # a scale's own has a tick at powers of ten alone
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.minorticks_off()
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")
     save(figure, target, about)
