@@ -406,7 +406,7 @@ def in_the_workdir(flags: Mapping[str, Any]) -> list[str]:
 def given(parser: Parser, args: argparse.Namespace, names: Iterable[str]) -> list[str]:
     """Those flags, of the `names` that a parser has, that are not at their default, as a user writes them."""
     changed = [n for n in names if n in args and getattr(args, n) != parser.get_default(n)]
-    return [f"--{name.replace('_', '-')}" for name in changed]
+    return [f"--{'no-' * (getattr(args, n) is False)}{n.replace('_', '-')}" for n in changed]
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def read(
     if context is None:
         contexts: list[tuple[str, ...]] = [()] * len(replies)
     elif records.plain:
-        contexts = [(context,)] * len(replies)
+        contexts = [(context,) if context.strip() else ()] * len(replies)
     else:
         contexts = records.turns(records.column(context, "--context"))
     return Asked(records, replies, contexts, Path(source) if source and source != "-" else None)

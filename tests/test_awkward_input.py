@@ -110,6 +110,8 @@ def test_the_bundled_critics_label(workdir):
 def test_critics_that_read_no_context_say_so_where_one_is_given(capsys):
     score.main(["--device", "cpu", "--context", "My dog died.", "I am so sorry."])
     assert "emo, exp, int, sentiment: read replies alone; no context changes" in capsys.readouterr().err
+    score.main(["--device", "cpu", "--context", " ", "I am so sorry."])
+    assert "context" not in capsys.readouterr().err
     score.main(["--device", "cpu", "I am so sorry."])
     said = capsys.readouterr()
     assert "context" not in said.err and said.out.startswith("I am so sorry.")  # notes stand apart
@@ -261,6 +263,7 @@ EMO = str(bundled.MINI / "emo")
         (train_glove_t5, ["--exemplar-layers", "3"], "--exemplar-layers: ignored"),
         (train_glove_t5, ["--exemplar-layers", "3", "--add-exemplars", "glove-t5"], ""),
         (train_causal_lm, ["--lora-rank", "0", "--lora-alpha", "8"], "--lora-alpha: ignored"),
+        (train_causal_lm, ["--no-pack", "--add-exemplars", "prepend"], "--no-pack: ignored"),
         (train_causal_lm, ["--emo", EMO], "--emo: ignored"),
         (train_causal_lm, ["--exemplar-len", "90", "--add-exemplars", "prepend"], ""),
         (train_empathy_classifier, ["--dim", "emo", "--baselines", "--epochs", "3"], "--epochs: ignored"),
