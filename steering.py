@@ -265,7 +265,7 @@ def chosen(
     replies = np.take_along_axis(first.replies, places, 1)[:, 0].tolist()
     log_probability = np.take_along_axis(first.log_probability, places, 1)
     said = log_probability[np.isfinite(log_probability)]
-    return Choice(way, weights.empathy, count, target, replies, float(said.mean()))
+    return Choice(way, weights.empathy, count, target, replies, float(said.mean()) if said.size else math.nan)
 
 
 def measured(

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -457,6 +458,10 @@ def test_the_best_of_n_is_among_the_first_n_and_its_cost_is_a_mean_without_empty
     levels = {"emo": np.array([[0.1, 0.3, 0.9], [0.1, 0.8, 0.8], [0.0, 0.0, 0.2]])}
     near = [steering.chosen(pool, levels, {"emo": 1}, Weights(), n, "ranking").replies for n in (2, 3)]
     assert near == [["b", "e", ""], ["c", "e", "g"]]
+    mute = Pool(np.array([["", ""]]), np.full((1, 2), -np.inf))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(steering.chosen(mute, None, {}, Weights(), 2, "ranking").log_probability)
 
 
 def judge_of(value) -> Judge:
