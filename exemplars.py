@@ -190,13 +190,17 @@ class PooledVectors(Entering):
 class PooledTrained(Way):
     """The same pooled vector by a GloVe encoder that is trained along with the generator."""
 
-    def __init__(self, settings: GeneratorSettings, paths: Paths):
-        self.max_len, self.cache = settings.exemplar_len, paths.cache
-        self.words = require(paths.glove)
-        self.tokenizer = load_tokenizer(self.words)
+    def __init__(self, settings: GeneratorSettings, tokenizer, paths: Paths):
+        """`tokenizer`: the generator's. A GloVe-T5's is its encoder's, too, and lies in its run."""
+        self.max_len, self.cache, self.words = settings.exemplar_len, paths.cache, paths.glove
+        self.tokenizer = tokenizer
+        if tokenizer_hash(tokenizer) != settings.exemplar_tokenizer:
+            self.tokenizer = load_tokenizer(require(paths.glove))
         if tokenizer_hash(self.tokenizer) != settings.exemplar_tokenizer:
             raise UserError(
-                f"{paths.glove}: its words are others than this model's exemplar encoder was trained with"
+                f"{paths.glove}: its words are others than this model's exemplar encoder was trained with; "
+                "--workdir names the place whose data/glove has them, or prepare_data.py --glove "
+                "OTHER/data/glove takes them over"
             )
 
     def inputs(self) -> dict[str, str]:
@@ -243,7 +247,7 @@ def enter(
     if settings.exemplars == "t5":
         return PooledFrozen(settings, session, paths, place)
     if settings.exemplars == "glove-t5":
-        return PooledTrained(settings, paths)
+        return PooledTrained(settings, tokenizer, paths)
     return Way()
 
 

@@ -18,6 +18,7 @@ from test_causal_models import CHATML, make_tokenizer, save_llama
 import bundled
 import conversation
 import distress
+import dpr_exemplar_retriever
 import models
 import respond
 import retrieve
@@ -25,6 +26,7 @@ import sampling
 import score
 import scoring
 import searching
+import train_glove_t5
 from causal_models import CausalGenerator, example_nll
 from chats import causal_data
 from corpora import Example, listener_turns
@@ -55,6 +57,21 @@ def responder(home) -> Responder:
         Session("cpu"),
         workdir=home,
     )
+
+
+def test_a_glove_run_that_pools_exemplars_replies_where_no_data_are_prepared(workdir, tmp_path):
+    """A folder that was taken elsewhere, or came from the hub: its words lie in it."""
+    common = ["--workdir", str(workdir), "--device", "cpu"]
+    dpr_exemplar_retriever.main([*common, "--match", "random", "--top-k", "2"])
+    flags = "--size tiny --add-exemplars glove-t5 --exemplar-layers 1 --max-steps 1 --no-predict --name run"
+    train_glove_t5.main([*common, *flags.split(), "--empathy-loss-w", "0", "--sentiment-loss-w", "0"])
+    run = tmp_path / "taken"
+    shutil.copytree(Paths(workdir).saved / "glove-t5" / "run", run)
+    said = [
+        Responder.from_pretrained(run, session=Session("cpu"), workdir=place).reply(DIALOGUE, 2, seed=1).reply
+        for place in (workdir, tmp_path)
+    ]
+    assert said[0] and said[0] == said[1]
 
 
 def test_a_pool_without_a_retriever_is_not_left_out_in_silence(home):
