@@ -185,13 +185,16 @@ def _answers(path: Path, every: int) -> list[Example]:
     return examples
 
 
-def _keyed(table: pd.DataFrame, path: Path) -> list[tuple[str, int]]:
+def _keyed(table: pd.DataFrame, path: Path, made_by: str) -> list[tuple[str, int]]:
     """(conv_id, utterance_idx) of each row; a repeat is an error."""
     indices = numbers_of(table, path, "utterance_idx", kind=as_index, low=1, high=MAX_TURNS)
     keys = list(zip(table["conv_id"], indices, strict=True))
     if len(set(keys)) < len(keys):
-        twice = next(k for k, again in zip(keys, pd.Series(keys).duplicated(), strict=True) if again)
-        raise UserError(f"{path}: {twice[0]}, utterance {twice[1]} stands there twice")
+        place = int(pd.Series(keys).duplicated().argmax())
+        raise UserError(
+            f"{path}, line {table['line'][place]}: {keys[place][0]}, utterance {keys[place][1]} stands there "
+            f"twice; make it again with: {makes(path, made_by)}"
+        )
     return keys
 
 
@@ -246,16 +249,16 @@ def read_vader(path: Path) -> pd.DataFrame:
 
 def read_sentiment(path: Path, examples: Sequence[Example]) -> list[float]:
     """The VADER score of the reply of each of `examples`."""
-    table = read_vader(path)
-    found = dict(zip(_keyed(table, path), table["sentiment"], strict=True))
-    return _covering(found, examples, path, "python prepare_data.py")
+    table, made_by = read_vader(path), "python prepare_data.py"
+    found = dict(zip(_keyed(table, path, made_by), table["sentiment"], strict=True))
+    return _covering(found, examples, path, made_by)
 
 
 def read_labels(path: Path, examples: Sequence[Example]) -> dict[str, list]:
     """{emo, exp, int: list of int; sentiment: list of float}, one entry for each of `examples`."""
     made_by = "python label_dialogues.py"
     table = read_rows(path, LABEL_COLUMNS[:-1], made_by=made_by)
-    keys = _keyed(table, path)
+    keys = _keyed(table, path, made_by)
     labels = {}
     for column in (*DIMENSIONS, "sentiment"):
         # three levels of empathy; VADER's compound score
@@ -277,6 +280,10 @@ def read_exemplars(path: Path, examples: Sequence[Example], top: int | None = No
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, list) or not all(isinstance(t, str) for t in row):
-            raise UserError(f"{path}, line {line}: exemplars is not a JSON list of texts")
+            raise UserError(
+                f"{path}, line {line}: exemplars is not a JSON list of texts; make it again with: "
+                f"{makes(path, made_by)}"
+            )
         texts.append(row[:top])
-    return _covering(dict(zip(_keyed(table, path), texts, strict=True)), examples, path, made_by)
+    found = dict(zip(_keyed(table, path, made_by), texts, strict=True))
+    return _covering(found, examples, path, made_by)

@@ -314,9 +314,10 @@ def test_a_file_that_misses_a_listener_turn_names_the_first_and_the_command(tmp_
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_turn_that_stands_twice_is_refused(tmp_path, kind):
-    read, columns, rows, delimiter, _ = READERS[kind]
+    read, columns, rows, delimiter, command = READERS[kind]
     path = write_table(tmp_path / f"{kind}.csv", columns, rows([*KEYS, KEYS[1]]), delimiter)
-    with pytest.raises(UserError, match=rf"{kind}\.csv: c1, utterance 4 stands there twice"):
+    twice = rf"{kind}\.csv, line 5: c1, utterance 4 stands there twice; make it again with: .*{command}"
+    with pytest.raises(UserError, match=twice):
         read(path, EXAMPLES)
 
 
@@ -379,7 +380,10 @@ def test_exemplars_keep_their_order_up_to_the_top(tmp_path):
 def test_a_cell_that_is_no_json_list_of_texts_is_named_with_its_line(tmp_path, cell):
     rows = [(*KEYS[0], "[]"), (*KEYS[1], cell), (*KEYS[2], "[]")]
     path = write_table(tmp_path / "exemplars.csv", ("conv_id", "utterance_idx", "exemplars"), rows)
-    with pytest.raises(UserError, match=r"exemplars\.csv, line 3: exemplars is not a JSON list of texts"):
+    said = (
+        r"exemplars\.csv, line 3: exemplars is not a JSON list of texts; make it again with: .*retriever\.py"
+    )
+    with pytest.raises(UserError, match=said):
         corpora.read_exemplars(path, EXAMPLES)
 
 
