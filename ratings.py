@@ -359,13 +359,18 @@ def comparison_lines(ratings: pd.DataFrame, key: pd.DataFrame) -> list[str]:
     ordered = votes[votes["one"] < votes["other"]]
     units = ordered.pivot(index="rater", columns=["item", "one", "other"], values="vote")
     decided = ratings[ratings["chosen"] != "tie"]
-    first = (decided["chosen"] == decided["first"]).mean()
+    first = "Every choice was a tie."
+    if len(decided):
+        share = (decided["chosen"] == decided["first"]).mean()
+        first = (
+            f"The reply shown first was chosen in {share:.1%} of the {len(decided)} choices without a tie."
+        )
     return [
         *lines,
         "",
         f"Krippendorff's alpha of the choices: {agreement(units, 'nominal')} (nominal, over the comparisons "
-        f"that two or more made). The reply shown first was chosen in {first:.1%} of the {len(decided)} "
-        f"choices without a tie. Replies that were the same word by word count as ties unseen: {same}.",
+        f"that two or more made). {first} Replies that were the same word by word count as ties unseen: "
+        f"{same}.",
     ]
 
 

@@ -237,6 +237,15 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
     assert (tmp_path / "ab" / "ratings.md").exists() and not (tmp_path / "ab" / "ratings.csv").exists()
 
 
+def test_where_every_choice_is_a_tie_no_share_of_the_first_is_given(kit, tmp_path):
+    _, key = kit("ab")
+    by = key.pivot(index="item", columns="system", values="reply")
+    rows = [(key["kit"][0], "Anna", item, r["one/lempex"], r["mime"], "tie") for item, r in by.iterrows()]
+    text = ratings.summarise([save(tmp_path / "a.csv", "ab", rows)], tmp_path / "ab" / "key.csv")
+    assert "nan" not in text and "Every choice was a tie." in text
+    assert "| one/lempex : mime | 0 / 40 / 0, p 1.000 |" in text
+
+
 def test_in_the_agreement_on_choices_each_comparison_counts_once(kit, tmp_path):
     _, key = kit("ab")
     by, files = key.pivot(index="item", columns="system", values="reply"), []
