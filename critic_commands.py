@@ -92,13 +92,18 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
         help="a finished critic of the same dimension, of any encoder: its probabilities for the listener "
         "turns of the training dialogues are learnt beside the pairs; of several such critics, their mean",
     )
-    add("--turns", type=COUNT, default=0, help="of --teacher: so many turns, drawn by chance; 0: all")
+    add(
+        "--turns",
+        type=COUNT,
+        default=0,
+        help="of --teacher: so many turns, drawn by chance, whatever the --seed the same; 0: all",
+    )
     add(
         "--pieces",
         type=COUNT,
         default=0,
         help="of --teacher: learn pieces of the training replies, too: each one's sentences, so many runs of "
-        "its words, and as many splices of two replies' sentences; 0: none",
+        "its words, and as many splices of two replies' sentences, whatever the --seed the same; 0: none",
     )
     add("--teacher-w", type=POSITIVE, default=1.0, help="of --teacher: weight of a turn where a pair has 1")
 
