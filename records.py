@@ -120,7 +120,8 @@ def open_text(path: Path | str) -> TextIO:
 
 
 def lines_of(handle: TextIO) -> Iterator[tuple[int, str]]:
-    """(1-based number, text) of the lines that hold something. Ends at line feeds only, as jsonl asks."""
+    """(1-based number, text) of the lines that hold something. They end at line feeds and carriage returns
+    alone: U+2028 and its like stand inside of texts."""
     for number, line in enumerate(handle, 1):
         if text := line.strip():
             yield number, text
