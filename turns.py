@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from options import UserError
+from options import UserError, is_empty
 
 LONGEST = 100_000  # characters of a turn: a csv field holds 131,072
 #: characters that show nothing: a blank, those of no width, marks of a text's direction
@@ -59,8 +59,9 @@ def pick(row: Mapping[str, Any], part: str) -> Any:
 
 
 def word(value: Any, what: str, place: str) -> str:
-    """A name, number or text as one line, "" for none. Raises `UserError` for anything else."""
-    if value is None:
+    """A name, number or text as one line, "" for none, also as Python writes what pandas found empty (NaN).
+    Raises `UserError` for anything else."""
+    if value is None or is_empty(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(f"{place}: the {what} is {str(value)[:40]!r}, expected a text")

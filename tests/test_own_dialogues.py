@@ -150,6 +150,11 @@ def test_files_named_by_their_split_keep_it(tmp_path):
         ("a.csv", "id,speaker,text\n1,a,\n", "line 2: its text is empty; fill it in, or leave the turn out"),
         ("a.jsonl", '{"turns": [{"who": "a", "text": "\\u200b"}]}', "line 1, turn 1: no speaker; it stands"),
         ("a.jsonl", '{"turns": ["Hi", "\\u200b"]}', "line 1, turn 2: its text is empty"),
+        (
+            "a.jsonl",
+            '{"turns": [{"speaker": "a", "text": "Hi"}, {"speaker": "b", "text": NaN}]}',
+            "line 1, turn 2: its text is empty; fill it in",
+        ),
         ("a.csv", f"id,speaker,text\n1,a,{'a' * 60_000}\n1,a,{'b' * 60_000}\n1,b,c\n", "120,001 characters"),
         ("a.csv", "id,speaker,text,emotion\n1,a,b,sad\n1,b,c,proud\n", "line 3: emotion 'proud' in a"),
         ("a.jsonl", '{"turns": [["a", "b"]]}\n', "line 1, turn 1: expected"),
@@ -166,6 +171,14 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, nam
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=named):
         converted([tmp_path / name], tmp_path / "out")
+
+
+def test_what_pandas_found_empty_is_no_id_emotion_or_split(tmp_path):
+    """json.dumps of its rows writes NaN there."""
+    nothing = dict.fromkeys(("id", "emotion", "split"), float("nan"))
+    said = converted([jsonl(tmp_path / "a.jsonl", TALK, TALK, TALK, **nothing)], tmp_path / "out")
+    assert not said["emotions"] and said["split"].startswith("drawn")
+    assert sorted(all_rows(tmp_path / "out")) == ["a:1", "a:2", "a:3"]
 
 
 @pytest.mark.parametrize("sign", "\u200b\ufeff\u061c\u200e\u200f\u202a\u202e\u2066\u2069")
