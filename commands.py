@@ -102,7 +102,7 @@ def add_training(
         "--save-every",
         type=COUNT,
         default=0,
-        help="also save a checkpoint every so many updates; 0: only after evaluations",
+        help="also save a checkpoint every so many updates; 0: only before and after evaluations",
     )
     add("--log-every", type=NATURAL, default=20, help="updates between log lines")
     add(
@@ -332,8 +332,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("control").add_argument(
         "--control",
         choices=["marks"],
-        help="marks: before each training reply stand the levels of empathy that it shows, from "
-        "train_labels.csv (left out for a tenth of them); in use the --target of respond.py",
+        help="marks: before each training reply stand levels of empathy that it shows, of some dimensions by "
+        "chance, from train_labels.csv (none for a tenth of the replies); in use the --target of respond.py",
     )
 
 
