@@ -96,7 +96,7 @@ def reply(model: Generator, tokenizer, batch: dict, arguments: dict[str, Any]) -
 #: of each gold reply: nats of all tokens and of its end alone, tokens, and how many of them are unknown
 GOLD = ("nll", "nll_end", "tokens", "unknown")
 #: what the gold replies' likelihood follows from, of the note beside predictions
-READ_WITH = ("model", "dialogues", "exemplars", "precision")
+READ_WITH = ("model", "base", "dialogues", "exemplars", "precision")
 
 
 class Predictor:

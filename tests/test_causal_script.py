@@ -21,13 +21,14 @@ import evaluate_responses
 import train_causal_lm
 import updates
 from causal_generators import load, read_split
-from causal_models import CausalGenerator
+from causal_models import CausalGenerator, load_base
 from chats import chat_ids
 from corpora import listener_turns, read_exemplars
 from options import Paths, UserError
 from responder import Responder
 from session import Session
-from systems import read_run
+from storage import weights_hash
+from systems import read_file, read_run
 
 
 @pytest.fixture
@@ -158,6 +159,28 @@ def test_a_base_of_few_positions_is_refused_before_the_training(trained_copy, fl
         train_causal_lm.main([*flags, *short, "--max-new-tokens", "250"])
     assert not list(trained_copy.glob("saved/causal-lm/*/checkpoints"))
     train_causal_lm.main([*flags, *short])
+
+
+def test_what_a_base_in_another_precision_wrote_is_not_taken_for_the_runs_own(
+    trained_copy, flags, tmp_path, capsys
+):
+    train_causal_lm.main([*flags, "--max-steps", "1"])
+    folder, paths = trained_copy / "saved" / "causal-lm" / "plain", Paths(trained_copy)
+    rounded, tokenizer = load_base(flags[flags.index("--model") + 1], tmp_path)
+    rounded.to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
+    tokenizer.save_pretrained(tmp_path / "rounded")
+    examples = listener_turns(paths.dialogues("test"))
+    assert read_run(folder, examples, "test", paths).likelihoods
+    again = [*flags, "--inference", str(folder), "--base-in-other-precision", str(tmp_path / "rounded")]
+    train_causal_lm.main([*again, "--output", str(tmp_path / "out")])
+    noted = json.loads((tmp_path / "out" / "predictions.tsv.origin.json").read_text())
+    assert noted["base"] == weights_hash(load_base(str(tmp_path / "rounded"), tmp_path)[0])
+    [system] = read_file(tmp_path / "out" / "predictions.tsv", examples, paths)
+    assert system.likelihoods
+    train_causal_lm.main([*again, "--no-predict", "--overwrite"])
+    capsys.readouterr()
+    assert not read_run(folder, examples, "test", paths).likelihoods
+    assert "likelihood.csv: read with another base than the replies beside it" in capsys.readouterr().out
 
 
 def test_another_chat_template_or_tokenizer_is_another_training(trained_copy, flags):
