@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import resource
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import Killed, assert_same_run, interrupted, kill_at, logged, newest, wait_for_step, weights
@@ -103,6 +105,31 @@ def test_on_the_processor_nothing_is_opened_on_a_gpu(monkeypatch):
         torch.rand(1)
     state = session.random_state()
     session.set_random_state(state | {"cuda": state["torch"]})  # of a checkpoint from a GPU
+
+
+def test_a_stream_of_ones_own_leaves_all_others_where_they_were_whatever_happens_in_it():
+    def draws() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(1))]
+
+    begun = session.random_state()
+    expected = draws()
+    session.set_random_state(begun)
+    with pytest.raises(KeyboardInterrupt), session.own_random_stream(3):
+        own = draws()
+        raise KeyboardInterrupt
+    assert draws() == expected
+    with session.own_random_stream(3):
+        assert draws() == own
+    with session.own_random_stream(4):
+        assert all(a != b for a, b in zip(draws(), own, strict=True))
+
+
+def test_after_a_training_a_signal_ends_what_it_ended_before():
+    before = [signal.getsignal(number) for number in runs.signals_to_stop()]
+    with session.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.number == signal.SIGTERM
+    assert [signal.getsignal(number) for number in runs.signals_to_stop()] == before
 
 
 def test_same_seed_same_losses_and_another_seed_others(tmp_path):
@@ -940,6 +967,23 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert (loop.options.batch_size, loop.options.accumulate) == (2, 4)
     train(tmp_path / "given", batch_size=8, dropout=0.0)
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
+
+
+def test_where_not_even_one_example_fits_that_is_said_and_another_error_is_no_lack_of_memory():
+    tried: list[int] = []
+
+    def fails(error: Exception):
+        def try_out(size: int) -> int:
+            tried.append(size)
+            raise error
+
+        return try_out
+
+    with pytest.raises(UserError, match="--batch-size auto: not even one example fits; shorter sequences"):
+        session.largest_that_fits(6, fails(torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        session.largest_that_fits(6, fails(RuntimeError("shapes")))
+    assert tried == [6, 3, 2, 1, 6]
 
 
 def test_batch_size_auto_tries_beside_the_gradients_of_a_batch_before(tmp_path, monkeypatch):
