@@ -18,12 +18,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import causal_generators
 import evaluate_responses
+import storage
 import train_causal_lm
 import updates
-from causal_generators import load, read_split
+from causal_generators import load, read_split, require_positions
 from causal_models import CausalGenerator, load_base
 from chats import chat_ids
 from corpora import listener_turns, read_exemplars
+from dataloaders import Data
+from exemplars import matched_by
 from options import Paths, UserError
 from responder import Responder
 from session import Session
@@ -159,6 +162,74 @@ def test_a_base_of_few_positions_is_refused_before_the_training(trained_copy, fl
         train_causal_lm.main([*flags, *short, "--max-new-tokens", "250"])
     assert not list(trained_copy.glob("saved/causal-lm/*/checkpoints"))
     train_causal_lm.main([*flags, *short])
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_gold_reply_that_the_base_cannot_read_is_missed_before_the_training(trained_copy, flags, split):
+    """--tgt-len cuts it in training, but it is measured whole."""
+    file = Paths(trained_copy).dialogues(split)
+    table = pd.read_csv(file, keep_default_na=False, dtype=str)
+    table.loc[table["utterance_idx"] == "2", "utterance"] = "so " * 2100
+    table.to_csv(file, index=False)
+    wanted = (
+        rf"reads 2,048 tokens, and the longest sequence of the {split} split has \d,\d+; lower --src-len "
+    )
+    wanted += r"\(gold replies are measured whole\), where --inference keeps the lengths of its run$"
+    with pytest.raises(UserError, match=wanted):
+        train_causal_lm.main(flags)
+    assert not list(trained_copy.glob("saved/causal-lm/*/checkpoints"))
+
+
+def test_a_sampled_reply_that_the_base_cannot_read_is_missed_before_the_training(flags):
+    words = "--sampled-loss-w 1 --tgt-len 2040 --src-len 20 --no-predict".split()
+    wanted = r"the train split has 2,\d+ with --tgt-len 2040; lower --tgt-len or --src-len$"
+    with pytest.raises(UserError, match=wanted):
+        train_causal_lm.main([*flags, *words])
+
+
+@pytest.mark.parametrize("more", [0, 6])
+def test_a_base_reads_as_many_tokens_as_it_has_positions_and_not_one_more(more):
+    lm = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=20, n_embd=4, n_layer=1, n_head=1))
+    model = SimpleNamespace(lm=lm, settings=SimpleNamespace(base="gpt", exemplars="none"))
+    flag = "--max-new-tokens" if more else ""
+    require_positions(model, Data([3, 20 - more], None), "train", flag, more)
+    with pytest.raises(UserError, match="gpt: reads 20 tokens, and .* of the train split has 21"):
+        require_positions(model, Data([3, 21 - more], None), "train", flag, more)
+
+
+def test_a_run_knows_its_exemplars_and_is_measured_with_the_weights_that_it_kept(trained_copy, flags):
+    """--inference writes again what the training wrote, wherever its exemplars lay."""
+    other = trained_copy / "other"
+    other.mkdir()
+    for split in ("train", "valid", "test"):
+        table = pd.read_csv(Paths(trained_copy).exemplars(split), keep_default_na=False, dtype=str)
+        table.assign(exemplars=json.dumps(["My dog ran away last night."])).to_csv(
+            other / f"{split}_dpr.csv", index=False
+        )
+    storage.write_json(storage.origin_file(other / "train_dpr.csv"), {"match": "context"})
+    train_causal_lm.main([*flags, "--add-exemplars", "prepend", "--exemplars", str(other)])
+    folder, again = trained_copy / "saved" / "causal-lm" / "exemplars", trained_copy / "again"
+    train_causal_lm.main([*flags, "--inference", str(folder), "--output", str(again)])
+    for name in ("predictions.tsv", "likelihood.csv"):
+        assert (again / name).read_text() == (folder / name).read_text()
+    (folder / "sources.json").unlink()  # as from the hub
+    assert matched_by(folder, Paths(trained_copy)) == "context"
+
+
+def test_all_that_a_run_learns_from_is_compared_when_it_is_called_again(trained_copy, flags):
+    words = [*flags, "--add-exemplars", "prepend", "--control", "marks", "--max-steps", "1", "--no-predict"]
+    train_causal_lm.main(words)
+    train_causal_lm.main([*words, "--top-k", "3", "--max-new-tokens", "7"])  # how it replies is no part of it
+    paths = Paths(trained_copy)
+    files = {"labels train": paths.labels("train")}
+    for split in ("train", "valid"):
+        files |= {f"dialogues {split}": paths.dialogues(split), f"exemplars {split}": paths.exemplars(split)}
+    for file in files.values():
+        file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="was begun with other settings") as refused:
+        train_causal_lm.main(words)
+    for name in files:
+        assert f"{name}: its content has changed" in str(refused.value)
 
 
 def test_what_a_base_in_another_precision_wrote_is_not_taken_for_the_runs_own(
