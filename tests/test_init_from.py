@@ -14,7 +14,9 @@ import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
 import train_t5
+from causal_models import load_base
 from options import UserError
+from storage import weights_hash
 
 #: one update that moves nothing that can be seen
 STILL = "--device cpu --max-steps 1 --batch-size 8 --lr 1e-9".split()
@@ -153,3 +155,19 @@ def test_a_causal_adapter_goes_on_and_another_base_is_refused(trained_copy, tmp_
         train_causal_lm.main([*still, "--model", base, *run, "--name", "b", "--lora-alpha", "8"])
     with pytest.raises(UserError, match="--init-from.*--model"):
         train_causal_lm.main([*common, "--model", other, "--max-steps", "1", "--name", "c", *run])
+
+
+def test_an_adapter_goes_on_from_another_precision_of_its_base_where_that_is_said(trained_copy, tmp_path):
+    base = save_llama(tmp_path / "llama", make_tokenizer())
+    short = "--device cpu --batch-size 8 --lora-rank 2 --no-predict --valid-conversations 3 --max-steps 1"
+    common = ["--workdir", str(trained_copy), *short.split()]
+    train_causal_lm.main([*common, "--model", base])
+    rounded, tokenizer = load_base(base, tmp_path)
+    rounded.to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
+    tokenizer.save_pretrained(tmp_path / "rounded")
+    first = str(trained_copy / "saved" / "causal-lm" / "plain")
+    more = ["--init-from", first, "--name", "on", "--base-in-other-precision", str(tmp_path / "rounded")]
+    train_causal_lm.main([*common, *more])
+    config = json.loads((trained_copy / "saved" / "causal-lm" / "on" / "config.json").read_text())
+    assert config["base"] == "rounded"
+    assert config["base_sha256"] == weights_hash(load_base(str(tmp_path / "rounded"), tmp_path)[0])
