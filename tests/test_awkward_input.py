@@ -162,6 +162,7 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         (retrieve.parse_args, ["--pool", "-", "hi"], "standard input has no place"),
         (retrieve.parse_args, ["--pool", table], "give either texts as arguments or a file with --input"),
         (retrieve.parse_args, ["--pool", table, "--input", mine, "hi"], "give either texts as arguments or"),
+        (respond.parse_args, ["--file", mine, "hi"], "give either a dialogue as arguments or dialogues with"),
         (score.parse_args, ["--input", table, "--output", table], "that is the input"),
         (retrieve.parse_args, ["--pool", table, "--pooling", "mean", "hi"], "--pooling: goes with --encoder"),
         (train_dpr.parse_args, ["--encoder", "minilm", "--question-encoder", mine], "is for both sides"),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,10 @@ import scoring
 import searching
 import train_glove_t5
 from causal_models import CausalGenerator, example_nll
-from chats import causal_data
+from chats import SYSTEM, causal_data, chat_format, chat_ids
 from corpora import Example, listener_turns
 from critics import Critic, Score, unread
-from dataloaders import generator_data
+from dataloaders import encode, generator_data
 from DPR.index import Index
 from DPR.retriever import Retriever
 from models import Generator, token_nll
@@ -862,6 +863,65 @@ def test_a_causal_language_model_serves_through_the_same_interface(home, tmp_pat
         given = writer.log_probability(DIALOGUE, REPLIES, said.response)
         assert given == pytest.approx(-float(nll), abs=1e-5)
         assert given != pytest.approx(writer.log_probability(DIALOGUE, [], said.response), abs=1e-5)
+
+
+def test_what_a_dialogue_loses_to_a_language_model_is_counted(tmp_path):
+    base = save_llama(tmp_path / "llama", make_tokenizer(CHATML))
+    CausalGenerator.start(base, rank=2, cache=tmp_path).save_pretrained(tmp_path / "run")
+    writer, turns = CausalWriter(tmp_path / "run", Session("cpu"), Paths(tmp_path)), [*DIALOGUE, "Ah.", "Hm."]
+    chat = chat_format(writer.tokenizer)
+    parts = encode(writer.tokenizer, [chat.opening + SYSTEM, chat.after_system], controls=True)
+    fixed = sum(map(len, parts.values()))
+    for first, less in ((0, 2), (2, 4), (4, 5)):  # what just fits, and one token less
+        room = len(chat_ids(writer.tokenizer, turns[first:])) - fixed
+        for src_len, lost in ((room, first), (room - 1, less)):
+            writer.settings = replace(writer.settings, src_len=src_len)
+            assert writer.unread(turns) == lost
+
+
+def test_a_responder_replies_as_the_terminal_does_where_nothing_is_asked_for(home):
+    run = home / "saved" / "glove-t5" / "exemplars"
+    options = pick(conversation.RespondOptions, respond.parse_args(["--run", str(run)]))
+    opened = conversation.open_responder(options, {}, Paths(home), Session("cpu"))
+    made = Responder.from_pretrained(run, session=Session("cpu"), workdir=home)
+    assert (made.weights, made.decoding) == (opened.weights, opened.decoding)
+    assert len(made.reply("Hi", seed=1).candidates) == options.candidates_per_reply
+
+
+def test_each_call_draws_a_reply_of_its_own_and_shows_its_seed(responder, capsys):
+    options = pick(conversation.RespondOptions, respond.parse_args(["--candidates-per-reply", "1"]))
+    seeds = [conversation.once(responder, ["Hello."], options).seed for _ in range(3)]
+    assert len(set(seeds)) > 1 and f"best of 1, seed {seeds[-1]}" in capsys.readouterr().out
+
+
+def test_a_reply_is_computed_in_the_precision_that_is_asked_for(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "MINI", tmp_path / "none")
+    words = ["--run", str(home / "saved" / "glove-t5" / "exemplars"), "Hello.", "--seed", "1"]
+    words += ["--candidates-per-reply", "1"]
+    likely = [
+        run(respond, tmp_path, *words, "--precision", precision).candidates[0].log_probability
+        for precision in ("fp32", "bf16")
+    ]
+    assert likely[0] != likely[1]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "holds no trained generator; give the folder of a finished run, .*make one with: .*train_t5.py"),
+        (
+            {"args.json": "{}", "environment.json": '{"command": "train_t5.py --name run"}'},
+            "not finished; the command that began it goes on with it: train_t5.py --name run$",
+        ),
+        ({"config.json": '{"model": "Critic", "heads": ["emo", "exp"]}'}, "takes it with --emo or --exp$"),
+    ],
+    ids=["empty", "begun", "a critic of two dimensions"],
+)
+def test_a_folder_without_a_generator_is_told_by_what_it_holds(tmp_path, files, said):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        Responder.from_pretrained(tmp_path, session=Session("cpu"))
 
 
 GENERATOR = "saved/glove-t5/exemplars"
