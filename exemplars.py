@@ -19,7 +19,7 @@ import storage
 from corpora import Example, listener_turns, read_exemplars
 from dataloaders import CUTTING, EXEMPLAR_MARKER, Entering, encode, join, pad, plan_once, tokenizer_hash
 from glove_models import glove_config, load_vectors, set_word_vectors
-from models import Generator, GeneratorSettings
+from models import Generator, GeneratorSettings, masked_mean
 from options import Paths, UserError
 from pretrained import load_config, load_encoder, load_tokenizer, offline
 from session import Session, own_random_stream
@@ -167,8 +167,7 @@ class PooledFrozen(Way):
                 padded = pad([np.array(rows[i]) for i in numbers], self.tokenizer.pad_token_id)
                 ids, mask = session.move(padded)
                 hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-                real = mask[..., None]  # (B, L, E) under (B, L, 1) -> (B, E)
-                table[numbers] = ((hidden * real).sum(1) / real.sum(1)).cpu().numpy()
+                table[numbers] = masked_mean(hidden, mask).cpu().numpy()  # (B, L, E) -> (B, E)
         return table
 
 

@@ -176,11 +176,16 @@ class Critic(SavedModule):
         return F.kl_div(scores.log_softmax(-1), view.log_softmax(-1), reduction="sum", log_target=True)
 
 
+def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, D) under a (B, L) mask -> the mean over its positions, (B, D); zeros where it has none."""
+    chosen = mask[..., None].to(vectors.dtype)
+    return (vectors * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+
+
 def _mean_max(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(B, L, D) under a (B, L) mask -> mean and max over its positions, each (B, D)."""
-    chosen = mask[..., None].to(vectors.dtype)
-    mean = (vectors * chosen).sum(1) / chosen.sum(1).clamp(min=1)
-    return mean, vectors.masked_fill(chosen == 0, torch.finfo(vectors.dtype).min).amax(1)
+    lowest = torch.finfo(vectors.dtype).min
+    return masked_mean(vectors, mask), vectors.masked_fill(mask[..., None] == 0, lowest).amax(1)
 
 
 def soft_response(logits: Tensor, strategy: int) -> Tensor:

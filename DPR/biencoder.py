@@ -17,6 +17,7 @@ from advice import makes
 from bundled import MINILM_PACKAGE, ON_THE_HUB, TAKEN, package_folder
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
+from models import masked_mean
 from options import UserError
 from pretrained import (
     file_of,
@@ -162,8 +163,7 @@ def vectors(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
     hidden = encoder(
         input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
     ).hidden_states[-1]
-    mask = attention_mask[..., None].to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1)
+    return masked_mean(hidden, attention_mask)
 
 
 class BiEncoder(nn.Module):
