@@ -9,6 +9,8 @@ Losses, exemplars, decoding and outputs are train_t5.py's; here stand the backbo
 --size mini are a recipe of its own: no dropout, --lr 1e-3 that falls to 0 over 6 epochs, large updates.
 """
 
+import sys
+
 import options
 from commands import add_generator_flags, add_training, check_generator, drop_default_bound
 from options import NATURAL, add_common, add_device, make_parser
@@ -45,7 +47,8 @@ def parse_args(argv=None):
     add_generator_flags(parser)
     add_training(parser, epochs=50, lr=1e-4, batch_size=32)
     add_device(parser)
-    if parser.parse_known_args(argv)[0].size == "mini":
+    asked = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("-h", "--help")]
+    if parser.parse_known_args(asked)[0].size == "mini":
         parser.set_defaults(**MINI)  # what is given as a flag still wins
     args = parser.parse_args(argv)
     drop_default_bound(parser, args)

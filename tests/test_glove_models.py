@@ -339,3 +339,10 @@ def test_the_mini_size_brings_its_recipe_and_flags_still_win():
     assert (mini.lr, mini.dropout, mini.batch_tokens) == (5e-4, 0.0, 4000)
     fits = train_glove_t5.parse_args(["--size", "mini", "--batch-size", "auto"])
     assert (fits.batch_size, fits.batch_tokens, fits.effective_batch) == ("auto", 0, 96)
+
+
+@pytest.mark.parametrize(("size", "rate"), [("paper", "0.0001"), ("mini", "0.001")])
+def test_the_help_shows_the_defaults_of_the_size_that_is_asked_about(size, rate, capsys):
+    with pytest.raises(SystemExit):
+        train_glove_t5.parse_args(["--size", size, "--help"])
+    assert f"peak learning rate (AdamW) (default: {rate})" in " ".join(capsys.readouterr().out.split())
