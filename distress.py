@@ -20,6 +20,7 @@ WORDS = (
     r"tak(?:e|ing) my (?:own )?life",
     r"(?:hang|drown|shoot|starve) my ?self",
     r"harm(?:ing)? my ?self",
+    r"(?:hurting|cutting) my ?self",
     r"self[- ]?harm(?:ing)?",
     r"(?:want|going|need|urge) to (?:hurt|cut) my ?self",
     r"(?:want|wanted|wanna|wish) to (?:die|be dead)",

@@ -1216,6 +1216,7 @@ def test_the_notice_stands_before_anything_is_written(responder, home, monkeypat
         ("i don`t want to wake up", True),
         ("thoughts of self\u2011harm", True),
         ("selfharm again", True),
+        ("Last night I was cutting myself again", True),
         ("I ended my lifeguard course", False),
         ("I could have died of embarrassment", False),
         ("My dog died and I am so sad", False),
