@@ -148,9 +148,12 @@ def _check_conversation(path: Path, conv: str, turns: list) -> None:
     for expected, (turn, speaker) in enumerate(zip(turns, speakers, strict=True), start=1):
         fault = None
         if turn.utterance_idx != expected:
-            fault = f"has utterance_idx {turn.utterance_idx}, expected {expected} (a gap or a repeat)"
+            fault = (
+                f"has utterance_idx {turn.utterance_idx}, expected {expected} (a gap or a repeat); "
+                "count them anew from 1"
+            )
         elif not turn.utterance:
-            fault = "has an empty utterance"
+            fault = "has an empty utterance; fill it in, or take the turn out and count utterance_idx anew"
         elif not speaker:
             fault = "has no speaker_idx; number its two speakers, for example 0 and 1"
         elif expected > 1 and speaker == speakers[expected - 2]:
@@ -181,7 +184,9 @@ def _answers(path: Path, every: int) -> list[Example]:
         for i in range(1, len(texts), every):
             examples.append(Example(str(conv_id), i + 1, emotion, tuple(texts[:i]), texts[i]))
     if not examples:
-        raise UserError(f"{path}: no conversation has a listener turn")
+        raise UserError(
+            f"{path}: no conversation has a listener turn, its second; one turn alone has no reply"
+        )
     return examples
 
 

@@ -103,7 +103,7 @@ def _places(
         raise UserError(f"{path}, line 1: missing column {', '.join(missing)} {found}")
     twice = [c for c in columns if header.count(c) > 1]
     if twice:
-        raise UserError(f"{path}, line 1: column {', '.join(twice)} stands there twice")
+        raise UserError(f"{path}, line 1: column {', '.join(twice)} stands there twice; rename one")
     return [header.index(c) for c in columns]
 
 

@@ -42,17 +42,16 @@ def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
 
     An entry without a positive is refused, or with `drop_without_positive` left out, and counted aloud.
     """
+    again = f"make it with: {makes(path, 'python -m DPR.prepare_dpr_data')}"
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file; make it with: {makes(path, 'python -m DPR.prepare_dpr_data')}"
-        )
+        raise UserError(f"{path}: no such file; {again}")
     try:
         entries = json.loads(storage.decode(path.read_bytes(), path))
         json.dumps(entries, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
+        raise UserError(f"{path}: not readable as JSON ({error}); {again}") from error
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: expected a JSON list of questions")
+        raise UserError(f"{path}: expected a JSON list of questions; {again}")
     kept = []
     for n, entry in enumerate(entries):
         if not well_formed(entry):

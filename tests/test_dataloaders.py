@@ -144,7 +144,7 @@ def test_all_turns_are_the_listeners_and_every_answer_of_the_speaker(tmp_path, t
 
 
 def test_a_file_without_listener_turns_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"d\.csv: no conversation has a listener turn"):
+    with pytest.raises(UserError, match=r"d\.csv: no conversation has a listener turn, its second"):
         corpora.listener_turns(write_dialogues(tmp_path / "d.csv", turn()))
 
 
@@ -165,7 +165,12 @@ FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
         pytest.param(
             "\n".join([HEADER, *FIRST, turn("c2", 1, emotion="hungry")]), 4, "hungry", id="unknown emotion"
         ),
-        pytest.param("\n".join([HEADER, *FIRST, turn("c1", 4)]), 4, "expected 3", id="gap"),
+        pytest.param(
+            "\n".join([HEADER, *FIRST, turn("c1", 4)]),
+            4,
+            "expected 3 (a gap or a repeat); count them anew",
+            id="gap",
+        ),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", 2)]), 4, "expected 3", id="repeat"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c2", 2)]), 4, "expected 1", id="begins in the middle"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 3)]), 5, "c1", id="goes on later"),
@@ -173,7 +178,7 @@ FIRST = [turn("c1", 1), turn("c1", 2)]  # lines 2 and 3
             "\n".join([HEADER, *FIRST, turn("c2", 1), turn("c1", 1)]), 5, "c1", id="begins again later"
         ),
         pytest.param(
-            "\n".join([HEADER, *FIRST, turn("c1", 3, "  ")]), 4, "empty utterance", id="empty utterance"
+            "\n".join([HEADER, *FIRST, turn("c1", 3, "  ")]), 4, "empty utterance; fill it in", id="empty"
         ),
         pytest.param("\n".join([HEADER, *FIRST, "c1,3,sad,p,1"]), 4, "5 columns", id="short row"),
         pytest.param("\n".join([HEADER, *FIRST, turn("c1", "three")]), 4, "three", id="index not a number"),

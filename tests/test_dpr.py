@@ -219,7 +219,7 @@ def test_a_bad_entry_is_reported_with_file_and_number(tmp_path, bad):
 def test_a_file_without_entries_is_a_plain_error(tmp_path, text):
     file = tmp_path / "train.json"
     file.write_text(text)
-    with pytest.raises(UserError, match=str(file)):
+    with pytest.raises(UserError, match=f"{file}: .*; make it with: python -m DPR.prepare_dpr_data"):
         read_entries(file)
 
 
