@@ -197,15 +197,20 @@ def test_a_base_reads_as_many_tokens_as_it_has_positions_and_not_one_more(more):
         require_positions(model, Data([3, 21 - more], None), "train", flag, more)
 
 
-def test_a_run_knows_its_exemplars_and_is_measured_with_the_weights_that_it_kept(trained_copy, flags):
-    """--inference writes again what the training wrote, wherever its exemplars lay."""
-    other = trained_copy / "other"
+def other_exemplars(home):
+    """A folder with one and the same exemplar for every turn of `home`."""
+    other = home / "other"
     other.mkdir()
     for split in ("train", "valid", "test"):
-        table = pd.read_csv(Paths(trained_copy).exemplars(split), keep_default_na=False, dtype=str)
-        table.assign(exemplars=json.dumps(["My dog ran away last night."])).to_csv(
-            other / f"{split}_dpr.csv", index=False
-        )
+        table = pd.read_csv(Paths(home).exemplars(split), keep_default_na=False, dtype=str)
+        table = table.assign(exemplars=json.dumps(["My dog ran away last night."]))
+        table.to_csv(other / f"{split}_dpr.csv", index=False)
+    return other
+
+
+def test_a_run_knows_its_exemplars_and_is_measured_with_the_weights_that_it_kept(trained_copy, flags):
+    """--inference writes again what the training wrote, wherever its exemplars lay."""
+    other = other_exemplars(trained_copy)
     storage.write_json(storage.origin_file(other / "train_dpr.csv"), {"match": "context"})
     train_causal_lm.main([*flags, "--add-exemplars", "prepend", "--exemplars", str(other)])
     folder, again = trained_copy / "saved" / "causal-lm" / "exemplars", trained_copy / "again"
@@ -307,13 +312,7 @@ def test_exemplars_really_enter(trained_copy, flags):
     words = [*flags, "--add-exemplars", "prepend"]
     train_causal_lm.main([*words, "--no-predict"])
     folder = trained_copy / "saved" / "causal-lm" / "exemplars"
-    other = trained_copy / "other"
-    other.mkdir()
-    for split in ("train", "valid", "test"):
-        table = pd.read_csv(Paths(trained_copy).exemplars(split), keep_default_na=False, dtype=str)
-        table.assign(exemplars=json.dumps(["My dog ran away last night."])).to_csv(
-            other / f"{split}_dpr.csv", index=False
-        )
+    other = other_exemplars(trained_copy)
     found = []
     for number, extra in enumerate(([], ["--exemplars", str(other)])):
         output = trained_copy / f"out{number}"
