@@ -175,7 +175,7 @@ def tfidf_judge(name: str, paths: Paths) -> Judge:
         train, valid = choose_pairs(read_pairs(files[0]), read_pairs(files[1]), "files", half)
         if train["level"].ge(1).nunique() < 2:
             raise UserError(f"{files[0]}: too few pairs for the judge {name}")
-        model = metrics.tfidf_classifier().fit(train["response_post"], train["level"] >= 1)
+        model = metrics.tfidf_classifier(train["response_post"], train["level"] >= 1)
         sha256[dim] = storage.fingerprint(storage.sha256(files[0]), half, model, sklearn.__version__)
         found = model.predict(valid["response_post"]).tolist()
         held_out[dim] = metrics.classification((valid["level"] >= 1).tolist(), found, 2)["macro_f1"]

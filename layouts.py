@@ -148,8 +148,9 @@ def squashed(name: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, the empty ones too: an empty line is an empty reply."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    """The lines of a text, the empty ones too: an empty line is an empty reply. They end as those of records
+    do, at line feeds and carriage returns."""
+    lines = re.split(r"\r*\n|\r", text)
     return lines[:-1] if lines[-1] == "" else lines
 
 

@@ -42,12 +42,14 @@ def calibration_error(gold: Sequence[int], probabilities: np.ndarray, bins: int 
     return 100 * float(np.abs(np.bincount(bin_of, weights=gap, minlength=bins)).sum()) / len(gap)
 
 
-def tfidf_classifier() -> Pipeline:
-    """TF-IDF of words (1-2 grams) and logistic regression, to be fitted on texts."""
-    return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=10, max_iter=2000, class_weight="balanced"),
-    )
+def tfidf_classifier(texts: Sequence[str], labels: Sequence[int]) -> Pipeline | DummyClassifier:
+    """TF-IDF of words (1-2 grams) and logistic regression, fitted; where no text has a word (of two letters,
+    for scikit-learn), the frequencies of the labels."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    if not any(map(words.build_analyzer(), texts)):
+        return DummyClassifier(strategy="prior").fit(texts, labels)
+    regression = LogisticRegression(C=10, max_iter=2000, class_weight="balanced")
+    return make_pipeline(words, regression).fit(texts, labels)
 
 
 def classification_baselines(
@@ -57,10 +59,9 @@ def classification_baselines(
     response."""
     out = {}
     for name, model in (
-        ("majority", DummyClassifier(strategy="most_frequent")),
-        ("tfidf", tfidf_classifier()),
+        ("majority", DummyClassifier(strategy="most_frequent").fit(*train)),
+        ("tfidf", tfidf_classifier(*train)),
     ):
-        model.fit(train[0], train[1])
         found = np.zeros((len(valid[0]), labels))  # a label that training lacks stays at 0
         found[:, model.classes_] = model.predict_proba(valid[0])
         out[name] = classification(valid[1], found.argmax(1), labels)

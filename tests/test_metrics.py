@@ -64,7 +64,12 @@ def test_baselines_majority_by_hand_and_tfidf_beats_it_on_separable_text():
 def test_to_the_word_classifier_a_rare_label_counts_as_much_as_a_frequent_one():
     """A third of what is labelled 0 says "rain", and all of the few that are labelled 1."""
     texts, labels = ["rain"] * 30 + ["cup"] * 60 + ["rain"] * 10, [0] * 90 + [1] * 10
-    assert tfidf_classifier().fit(texts, labels).predict(["rain", "cup"]).tolist() == [1, 0]
+    assert tfidf_classifier(texts, labels).predict(["rain", "cup"]).tolist() == [1, 0]
+
+
+def test_where_no_training_reply_has_a_word_the_words_tell_no_more_than_the_frequencies():
+    found = classification_baselines((["?", "k", "!"], [0, 0, 1]), (["oh no", "k"], [0, 1]), 2)
+    assert found["tfidf"] == found["majority"] | {"calibration_error": pytest.approx(100 / 6)}
 
 
 def test_baselines_are_fitted_on_the_training_side():

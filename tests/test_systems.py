@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import layouts
+import records
 import storage
 from corpora import Example
 from matching import CONTROL_TOKEN
@@ -417,6 +419,14 @@ def test_a_file_of_another_split_is_not_read_by_the_references_that_every_split_
     others = [f"Ref: nobody said {n} here\nPred: r{n}\n" for n in range(9)]
     (tmp_path / "p.txt").write_text("".join([*others, f"Ref: {GOLD[3]}\nPred: oh\n"]), encoding="utf-8")
     assert re.search(r"1 of its 10 replies .* reference alone.*another --split", refusal(tmp_path / "p.txt"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+def test_a_reply_is_a_line_whatever_ends_the_lines_as_score_counts_them(tmp_path, end):
+    (tmp_path / "p.txt").write_bytes(end.join(["a b", "c", "d"]).encode())
+    (output,) = layouts.read_outputs(tmp_path / "p.txt")
+    assert [reply.text for reply in output.replies] == ["a b", "c", "d"]
+    assert records.read_records(tmp_path / "p.txt").texts("text") == ["a b", "c", "d"]
 
 
 def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path):
