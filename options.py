@@ -249,9 +249,14 @@ def make_parser(doc: str | None) -> Parser:
 @dataclass(frozen=True)
 class Wrong:
     """A flag's value that cannot be: `check` reports all of them together, where argparse stops at the
-    first."""
+    first. Until then a script may compare it: it is neither more nor less than any number."""
 
     problem: str
+
+    def __gt__(self, other: object) -> bool:
+        return False
+
+    __lt__ = __ge__ = __le__ = __gt__
 
 
 def with_halves(family: str) -> list[str]:

@@ -1,8 +1,10 @@
 """What people bring and do: each wrong thing is one plain message, and nothing is lost or read as another."""
 
+import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -275,6 +277,44 @@ def test_a_training_says_which_flags_it_does_not_read(script, words, said, capsy
     script.parse_args(words)
     printed = capsys.readouterr().out
     assert (f"note: {said}" in printed) if said else ("ignored" not in printed)
+
+
+COMMANDS = {
+    "train_t5": [],
+    "train_glove_t5": [],
+    "train_causal_lm": [],
+    "train_empathy_classifier": ["--dim", "emo"],
+    "train_sentiment_regressor": [],
+    "label_dialogues": [],
+    "prepare_data": [],
+    "DPR.prepare_dpr_data": [],
+    "DPR.train_dpr": [],
+    "DPR.evaluate_retriever": [],
+    "dpr_exemplar_retriever": [],
+    "evaluate_responses": ["--dry-run"],
+    "probe_critics": ["run"],
+    "control": ["run"],
+    "respond": ["Hi."],
+    "score": ["Hi."],
+    "retrieve": ["--pool", "p.txt", "Hi."],
+    "app": [],
+    "reproduce": ["--table", "main"],
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "some"])
+def test_whatever_number_a_flag_is_given_it_is_taken_or_refused_in_words(module, value, capsys):
+    script = importlib.import_module(module)
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    flags = re.findall(r"(?m)^  (?:-\w, )?(--[a-z0-9-]+)", capsys.readouterr().out)
+    assert len(flags) > 3
+    for flag in flags:
+        try:
+            script.parse_args([*COMMANDS[module], flag, value])
+        except (SystemExit, UserError):
+            continue
 
 
 def test_turns_that_score_has_written_into_a_cell_are_turns_again(tmp_path):
