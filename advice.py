@@ -94,7 +94,9 @@ def prepare(workdir: Path) -> str:
     paths, source = Paths(workdir), prepared_from(workdir)
     again = any(p.exists() for p in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny))
     noted = preparation(workdir)
-    words = str(noted.get("glove", "auto")).split(",")[0]
+    words = noted.get("glove", "auto")
+    if words == "auto, package":  # older notes say so of all sources; a sample has vectors of its own
+        words = "package" if source == "download" else "auto"
     # the note does not say which folder or file, and without it others would take its place
     if source in ("folder", "own") or words not in ("auto", "package", "download"):
         return "prepare_data.py --overwrite, and the --source and --workdir it was made with"

