@@ -16,7 +16,9 @@ Rankers and judges: tfidf, the critics saved/empathy/FAMILY-DIM, or the folder o
 results/NAME/.
 """
 
-import options
+import argparse
+from pathlib import Path
+
 from options import (
     COUNT,
     NATURAL,
@@ -29,6 +31,7 @@ from options import (
     check,
     given,
     make_parser,
+    run,
     run_name,
 )
 from settings import device_flags, pick
@@ -51,7 +54,11 @@ def parse_args(argv=None):
         help="among how many the best is taken; the most of these are sampled",
     )
     add("--name", type=run_name, default="control", help="folder under results/")
-    add("--exemplars", metavar="DIR", help="folder of {split}_dpr.csv (default: data/empathetic_dialogues)")
+    add(
+        "--exemplars",
+        metavar="DIR",
+        help="folder of {split}_dpr.csv (default: those that RUN was trained with)",
+    )
     add = parser.add_argument_group("choice").add_argument
     add("--ranker", default="glove-t5", help="whose levels choose: tfidf, or a family of critics")
     add("--judge", nargs="+", default=["minilm", "tfidf"], help="who judges: tfidf, or families of critics")
@@ -84,13 +91,21 @@ def parse_args(argv=None):
     return args
 
 
+def places(args: argparse.Namespace) -> Paths:
+    """With the exemplars that the run was trained with, where no others are named."""
+    import runs
+
+    paths = Paths(args.workdir, exemplars=args.exemplars)
+    return paths if args.exemplars else runs.with_own_exemplars(paths, Path(args.run))
+
+
 def main(argv=None):
     args = parse_args(argv)
     import steering
 
-    paths = Paths(args.workdir, exemplars=args.exemplars)
-    return steering.run(pick(steering.ControlOptions, args), paths, steering.Session(**device_flags(args)))
+    options = pick(steering.ControlOptions, args)
+    return steering.run(options, places(args), steering.Session(**device_flags(args)))
 
 
 if __name__ == "__main__":
-    options.run(main)
+    run(main)

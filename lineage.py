@@ -105,6 +105,7 @@ def exemplars_of(origin: Mapping, run: Path | None, split: str, paths: Paths) ->
 
     `origin`: the note beside the replies; it names the file, or else the run does whose replies they are.
     """
+    paths = home(run, paths) if run else paths
     if isinstance(noted := origin.get("exemplars"), dict):
         return paths.find(noted["path"])
     trained = runs.sources(run, paths).get("exemplars train") if run else None

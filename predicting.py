@@ -217,13 +217,6 @@ def class_nats(tokenizer, paths: Paths) -> float:
     return math.log(count) if count else math.nan
 
 
-def with_own_exemplars(paths: Paths, trained: dict, made_from: dict[str, runs.Source]) -> Paths:
-    """The same places with a run's own exemplars. `trained`: its flags; `made_from`: see `runs.sources`."""
-    if "exemplars train" in made_from:
-        return paths.with_exemplars(made_from["exemplars train"].path.parent)
-    return paths.with_exemplars(trained["exemplars"]) if trained.get("exemplars") else paths
-
-
 def output_folder(run: Path, output: str | None, split: str, overwrite: bool, replies: bool = True) -> Path:
     """Where --inference writes. Raises `UserError` where another run's, or what it would write, lies there.
     `replies`: else the likelihood alone is written."""
@@ -244,10 +237,11 @@ def inference(folder: Path, command: StageCommand, session: Session) -> tuple[Pa
     published = runs.is_published(folder)
     if published and not command.output:
         raise UserError(f"--inference {folder}: a published model; say where its replies go: --output DIR")
-    trained = {} if published else runs.require_run(folder, advice.GIVE_A_GENERATOR)
+    if not published:
+        runs.require_run(folder, advice.GIVE_A_GENERATOR)
     paths = command.paths
     if not command.flags.get("exemplars"):
-        paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
+        paths = runs.with_own_exemplars(paths, folder)
     split = command.flags["predict_split"]
     replies = command.decoding.predict
     return paths, split, output_folder(folder, command.output, split, command.training.overwrite, replies)

@@ -10,7 +10,6 @@ from critics import choose_for_loss, loss_batches, mean_losses, uninformed_losse
 from generators import split_data
 from models import Generator, soft_response
 from options import Paths, refuse_existing
-from predicting import with_own_exemplars
 from pretrained import load_tokenizer
 from session import Session
 
@@ -34,8 +33,7 @@ def probe(
     session = Session(**device)
     model = Generator.from_pretrained(folder).to(session.device)
     tokenizer, settings = load_tokenizer(folder), model.settings
-    trained = storage.read_if_there(folder / "args.json").get("args", {})
-    paths = with_own_exemplars(paths, trained, runs.sources(folder, paths))
+    paths = runs.with_own_exemplars(paths, folder)
     chosen = choose_for_loss(
         critics, settings.family, settings.tokenizer, settings.tgt_len, session, model.vocabulary
     )

@@ -406,6 +406,16 @@ def sources(folder: Path, paths: Paths) -> dict[str, Source]:
     return {name: Source(paths.find(entry["path"]), entry["sha256"]) for name, entry in noted.items()}
 
 
+def with_own_exemplars(paths: Paths, folder: Path) -> Paths:
+    """The same places with the exemplars that a run was trained with, where it reads any."""
+    made_from = sources(folder, paths)
+    if "exemplars train" in made_from:
+        return paths.with_exemplars(made_from["exemplars train"].path.parent)
+    trained = read_if_there(Path(folder) / "args.json").get("args", {})
+    reads = trained.get("add_exemplars") != "none"
+    return paths.with_exemplars(trained["exemplars"]) if trained.get("exemplars") and reads else paths
+
+
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a model without the notes of its training, as the bundled ones and the hub's."""
     weights = ("model.safetensors", "adapter_config.json")

@@ -290,8 +290,8 @@ def control_options(contexts: int) -> steering.ControlOptions:
 
 def sampler_of(words: list[str], *more: str, precision: str = "fp32") -> steering.Sampler:
     args = control.parse_args([*words, "--contexts", "3", "--candidates", "1", "2", *more])
-    paths = Paths(args.workdir, exemplars=args.exemplars)
-    return steering.Sampler(control.pick(steering.ControlOptions, args), paths, Session("cpu", precision))
+    options = control.pick(steering.ControlOptions, args)
+    return steering.Sampler(options, control.places(args), Session("cpu", precision))
 
 
 @pytest.fixture
@@ -342,6 +342,12 @@ def test_candidates_are_kept_for_all_that_they_depend_on_and_for_nothing_else(
     drawn.clear()
     sampler_of(reads).pool()
     assert drawn, "other exemplars"
+    table.assign(exemplars='["its own"]').to_csv(tmp_path / "valid_dpr.csv", index=False)
+    own = {"exemplars train": {"path": str(tmp_path / "train_dpr.csv"), "sha256": "0"}}
+    (tmp_path / "reads" / "sources.json").write_text(json.dumps(own))
+    assert sampler_of(reads).exemplars == [["its own"]] * 3, "those that it was trained with"
+    given = sampler_of([*reads, "--exemplars", str(file.parent)])
+    assert given.exemplars == [["something else"]] * 3
     weights = load_file(file := tmp_path / "run" / "adapter_model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, file)
     drawn.clear()
