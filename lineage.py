@@ -105,8 +105,11 @@ def exemplars_of(origin: Mapping, run: Path | None, split: str, paths: Paths) ->
 
     `origin`: the note beside the replies; it names the file, or else the run does whose replies they are.
     """
-    paths = home(run, paths) if run else paths
+    own = home(run, paths) if run else paths
     if isinstance(noted := origin.get("exemplars"), dict):
-        return paths.find(noted["path"])
-    trained = runs.sources(run, paths).get("exemplars train") if run else None
+        # noted as seen from the workdir in which the replies were written: this one, or the run's
+        seen = [place.find(noted["path"]) for place in (own, paths)]
+        digest = noted.get("sha256")
+        return next((f for f in seen if f.exists() and digest in (None, storage.sha256(f))), seen[0])
+    trained = runs.sources(run, own).get("exemplars train") if run else None
     return trained.path.with_name(paths.exemplars(split).name) if trained else None

@@ -446,6 +446,21 @@ def test_copies_are_not_looked_for_in_exemplars_that_another_search_has_put_ther
     assert "other exemplars than its replies were written with; what mine copies" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("written_in", ["a", "b"])
+def test_a_run_of_another_workdir_has_the_exemplars_that_lie_there(tmp_path, written_in):
+    """Each workdir has a file of this name; the note says which one by its sha256."""
+    here, there = Paths(tmp_path / "a"), Paths(tmp_path / "b")
+    for paths in (here, there):
+        storage.write_text(paths.exemplars("test"), str(paths.root))
+    run = there.saved / "t5" / "run"
+    own = {"exemplars train": storage.source(there.exemplars("test"), there)}
+    storage.write_json(run / "sources.json", own)
+    assert lineage.exemplars_of({}, run, "test", here) == there.exemplars("test")
+    wrote = {"a": here, "b": there}[written_in]
+    noted = {"exemplars": storage.source(wrote.exemplars("test"), wrote)}
+    assert lineage.exemplars_of(noted, run, "test", here) == wrote.exemplars("test")
+
+
 def test_every_reply_that_answers_no_item_is_listed_beside_the_table(prepared, tmp_path):
     (tmp_path / "data").symlink_to(prepared / "data")
     gold = [e.response for e in listener_turns(Paths(prepared).dialogues("test"))]
