@@ -19,8 +19,9 @@ from corpora import Example, all_turns, listener_turns
 from critic_set import CriticSet
 from critics import LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash, too_much_cut
-from families import gold_labels, reward_sources, sampled_replies, to_the_end, validate
+from families import reward_sources, sampled_replies, to_the_end, validate
 from glove_models import glove_config, load_vectors, set_word_vectors
+from gold import gold_labels
 from models import Generator, GeneratorSettings
 from objectives import GeneratorObjective, draw_replies, gradient_norms
 from options import Paths, UserError, by_flag

@@ -346,15 +346,19 @@ def joined_turns(history: object) -> str:
 def _json(path: Path, text: str) -> list[Output]:
     """A list of objects, or an object of equally long lists: the columns, each unknown one a system."""
     value = records.json_value(text, str(path))
-    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
-        value = next(iter(value.values()))  # {"data": [...]}
+    if isinstance(value, dict) and len(value) == 1:
+        (only,) = value.values()
+        if isinstance(only, list) and all(isinstance(row, dict) for row in only):
+            value = only  # {"data": [{...}, ...]}
     if isinstance(value, list):
         return _objects(path, value, range(1, len(value) + 1))
     if not isinstance(value, dict) or not all(isinstance(v, list) for v in value.values()):
         raise UserError(f"{path}: expected a list of objects, or an object of lists, one for each column")
     lengths = {name: len(column) for name, column in value.items()}
     if len(set(lengths.values())) > 1:
-        raise UserError(f"{path}: its columns have unequal lengths: {str(lengths)[:200]}")
+        raise UserError(
+            f"{path}: its columns have unequal lengths: {str(lengths)[:200]}; give each an entry an item"
+        )
     roles = {}
     for column in value:
         role = ROLES.get(squashed(column))

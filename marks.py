@@ -5,10 +5,9 @@ it writes. A mark is one common word for each dimension and level. Knows no mode
 import random
 from collections.abc import Mapping, Sequence
 
-import advice
-import storage
-from corpora import Example, listener_turns, read_labels
+from corpora import Example, listener_turns
 from dataloaders import encode
+from gold import gold_labels
 from options import DIMENSIONS, Paths, UserError
 from storage import hash_seed
 
@@ -36,12 +35,8 @@ def known(paths: Paths) -> dict[str, int]:
 
 
 def read(split: str, examples: Sequence[Example], paths: Paths) -> dict[str, list[int]]:
-    """{dimension: the level of each gold reply}. Raises `UserError` with the command that makes the labels
-    where they are missing."""
-    file = paths.labels(split)
-    storage.require_file(file, advice.label(paths.root, output=file.parent))
-    storage.warn_if_stale(file, {"dialogues": paths.dialogues(split)})
-    found = read_labels(file, examples)
+    """{dimension: the level of each gold reply}."""
+    found = gold_labels(split, examples, paths)
     return {dim: found[dim] for dim in DIMENSIONS}
 
 

@@ -13,6 +13,7 @@ import conversation
 import generators
 import marks
 import respond
+import storage
 import train_causal_lm
 import train_glove_t5
 from causal_models import CausalGenerator
@@ -134,13 +135,18 @@ def test_a_replys_marks_are_those_of_its_labels(trained_copy):
     assert words == {DIMENSIONS["emo"].marks[1], DIMENSIONS["exp"].marks[0], DIMENSIONS["int"].marks[0]}
 
 
-def test_labels_older_than_their_dialogues_are_named_before_marks_are_learnt(trained_copy, capsys):
+def test_labels_older_than_their_dialogues_or_critics_are_named_before_marks_are_learnt(trained_copy, capsys):
     paths = Paths(trained_copy)
     file = paths.dialogues("train")
     file.write_text(file.read_text(encoding="utf-8").replace(" my ", " your "), encoding="utf-8")
     marks.known(paths)
     said = capsys.readouterr().out
     assert "train_labels.csv: what it was made from has changed since: dialogues" in said
+    noted = storage.read_origin(paths.labels("train"))["exp"]["critic"]
+    weights = paths.find(noted) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    marks.known(paths)
+    assert "has changed since: dialogues, exp;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["causal", "glove-t5"])

@@ -381,6 +381,14 @@ def test_a_column_that_is_no_known_one_is_no_system_in_silence(tmp_path, capsys)
     assert "columns not read: id, emotion" in capsys.readouterr().out
 
 
+def test_a_json_of_one_column_is_a_system_as_one_of_two_is(tmp_path):
+    for name, columns in (("one", ["ours"]), ("two", ["ours", "theirs"])):
+        content = {column: [f"{column} {n}" for n in range(5)] for column in columns}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        found = layouts.read_outputs(tmp_path / f"{name}.json")
+        assert [[r.text for r in output.replies] for output in found] == [*content.values()]
+
+
 def test_a_folder_of_files_is_as_many_systems(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
