@@ -407,6 +407,7 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
         sources=sources,
         metric=task.metric,
         mode=task.mode,
+        micro_batches_matter=bool(options.mixture_share),
         reload=reload,
         probe=probe,
     )

@@ -5,7 +5,7 @@ time of a run.
 
 Sums and units run over all micro-batches and processes of the update, so 8x1, 4x2 and 2x4 micro-batches, or
 two processes, give one and the same gradient (but where a term depends on the micro-batch: the retriever's,
-and with --balance or --sampled-loss-w).
+and with --balance, --sampled-loss-w or --mixture-share).
 """
 
 import contextlib

@@ -233,6 +233,19 @@ def test_sentiment_is_learnt_from_mixtures_too(workdir):
     assert result["loss_of_nothing"] > 0
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_how_an_update_is_split_counts_where_replies_are_mixed_with_each_other(workdir, share):
+    """The words that are mixed in are those of the micro-batch."""
+    words = ["--workdir", str(workdir), *SHORT, "--mixture-share", str(share)]
+    train_sentiment_regressor.main([*words, "--batch-size", "8"])
+    split = [*words, "--batch-size", "4", "--accumulate", "2"]
+    if share:
+        with pytest.raises(UserError, match="--batch-size: 8 then, 4 now"):
+            train_sentiment_regressor.main(split)
+    else:
+        assert train_sentiment_regressor.main(split)["already_finished"]
+
+
 def test_what_critics_are_asked_about_is_spread_over_all_the_data():
     asked = []
     data = Data([1] * 20, lambda numbers: asked.extend(numbers) or {})

@@ -62,6 +62,46 @@ def test_every_key_of_a_generator_and_of_its_table_is_in_the_glossary(trained_co
     assert (keys_of(table) | {"judges"}) - names <= glossary("results/NAME/metrics.json")
 
 
+def test_the_modules_know_each_other_as_contributing_says():
+    """No script is imported by a module, none imports itself over others, and what is beneath the rooms of
+    the paper's nouns knows none of them."""
+    files = {file.stem: file for file in ROOT.glob("*.py")} | {
+        f"DPR.{file.stem}": file for file in (ROOT / "DPR").glob("*.py")
+    }
+    known = {}
+    for name, file in files.items():
+        text = file.read_text(encoding="utf-8")
+        first = re.findall(r"^(?:import ([\w.]+)|from ([\w.]+) import \(?([\w, ]+))", text, flags=re.M)
+        named = {plain or origin for plain, origin, _ in first}
+        named |= {
+            f"DPR.{what}" for _, origin, names in first if origin == "DPR" for what in names.split(", ")
+        }
+        known[name] = named & files.keys()
+    scripts = {name for name, file in files.items() if '__name__ == "__main__"' in file.read_text("utf-8")}
+    assert len(scripts) > 15 and not {name: seen for name in known if (seen := known[name] & scripts)}
+
+    def below(name: str) -> set[str]:
+        found, open_ = set(), [name]
+        while open_:
+            new = known[open_.pop()] - found
+            found |= new
+            open_ += new
+        return found
+
+    assert not [name for name in files if name in below(name)]
+    rooms = {
+        "generators",
+        "predicting",
+        "critics",
+        "critic_training",
+        "exemplars",
+        "DPR.retriever",
+        "DPR.learning",
+    }
+    for name in ("models", "critic_set", "dataloaders"):
+        assert below(name) and not below(name) & (rooms | {"families", "training"}), name
+
+
 def test_every_link_between_the_pages_leads_to_a_file():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     assert len(pages) >= 6
