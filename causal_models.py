@@ -388,7 +388,8 @@ class CausalGenerator(nn.Module):
             raise
         except Exception as error:  # whatever it is: not what `save_pretrained` wrote
             raise UserError(
-                f"{folder / name}: does not fit its config.json, or is damaged ({error})"
+                f"{folder / name}: does not fit its config.json, or is damaged ({error}); restore the folder "
+                "from a copy, or train it again"
             ) from error
         return found.eval()
 

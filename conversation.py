@@ -231,7 +231,7 @@ def named_dialogue(text: str, where: str, is_json: bool) -> tuple[Any, Any]:
     """(id or None, turns as they stand there) of a line: plain text is one turn; JSON a list of turns, a
     text, or an object with an id and turns. Raises `UserError` where it is damaged."""
     if not is_utf8(text):
-        raise UserError(f"{where}: not UTF-8")
+        raise UserError(f"{where}: not UTF-8; save the file as UTF-8")
     if text[0] not in "[{" and not (is_json and text[0] == '"'):
         return None, [text]
     try:

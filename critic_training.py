@@ -148,7 +148,10 @@ def empathy_task(
     counts = train["label"].value_counts()
     if len(counts) < 2:
         file = files["pairs train"]
-        raise UserError(f"{file}: every label is {train['label'].iloc[0]}; there is nothing to learn")
+        raise UserError(
+            f"{file}: every label is {train['label'].iloc[0]}; there is nothing to learn; give "
+            "pairs of two levels or more, or leave --part out"
+        )
     weights = None
     if weigh_classes:
         weights = [len(train) / (labels * max(int(counts.get(i, 0)), 1)) for i in range(labels)]

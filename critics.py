@@ -65,7 +65,10 @@ def choose_for_loss(
     for kind, folder in folders.items():
         reads = critics.critics[kind].settings.reply_len
         if reply_len > reads + 1:
-            raise UserError(f"--tgt-len {reply_len}: the {kind} critic reads only {reads} tokens of a reply")
+            raise UserError(
+                f"--tgt-len {reply_len}: the {kind} critic reads only {reads} tokens of a reply; give "
+                f"at most {reads + 1}, or a critic that was trained with a longer --reply-len"
+            )
         session.say(f"critic {kind}: {folder} | {quality(folder, kind)}")
     checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     return LossCritics(critics, dict(folders), checksums)

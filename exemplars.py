@@ -322,7 +322,8 @@ def way_settings(options: GeneratorOptions, size: str, paths: Paths) -> dict:
             config = load_config(exemplar_model(name, paths))
         if config.model_type != "t5":
             raise UserError(
-                f"--exemplar-model {options.exemplar_model}: a {config.model_type} model, not a T5"
+                f"--exemplar-model {options.exemplar_model}: a {config.model_type} model, not a T5; give a "
+                "T5, or --add-exemplars prepend"
             )
         if name != "t5-tiny" and Path(name).is_dir():  # where it lies says sources.json
             name = paths.name(name)

@@ -290,7 +290,7 @@ class Generator(SavedModule):
                 input_ids=batch["exemplar_ids"], attention_mask=batch["exemplar_mask"]
             )
             hidden = found.last_hidden_state  # (U, L, E), each distinct exemplar of the batch once
-            each = _mean_max(hidden, batch["exemplar_mask"])[0]  # (U, L, E) -> (U, E)
+            each = masked_mean(hidden, batch["exemplar_mask"])  # (U, L, E) -> (U, E)
             return batch["exemplar_share"].to(each.dtype) @ each  # (B, U) @ (U, E) -> (B, E)
         return batch["exemplar_vectors"] if self.settings.exemplar_width else None
 

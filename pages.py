@@ -95,17 +95,10 @@ def sections(
     """The paper's four kinds, those that the systems allow.
 
     `exemplars`: of every item, best first. `retrievers`: the same by name, of two retrievers or more (tuned,
-    untuned). Two systems make a pair where their traits differ in one thing only: those of their runs, or
-    what a system's key "traits" says.
+    untuned). Two systems make a pair where what their key "traits" says differs in one thing only.
     """
     found = [Section("Models side by side", systems, exemplars)]
-    known = []
-    for system in systems:
-        run = system.get("folder", system.get("run"))
-        if run and "traits" not in system:
-            system = system | {"traits": traits(Path(run))}
-        if system.get("traits"):
-            known.append(system)
+    known = [system for system in systems if system.get("traits")]
     gold = [s for s in systems if s["name"] == "gold"]
     for title, differs in (
         ("With and without exemplars", "exemplars"),

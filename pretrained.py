@@ -93,7 +93,10 @@ class SavedModule(nn.Module):
             model = cls(settings)
             load_weights(model, weights)
         except Exception as error:
-            raise UserError(f"{weights}: does not fit its config.json, or is damaged ({error})") from error
+            raise UserError(
+                f"{weights}: does not fit its config.json, or is damaged ({error}); restore the "
+                "folder from a copy, or train it again"
+            ) from error
         return model.eval()
 
 

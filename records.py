@@ -274,13 +274,13 @@ def _lines(handle: TextIO, place: str, as_json: bool) -> Records:
     return Records(place, list(columns), rows, lines, plain=not as_json)
 
 
-def json_value(text: str, where: str) -> Any:
-    """What a line of JSON holds, or a `UserError` that says `where` it cannot be read."""
+def json_value(text: str, where: str, remedy: str = "") -> Any:
+    """What a text of JSON holds, or a `UserError` that says `where` it cannot be read, and the remedy."""
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not readable as JSON ({error})") from error
+        raise UserError(f"{where}: not readable as JSON ({error}){remedy}") from error
     return value
 
 

@@ -334,14 +334,14 @@ def parsed(path: Path) -> Any:
     try:
         return json.loads(decode(Path(path).read_bytes(), path))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+        raise UserError(f"{path}: not a readable JSON file ({error}); restore it, or make it anew") from error
 
 
 def read_json(path: Path) -> dict:
     """The same of a file that is to hold an object."""
     content = parsed(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise UserError(f"{path}: expected a JSON object; restore it, or make it anew")
     return content
 
 

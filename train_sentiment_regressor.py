@@ -4,9 +4,9 @@
   python train_sentiment_regressor.py --epochs 15 --model "glove-t5" --lr 2e-5          (the paper's rate)
   python train_sentiment_regressor.py --model t5 --size tiny --epochs 1                 (offline, seconds)
 
-Loss: squared error of tanh(score). Reads every utterance in the layout of all critics, with --context-len
-(100 for t5, else 0) after the turns before it. Kept: the epoch with the lowest error on the validation side;
-beside it stands the error of always saying the mean.
+Loss: squared error of tanh(score). Reads every utterance in the layout of all critics, after --context-len
+tokens of the turns before it (0 for glove-t5 and minilm, else 100). Kept: the epoch with the lowest error on
+the validation side; beside it stands the error of always saying the mean.
 """
 
 import options

@@ -1,6 +1,5 @@
 """What a retriever learns from (questions with their passages), how it ranks held-out ones, its training."""
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from DPR.biencoder import (
 )
 from options import Paths, UserError
 from pretrained import load_tokenizer, offline
+from records import json_value
 from session import Session
 from settings import RetrieverOptions, TrainingOptions
 from training import Loop
@@ -45,11 +45,7 @@ def read_entries(path: Path, drop_without_positive: bool = False) -> list[dict]:
     again = f"make it with: {makes(path, 'python -m DPR.prepare_dpr_data')}"
     if not path.exists():
         raise UserError(f"{path}: no such file; {again}")
-    try:
-        entries = json.loads(storage.decode(path.read_bytes(), path))
-        json.dumps(entries, ensure_ascii=False).encode()  # refuses lone surrogates
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); {again}") from error
+    entries = json_value(storage.decode(path.read_bytes(), path), str(path), f"; {again}")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: expected a JSON list of questions; {again}")
     kept = []
