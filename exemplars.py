@@ -65,6 +65,9 @@ class Way:
         """{name: path and sha256} of the models of this way, for runs.sources."""
         return {}
 
+    def save(self, folder: Path) -> None:
+        """Write beside a generator what this way needs besides its weights."""
+
 
 class Prepended(Way):
     """Their text stands before the dialogue (this project's default)."""
@@ -186,18 +189,23 @@ class PooledVectors(Entering):
         return {"exemplar_vectors": self.table[numbers]}
 
 
+#: in a T5's run: the tokenizer of the GloVe encoder that reads its exemplars
+OWN_WORDS = "exemplar_words"
+
+
 class PooledTrained(Way):
     """The same pooled vector by a GloVe encoder that is trained along with the generator."""
 
-    def __init__(self, settings: GeneratorSettings, tokenizer, paths: Paths):
-        """`tokenizer`: the generator's. A GloVe-T5's is its encoder's, too, and lies in its run."""
+    def __init__(self, settings: GeneratorSettings, tokenizer, paths: Paths, words: Path):
+        """`tokenizer`: the generator's. A GloVe-T5's is its encoder's, too; for a T5 that lies in `words`."""
         self.max_len, self.cache, self.words = settings.exemplar_len, paths.cache, paths.glove
         self.tokenizer = tokenizer
-        if tokenizer_hash(tokenizer) != settings.exemplar_tokenizer:
-            self.tokenizer = load_tokenizer(require(paths.glove))
+        self.has_own_words = tokenizer_hash(tokenizer) != settings.exemplar_tokenizer
+        if self.has_own_words:
+            self.tokenizer = load_tokenizer(require(words))
         if tokenizer_hash(self.tokenizer) != settings.exemplar_tokenizer:
             raise UserError(
-                f"{paths.glove}: its words are others than this model's exemplar encoder was trained with; "
+                f"{words}: its words are others than this model's exemplar encoder was trained with; "
                 "--workdir names the place whose data/glove has them, or prepare_data.py --glove "
                 "OTHER/data/glove takes them over"
             )
@@ -207,6 +215,10 @@ class PooledTrained(Way):
             "exemplar_tokenizer": tokenizer_hash(self.tokenizer),
             "exemplar vectors": storage.identity(self.words),  # what a new one begins with
         }
+
+    def save(self, folder: Path) -> None:
+        if self.has_own_words:
+            self.tokenizer.save_pretrained(str(folder / OWN_WORDS))
 
     def split(self, texts: Texts) -> Entering:
         return PooledTokens(texts, self.tokenizer, self.max_len, self.cache)
@@ -237,16 +249,21 @@ class PooledTokens(Entering):
 
 
 def enter(
-    settings: GeneratorSettings, tokenizer, session: Session, paths: Paths, place: str | Path | None = None
+    settings: GeneratorSettings,
+    tokenizer,
+    session: Session,
+    paths: Paths,
+    place: str | Path | None = None,
+    words: Path | None = None,
 ) -> Way:
     """The way that a generator's settings name. `place`: where its frozen encoder lies, if not where its name
-    says."""
+    says; `words`: where those of one that is trained along lie, if not in data/glove."""
     if settings.exemplars == "prepend":
         return Prepended(settings, tokenizer, paths.cache)
     if settings.exemplars == "t5":
         return PooledFrozen(settings, session, paths, place)
     if settings.exemplars == "glove-t5":
-        return PooledTrained(settings, tokenizer, paths)
+        return PooledTrained(settings, tokenizer, paths, words or paths.glove)
     return Way()
 
 
@@ -265,11 +282,12 @@ def enter_again(
     """
     made_from = runs.sources(folder, paths)
     noted = made_from.get("exemplar encoder")
+    words = Path(folder) / OWN_WORDS  # which older runs do not have
     place: str | Path | None = moved
     if noted and moved is None and settings.exemplar_model != "t5-tiny" and noted.path.is_dir():
         place = noted.path
     with offline(f"say where its folder lies: {flag}"):
-        way = enter(settings, tokenizer, session, paths, place)
+        way = enter(settings, tokenizer, session, paths, place, words if words.is_dir() else None)
     for name, source in way.sources().items():
         if name in made_from and made_from[name].sha256 != source["sha256"]:
             raise UserError(

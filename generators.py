@@ -235,6 +235,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
+        way.save(folder)
 
     def reload(folder: Path) -> Generator:
         require_same_words(folder, load_tokenizer(folder), settings.tokenizer)

@@ -19,6 +19,7 @@ import dpr_exemplar_retriever
 import evaluate_responses
 import exemplars
 import generators
+import hub
 import label_dialogues
 import labelling
 import predicting
@@ -512,3 +513,17 @@ def test_a_frozen_encoder_of_exemplars_is_loaded_once(trained_copy, monkeypatch)
     flags = "--size tiny --add-exemplars t5 --exemplar-model t5-tiny --empathy-loss-w 0 --sentiment-loss-w 0"
     call(train_glove_t5, trained_copy, f"{flags} --max-new-tokens 4")
     assert len(loaded) == 1
+
+
+def test_a_t5_that_reads_exemplars_by_glove_has_their_words_in_its_folder(trained_copy):
+    flags = (
+        "--model t5-tiny --add-exemplars glove-t5 --exemplar-layers 1 --empathy-loss-w 0 --sentiment-loss-w 0"
+    )
+    more = "--max-new-tokens 4 --max-steps 1 --name pooled"
+    call(train_t5, trained_copy, f"{flags} {more}")
+    run = Paths(trained_copy).saved / "t5" / "pooled"
+    replies = (run / "predictions.tsv").read_text(encoding="utf-8")
+    shutil.rmtree(Paths(trained_copy).glove)
+    call(train_t5, trained_copy, f"--inference {run} --output {trained_copy / 'again'} --max-new-tokens 4")
+    assert (trained_copy / "again" / "predictions.tsv").read_text(encoding="utf-8") == replies
+    assert Path("exemplar_words/tokenizer.json") in hub.published(run)
