@@ -25,7 +25,7 @@ from exemplars import matched_by
 from hub import folder_given
 from options import FAMILIES, Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
-from responder import WRITERS, Answer, Responder, Weights, check_turns, model_in, open_writer
+from responder import WRITERS, Answer, Responder, Weights, check_turns, open_writer
 from scoring import as_json, described
 from searching import check_emotion, find_retriever, pool_of, read_replies, training_pool
 from session import Session
@@ -79,7 +79,7 @@ def newest_generator(paths: Paths) -> Path:
     """The generator that was finished last in the workdir; where there is none, one that came with the
     repository."""
     made = [f.parent for f in paths.saved.glob("*/*/result.json") if not bundled.is_bundled(f.parent)]
-    finished = [folder for folder in made if model_in(folder) in WRITERS]
+    finished = [folder for folder in made if advice.kind_of(folder)[0] in WRITERS]
     if not finished and (came := bundled.generator(paths.cache)):
         return came
     if not finished:

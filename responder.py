@@ -200,19 +200,12 @@ class CausalWriter(Writer):
 WRITERS: dict[str, type[Writer]] = {"Generator": Seq2SeqWriter, "CausalGenerator": CausalWriter}
 
 
-def model_in(folder: Path) -> str | None:
-    """What kind of model a run's folder holds, by its config.json."""
-    config = Path(folder) / "config.json"
-    found = read_json(config).get("model") if config.exists() else None
-    return found if isinstance(found, str) else None
-
-
 def open_writer(folder: Path, session: Session, paths: Paths, base: str | None = None) -> Writer:
     """The generator of a run's folder. `base`: where the model lies that it was trained on, if it was moved.
 
     Raises `UserError` where the folder holds something else, or that model is missing.
     """
-    kind = model_in(folder)
+    kind = runs.model_in(folder)
     if kind == "Critic":
         config = read_json(Path(folder) / "config.json")
         flags = " or ".join(f"--{critic}" for critic in config.get("heads") or [config.get("kind")])

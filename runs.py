@@ -416,6 +416,13 @@ def with_own_exemplars(paths: Paths, folder: Path) -> Paths:
     return paths.with_exemplars(trained["exemplars"]) if trained.get("exemplars") and reads else paths
 
 
+def model_in(folder: Path) -> str | None:
+    """What kind of model a folder holds (Critic, Generator ...), by its config.json. Raises `UserError` where
+    that cannot be read."""
+    found = read_if_there(Path(folder) / "config.json").get("model")
+    return found if isinstance(found, str) else None
+
+
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a model without the notes of its training, as the bundled ones and the hub's."""
     weights = ("model.safetensors", "adapter_config.json")

@@ -113,9 +113,7 @@ def _files(folder: Path) -> list[Path]:
 
 def refuse_other_models(folder: Path) -> None:
     """Raises `UserError` for a folder that holds another model than a generator."""
-    trained, _ = advice.kind_of(folder)
-    if not trained and (folder / "config.json").exists():
-        storage.read_json(folder / "config.json")  # what cannot be read is no sign of another kind of run
+    trained = runs.model_in(folder)
     if trained not in ("Generator", "CausalGenerator"):
         raise UserError(
             f"{folder}: the run of a {trained or 'retriever'}, not of a generator, whose replies are scored"

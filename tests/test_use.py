@@ -27,6 +27,8 @@ import sampling
 import score
 import scoring
 import searching
+import storage
+import systems
 import train_glove_t5
 from causal_models import CausalGenerator, example_nll
 from chats import SYSTEM, causal_data, chat_format, chat_ids
@@ -1226,3 +1228,12 @@ def test_the_notice_stands_before_anything_is_written(responder, home, monkeypat
 )
 def test_words_of_acute_distress_are_told_from_sad_ones(text, acute):
     assert (distress.notice([text]) is not None) == acute
+
+
+def test_a_run_that_is_damaged_does_not_stand_in_the_way_of_the_newest(tmp_path):
+    for name, content in (("glove-t5/whole", '{"model": "Generator"}'), ("t5/damaged", '{"model": "Gen')):
+        storage.write_text(tmp_path / "saved" / name / "config.json", content)
+        storage.write_text(tmp_path / "saved" / name / "result.json", "{}")
+    assert conversation.newest_generator(Paths(tmp_path)).name == "whole"
+    with pytest.raises(UserError, match=r"damaged/config\.json: not a readable JSON file"):
+        systems.refuse_other_models(tmp_path / "saved" / "t5" / "damaged")
