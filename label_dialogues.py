@@ -9,7 +9,7 @@ Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of th
 
 import options
 from commands import note_void_family
-from options import DIMENSIONS, NATURAL, SPLITS, Paths, add_common, add_device, check, make_parser
+from options import COUNT, DIMENSIONS, SPLITS, Paths, add_common, add_device, check, make_parser
 from settings import critic_folder, device_flags
 
 
@@ -26,7 +26,12 @@ def parse_args(argv=None):
     parser.add_argument(
         "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which files to label"
     )
-    parser.add_argument("--batch-size", type=NATURAL, default=128, help="listener turns in one forward pass")
+    parser.add_argument(
+        "--batch-size",
+        type=COUNT,
+        default=0,
+        help="listener turns in one forward pass; 0: as many as suit the device, of like length",
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="where the csvs go (default: data/empathetic_dialogues)"
     )

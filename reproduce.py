@@ -38,6 +38,7 @@ from options import (
     POSITIVE,
     Paths,
     UserError,
+    Wrong,
     batch_count,
     check,
     given,
@@ -127,7 +128,8 @@ def parse_args(argv=None):
         args.source = str(Path(args.source).resolve())
     if Path.cwd() != HERE:  # the commands run in the project's folder
         args.workdir = str(Path(args.workdir).resolve())
-    if not (args.dry_run or args.take or args.render or problems):
+    refused = problems or any(isinstance(value, Wrong) for value in vars(args).values())
+    if not (args.dry_run or args.take or args.render or refused):
         Path(args.workdir).mkdir(parents=True, exist_ok=True)
     check(parser, args, problems)
     return args

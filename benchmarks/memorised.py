@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import reporting
-from options import COUNT, NATURAL, Paths, UserError, check, refuse_existing, run
+from options import COUNT, NATURAL, Paths, UserError, check, run
 
 
 def parse_args(argv=None):
@@ -103,8 +103,7 @@ def main(argv=None):
 
     session = Session(**device_flags(args))
     paths = Paths(args.workdir)
-    file = paths.results / "memorised.json"
-    refuse_existing([file], args.overwrite)
+    file = reporting.target(paths, "memorised", args.overwrite)
     long = args.given + args.words
     examples = [e for e in listener_turns(paths.dialogues(args.split)) if len(e.response.split()) >= long]
     if not examples:

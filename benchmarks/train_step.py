@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import reporting
-from options import COUNT, NATURAL, Paths, check, refuse_existing, run
+from options import COUNT, NATURAL, Paths, UserError, check, run
 
 #: the ways of each shape, the one that the others are compared with first
 WAYS = {
@@ -99,7 +99,10 @@ def memory_alone(args, way: str) -> float:
     for flag in ("batch_size", "threads", "padding", "critics", "device", "precision", "seed", "workdir"):
         words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
     words += ["--compile"] if args.compile else []
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.strip() or "ended").splitlines()[-1]
+        raise UserError(f"{way}, in a process of its own: {why}")
     return float(done.stdout.split()[-2])
 
 
@@ -156,10 +159,9 @@ def compare(figures: dict, ways: list[str]) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    file = Paths(args.workdir).results / f"train_step_{args.shape}.json"
     memory, alone = {}, len(args.ways) == 1
     if not alone:
-        refuse_existing([file], args.overwrite)
+        file = reporting.target(Paths(args.workdir), f"train_step_{args.shape}", args.overwrite)
         memory = {way: memory_alone(args, way) for way in args.ways} if args.memory else {}
     import torch
 

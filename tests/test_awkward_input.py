@@ -308,7 +308,10 @@ COMMANDS = {
 
 @pytest.mark.parametrize("module", COMMANDS)
 @pytest.mark.parametrize("value", ["-1", "0", "nan", "some"])
-def test_whatever_number_a_flag_is_given_it_is_taken_or_refused_in_words(module, value, capsys):
+def test_whatever_number_a_flag_is_given_it_is_taken_or_refused_in_words(
+    module, value, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     script = importlib.import_module(module)
     with pytest.raises(SystemExit):
         script.parse_args(["--help"])

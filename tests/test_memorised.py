@@ -30,7 +30,7 @@ def test_the_command_says_what_share_of_the_long_replies_it_knows(workdir, tmp_p
     trained(save_llama(tmp_path / "llama", make_tokenizer()), tmp_path).save_pretrained(folder)
     flags = [str(folder), "--workdir", str(workdir), "--given", "2", "--words", "3"]
     memorised.main(flags)
-    found = json.loads((workdir / "results" / "memorised.json").read_text())
+    found = json.loads((workdir / "results" / "benchmarks" / "memorised.json").read_text())
     replies = [e.response.split() for e in listener_turns(Paths(workdir).dialogues("test"))]
     assert found["replies"] == sum(len(r) >= 5 for r in replies)
     assert set(found["shares"]["plain"]) == {"chat", "plain"}

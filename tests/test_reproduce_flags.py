@@ -48,7 +48,7 @@ def test_flags_reach_every_training_and_only_trainings(recipe, tmp_path):
         if script.removeprefix("DPR.").startswith("train_"):
             assert (args.epochs, args.batch_size) == (3, 5)
         elif hasattr(args, "batch_size"):
-            assert args.batch_size == 128
+            assert args.batch_size == {"label_dialogues.py": 0}.get(script, 128)
 
 
 def test_an_override_is_of_one_script_and_stands_over_the_other_flags(tmp_path):
@@ -191,3 +191,12 @@ def test_a_file_that_is_called_as_a_source_is_does_not_stand_for_it(tmp_path, mo
     (tmp_path / "download").touch()
     monkeypatch.chdir(tmp_path)
     assert commands("--recipe", "t5")[0][:3] == ["prepare_data.py", "--source", "download"]
+
+
+def test_a_call_that_is_refused_leaves_no_folder(tmp_path):
+    for flags in ("--seed -1", "--parallel 0", "--minutes 0"):
+        with pytest.raises(SystemExit):
+            reproduce.parse_args(["--recipe", "sample", "--workdir", str(tmp_path / "new"), *flags.split()])
+        assert not (tmp_path / "new").exists()
+    reproduce.parse_args(["--recipe", "sample", "--workdir", str(tmp_path / "new")])
+    assert (tmp_path / "new").is_dir()

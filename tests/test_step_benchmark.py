@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import steps, train_step
+from options import UserError
 from session import Session
 
 
@@ -30,7 +31,7 @@ def test_the_step_is_measured_against_the_published_one(tmp_path, capsys):
     for seconds, floor, share in rows_of(out):
         assert 0 < floor < seconds and 0 < share < 1
     assert re.search(r"^prepend: [\d.]+x faster than published", out, re.M)
-    kept = json.loads((tmp_path / "results" / "train_step_tiny.json").read_text())
+    kept = json.loads((tmp_path / "results" / "benchmarks" / "train_step_tiny.json").read_text())
     assert kept["ways"]["pool"]["gflop"] > 0 and kept["flags"]["batch_size"] == 2
     # what a process of its own is asked for: its peak, which holds torch at least
     train_step.main([*words, "--ways", "prepend"])
@@ -95,3 +96,11 @@ def test_grouped_heads_cost_what_heads_of_their_own_cost(monkeypatch):
     floor = steps.Floor(Session("cpu"))
     floor.__torch_dispatch__(Attention(), (), (query, key, key))
     assert floor.operations == 2 * 2 * (2 * 6 * 5 * 7 * 4)
+
+
+def test_a_way_that_cannot_run_says_why(tmp_path, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without CUDA")
+    words = ["--shape", "tiny", "--device", "cuda", "--workdir", str(tmp_path)]
+    with pytest.raises(UserError, match="published, in a process of its own: .*CUDA"):
+        train_step.main(words)
