@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,6 +123,26 @@ def pad(rows: Sequence[np.ndarray], value: int, left: bool = False) -> tuple[tor
     ids = np.full(real.shape, value, dtype=np.int64)
     ids[real] = np.concatenate(rows)  # not row by row: a GPU waits for its batch
     return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
+
+
+#: texts that are read at once, however they differ in length
+FEWEST = 16
+
+
+def in_pieces(lengths: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """(order, [(texts, width)]): how texts of these lengths are read with little padding: shortest first, in
+    at most four pieces, each as wide as its longest (`models.read_pieces`). Few texts are one piece, in their
+    own order."""
+    left, counts = len(lengths), list[int]()
+    while left >= 2 * FEWEST and len(counts) < 3:
+        counts.append(left // 2)
+        left -= left // 2
+    order = sorted(range(len(lengths)), key=lengths.__getitem__) if counts else list(range(left))
+    widths, end = list[int](), 0
+    for count in (*counts, left):
+        end += count
+        widths.append(max([1, *(lengths[n] for n in order[end - count : end])]))
+    return order, list(zip((*counts, left), widths, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------- batches
@@ -288,7 +309,7 @@ class Entering:
         """Token ids that stand before the dialogue of example `number`."""
         return join([])
 
-    def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+    def part(self, numbers: list[int]) -> dict[str, Any]:
         """What a batch of these examples holds besides."""
         return {}
 

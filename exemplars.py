@@ -7,6 +7,7 @@ needs inside the model stand in models.Generator.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,17 @@ import caches
 import runs
 import storage
 from corpora import Example, listener_turns, read_exemplars
-from dataloaders import CUTTING, EXEMPLAR_MARKER, Entering, encode, join, pad, plan_once, tokenizer_hash
+from dataloaders import (
+    CUTTING,
+    EXEMPLAR_MARKER,
+    Entering,
+    encode,
+    in_pieces,
+    join,
+    pad,
+    plan_once,
+    tokenizer_hash,
+)
 from glove_models import glove_config, load_vectors, set_word_vectors
 from models import Generator, GeneratorSettings, masked_mean
 from options import Paths, UserError
@@ -185,7 +196,7 @@ class PooledVectors(Entering):
                 table[n] = np.mean([vectors[t] for t in row], axis=0)
         self.table = torch.from_numpy(table)
 
-    def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+    def part(self, numbers: list[int]) -> dict[str, Any]:
         return {"exemplar_vectors": self.table[numbers]}
 
 
@@ -228,16 +239,18 @@ class PooledTrained(Way):
 
 
 class PooledTokens(Entering):
-    """Batches for the encoder that is trained along: each distinct text once (U, L), and each example's
-    shares (B, U)."""
+    """Batches for the encoder that is trained along: each distinct text once (U, L), with the pieces in which
+    they are read, and each example's shares (B, U)."""
 
     def __init__(self, texts: Texts, tokenizer, max_len: int, cache: Path | None = None):
         self.texts, self.pad, self.eos = texts, tokenizer.pad_token_id, tokenizer.eos_token_id
         encoded = encode(tokenizer, [t for row in texts for t in row], cache)
         self.rows = {t: np.append(ids[: max_len - 1], self.eos) for t, ids in encoded.items()}
 
-    def part(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+    def part(self, numbers: list[int]) -> dict[str, Any]:
         distinct = list(dict.fromkeys(t for i in numbers for t in self.texts[i]))
+        order, pieces = in_pieces([len(self.rows[t]) for t in distinct] or [1])
+        distinct = [distinct[n] for n in order] if distinct else []
         place = {t: n for n, t in enumerate(distinct)}
         # (B, U): a row's mean over its exemplars
         share = np.zeros((len(numbers), max(1, len(distinct))), dtype=np.float32)
@@ -245,7 +258,12 @@ class PooledTokens(Entering):
             for t in self.texts[i]:
                 share[b, place[t]] += 1 / len(self.texts[i])
         ids, mask = pad([self.rows[t] for t in distinct] or [np.array([self.eos])], self.pad)
-        return {"exemplar_ids": ids, "exemplar_mask": mask, "exemplar_share": torch.from_numpy(share)}
+        return {
+            "exemplar_ids": ids,
+            "exemplar_mask": mask,
+            "exemplar_pieces": pieces,
+            "exemplar_share": torch.from_numpy(share),
+        }
 
 
 def enter(

@@ -182,6 +182,28 @@ def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
     return (vectors * chosen).sum(1) / chosen.sum(1).clamp(min=1)
 
 
+#: padded tokens that a piece holds at least: a GPU reads fewer no faster
+FULL = {"cpu": 1, "cuda": 8192}
+
+
+def read_pieces(
+    encode: Callable[[Tensor, Tensor], Tensor],
+    ids: Tensor,
+    mask: Tensor,
+    pieces: list[tuple[int, int]] | None,
+) -> Tensor:
+    """(N, L) ids and mask -> (N, E), what `encode` makes of them piece by piece. `pieces`: [(texts, width)]
+    of `dataloaders.in_pieces`; None: all at once."""
+    found, begin, count = [], 0, 0
+    for texts, width in pieces or [(len(ids), ids.shape[1])]:
+        count += texts
+        if count * width >= FULL.get(ids.device.type, 1) or begin + count == len(ids):
+            part = slice(begin, begin + count)
+            found.append(encode(ids[part, :width], mask[part, :width]))
+            begin, count = begin + count, 0
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
 def _mean_max(vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(B, L, D) under a (B, L) mask -> mean and max over its positions, each (B, D)."""
     lowest = torch.finfo(vectors.dtype).min
@@ -286,11 +308,14 @@ class Generator(SavedModule):
     def _exemplar_vector(self, batch: dict) -> Tensor | None:
         """(B, E): the mean over an example's exemplars of the mean over their tokens."""
         if self.settings.exemplar_backbone:
-            found = self.exemplar_encoder(
-                input_ids=batch["exemplar_ids"], attention_mask=batch["exemplar_mask"]
-            )
-            hidden = found.last_hidden_state  # (U, L, E), each distinct exemplar of the batch once
-            each = masked_mean(hidden, batch["exemplar_mask"])  # (U, L, E) -> (U, E)
+
+            def encode(ids: Tensor, mask: Tensor) -> Tensor:
+                hidden = self.exemplar_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+                return masked_mean(hidden, mask)  # (U, L, E) -> (U, E)
+
+            # each distinct exemplar of the batch once
+            pieces = batch.get("exemplar_pieces")
+            each = read_pieces(encode, batch["exemplar_ids"], batch["exemplar_mask"], pieces)  # (U, E)
             return batch["exemplar_share"].to(each.dtype) @ each  # (B, U) @ (U, E) -> (B, E)
         return batch["exemplar_vectors"] if self.settings.exemplar_width else None
 

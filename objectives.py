@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from critic_set import CriticSet
 from critics import Critics, scores
+from dataloaders import in_pieces
 from models import Generator, soft_response, token_nll, until_end
 from pretrained import decoded
 from settings import GeneratorOptions, SampledOptions
@@ -217,14 +218,26 @@ OF_AN_EXAMPLE = {"source_ids", "source_mask", "speaker_ids", "exemplar_vectors",
 OF_A_BATCH = {"exemplar_ids", "exemplar_mask"}
 
 
+def rows_of(batch: dict, rows: Tensor) -> dict:
+    """What a generator reads for some rows of a batch, with the exemplars of these alone."""
+    part = {k: batch[k][rows] for k in OF_AN_EXAMPLE & batch.keys()}
+    if "exemplar_share" in part:
+        used = part["exemplar_share"].any(0)  # (U,)
+        used[0] |= ~used.any()  # an encoder reads one text at least
+        order, pieces = in_pieces(batch["exemplar_mask"][used].sum(1).tolist())
+        places = used.nonzero()[:, 0][order]
+        part |= {k: batch[k][places] for k in OF_A_BATCH} | {"exemplar_pieces": pieces}
+        part["exemplar_share"] = part["exemplar_share"][:, places]
+    return part
+
+
 def draw_replies(tokenizer, arguments: dict, device: torch.device) -> Draw:
     """A T5's `Draw`; `arguments`: of `generate`."""
 
     def draw(model: nn.Module, batch: dict, most: int, samples: int) -> Drawn:
         assert isinstance(model, Generator)
         rows = some(len(batch["labels"]), most)
-        part = {k: batch[k][rows].to(device) for k in OF_AN_EXAMPLE & batch.keys()}
-        part |= {k: batch[k].to(device) for k in OF_A_BATCH & batch.keys()}
+        part = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in rows_of(batch, rows).items()}
         # (M, T), after the decoder's start
         out = model.generate(part, num_return_sequences=samples, **arguments)[:, 1:]
         mask = until_end(out == tokenizer.eos_token_id)

@@ -17,7 +17,7 @@ from advice import makes
 from bundled import MINILM_PACKAGE, ON_THE_HUB, TAKEN, package_folder
 from caches import in_chunks
 from dataloaders import CUTTING, pad, plan_once
-from models import masked_mean
+from models import masked_mean, read_pieces
 from options import UserError
 from pretrained import (
     file_of,
@@ -173,9 +173,14 @@ class BiEncoder(nn.Module):
 
     def forward(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Vectors of the batch's questions (B, E) and of its passages (N, E)."""
+
+        def read(ids: Tensor, mask: Tensor) -> Tensor:
+            return vectors(self.context, ids, mask)
+
+        pieces = batch.get("passage_pieces")
         return (
             vectors(self.question, batch["question_ids"], batch["question_mask"]),
-            vectors(self.context, batch["passage_ids"], batch["passage_mask"]),
+            read_pieces(read, batch["passage_ids"], batch["passage_mask"], pieces),
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import storage
 from advice import makes
-from dataloaders import Data, pad, require_same_words, tokenizer_hash
+from dataloaders import Data, in_pieces, pad, require_same_words, tokenizer_hash
 from DPR import sentence_transformers_format
 from DPR.biencoder import (
     BiEncoder,
@@ -103,6 +103,9 @@ def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: di
     def collate(numbers: list[int]) -> dict:
         chosen = [number[t] for i in numbers for t in passages[i]]
         sizes = torch.tensor([len(passages[i]) for i in numbers])
+        order, pieces = in_pieces([len(encoded[n]) for n in chosen])
+        place = torch.tensor(order).argsort()  # where each passage stands then
+        chosen = [chosen[n] for n in order]
         question_ids, question_mask = pad(
             [questions[i] for i in numbers], tokenizers["question"].pad_token_id
         )
@@ -113,7 +116,8 @@ def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: di
             "question_mask": question_mask,
             "passage_ids": passage_ids,  # (N, L)
             "passage_mask": passage_mask,
-            "positive": sizes.cumsum(0) - sizes,  # (B,): where each question's passages begin, its positive
+            "passage_pieces": pieces,
+            "positive": place[sizes.cumsum(0) - sizes],  # (B,): of each question's passages the first
             "text_numbers": torch.tensor(chosen),  # (N,)
         }
 

@@ -3,6 +3,7 @@
 import copy
 import csv
 import gzip
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +22,7 @@ import dataloaders
 import storage
 from corpora import Example
 from critic_set import close_replies
+from dataloaders import in_pieces
 from exemplars import PooledTokens, PooledVectors, Prepended
 from glove_models import word_tokenizer
 from options import UserError
@@ -851,3 +855,26 @@ def test_a_batch_of_the_generator_carries_its_pooled_part(tokenizer):
     pooled = PooledVectors([["a"], ["b"]], {"a": np.ones(3), "b": np.zeros(3)}, 3)
     batch = generator(tokenizer, exemplars=pooled).collate([1, 0])
     assert batch["exemplar_vectors"].tolist() == [[0.0] * 3, [1.0] * 3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(0, 90), min_size=1, max_size=200))
+def test_texts_that_are_read_in_pieces_are_all_read_whole_and_the_short_ones_apart(lengths):
+    order, pieces = in_pieces(lengths)
+    assert sorted(order) == [*range(len(lengths))] and sum(texts for texts, _ in pieces) == len(lengths)
+    left = iter(order)
+    for texts, width in pieces:
+        own = [lengths[n] for n in itertools.islice(left, texts)]
+        assert width == max([1, *own])
+    if len(lengths) < 32:
+        assert order == sorted(order) and len(pieces) == 1
+    else:
+        assert 2 <= len(pieces) <= 4 and [width for _, width in pieces] == sorted(w for _, w in pieces)
+
+
+def test_pooled_exemplars_of_many_lengths_are_padded_to_their_like(tokenizer):
+    rows = [[" ".join("a" * (1 + n % 7 + 60 * (n == 40))) + " b" * (n // 7)] for n in range(64)]
+    part = PooledTokens(rows, tokenizer, 90).part([*range(64)])
+    padded = sum(texts * width for texts, width in part["exemplar_pieces"])
+    assert part["exemplar_mask"].sum() <= padded < part["exemplar_mask"].numel() / 2
+    assert (part["exemplar_share"].sum(1) == 1).all() and (part["exemplar_share"].sum(0) == 1).all()

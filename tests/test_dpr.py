@@ -501,3 +501,23 @@ def test_constant_vectors_rank_in_the_middle():
     assert report["average_rank"] == 50
     assert report["recall_1"] == pytest.approx(100 / 101)
     assert report["recall_50"] == pytest.approx(100 * 50 / 101)
+
+
+def test_passages_of_many_lengths_are_read_in_pieces_and_found_by_their_questions(bert):
+    tokenizers = dict.fromkeys(SIDES, load_tokenizer(bert))
+    entries = [entry(f"i am {'so ' * (n % 9)}sad", "you " * (1 + n % 20), ["my dog"]) for n in range(40)]
+    args = SimpleNamespace(max_length=40, max_passage_length=40, hard_negatives=1, other_negatives=1)
+    batch = training_data(entries, args, tokenizers).collate([*range(40)])
+    texts = tokenizers["context"].batch_decode(batch["passage_ids"], skip_special_tokens=True)
+    assert [texts[place] for place in batch["positive"]] == [
+        e["positive_ctxs"][0]["text"].strip() for e in entries
+    ]
+    known = {text: set() for text in texts}
+    for text, number in zip(texts, batch["text_numbers"].tolist(), strict=True):
+        known[text].add(number)
+    assert all(len(numbers) == 1 for numbers in known.values())
+    side = BiEncoder(BertModel.from_pretrained(bert), BertModel.from_pretrained(bert)).eval()
+    whole = {k: v for k, v in batch.items() if k != "passage_pieces"}
+    torch.testing.assert_close(side(batch)[1], side(whole)[1], atol=1e-5, rtol=1e-4)
+    padded = sum(count * width for count, width in batch["passage_pieces"])
+    assert batch["passage_mask"].sum() <= padded < 0.8 * batch["passage_mask"].numel()

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
+import models
 import train_t5
 from critic_set import CriticSet
-from dataloaders import pad, reply_layout
+from dataloaders import in_pieces, pad, reply_layout
 from glove_models import glove_config, word_tokenizer
 from models import Critic, Generator, soft_response, token_nll
 from options import UserError
@@ -583,6 +584,26 @@ def test_pooled_exemplars_are_the_mean_over_exemplars_of_the_mean_over_tokens():
         torch.testing.assert_close(
             positions, torch.stack(means).mean(0).expand_as(positions), atol=1e-5, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("full", [1, 100, 10**6])
+def test_exemplars_that_are_read_in_pieces_are_what_they_are_all_at_once(full, monkeypatch):
+    monkeypatch.setitem(models.FULL, "cpu", full)
+    model = make_generator("glove-t5")
+    texts = [tuple(range(3, 4 + n % 9)) + (3 + n % 20, 4 + n // 20) for n in range(70)]
+    examples = [([3, 4], [5], texts[n::7]) for n in range(7)]
+    batch, read = make_batch(examples, "glove-t5"), []
+    model.exemplar_encoder.register_forward_hook(
+        lambda module, given, kept, out: read.append(kept["input_ids"].numel()), with_kwargs=True
+    )
+    whole = model.encode(batch)
+    order, pieces = in_pieces(batch["exemplar_mask"].sum(1).tolist())
+    rows = {k: batch[k][order] for k in ("exemplar_ids", "exemplar_mask")}
+    share = {"exemplar_share": batch["exemplar_share"][:, order], "exemplar_pieces": pieces}
+    torch.testing.assert_close(model.encode(batch | rows | share), whole)
+    assert len(read) == 1 + {1: len(pieces), 100: len(pieces), 10**6: 1}[full] and len(pieces) == 3
+    if full == 1:
+        assert sum(read[1:]) < 0.8 * read[0]
 
 
 @pytest.mark.parametrize("exemplars", ["none", "t5", "glove-t5"])

@@ -543,3 +543,21 @@ def test_a_distance_is_to_each_replys_own_label_as_a_share_of_what_its_critic_ca
     first, second, third, fourth = expected
     apart = [first - second, second - first, third - fourth, fourth - third]
     assert advantage.tolist() == pytest.approx(apart, abs=1e-5)
+
+
+def test_contexts_that_are_sampled_are_read_with_their_own_exemplars_alone():
+    share = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0.5, 0, 0.5]])
+    batch = {
+        "source_ids": torch.arange(8).view(4, 2),
+        "exemplar_ids": torch.tensor([[5, 0, 0], [6, 7, 0], [8, 0, 0], [9, 9, 9]]),
+        "exemplar_mask": torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1]]),
+        "exemplar_pieces": [(4, 3)],
+        "exemplar_share": share,
+    }
+    part = objectives.rows_of(batch, torch.tensor([0, 3]))
+    assert part["source_ids"].tolist() == [[0, 1], [6, 7]]
+    rows = part["exemplar_ids"].tolist()
+    assert rows == [[5, 0, 0], [6, 7, 0], [9, 9, 9]] and part["exemplar_pieces"] == [(3, 3)]
+    assert part["exemplar_share"].tolist() == [[0.5, 0.5, 0], [0, 0.5, 0.5]]
+    nobody = objectives.rows_of(batch, torch.tensor([2]))
+    assert nobody["exemplar_share"].tolist() == [[0.0]] and len(nobody["exemplar_ids"]) == 1
