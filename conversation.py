@@ -131,6 +131,11 @@ def _open_responder(
                 f"{', '.join(given_too)}: {folder} was trained without exemplars and reads none; leave it out"
             )
     elif not options.pool and not paths.dialogues("train").exists():
+        if given_too := [f"--{flag}" for flag in ("emotion", "path", "encoder") if getattr(options, flag)]:
+            raise UserError(
+                f"{', '.join(given_too)}: there are no replies to search: {paths.dialogues('train')} is not "
+                f"there; give some with --pool FILE, or make it with: {advice.prepare(paths.root)}"
+            )
         say(
             "note: no exemplars, which this generator reads: give replies with --pool FILE; it writes "
             "without them"
@@ -270,7 +275,8 @@ def refuse_indented(text: str, place: str) -> None:
 def answer_line(
     responder: Responder, options: RespondOptions, number: int, text: str, place: str
 ) -> dict[str, Any]:
-    """The row of one line: its id (or line number) with the reply, or with what is wrong with it."""
+    """The row of one line: its id (or line number) and number with the reply, or with what is wrong with
+    it."""
     where, name = f"{place}, line {number}", None
     try:
         name, found_there = named_dialogue(text, where, is_json=format_of(place) == "jsonl")
@@ -282,7 +288,8 @@ def answer_line(
         message = str(error)
         say(message if message.startswith(where) else f"{where}: {message}")
         row = {"error": message}
-    return {"id": number if name is None else name, **row}
+    # an id of its own can be the number of another line
+    return {"id": number if name is None else name, "line": number, **row}
 
 
 def kept_answers(

@@ -370,12 +370,18 @@ def scores(
 
 def unread(judges: Critics, replies: Sequence[str]) -> tuple[list[int], str]:
     """Which replies are longer than one of the critics reads, and that in words; empty where none is."""
-    fewest = min(judges.values(), key=lambda judge: judge.critic.settings.reply_len)
-    reads = fewest.critic.settings.reply_len
-    encoded = encode(fewest.tokenizer, replies)
-    found = [n for n, reply in enumerate(replies) if len(encoded[reply]) > reads]
-    said = f"{len(found):,} replies are longer than the {reads} tokens that {fewest.kind} reads; the rest of "
-    return found, (said + "them is not seen") * bool(found)
+    found: dict[int, None] = {}
+    said: dict[str, list[str]] = {}
+    for kind, judge in judges.items():
+        reads = judge.critic.settings.reply_len
+        encoded = encode(judge.tokenizer, replies)
+        if longer := [n for n, reply in enumerate(replies) if len(encoded[reply]) > reads]:
+            found |= dict.fromkeys(longer)
+            said.setdefault(f"{len(longer):,} replies are longer than the {reads} tokens that", []).append(
+                kind
+            )
+    parts = [f"{text} {', '.join(kinds)} read{'s' * (len(kinds) == 1)}" for text, kinds in said.items()]
+    return sorted(found), (", ".join(parts) + "; the rest of them is not seen") * bool(found)
 
 
 def doubts(judges: Critics, texts: Sequence[str] = ()) -> list[str]:

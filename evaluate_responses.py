@@ -166,7 +166,9 @@ def parse_args(argv=None):
         if file and not Path(file).is_file():
             problems.append(f"{flag} {file}: no such file")
     if args.ratings:
-        unread = given(parser, args, ["rating_kit", "split", "items", "format", "references", *OF_TABLES])
+        unread = given(
+            parser, args, ["rating_kit", "rating_mode", "split", "items", "format", "references", *OF_TABLES]
+        )
         problems += [f"{flag}: of systems, and --ratings reads none" for flag in unread]
     elif args.rating_kit:
         unread = given(parser, args, OF_TABLES)

@@ -81,5 +81,7 @@ def as_numbers(page: Page) -> dict[str, dict]:
         }
         out["intervals"][row.name] = {key: span for key, span in spans.items() if span}
         if len(row.runs) > 1:
-            out["runs"][row.name] = {key: e.runs for key, e in found.items()}
+            out["runs"][row.name] = {
+                key: [value if np.isfinite(value) else None for value in e.runs] for key, e in found.items()
+            }
     return out

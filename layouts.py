@@ -43,7 +43,7 @@ NAMES = {
 }
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
 #: what published files say besides, and is no system of a json of columns
-BESIDES = set("id idx index emotion situation prompt speaker split turn label labels topic".split())
+BESIDES = set("id ids idx index emotion situation prompt speaker split turn label labels topic model".split())
 LABEL = re.compile(r"\s*([A-Za-z][\w /().-]{0,39}?)\s*:")
 RULE = re.compile(r"\s*[-=*_#]{4,}\s*")
 
@@ -364,7 +364,8 @@ def _json(path: Path, text: str) -> list[Output]:
         role = ROLES.get(squashed(column))
         if role not in (None, "reply", "response"):
             roles[role] = column
-    systems = {c: [c] for c in value if c not in roles.values() and squashed(c) not in BESIDES}
+    texts = [c for c, cells in value.items() if any(isinstance(cell, str | list) for cell in cells)]
+    systems = {c: [c] for c in texts if c not in roles.values() and squashed(c) not in BESIDES}
     rows = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not rows or not systems:
         raise UserError(f"{path}: holds no replies")

@@ -16,7 +16,7 @@ from options import UserError
 
 #: what tokenizers write for their control tokens
 CONTROL_TOKEN = re.compile(
-    r"</?s>|<pad>|<unk>|<mask>|<[be]os>|<extra_id_\d+>|\[(?:PAD|SEP|CLS|UNK|MASK)\]|<\|\w+\|>"
+    r"</?s>|<pad>|<unk>|<mask>|<[be]os>|<extra_id_\d+>|\[(?:PAD|SEP|CLS|UNK|MASK)\]|<\|\w+\|>|__eo[ut]__"
 )
 #: where nothing but single references finds an item, the share of a file's replies that must: "I'm so sorry
 #: to hear that!" is a reference of any split
@@ -126,9 +126,9 @@ def _refuse_unknown(path: Path, keys: Sequence[tuple[str, int]], examples: Seque
 
 
 def _letters(text: str) -> str:
-    """What two spellings of one text share: its words without marks and blanks; marks where it has no
-    word."""
-    parts = words(text)
+    """What two spellings of one text share: its words without marks, blanks and control tokens; marks where
+    it has no word."""
+    parts = words(CONTROL_TOKEN.sub(" ", text))
     return "".join(w for w in parts if w.isalnum()) or "".join(parts)
 
 

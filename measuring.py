@@ -246,13 +246,12 @@ class Standard:
     def of_constants(
         self, judge: str, name: str, levels: dict[str, np.ndarray], numbers: Numbers
     ) -> dict[str, Additive]:
-        """A constant's columns; the mean is no level, so that it has no macro-F1 and no kappa."""
-        found = self.judged(judge, levels, numbers)
-        if name == floors.MEAN_LEVEL:
-            found = {key: figure for key, figure in found.items() if key.endswith("_level")}
-            right = [(self.gold_levels[judge][d][list(numbers)] >= 0.5).astype(float) for d in levels]
-            found[f"{judge}_diff_epitome"] = measures.diff_epitome(right, list(levels.values()))
-        return found
+        """A constant's columns. The mean of levels is none of them, so that it has no macro-F1 and no kappa,
+        and no mean of probabilities, which the column of levels is."""
+        if name != floors.MEAN_LEVEL:
+            return self.judged(judge, levels, numbers)
+        right = [(self.gold_levels[judge][d][list(numbers)] >= 0.5).astype(float) for d in levels]
+        return {f"{judge}_diff_epitome": measures.diff_epitome(right, list(levels.values()))}
 
 
 def normalised_sets(exemplars: Sequence[Sequence[str]] | None) -> list[frozenset[str]] | None:

@@ -183,8 +183,12 @@ def kit_of(
     print(f"{page}: for the raters, who open it in a browser and send back the csv that it saves")
     print(f"{len(each)} conversations, {asked} judgements a rater, replies of {', '.join(replies)}")
     print(f"{key}: says whose each reply is; raters must not have it")
-    if count < MIN_ITEMS:
-        print(f"warning: --rating-kit {count}: the summary will refuse fewer than {MIN_ITEMS} rated items")
+    shown = len(each) if mode == LIKERT else int((each > 1).sum())  # same replies are not shown as a pair
+    if shown < MIN_ITEMS:
+        print(
+            f"warning: {shown} of these conversations have something to rate, and the summary will refuse "
+            f"fewer than {MIN_ITEMS} rated items; make a larger kit (--rating-kit N, --items all)"
+        )
 
 
 def former_key(key: Path, kit: str) -> Path:
@@ -228,9 +232,15 @@ def read_ratings(files: Iterable[str | Path], key: pd.DataFrame) -> pd.DataFrame
     known = set(zip(key["item"], key["reply"], strict=True))
     tables = []
     for file in map(Path, files):
+        for row in read_rows(file, ["kit"], made_by=None).to_dict("records"):
+            if row["kit"] != kit:
+                raise UserError(
+                    f"{file}, line {row['line']}: a rating of kit {row['kit'][:20]!r}, but the key is that "
+                    f"of kit {kit}; --name says whose kit was rated"
+                )
         table = read_rows(file, SAVED[mode], made_by=None)
         for row in table.to_dict("records"):
-            check_row(row, f"{file}, line {row['line']}", kit, mode, known)
+            check_row(row, f"{file}, line {row['line']}", mode, known)
         table["rater"] = table["rater"].str.split().str.join(" ")
         tables.append(table.assign(place=[f"{file}, line {line}" for line in table["line"]]))
     ratings = pd.concat(tables, ignore_index=True)
@@ -251,9 +261,7 @@ def read_ratings(files: Iterable[str | Path], key: pd.DataFrame) -> pd.DataFrame
     return ratings.drop(columns=["line", "place", "one of two", "other of two"], errors="ignore")
 
 
-def check_row(row: dict, where: str, kit: str, mode: str, known: set[tuple[str, str]]) -> None:
-    if row["kit"] != kit:
-        raise UserError(f"{where}: a rating of kit {row['kit'][:20]!r}, but the key is that of kit {kit}")
+def check_row(row: dict, where: str, mode: str, known: set[tuple[str, str]]) -> None:
     if not row["rater"].strip():
         raise UserError(f"{where}: no name of a rater")
     replies = [row["reply"]] if mode == LIKERT else [row["first"], row["second"]]
@@ -345,7 +353,7 @@ def comparison_lines(ratings: pd.DataFrame, key: pd.DataFrame) -> list[str]:
         sides.append(side.assign(vote=won.astype(int) - lost.astype(int)))
     votes = pd.concat(sides)
     means = votes.groupby(["item", "one", "other"])["vote"].mean()
-    replies = key.pivot(index="item", columns="system", values="reply").loc[ratings["item"].unique()]
+    replies = key.pivot(index="item", columns="system", values="reply")
     outcomes, same = {}, 0
     for a, b in combinations(dict.fromkeys(key["system"]), 2):
         signs = {}

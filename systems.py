@@ -169,10 +169,13 @@ def read_file(
     split = origin.get("split")
     if split in SPLITS:  # written by --inference
         storage.warn_if_stale(file, {"dialogues": paths.dialogues(split)})
-    run = None
+    run, notes = None, systems[0].notes
     if isinstance(origin.get("model"), dict):
         found = paths.find(origin["model"]["path"])
-        run = found if (found / "args.json").exists() else None
+        if (found / "args.json").exists():
+            run = found
+        elif runs.is_published(found):
+            notes = [*notes, "of a published model: what its training knew of the judges is not recorded"]
     likelihood = file.with_name(file.name.replace("predictions", "likelihood", 1)[:-4] + ".csv")
     return [
         dataclasses.replace(
@@ -181,6 +184,7 @@ def read_file(
             run=run,
             decoding=decoding_in_words(origin),
             origin=origin,
+            notes=notes,
             likelihoods=likelihoods_of(likelihood, examples, origin) if named else {},
         )
     ]

@@ -239,9 +239,10 @@ class Shown:
         self.known: dict[tuple[Path, str | None], list[frozenset[str]] | None] = {}
 
     def to(self, system: System) -> Sequence[frozenset[str]] | None:
-        """By item; of a run those of its own file, of anybody's file those of the table."""
+        """By item; of a run those of its own file, of anybody's file those of the table. None of a model's
+        replies beside which none are noted."""
         run = system.folder or system.run
-        if not run:
+        if not run and "model" not in system.origin:
             return self.against.shown
         file = lineage.exemplars_of(system.origin, run, self.split, self.paths)
         if file is None:

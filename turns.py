@@ -118,7 +118,7 @@ def cast(said: Sequence[tuple[str, str]], place: str, listener: str | None = Non
     """Who is speaker, who listener: `listener`, or who has a listener's name, or the second to speak.
 
     Consecutive turns of one person are joined to one; instructions ("system") are left out.
-    Raises `UserError` where more than two speak, or nobody has the listener's name.
+    Raises `UserError` where more than two speak, or neither of two has the listener's name.
     """
     people = list(dict.fromkeys(speaker for speaker, _ in said))
     if len(people) > 2 or all(who.lower() != INSTRUCTIONS for who, _ in said[1:]):
@@ -129,7 +129,7 @@ def cast(said: Sequence[tuple[str, str]], place: str, listener: str | None = Non
             f"{place}: {len(people)} speakers ({', '.join(people)[:100]}), expected two; leave the "
             "turns of the others out, or the dialogue"
         )
-    if listener is not None and listener not in people:
+    if listener is not None and listener not in people and len(people) > 1:
         raise UserError(f"{place}: nobody is called {listener!r} (--listener); {', '.join(people)}")
     named = [who for who in people if who.lower() in LISTENERS]
     if listener is None and len(named) == 1:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -409,7 +410,7 @@ def kept_vectors(file: Path, origin: dict, make: Callable[[], np.ndarray], overw
         if "vectors" in (found := caches.read_arrays(file) or {}):
             return found["vectors"]
     elif file.exists():
-        print(f"note: {file}: of other texts or encoders; it is made again")
+        print(f"note: {file}: of other texts or encoders; it is made again", file=sys.stderr)
     vectors = make()
     caches.keep_arrays(file, {"vectors": vectors}, origin=origin)
     return vectors

@@ -1,5 +1,6 @@
 """Intervals and paired tests: their rates on simulated data, where the truth is known."""
 
+import json
 import math
 
 import numpy as np
@@ -137,10 +138,13 @@ def test_an_interval_stays_within_what_its_figure_can_be(tmp_path):
             run.figures["tfidf_exp_level"] = item_means(rng.uniform(level, level + 0.2, size=100))
             run.figures["tfidf_exp_kappa"] = item_means(np.full(100, level))
             run.figures["rouge_l"] = item_means(np.full(100, 100 * level))
+            run.figures["bleu_4"] = item_means(np.full(100, level if level < 0.1 else np.nan))
         rows.append(row)
     comparison = Comparison(rows, [*COLUMNS, *columns], count=100, seed=0)
     comparison.settle(tuple(range(100)))
     page = Page(comparison, [])
+    numbers = json.loads(json.dumps(as_numbers(page), allow_nan=False))  # NaN is no JSON
+    assert numbers["runs"]["one"]["bleu_4"] == [pytest.approx(0.05), None]
     spans = as_numbers(page)["intervals"]["one"]
     assert spans["tfidf_exp_level"] == (0, 1) and spans["tfidf_exp_kappa"] == (-1, 1)
     assert spans["distinct_1_items"][0] >= 0 and spans["rouge_l"] == (0, 100)

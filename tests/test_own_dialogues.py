@@ -329,6 +329,9 @@ def test_who_speaks_in_one_dialogue_and_listens_in_another_is_named(tmp_path, ca
     assert f"3 {said} (ann, bob): replies of both are learnt; --listener NAME" in capsys.readouterr().out
     converted([file], tmp_path / "out", listener="bob")
     assert said not in capsys.readouterr().out
+    alone = jsonl(tmp_path / "c.jsonl", one, one, other, [("ann", "Is anybody there?")])
+    converted([alone], tmp_path / "out", listener="bob")  # whose words nobody has answered
+    assert len(all_rows(tmp_path / "out")) == 3
     named = [
         [(name.replace("bob", "Supporter"), text) for name, text in turns] for turns in (one, one, other)
     ]

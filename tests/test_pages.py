@@ -237,6 +237,27 @@ def test_choices_between_two_replies_become_wins_ties_and_losses_with_a_sign_tes
     assert (tmp_path / "ab" / "ratings.md").exists() and not (tmp_path / "ab" / "ratings.csv").exists()
 
 
+def test_pairs_of_the_same_replies_which_no_rater_is_shown_are_ties(tmp_path):
+    other = [text if n < 8 else f"{text} Well." for n, text in enumerate(SYSTEMS["mime"])]
+    systems = {"one": SYSTEMS["mime"], "other": other}
+    _, file = ratings.write_kit(tmp_path / "ab", plain(EXAMPLES), systems, 40, "ab", seed=1)
+    key = ratings.read_key(file)
+    by = key.pivot(index="item", columns="system", values="reply")
+    shown = by[by["one"] != by["other"]]
+    rows = [(key["kit"][0], "Anna", item, r["one"], r["other"], r["one"]) for item, r in shown.iterrows()]
+    text = ratings.summarise([save(tmp_path / "a.csv", "ab", rows)], file)
+    assert len(by) - len(shown) == 8
+    assert f"| one : other | **{len(shown)} / {len(by) - len(shown)} / 0**" in text
+    assert f"count as ties unseen: {len(by) - len(shown)}." in text
+
+
+def test_ratings_of_another_kit_are_said_to_be_so_whatever_their_columns(kit, tmp_path):
+    kit()
+    file = save(tmp_path / "a.csv", "ab", [("other", "Anna", "i", "r", "s", "tie")])
+    with pytest.raises(UserError, match="line 2: a rating of kit 'other'.*--name"):
+        ratings.summarise([file], tmp_path / "likert" / "key.csv")
+
+
 def test_where_every_choice_is_a_tie_no_share_of_the_first_is_given(kit, tmp_path):
     _, key = kit("ab")
     by = key.pivot(index="item", columns="system", values="reply")

@@ -374,11 +374,11 @@ def test_a_column_that_is_no_known_one_is_no_system_in_silence(tmp_path, capsys)
     said = "columns not read: MIME (a system's is called response"
     assert any(note.startswith(said) for note in system.notes) and said in capsys.readouterr().out
     columns = {"context": [list(e.history) for e in EXAMPLES], "id": [str(n) for n in range(5)]}
-    columns |= {"emotion": [1] * 5, "MIME": [f"m{n}" for n in range(5)]}
+    columns |= {"emotion": [1] * 5, "bleu": [0.5, 1, None, 0, 0], "MIME": [f"m{n}" for n in range(5)]}
     (tmp_path / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
     [system] = read(tmp_path / "columns.json")
     assert system.replies == [f"m{n}" for n in range(5)]
-    assert "columns not read: id, emotion" in capsys.readouterr().out
+    assert "columns not read: id, emotion, bleu" in capsys.readouterr().out
 
 
 def test_a_json_of_one_column_is_a_system_as_one_of_two_is(tmp_path):
@@ -427,6 +427,15 @@ def test_a_file_of_another_split_is_not_read_by_the_references_that_every_split_
     others = [f"Ref: nobody said {n} here\nPred: r{n}\n" for n in range(9)]
     (tmp_path / "p.txt").write_text("".join([*others, f"Ref: {GOLD[3]}\nPred: oh\n"]), encoding="utf-8")
     assert re.search(r"1 of its 10 replies .* reference alone.*another --split", refusal(tmp_path / "p.txt"))
+
+
+@pytest.mark.parametrize("between", [" [SEP] ", " </s> ", "<|im_end|>", " __eou__ "])
+def test_what_stands_between_the_turns_of_a_history_is_no_word_of_it(tmp_path, between):
+    rows = [{"context": between.join(e.history), "response": f"r{n}"} for n, e in enumerate(EXAMPLES)]
+    [system] = read(rows_file(tmp_path / "mine.jsonl", rows))
+    assert system.replies == [f"r{n}" for n in range(len(EXAMPLES))] and any(
+        len(e.history) > 1 for e in EXAMPLES
+    )
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])

@@ -22,6 +22,7 @@ import floors
 import judges
 import lineage
 import storage
+import systems
 import tables
 from columns import COLUMNS, critic_columns, judge_columns
 from corpora import Example, listener_turns
@@ -206,6 +207,7 @@ def test_judges_have_their_own_table_with_floors_of_levels_and_a_ceiling_of_cont
     assert zero["tfidf_diff_epitome"] == pytest.approx(sum(reached))
     mean = content["floors"][floors.MEAN_LEVEL]
     assert "tfidf_emo_f1" in zero and "tfidf_emo_f1" not in mean, "a mean is no level that could be right"
+    assert "tfidf_emo_level" in zero and "tfidf_emo_level" not in mean, "nor a mean of probabilities"
     assert mean["tfidf_diff_epitome"] == pytest.approx(sum(r * (1 - r) for r in reached))
     assert "Mean level by tfidf of texts that show nothing" in (folder / "table.md").read_text()
     assert (
@@ -459,6 +461,24 @@ def test_a_run_of_another_workdir_has_the_exemplars_that_lie_there(tmp_path, wri
     wrote = {"a": here, "b": there}[written_in]
     noted = {"exemplars": storage.source(wrote.exemplars("test"), wrote)}
     assert lineage.exemplars_of(noted, run, "test", here) == wrote.exemplars("test")
+
+
+def test_replies_of_a_published_model_are_said_to_be_so_and_copy_from_no_exemplars_but_their_own(tmp_path):
+    paths, item = Paths(tmp_path), Example("c", 2, "", ("hi",), "oh")
+    for name, more in (("published", {}), ("run", {"args.json": "{}"})):
+        for file, text in ({"config.json": '{"model": "Generator"}', "model.safetensors": ""} | more).items():
+            storage.write_text(paths.saved / "t5" / name / file, text)
+    found = {}
+    for name in ("published", "run"):
+        file = Path(write(tmp_path / f"{name}.tsv", [item], ["I see."]))
+        storage.write_json(storage.origin_file(file), {"model": {"path": f"saved/t5/{name}"}})
+        [found[name]] = systems.read_system(file, [item], "test", paths)
+    said = "of a published model: what its training knew of the judges is not recorded"
+    assert found["published"].notes == [said] and found["published"].run is None
+    assert found["run"].notes == [] and found["run"].run == paths.saved / "t5" / "run"
+    against = argparse.Namespace(examples=[item], shown=[{normalise("I see.")}])
+    assert tables.Shown("test", against, paths).to(found["published"]) is None
+    assert tables.Shown("test", against, paths).to(System("theirs", ["I see."], [0])) == against.shown
 
 
 def test_every_reply_that_answers_no_item_is_listed_beside_the_table(prepared, tmp_path):

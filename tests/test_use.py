@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -188,13 +189,21 @@ def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
     (tmp_path / "in.txt").write_text("i am sorry\n\n" + "i am sorry " * 40 + "\n")
     run(score, home, "--input", str(tmp_path / "in.txt"), "--family", "glove-t5")
     said = capsys.readouterr().err
-    assert re.search(r"note: 1 replies are longer than the \d+ tokens that \w+ reads; .* in line 3\)", said)
+    assert re.search(
+        r"note: 1 replies are longer than the \d+ tokens that [\w, ]+ reads?; .* in line 3\)", said
+    )
     run(score, home, "i am sorry", "--family", "glove-t5")
     assert "longer than" not in capsys.readouterr().err
     scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
     reads = scorer.critic.settings.reply_len
     whole, longer = " ".join(["sorry"] * reads), " ".join(["sorry"] * (reads + 1))
     assert unread({"emo": scorer}, [whole, longer])[0] == [1]
+    pieces = load_tokenizer(Paths(home).t5_tiny)  # of which many make a word
+    other = SimpleNamespace(critic=scorer.critic, tokenizer=pieces)
+    for judges in ({"emo": scorer, "exp": other}, {"exp": other, "emo": scorer}):
+        found, said = unread(judges, ["sorry", " ".join(["unspeakableness"] * (reads - 1)), longer])
+        assert found == [1, 2] and f"1 replies are longer than the {reads} tokens that emo reads" in said
+        assert f"2 replies are longer than the {reads} tokens that exp reads" in said
 
 
 def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
@@ -510,9 +519,9 @@ def test_an_index_of_texts_is_not_taken_for_one_of_the_dialogues_that_they_answe
     file = tmp_path / "index.npz"
     for _ in range(2):
         retriever.pool(REPLIES, file)
-        assert "made again" not in capsys.readouterr().out
+        assert "made again" not in capsys.readouterr().err
     retriever.pool(["x"] * len(REPLIES), file, answering=REPLIES)
-    assert "made again" in capsys.readouterr().out
+    assert "made again" in capsys.readouterr().err
 
 
 def test_a_pool_by_context_holds_the_dialogues_that_its_replies_answer(trained_copy):
@@ -545,8 +554,9 @@ def test_a_pools_index_is_used_again_and_made_again_when_the_pool_changes(
     pool.write_text(pool.read_text() + "Tell me more.\n")
     run(retrieve, home, "--pool", str(pool), "--top-k", "4", "Hello")
     assert sides == ["question", "context", "question"]
-    shown = capsys.readouterr().out
-    assert "it is made again" in shown and shown.count("Tell me more.  (line 5)") == 1
+    shown, said = capsys.readouterr()
+    assert "it is made again" in said and "note" not in shown  # what was found may be piped on
+    assert shown.count("Tell me more.  (line 5)") == 1
 
     (tmp_path / "asked.csv").write_text("text,score\nHello,1\n")
     words = ["--pool", str(tmp_path / "new.txt"), "--input", str(tmp_path / "asked.csv")]
@@ -1002,7 +1012,7 @@ def test_dialogues_are_answered_as_they_stand_in_other_peoples_files(home, tmp_p
         run(respond, home, *words)
     assert "line 4: 2 turns: the last must be the speaker's" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [r["id"] for r in rows] == [7, 2, 3, 4, 5]
+    assert [r["id"] for r in rows] == [7, 2, 3, 4, 5] and [r["line"] for r in rows] == [1, 2, 3, 4, 5]
     answer = run(respond, home, *DIALOGUE, "--seed", "1").reply
     assert [r.get("reply") for r in rows[:4]] == [answer] * 3 + [None] and rows[4]["reply"]
 
@@ -1067,6 +1077,10 @@ def test_without_pool_and_critics_it_says_what_is_missing_and_replies(home, tmp_
     assert answer.reply and answer.exemplars == [] and answer.scores == {}
     with pytest.raises(UserError, match="--target emo: there is no emo critic .* give one with --emo RUN"):
         run(respond, work, "Hello", "--target", "emo=1")
+    with pytest.raises(
+        UserError, match="--emotion, --encoder: there are no replies to search: .*--pool FILE"
+    ):
+        run(respond, work, "Hello", "--emotion", "sad", "--encoder", str(tmp_path))
     monkeypatch.setattr(bundled, "ADAPTER", tmp_path / "none")  # a copy without saved/
     with pytest.raises(UserError, match="no finished generator; make one with"):
         run(respond, tmp_path, "Hello")
