@@ -17,20 +17,15 @@ from typing import Any
 import options
 from options import NATURAL, Paths, UserError, add_common, add_device, check, make_parser, number
 from records import check_output
-from settings import pick
+from settings import IN_USE, Weights, pick
 from use_commands import add_base, add_critic_runs, add_pool, critic_runs, pool_problems
 
 #: what respond.py can be asked for and the page cannot
 FIXED: dict[str, Any] = {
     "emotion": None,
     "target": {},
-    "likelihood_w": 1.0,
-    "empathy_w": 5.0,
-    "sentiment_w": 5.0,
-    "top_k": 20,
-    "top_p": 1.0,
-    "temperature": 0.9,
-    "max_new_tokens": 60,
+    **{f"{name}_w": weight for name, weight in vars(Weights()).items()},
+    **{name: getattr(IN_USE, name) for name in ("top_k", "top_p", "temperature", "max_new_tokens")},
 }
 
 

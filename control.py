@@ -34,7 +34,7 @@ from options import (
     run,
     run_name,
 )
-from settings import device_flags, pick
+from settings import IN_USE, Weights, device_flags, pick
 from use_commands import add_base, add_sampling
 
 
@@ -62,8 +62,14 @@ def parse_args(argv=None):
     add = parser.add_argument_group("choice").add_argument
     add("--ranker", default="glove-t5", help="whose levels choose: tfidf, or a family of critics")
     add("--judge", nargs="+", default=["minilm", "tfidf"], help="who judges: tfidf, or families of critics")
-    add("--likelihood-w", type=WEIGHT, default=1.0, help="weight of the mean log-probability in the choice")
-    add("--empathy-w", type=WEIGHT, nargs="+", default=[5.0], help="weights of the distance to the target")
+    add("--likelihood-w", type=WEIGHT, default=Weights().likelihood, help="of the mean log-probability")
+    add(
+        "--empathy-w",
+        type=WEIGHT,
+        nargs="+",
+        default=[Weights().empathy],
+        help="of the distance to the target",
+    )
     add(
         "--ways",
         nargs="+",
@@ -72,7 +78,7 @@ def parse_args(argv=None):
         help="ranking: one pool of candidates for all targets; marks (of a generator of --control marks): "
         "the likeliest of those written under the target's marks; both",
     )
-    add = add_sampling(parser, most=60)
+    add = add_sampling(parser, most=IN_USE.max_new_tokens)
     add("--timed", type=COUNT, default=3, help="contexts on which the sampling is timed; 0: none")
     add_device(parser)
     args = parser.parse_args(argv)

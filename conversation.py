@@ -25,11 +25,11 @@ from exemplars import matched_by
 from hub import folder_given
 from options import FAMILIES, Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
-from responder import WRITERS, Answer, Responder, Weights, check_turns, open_writer
+from responder import WRITERS, Answer, Responder, check_turns, open_writer
 from scoring import as_json, described
 from searching import check_emotion, find_retriever, pool_of, read_replies, training_pool
 from session import Session
-from settings import Decoding, target
+from settings import Decoding, Weights, target
 from storage import hash_seed
 from turns import cast, pick, said_by
 

@@ -19,7 +19,7 @@ import sys
 import options
 from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
 from records import check_output
-from settings import pick, target
+from settings import IN_USE, Weights, pick, target
 from use_commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
 
 
@@ -59,10 +59,18 @@ def parse_args(argv=None):
         metavar="DIM=LEVEL,...",
         help="levels (sentiment: -1 to 1) to come close to, as in emo=1,exp=0",
     )
-    add("--likelihood-w", type=WEIGHT, default=1.0, help="weight of the mean log-probability in the choice")
-    add("--empathy-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of emo, exp, int")
-    add("--sentiment-w", type=WEIGHT, default=5.0, help="weight of the distance to a target of sentiment")
-    add_sampling(parser, most=60)
+    usual = Weights()
+    add(
+        "--likelihood-w",
+        type=WEIGHT,
+        default=usual.likelihood,
+        help="of the mean log-probability in the choice",
+    )
+    add(
+        "--empathy-w", type=WEIGHT, default=usual.empathy, help="of the distance to a target of emo, exp, int"
+    )
+    add("--sentiment-w", type=WEIGHT, default=usual.sentiment, help="of the distance to one of sentiment")
+    add_sampling(parser, most=IN_USE.max_new_tokens)
     add_device(parser)
     args = parser.parse_args(argv)
     problems = pool_problems(args)

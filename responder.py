@@ -32,7 +32,7 @@ from pretrained import decoded, load_tokenizer
 from records import require_utf8
 from searching import check_emotion
 from session import Session, own_random_stream
-from settings import Decoding
+from settings import IN_USE, Decoding, Weights
 from storage import read_json
 from vocabulary import logits_nll
 
@@ -225,27 +225,6 @@ def open_writer(folder: Path, session: Session, paths: Paths, base: str | None =
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What counts in the choice among candidates:
-
-    likelihood x mean log-probability (nats) - the sum over target dimensions of weight x distance,
-
-    the distance as a share of the critic's range: 0 where its value is the target, 1 at the other end.
-    """
-
-    likelihood: float = 1.0
-    empathy: float = 5.0
-    sentiment: float = 5.0
-
-    def total(self, log_probability: Any, distances: Mapping[str, Any]) -> Any:
-        """Of one candidate, or element by element of arrays. `distances`: {target dimension: share}."""
-        total = self.likelihood * log_probability
-        for kind, distance in distances.items():
-            total = total - (self.sentiment if kind == "sentiment" else self.empathy) * distance
-        return total
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One sampled reply."""
 
@@ -307,7 +286,7 @@ class Responder(Published):
         self.writer, self.critics, self.session = writer, critics, session
         self.retriever, self.pool = retriever, pool
         self.weights = weights or Weights()
-        self.decoding = decoding or Decoding(20, 0.9, 60)
+        self.decoding = decoding or IN_USE
 
     @classmethod
     def from_pretrained(

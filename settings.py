@@ -5,7 +5,7 @@ As light as options.py, so that `--help` answers at once.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +68,31 @@ class Decoding:
     seed: int = 0
     predict: bool = True  # False: no replies, only the gold replies' likelihood
     replies: int = 1  # to each context
+
+
+#: how a reply is written in use, where nothing else is asked for (chosen by judges and by reading, LOG.md)
+IN_USE = Decoding(top_k=20, temperature=0.9, max_new_tokens=60)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What counts in the choice among candidates:
+
+    likelihood x mean log-probability (nats) - the sum over target dimensions of weight x distance,
+
+    the distance as a share of the critic's range: 0 where its value is the target, 1 at the other end.
+    """
+
+    likelihood: float = 1.0
+    empathy: float = 5.0
+    sentiment: float = 5.0
+
+    def total(self, log_probability: Any, distances: Mapping[str, Any]) -> Any:
+        """Of one candidate, or element by element of arrays. `distances`: {target dimension: share}."""
+        total = self.likelihood * log_probability
+        for kind, distance in distances.items():
+            total = total - (self.sentiment if kind == "sentiment" else self.empathy) * distance
+        return total
 
 
 def given_flags(decoding: Decoding) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from measures import bleu
 from metrics import distinct
 from normalising import normalise, words
 from options import DIMENSIONS, Paths, UserError, refuse_existing
-from responder import Weights, Writer, open_writer
+from responder import Writer, open_writer
 from session import Session, own_random_stream
-from settings import Decoding
+from settings import Decoding, Weights
 from storage import hash_seed
 
 Target = Mapping[str, int]  # {dimension: level}; empty: none

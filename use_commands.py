@@ -10,6 +10,7 @@ from typing import Any
 
 from options import CRITICS, NATURAL, POSITIVE, TOKENS, OtherPrecision, number
 from records import REPLY_COLUMNS
+from settings import IN_USE
 
 TOP_P = number(float, above=0, most=1)
 
@@ -105,8 +106,8 @@ def pool_problems(args: argparse.Namespace) -> list[str]:
 def add_sampling(parser: argparse.ArgumentParser, most: int) -> Callable[..., Any]:
     """How tokens are drawn, up to `most` of them; returns what adds to this group."""
     add = parser.add_argument_group("decoding").add_argument
-    add("--top-k", type=NATURAL, default=20, help="sample among so many most likely tokens")
-    add("--top-p", type=TOP_P, default=1.0, help="and of these the fewest that together reach this share")
-    add("--temperature", type=POSITIVE, default=0.9, help="of sampling")
+    add("--top-k", type=NATURAL, default=IN_USE.top_k, help="sample among so many most likely tokens")
+    add("--top-p", type=TOP_P, default=IN_USE.top_p, help="and of these the fewest that reach this share")
+    add("--temperature", type=POSITIVE, default=IN_USE.temperature, help="of sampling")
     add("--max-new-tokens", type=NATURAL, default=most, help="a reply that has not ended by then is cut")
     return add

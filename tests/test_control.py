@@ -22,8 +22,9 @@ from corpora import Example, listener_turns
 from intervals import resamples
 from judges import Judge
 from options import DIMENSIONS, Paths, UserError
-from responder import CausalWriter, Weights, open_writer
+from responder import CausalWriter, open_writer
 from session import Session
+from settings import Weights
 from steering import Pool, choose, with_intervals
 
 

@@ -41,9 +41,9 @@ from DPR.retriever import Retriever
 from models import Generator, token_nll
 from options import Paths, UserError
 from pretrained import load_tokenizer
-from responder import Answer, CausalWriter, Responder, Weights, mean_log_probability
+from responder import Answer, CausalWriter, Responder, mean_log_probability
 from session import Session
-from settings import Decoding, pick
+from settings import Decoding, Weights, pick
 from vocabulary import logits_nll
 
 REPLIES = ["I am so sorry.", "What happened then?", "That is great news, you must be proud of it!"]
