@@ -62,14 +62,9 @@ def parse_args(argv=None):
     add = parser.add_argument_group("choice").add_argument
     add("--ranker", default="glove-t5", help="whose levels choose: tfidf, or a family of critics")
     add("--judge", nargs="+", default=["minilm", "tfidf"], help="who judges: tfidf, or families of critics")
-    add("--likelihood-w", type=WEIGHT, default=Weights().likelihood, help="of the mean log-probability")
-    add(
-        "--empathy-w",
-        type=WEIGHT,
-        nargs="+",
-        default=[Weights().empathy],
-        help="of the distance to the target",
-    )
+    usual = Weights()
+    add("--likelihood-w", type=WEIGHT, default=usual.likelihood, help="weight of the mean log-probability")
+    add("--empathy-w", type=WEIGHT, nargs="+", default=[usual.empathy], help="weights of the distance")
     add(
         "--ways",
         nargs="+",

@@ -59,17 +59,13 @@ def parse_args(argv=None):
         metavar="DIM=LEVEL,...",
         help="levels (sentiment: -1 to 1) to come close to, as in emo=1,exp=0",
     )
-    usual = Weights()
-    add(
-        "--likelihood-w",
-        type=WEIGHT,
-        default=usual.likelihood,
-        help="of the mean log-probability in the choice",
-    )
-    add(
-        "--empathy-w", type=WEIGHT, default=usual.empathy, help="of the distance to a target of emo, exp, int"
-    )
-    add("--sentiment-w", type=WEIGHT, default=usual.sentiment, help="of the distance to one of sentiment")
+    for name, of_what in (
+        ("likelihood", "the mean log-probability in the choice"),
+        ("empathy", "the distance to a target of emo, exp, int"),
+        ("sentiment", "the distance to a target of sentiment"),
+    ):
+        usual = getattr(Weights(), name)
+        add(f"--{name}-w", type=WEIGHT, default=usual, help=f"weight of {of_what}")
     add_sampling(parser, most=IN_USE.max_new_tokens)
     add_device(parser)
     args = parser.parse_args(argv)
