@@ -97,13 +97,13 @@ def main(argv=None):
     for split in ("train", "valid"):
         target = paths.dpr_data(args.dataset, split)
         used = {k: v for k, v in paths.dpr_sources(split).items() if k in args.dataset.split("-")}
+        entries = [
+            e for k, v in used.items() for e in (from_dialogues if k == "empd" else from_pairs)(v, args.seed)
+        ]
         digests = {k: storage.sha256(v) for k, v in used.items()}
         origin = {"dataset": args.dataset, "seed": args.seed, **digests}
         if storage.ready(target, origin, args.overwrite):
             continue
-        entries = [
-            e for k, v in used.items() for e in (from_dialogues if k == "empd" else from_pairs)(v, args.seed)
-        ]
         storage.write_text(target, json.dumps(entries, ensure_ascii=False, indent=1) + "\n", origin)
         print(
             f"{target}: {len(entries):,} questions, {sum(bool(e['hard_negative_ctxs']) for e in entries):,} "
