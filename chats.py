@@ -303,7 +303,7 @@ def causal_data(examples: Sequence[Example], tokenizer, **layout) -> Data:
         }
 
     targets = [int((r.owner >= 0).sum()) for r in rows]
-    return Data([len(r.ids) for r in rows], collate, targets, bare_lengths=[r.bare for r in rows])
+    return Data([len(r.ids) for r in rows], collate, [targets], bare_lengths=[r.bare for r in rows])
 
 
 def prompt_data(examples: Sequence[Example], tokenizer, **layout) -> Data:

@@ -192,13 +192,14 @@ class Data:
     `bare_lengths`: without exemplars and marks, where these lengthen an example. Batches are made by them
     where no `batch_tokens` bounds what is padded: runs of one seed then learn the same turns in the same
     order, whatever is put before these.
-    `further_lengths`: of what else takes memory: replies to be written (their logits), a question's passages.
+    `further_lengths`: of what else takes memory, each of all examples: replies to be written (their logits), a
+    question's passages, exemplars that are read apart.
     `cut`: {flag: how many examples have a text of more tokens than it lets through}.
     """
 
     lengths: list[int]
     collate: Callable[[list[int]], dict]
-    further_lengths: list[int] = field(default_factory=list)
+    further_lengths: list[list[int]] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
     bare_lengths: list[int] = field(default_factory=list)
 
@@ -313,6 +314,10 @@ class Entering:
         """What a batch of these examples holds besides."""
         return {}
 
+    def lengths(self) -> list[list[int]]:
+        """Of what stands in `part`, tokens of each example, by each measure of what that costs."""
+        return []
+
 
 @dataclass(frozen=True)
 class GeneratorRow:
@@ -400,4 +405,4 @@ def generator_data(
     lengths = [len(r.source) + len(r.reply) for r in rows]
     # in a source speaker 0 is an exemplar's
     bare = [length - int((r.speakers == 0).sum()) for length, r in zip(lengths, rows, strict=True)]
-    return Data(lengths, collate, [len(r.reply) for r in rows], cut, bare)
+    return Data(lengths, collate, [[len(r.reply) for r in rows], *entering.lengths()], cut, bare)

@@ -247,6 +247,11 @@ class PooledTokens(Entering):
         encoded = encode(tokenizer, [t for row in texts for t in row], cache)
         self.rows = {t: np.append(ids[: max_len - 1], self.eos) for t, ids in encoded.items()}
 
+    def lengths(self) -> list[list[int]]:
+        """All of an example's exemplars, and the longest, to which others are padded."""
+        each = [[len(self.rows[t]) for t in row] for row in self.texts]
+        return [list(map(sum, each)), [max(row, default=0) for row in each]]
+
     def part(self, numbers: list[int]) -> dict[str, Any]:
         distinct = list(dict.fromkeys(t for i in numbers for t in self.texts[i]))
         order, pieces = in_pieces([len(self.rows[t]) for t in distinct] or [1])

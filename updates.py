@@ -239,10 +239,10 @@ def fit_batch_size(
         raise UserError(
             "--batch-size auto: find it with one process, then give --batch-size and --accumulate to torchrun"
         )
-    longest = []
-    for lengths in (data.lengths, data.further_lengths):
-        if lengths:
-            longest.append(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
+    longest = [
+        sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        for lengths in (data.lengths, *data.further_lengths)
+    ]
     quicken(model, session.device, options.compile)  # other attention takes other memory
 
     def try_out(size: int) -> int:

@@ -121,9 +121,8 @@ def training_data(entries: list[dict], options: RetrieverOptions, tokenizers: di
             "text_numbers": torch.tensor(chosen),  # (N,)
         }
 
-    return Data(
-        [len(q) for q in questions], collate, [sum(len(encoded[number[t]]) for t in row) for row in passages]
-    )
+    read = [sum(len(encoded[number[t]]) for t in row) for row in passages]
+    return Data([len(q) for q in questions], collate, [read])
 
 
 # --------------------------------------------------------------------------------------------------- training

@@ -165,7 +165,7 @@ def test_targets_are_the_listeners_words_and_the_end_of_the_turn_only():
             ids = batch["target_ids"][batch["example_of"] == place]
             assert tokenizer.decode(ids) == TALKS[number].response + "<|im_end|>"
         assert batch["examples"].tolist() == [0, 1, 2, 3]
-        assert batch["target_mask"].sum() == len(batch["target_ids"]) == sum(data.further_lengths)
+        assert batch["target_mask"].sum() == len(batch["target_ids"]) == sum(data.further_lengths[0])
         assert not (batch["target_mask"] & (batch["attention_mask"] == 0)).any()
 
 

@@ -838,6 +838,15 @@ def test_pooled_tokens_hold_each_distinct_exemplar_once_with_shares_of_one(token
     assert part["exemplar_share"].sum(1).tolist() == pytest.approx([1, 1, 0])
 
 
+def test_exemplars_that_are_read_apart_count_where_it_is_tried_what_fits(tokenizer):
+    pooled = PooledTokens(EXEMPLARS, tokenizer, max_len=4)
+    examples = [Example(f"c{n}", 2, "sad", ("a b",), "c") for n in range(4)]
+    layout = {"src_len": 9, "tgt_len": None}
+    found = dataloaders.generator_data(examples, tokenizer, exemplars=pooled, **layout).further_lengths
+    assert found == [[2] * 4, [3 + 2, 0, 2 + 2 + 4, 2], [3, 0, 4, 2]]
+    assert dataloaders.generator_data(examples, tokenizer, **layout).further_lengths == [[2] * 4]
+
+
 def test_pooled_tokens_of_a_batch_without_exemplars_weigh_nothing(tokenizer):
     part = PooledTokens(EXEMPLARS, tokenizer, max_len=4).part([1, 1])
     assert part["exemplar_mask"].sum() == 1

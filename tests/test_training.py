@@ -969,6 +969,15 @@ def test_batch_size_auto_finds_what_fits_and_keeps_the_update(tmp_path):
     assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "given"), rel=1e-5)
 
 
+def test_batch_size_auto_tries_the_longest_examples_of_each_kind(tmp_path):
+    """A text can be long in what is read, in what is written, and in what is read apart."""
+    asked, data = [], toy_data()
+    kinds = [[n == 7 for n in range(len(data))], [n == 11 for n in range(len(data))]]
+    recorded = Data(data.lengths, lambda numbers: asked.append(numbers) or data.collate(numbers), kinds)
+    train(tmp_path / "auto", data=recorded, batch_size="auto", effective_batch=1, max_steps=1)
+    assert asked[:3] == [[data.lengths.index(max(data.lengths))], [7], [11]]
+
+
 def test_where_not_even_one_example_fits_that_is_said_and_another_error_is_no_lack_of_memory():
     tried: list[int] = []
 
