@@ -316,4 +316,4 @@ def prompt_data(examples: Sequence[Example], tokenizer, **layout) -> Data:
         input_ids, mask = pad([prompts[i] for i in numbers], pad_id(tokenizer), left=True)
         return {"names": [names[i] for i in numbers], "input_ids": input_ids, "attention_mask": mask}
 
-    return Data([len(p) for p in prompts], collate, [len(r.ids) - r.prompt for r in rows])
+    return Data([len(p) for p in prompts], collate)

@@ -192,8 +192,8 @@ class Data:
     `bare_lengths`: without exemplars and marks, where these lengthen an example. Batches are made by them
     where no `batch_tokens` bounds what is padded: runs of one seed then learn the same turns in the same
     order, whatever is put before these.
-    `further_lengths`: of what else takes memory, each of all examples: replies to be written (their logits), a
-    question's passages, exemplars that are read apart.
+    `further_lengths`: of what else takes memory, each of all examples: replies to be written (their
+    logits), a question's passages, exemplars that are read apart.
     `cut`: {flag: how many examples have a text of more tokens than it lets through}.
     """
 
