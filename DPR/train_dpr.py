@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for python DP
 
 import options
 from commands import add_training
-from options import COUNT, DATASETS, TOKENS, Paths, add_common, add_device, check, make_parser
+from options import COUNT, DATASETS, TOKENS, Paths, add_common, add_device, check, given, make_parser
 from settings import DPR_HUB, RetrieverOptions, TrainingOptions, device_flags, pick
 
 
@@ -69,6 +69,11 @@ def parse_args(argv=None):
         problems.append(
             f"--batch-size {args.batch_size} without negatives: there may be nothing to tell the positive "
             "from"
+        )
+    if given(parser, args, ["batch_tokens"]):
+        problems.append(
+            "--batch-tokens: of examples that are read as one; a question's passages stand beside it: give "
+            "--batch-size"
         )
     check(parser, args, problems)
     return args

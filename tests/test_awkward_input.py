@@ -172,6 +172,7 @@ def test_no_output_takes_the_place_of_what_is_read(tmp_path, capsys):
         (score.parse_args, ["--input", table, "--output", table], "that is the input"),
         (retrieve.parse_args, ["--pool", table, "--pooling", "mean", "hi"], "--pooling: goes with --encoder"),
         (train_dpr.parse_args, ["--encoder", "minilm", "--question-encoder", mine], "is for both sides"),
+        (train_dpr.parse_args, ["--batch-tokens", "999"], "passages stand beside it: give --batch-size"),
         (dpr_exemplar_retriever.parse_args, ["--match", "random", "--path", mine], "compares nothing"),
         (respond.parse_args, ["--column", "x", "hi"], "--column: of --pool FILE"),
         (score.parse_args, ["--format", "csv", "hi"], "--format: of --input"),
