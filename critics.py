@@ -70,6 +70,12 @@ def choose_for_loss(
                 f"at most {reads + 1}, or a critic that was trained with a longer --reply-len"
             )
         session.say(f"critic {kind}: {folder} | {quality(folder, kind)}")
+    for folder in dict.fromkeys(folders.values()):
+        if len(heads := [kind for kind, own in folders.items() if own == folder]) > 1:
+            session.say(
+                f"note: {', '.join(heads)} are heads of one encoder, and a loss reads it for each of them; "
+                "critics of one dimension each cost as much, and can be smaller"
+            )
     checksums = {k: storage.sha256(f / "model.safetensors") for k, f in folders.items()}
     return LossCritics(critics, dict(folders), checksums)
 

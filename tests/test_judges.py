@@ -198,6 +198,16 @@ REPLIES = ["i am so sorry", "what happened ?", "i understand you , my friend , t
 BEFORE = [("i lost my job", "oh no"), ("it broke",), ("my dog died",), ("hello",)]
 
 
+def test_heads_of_one_encoder_in_a_loss_are_said_to_be_read_for_each(joint, capsys):
+    folder, session = joint.critic("all", "glove-t5-b"), Session("cpu")
+    words = tokenizer_hash(load_tokenizer(folder))
+    for kinds, said in ((("emo",), ""), (("emo", "int"), "note: emo, int are heads of one encoder")):
+        folders = dict.fromkeys(kinds, folder)
+        assert len(critics.choose_for_loss(folders, "glove-t5", words, 20, session).critics) == len(kinds)
+        printed = capsys.readouterr().out
+        assert said in printed and ("heads of one encoder" in printed) == bool(said)
+
+
 def test_three_heads_of_one_encoder_answer_as_three_critics_do_and_read_once(joint, monkeypatch):
     session, folder = Session(device="cpu"), joint.critic("all", "glove-t5-b")
     alone = [critics.Critic.from_pretrained(folder, session, dim) for dim in DIMENSIONS]
