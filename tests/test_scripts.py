@@ -268,6 +268,7 @@ def test_every_combination_trains_and_writes_replies(trained_copy, family, exemp
         "predictions.tsv.origin.json",
         "likelihood.csv",
         "likelihood.csv.origin.json",
+        *(["exemplar_words"] if (family, exemplars) == ("t5", "glove-t5") else []),
     }
     examples = listener_turns(Paths(trained_copy).dialogues("test"))
     sampled = (folder / "predictions.tsv").read_text()
