@@ -66,7 +66,14 @@ def preparation(workdir: Path) -> dict:
         made = json.loads((Paths(workdir).data / "prepared.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return made if isinstance(made, dict) else {}
+    return as_noted_now(made) if isinstance(made, dict) else {}
+
+
+def as_noted_now(made: dict) -> dict:
+    """A note of prepare_data.py; older ones say of all sources that the package's vectors were at hand."""
+    if made.get("glove") != "auto, package":
+        return made
+    return made | {"glove": "auto" if made.get("source") == "sample" else "package"}
 
 
 def prepared_from(workdir: Path) -> str | None:
@@ -95,8 +102,6 @@ def prepare(workdir: Path) -> str:
     again = any(p.exists() for p in (paths.dialogues_dir, paths.pairs_dir, paths.glove, paths.t5_tiny))
     noted = preparation(workdir)
     words = noted.get("glove", "auto")
-    if words == "auto, package":  # older notes say so of all sources; a sample has vectors of its own
-        words = "package" if source == "download" else "auto"
     # the note does not say which folder or file, and without it others would take its place
     if source in ("folder", "own") or words not in ("auto", "package", "download"):
         return "prepare_data.py --overwrite, and the --source and --workdir it was made with"

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5
 
 import own_dialogues
 import storage
-from advice import retrieve, train_critic
+from advice import as_noted_now, retrieve, train_critic
 from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
@@ -367,7 +367,7 @@ def origin_of(asked: PrepareOptions, sources: Sources) -> dict:
             held = held | {"test": min(held["test"], asked.test_conversations)}
         origin |= {"source": "own", "own": sources.own | {"dialogues": held}}
     if asked.glove == "auto":
-        origin["glove"] = "auto" if asked.source in GLOVE_OF else "auto, package"
+        origin["glove"] = "auto" if asked.source in GLOVE_OF else "package"
     elif Path(asked.glove).is_file():
         origin["glove"] = storage.sha256(Path(asked.glove))
     elif folder := words_folder(asked):
@@ -412,7 +412,7 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
     # everything was made from the same files before
     if all(p.exists() for p in expected) and not asked.overwrite:
         try:
-            same = storage.read_json(made) == origin
+            same = as_noted_now(storage.read_json(made)) == origin
         except UserError as error:
             raise UserError(f"{error}; --overwrite prepares {paths.data} anew") from error
         if same:
