@@ -19,7 +19,7 @@ import caches
 import runs
 import storage
 from critic_set import CriticSet
-from dataloaders import Data, critic_data, encode, plan_once
+from dataloaders import Data, critic_data, encode, plan_once, tokenizer_hash
 from hub import Published, folder_given, folder_of
 from models import Critic as CriticModel
 from options import CRITICS, DIMENSIONS, SENTIMENT, Paths, UserError, by_flag, is_empty, texts_of, with_halves
@@ -378,10 +378,13 @@ def unread(judges: Critics, replies: Sequence[str]) -> tuple[list[int], str]:
     """Which replies are longer than one of the critics reads, and that in words; empty where none is."""
     found: dict[int, None] = {}
     said: dict[str, list[str]] = {}
+    lengths: dict[str, list[int]] = {}  # by the words that they are counted in, mostly those of all critics
     for kind, judge in judges.items():
-        reads = judge.critic.settings.reply_len
-        encoded = encode(judge.tokenizer, replies)
-        if longer := [n for n, reply in enumerate(replies) if len(encoded[reply]) > reads]:
+        reads, words = judge.critic.settings.reply_len, tokenizer_hash(judge.tokenizer)
+        if words not in lengths:
+            encoded = encode(judge.tokenizer, replies)
+            lengths[words] = [len(encoded[reply]) for reply in replies]
+        if longer := [n for n, length in enumerate(lengths[words]) if length > reads]:
             found |= dict.fromkeys(longer)
             said.setdefault(f"{len(longer):,} replies are longer than the {reads} tokens that", []).append(
                 kind
