@@ -98,8 +98,9 @@ def replies(
     `training`."""
     usual = mode(t.response for t in training)  # of equally frequent ones the first
     found = {CONSTANT: [usual] * len(examples)}
-    others = derangement([e.conv_id for e in examples], seed)
-    found[OTHER_GOLD] = [examples[i].response for i in others]
+    if len(examples) > 1:
+        others = derangement([e.conv_id for e in examples], seed)
+        found[OTHER_GOLD] = [examples[i].response for i in others]
     if nearest:
         places = nearest([" ".join(e.history) for e in examples], [" ".join(t.history) for t in training])
         found[NEAREST] = [training[i].response for i in places]

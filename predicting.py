@@ -178,15 +178,16 @@ def write_predictions(
         charge = table["unknown"] * class_nats(predictor.tokenizer, paths)
         table["nll_class"] = charge.where(table["unknown"] > 0, 0.0)  # 0 x nan is nan
     table = table.round({"nll": 5, "nll_end": 5, "nll_class": 5})
-    storage.write_csv(likelihood, table, origin={name: origin[name] for name in READ_WITH if name in origin})
-    if decoding.predict:
-        storage.write_csv(predictions, several(keys, rows["response"]), sep="\t", origin=origin)
-    shutil.rmtree(keep, ignore_errors=True)
     sums = table[["nll", "tokens", "words"]].sum()
     result = {
         "ppl_token": perplexity(sums["nll"], sums["tokens"]),
         "ppl_word": perplexity(sums["nll"], sums["words"]),
     }
+    read_with = {name: origin[name] for name in READ_WITH if name in origin}
+    storage.write_csv(likelihood, table, origin=read_with | {"perplexity": result})
+    if decoding.predict:
+        storage.write_csv(predictions, several(keys, rows["response"]), sep="\t", origin=origin)
+    shutil.rmtree(keep, ignore_errors=True)
     made = f"{likelihood}: {len(examples):,} gold replies"
     if decoding.predict:
         made = f"{predictions}: {rows['response'].size:,} replies"

@@ -7,7 +7,7 @@
   python reproduce.py --recipe glove --dry-run            only print the commands
   python reproduce.py --recipe glove --source prepared --minutes 25 --parallel 4    a GPU's half hour
   python reproduce.py --take lent.tar.gz                  what that needs where there is no network
-  python reproduce.py --table classifiers --seeds 3       the rows that are missing, three seeds of each
+  python reproduce.py --table classifiers --seeds 3       what has not finished here, three seeds of each
   python reproduce.py --table main --systems mime.tsv     with published replies beside them
   python reproduce.py --table classifiers --rows emo-tfidf exp-tfidf      two of its rows
   python reproduce.py --check emo-glove-t5                one row again, in a fresh folder, and compared
@@ -60,7 +60,9 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", choices=list(RECIPES), help="run a list of commands")
-    what.add_argument("--table", choices=TABLES, help="run the missing rows of a table, and show it")
+    what.add_argument(
+        "--table", choices=TABLES, help="run what of a table has not finished in the workdir, and show it"
+    )
     what.add_argument(
         "--check", metavar="ROW", help="run one row again and compare (default workdir: results/checks/ROW)"
     )

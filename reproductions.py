@@ -136,8 +136,9 @@ def gather_places(table: Table, rows: Sequence[Row], request: Request) -> list[s
 
 def row_of(results: Results, key: str, flag: str = "--check") -> Row:
     if key not in results.rows:
-        near = difflib.get_close_matches(key, results.rows, n=3, cutoff=0.4)
-        raise UserError(f"{flag} {key}: no such row; {', '.join(near) or 'docs/results.md names them all'}")
+        near = ", ".join(difflib.get_close_matches(key, results.rows, n=3, cutoff=0.4))
+        meant = f"did you mean {near}?" if near else "docs/results.md names them all"
+        raise UserError(f"{flag} {key}: no such row; {meant}")
     return results.rows[key]
 
 
@@ -148,8 +149,9 @@ def check_row(results: Results, key: str, request: Request) -> bool:
     """
     row = row_of(results, key)
     table = results.tables[row.table]
-    if not row.commands and not row.in_table:
-        raise UserError(f"--check {key}: the row has no commands; nothing here runs it")
+    if not row.commands:
+        of = f"; --table {row.table} measures it beside the others" if row.in_table else ""
+        raise UserError(f"--check {key}: the row has no commands of its own{of}")
     workdir = where(request, row, table, FIRST_SEED)
     mark = Paths(workdir).results / "tables" / "check.txt"
     if not request.dry_run:
@@ -177,6 +179,9 @@ def check_row(results: Results, key: str, request: Request) -> bool:
         column = table.columns[name]
         if column.retired and name not in now:
             print(f"{column.title}: recorded {column.show(recorded)}, not compared: {column.retired}")
+            continue
+        if row.result and name not in now:  # a column of the table alone
+            print(f"{column.title}: recorded {column.show(recorded)}, not in {row.result[0]}: not compared")
             continue
         verdict = compare(column, recorded, now.get(name))
         good = good and verdict.startswith(("equal", "close"))

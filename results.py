@@ -138,6 +138,8 @@ def load(text: str, name: str = str(FILE)) -> dict[str, Any]:
 
 def parse(data: Mapping[str, Any], name: str = str(FILE)) -> Results:
     """Checked; raises `UserError` with the row and what is wrong with it."""
+    if lacks := [key for key in ("hardware", "steps", "tables", "rows") if key not in (data or {})]:
+        raise UserError(f"{name}: lacks {', '.join(lacks)}; results/README.md explains every key")
     steps = {key: made(Step, value, f"{name}, step {key}") for key, value in data["steps"].items()}
     tables = {}
     for key, value in data["tables"].items():
@@ -189,9 +191,19 @@ def fault(row: Row, hardware: Mapping, steps: Mapping, tables: Mapping[str, Tabl
     if strange := sorted({*row.figures, *row.paper.get("figures", {})} - set(tables[row.table].columns)):
         known = ", ".join(tables[row.table].columns)
         return f"no such column in its table: {', '.join(strange)}; its columns: {known}"
+    if wrong := [key for key, figure in row.figures.items() if not is_figure(figure)]:
+        forms = "a number, [value, low, high] or {mean: , std: }"
+        return f"{wrong[0]}: {row.figures[wrong[0]]} is no figure; one is {forms}"
     if strange := sorted(set(row.after) - set(steps)):
         return f"no such step: {', '.join(strange)}"
     return ""
+
+
+def is_figure(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = [value.get("mean"), value.get("std"), 0.0]
+    parts = value if isinstance(value, list) and len(value) == 3 else [value]
+    return all(isinstance(part, int | float) for part in parts)
 
 
 def content(file: Path) -> dict[str, Any]:
@@ -305,8 +317,9 @@ def page(results: Results) -> str:
     lines = ["# Results: figures, commands, times, commits", ""]
     lines += paragraph(
         "Rendered from [results/results.yaml](../results/README.md) by `python reproduce.py --render`. Every "
-        "experiment, the failed ones too: [LOG.md](../LOG.md). `python reproduce.py --table NAME` runs the "
-        "rows of a table that are missing, `--check KEY` runs one row again in a fresh folder and compares."
+        "experiment, the failed ones too: [LOG.md](../LOG.md). `python reproduce.py --table NAME` runs what "
+        "of a table has not finished in the workdir, `--check KEY` runs one row again in a fresh folder and "
+        "compares."
     )
     for table in results.tables.values():
         rows = results.of(table.name)

@@ -44,25 +44,42 @@ class Request:
 
 
 def recipe_of(results: Results, rows: Sequence[Row], source: str) -> Recipe:
-    """The commands of the rows and of the steps that they build on, each command once, under its own name."""
-    recipe: Recipe = {}
+    """The commands of the rows and of the steps that they build on, each command once, under its own name.
+
+    What a command builds on is what the first of all rows of its place says, whichever rows are asked for: a
+    finished command is so in every call, of whatever table.
+    """
+    known: Recipe = {}
 
     def add(command: str, after: tuple[str, ...], flags: str = "") -> tuple[str, ...]:
         line = command.replace("--source SOURCE", f"--source {shlex.quote(source)}{flags and f' {flags}'}")
-        recipe.setdefault(line, Group([line], after))
+        known.setdefault(line, Group([line], after))
         return (line,)
 
     def step(name: str, flags: str) -> tuple[str, ...]:
         before = tuple(line for other in results.steps[name].after for line in step(other, flags))
         return tuple(line for command in results.steps[name].commands for line in add(command, before, flags))
 
-    for row in rows:
-        flags = results.places.get(row.place_in(results.tables[row.table]), "")
-        after = tuple(line for name in row.after for line in step(name, flags))
-        # one after the other, but for the seeds of one training
+    def lines(row: Row) -> tuple[str, ...]:
+        flags = results.places.get(place_of(row), "")
+        steps = tuple(line for name in row.after for line in step(name, flags))
+        found = after = steps
+        # one after the other, but for the seeds of one training; each after all that the row builds on
         for _, seeds in itertools.groupby(row.commands, key=without_seed):
-            after = tuple(line for command in seeds for line in add(command, after))
-    return recipe
+            own = tuple(line for command in seeds for line in add(command, tuple(dict.fromkeys(after))))
+            found, after = (*found, *own), (*steps, *own)
+        return found
+
+    def place_of(row: Row) -> str:
+        return row.place_in(results.tables[row.table])
+
+    places = {place_of(row) for row in rows}
+    every = results.rows | {row.row: row for row in rows}
+    of = {key: lines(row) for key, row in every.items() if place_of(row) in places}
+    asked = [line for row in rows for line in of[row.row]]
+    for line in asked:  # grows: with what each builds on
+        asked += [before for before in known[line].after if before not in asked]
+    return {line: group for line, group in known.items() if line in asked}
 
 
 def without_seed(command: str) -> str:
@@ -228,10 +245,12 @@ def absolute(text: str) -> str:
 def read_figures(table: Table, row: Row, workdir: Path) -> dict[str, Figure]:
     """A row's figures as its commands have left them in a workdir, with their intervals where there are any;
     empty where they are not there."""
-    file, *keys = row.result or [evaluated(table), "systems", row.in_table]
+    file, *keys = row.result or [evaluated(table)]
     if not file or not (workdir / file).exists():
         return {}
     whole = storage.read_json(workdir / file)
+    if not row.result:
+        keys = ["systems" if row.in_table in whole["systems"] else "floors", row.in_table]
     found: dict[str, Figure] = {}
     for name, column in table.columns.items():
         value = follow(whole, [*keys, *(column.read or [name])])

@@ -74,6 +74,8 @@ class Record:
         """The first file that the stage made and that stands no more; empty where all do, and of older
         records, which do not say what was made."""
         made = self.entries.get(stage.key, {}).get("made", [])
+        if script_of(stage.command) == "prepare_data.py":
+            made = [*made, self.prepared.relative_to(self.root).as_posix()]
         return next((mark for mark in made if not (self.root / mark).exists()), "")
 
     def standing(self) -> dict[str, int]:

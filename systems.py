@@ -219,10 +219,15 @@ def likelihoods_of(file: Path, examples: Sequence[Example], beside: dict | None 
             "with, and left out; write both again: --inference RUN --overwrite"
         )
         return {}
-    table = pd.read_csv(file, dtype={"conv_id": str}, keep_default_na=False)
+    try:  # pandas' own errors are ValueErrors
+        table = pd.read_csv(file, dtype={"conv_id": str}, keep_default_na=False)
+        if lacks := [c for c in ("conv_id", "utterance_idx", "nll") if c not in table]:
+            raise ValueError(f"no column {', '.join(lacks)}")
+        known = table.reindex(columns=LIKELIHOOD).replace("", math.nan).astype(float)
+    except ValueError as error:
+        raise UserError(f"{file}: not as --inference RUN writes it ({error})") from error
     number = {e.key: n for n, e in enumerate(examples)}
     keys = zip(table["conv_id"], table["utterance_idx"], strict=True)
-    known = table.reindex(columns=LIKELIHOOD).replace("", math.nan).astype(float)
     values = known.itertuples(index=False, name=None)
     return {number[key]: row for key, row in zip(keys, values, strict=True) if key in number}
 

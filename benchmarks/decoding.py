@@ -99,7 +99,7 @@ def main(argv=None):
     runs.require_run(Path(args.run), advice.GIVE_A_GENERATOR)
     paths = Paths(args.workdir)
     name = args.name or f"decoding-{Path(args.run).resolve().name}"
-    file = reporting.target(paths, name, args.overwrite)
+    file = reporting.target(paths, name, args.overwrite, "another --name")
     folder = paths.results.resolve() / name
     model, family = advice.kind_of(Path(args.run))
     script = advice.GENERATORS["causal-lm" if model == "CausalGenerator" else family]

@@ -4,19 +4,22 @@
   python benchmarks/likelihood.py plain=results/plain exemplars=results/one,results/two --split test
 
 A system is a folder in which a likelihood.csv lies, or such a file, or several of either, its seeds. All are
-put on the items that every one of them has. Intervals and p as in the tables of evaluate_responses.py, which
-has these columns too, but asks for replies, and these take hours. Writes results/benchmarks/likelihood.json.
+put on the items that every one of them has. Intervals and tests as in the tables of evaluate_responses.py,
+which has these columns too, but asks for replies, and these take hours; a p stands for itself here, not
+corrected for the number of pairs. Writes results/benchmarks/likelihood.json.
 """
 
 import itertools
+import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import reporting
-from options import NATURAL, Paths, UserError, check, run
+from options import NATURAL, Paths, UserError, check, named_places, run
 
+WRITTEN = "written by --inference RUN --no-predict --output FOLDER"
 COLUMNS = {"ppl_token": "PPL/token", "ppl_word": "PPL/word"}
 
 
@@ -31,19 +34,22 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.systems = [named(word) for word in args.systems]
     names = [name for name, _ in args.systems]
-    same = sorted({name for name in names if names.count(name) > 1})
-    check(parser, args, [f"two systems named {name}; name them: NAME=PLACE" for name in same])
+    problems = [
+        f"two systems named {n}; name them: NAME=PLACE" for n in sorted(set(names)) if names.count(n) > 1
+    ]
+    for name, places in args.systems:
+        problems += [
+            f"{name}: {p} stands twice, which is no second seed" for p in {*places} if places.count(p) > 1
+        ]
+    check(parser, args, problems)
     return args
 
 
 def named(word: str) -> tuple[str, list[str]]:
-    """NAME=PLACE,PLACE -> (NAME, places); without a name the first place's."""
-    name, equals, places = word.partition("=")
-    if not equals:
-        name, places = "", word
-    found = places.split(",")
-    place = Path(found[0])
-    return name or (place.parent if place.is_file() else place).resolve().name, found
+    """(name, places) of a system as the tables name it; without a name the place's."""
+    name, places = named_places(word)
+    place = Path(places[0])
+    return name or (place.parent if place.is_file() else place).resolve().name, places
 
 
 def known(place: str, split: str, examples) -> dict[int, tuple[float, ...]]:
@@ -55,7 +61,9 @@ def known(place: str, split: str, examples) -> dict[int, tuple[float, ...]]:
     found = likelihoods_of(file, examples)
     if not found:
         lacks = "no gold reply of this split" if file.exists() else "no such file"
-        raise UserError(f"{file}: {lacks}; it is written by --inference RUN --no-predict --output FOLDER")
+        raise UserError(f"{file}: {lacks}; it is {WRITTEN}")
+    if any(math.isnan(value) for row in found.values() for value in row[:3]):
+        raise UserError(f"{file}: has gold replies without nll, tokens or words; a whole one is {WRITTEN}")
     return found
 
 
@@ -98,7 +106,7 @@ def main(argv=None):
         rows.append([f"{one} less {other}", shown(less), f"{word['percent']:+.2f}", f"{word['p']:.3f}"])
         tests.append(row)
     if rows:
-        print(reporting.table(["PPL/word", "difference", "%", "p"], rows))
+        print(reporting.table(["PPL/word", "difference", "%", "p, uncorrected"], rows))
     content = {
         name: {key: {"point": found[key].point, "interval": found[key].interval()} for key in COLUMNS}
         for name, found in figures.items()

@@ -10,7 +10,7 @@ Printed for each rank: the share of the difference's squared length that is kept
 adapter holds, and beside it how much of the whole difference lies outside them; the adapter's MB in half
 precision; word perplexity of the validation split. Beside them stand the base, and the trained model itself.
 --output is a finished run's folder, with its card, and serves as any other: respond.py --run, --inference,
---init-from.
+--init-from. Writes results/benchmarks/low_rank_RANKS.json.
 """
 
 import sys
@@ -139,7 +139,8 @@ def main(argv=None):
     from storage import read_json
     from updates import count_parameters
 
-    session, paths, file = reporting.begin(args, "low_rank")
+    ranks = sorted({*args.ranks})
+    session, paths, file = reporting.begin(args, "_".join(["low_rank", *map(str, ranks)]))
     begun = {}
     if args.output:
         refuse_existing([Path(args.output) / "config.json"], args.overwrite, "another --output")
@@ -152,7 +153,7 @@ def main(argv=None):
     plain = CausalGenerator.start(base, rank=0, cache=paths.cache, device=session.device)
     found = {"the base": {"ppl_word": perplexity(plain.eval(), args, paths, session)}}
     del plain
-    for rank in sorted(args.ranks):
+    for rank in ranks:
         reporting.say(f"rank {rank}")
         model, row = adapter(tuned, base, rank, paths.cache, session.device)
         row["MB"] = 2 * count_parameters(model)[0] / 1e6

@@ -98,12 +98,8 @@ def main(argv=None):
     import numpy as np
 
     from corpora import listener_turns
-    from session import Session
-    from settings import device_flags
 
-    session = Session(**device_flags(args))
-    paths = Paths(args.workdir)
-    file = reporting.target(paths, "memorised", args.overwrite)
+    session, paths, file = reporting.begin(args, "memorised")
     long = args.given + args.words
     examples = [e for e in listener_turns(paths.dialogues(args.split)) if len(e.response.split()) >= long]
     if not examples:

@@ -156,10 +156,11 @@ def cell(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def target(paths: Paths, name: str, overwrite: bool) -> Path:
-    """Where a benchmark's json goes. Raises `UserError` where one is there already."""
+def target(paths: Paths, name: str, overwrite: bool, elsewhere: str = "") -> Path:
+    """Where a benchmark's json goes. Raises `UserError` where one is there already; `elsewhere`: what would
+    spare it."""
     file = paths.results / "benchmarks" / f"{name}.json"
-    refuse_existing([file], overwrite)
+    refuse_existing([file], overwrite, elsewhere)
     return file
 
 

@@ -4,7 +4,9 @@
   python benchmarks/respond.py --run saved/causal-lm/plain --threads 1 --repeats 5
 
 Both ways have the same model, prompts and decoding, and take turns in one process. Printed for each: the
-median of the seconds by the clock, and of the processor's, which other programs disturb less. The plain way
+median of the seconds by the clock, and of the processor's, which other programs disturb less. Each way has
+draws of its own, so its replies have lengths of their own, too: the last column, seconds a token of the
+longest candidate, is what compares the ways where these differ. The plain way
 reads the prompt once a candidate, with the adapter beside its base's weights. Neither has critics; `reply` is
 all that a person waits for: ours with the text around it and the bundled critics' levels. No exemplars.
 """
@@ -56,7 +58,7 @@ def plain(model, batch: dict, count: int, decoding):
     asked = torch.cat([torch.zeros_like(before), said.long()], dim=1).bool()
     mask = torch.cat([before, said.long()], dim=1)
     logits_nll(model({"input_ids": ids, "attention_mask": mask, "target_mask": asked}), ids[asked])
-    return said.sum()
+    return said.sum(1).tolist()
 
 
 def ours(model, batch: dict, count: int, decoding):
@@ -64,10 +66,10 @@ def ours(model, batch: dict, count: int, decoding):
 
     from sampling import sample
 
-    return sample(model, batch, torch.rand(1, count, decoding.max_new_tokens), decoding).tokens.sum()
+    return sample(model, batch, torch.rand(1, count, decoding.max_new_tokens), decoding).tokens.tolist()
 
 
-def taken_by(way, *asked) -> tuple[float, float, int]:
+def taken_by(way, *asked) -> tuple[float, float, list[int]]:
     """Seconds by the clock, and of the processor; what it gave."""
     began = time.perf_counter(), time.process_time()
     given = way(*asked)
@@ -92,31 +94,33 @@ def main(argv=None):
     writer: Any = responder.writer
     models = {plain: load(Path(args.run), paths, session).to(session.device), ours: writer.model}
 
-    def sampled(way, turns: tuple[str, ...], count: int, seed: int) -> int:
-        """How many tokens were written."""
+    def sampled(way, turns: tuple[str, ...], count: int, seed: int) -> list[int]:
+        """How many tokens each candidate has."""
         batch = writer.encode(turns, ())
         with torch.inference_mode(), session.autocast(), own_random_stream(seed):
-            return int(way(models[way], batch, count, responder.decoding))
+            return way(models[way], batch, count, responder.decoding)
 
-    def reply(turns: tuple[str, ...], count: int, seed: int) -> int:
+    def reply(turns: tuple[str, ...], count: int, seed: int) -> list[int]:
         written = responder.reply(turns, count, seed=seed).candidates
         ids = writer.tokenizer([c.text for c in written], add_special_tokens=False)["input_ids"]
-        return sum(len(row) + 1 for row in ids)
+        return [len(row) + 1 for row in ids]
 
     ways = {"plain": partial(sampled, plain), "ours": partial(sampled, ours), "reply": reply}
 
     print(f"{torch.get_num_threads()} threads, {session.device}, {session.precision}, {args.run}")
-    print("candidates  way    seconds  processor seconds  tokens a candidate")
+    print("candidates  way    seconds  processor seconds  tokens a candidate  seconds a token")
     for count in args.candidates:
-        taken: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
+        taken: dict[str, list[tuple[float, float, list[int]]]] = {name: [] for name in ways}
         for seed in range(args.repeats + 1):
             for name, way in ways.items():
                 found = [taken_by(way, turns, count, seed) for turns in DIALOGUES]
                 taken[name] += found if seed else []  # the first ones warm up
         for name, rows in taken.items():
             wall, processor = (statistics.median(row[i] for row in rows) for i in (0, 1))
-            tokens = statistics.mean(row[2] for row in rows) / count
-            print(f"{count:>10}  {name:<5}  {wall:>7.2f}  {processor:>17.2f}  {tokens:>18.1f}", flush=True)
+            tokens = statistics.mean(length for row in rows for length in row[2])
+            each = statistics.median(row[0] / max(row[2]) for row in rows)
+            figures = f"{wall:>7.2f}  {processor:>17.2f}  {tokens:>18.1f}  {each:>15.3f}"
+            print(f"{count:>10}  {name:<5}  {figures}", flush=True)
 
 
 if __name__ == "__main__":

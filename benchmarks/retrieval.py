@@ -189,8 +189,9 @@ def measure_corpus(args, session, paths: Paths) -> dict:
     ]
     print(f"\n{len(vectors):,} candidates of {len(set(emotions))} emotions, {len(chosen):,} questions")
     print(reporting.table(["way", "ms a question", "times ours", f"with their {k}, %"], rows))
-    agree = 100 * sum(same) / max(1, len(same))
-    print(f"same exemplars in the same order, of the rows that the published way fills: {agree:.2f} %")
+    agree = 100 * sum(same) / len(same) if same else None
+    of = f"{agree:.2f} %" if same else "it fills none"
+    print(f"same exemplars in the same order, of the rows that the published way fills: {of}")
     all_rows = grow(args, vectors, queries[: args.growth_queries], owners, asked_owners, {}, session)
     return {
         "candidates": len(vectors),

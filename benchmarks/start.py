@@ -71,7 +71,7 @@ def prepare(workdir: Path, work: Path) -> None:
     (work / "data" / "cache").mkdir(exist_ok=True)
     for folder in (workdir / "data" / "cache").glob("smollm2-*"):
         (work / "data" / "cache" / folder.name).symlink_to(folder.resolve())
-    for stage in sorted((workdir / "saved").glob("*")):
+    for stage in sorted(place for place in (workdir / "saved").glob("*") if place.is_dir()):
         (work / "saved" / stage.name).mkdir(parents=True)
         for kept in stage.iterdir():
             (work / "saved" / stage.name / kept.name).symlink_to(kept.resolve())

@@ -56,6 +56,24 @@ def test_what_cannot_be_compared_is_named(table, workdir, tmp_path, capsys):
         likelihood.main([str(tmp_path), *words])
     with pytest.raises(UserError, match="likelihood_valid.csv: no such file"):
         likelihood.main([str(tmp_path), "--split", "valid", *words])
+    for name, content, message in (
+        ("empty", "", r"empty.csv: not as --inference RUN writes it \(No columns"),
+        ("other", "a,b\n1,2\n", "other.csv: .*no column conv_id, utterance_idx, nll"),
+        ("text", table.astype(object).assign(nll="much").to_csv(index=False), "text.csv: not as"),
+        (
+            "short",
+            table.drop(columns="words").to_csv(index=False),
+            "gold replies without nll, tokens or words",
+        ),
+    ):
+        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            likelihood.main([str(tmp_path / f"{name}.csv"), *words])
+    with pytest.raises(SystemExit):
+        likelihood.main([f"twice={tmp_path},{tmp_path}", *words])
+    assert "stands twice, which is no second seed" in capsys.readouterr().err
+    (tmp_path / "lr=1e-4").mkdir()
+    assert likelihood.named(str(tmp_path / "lr=1e-4")) == ("lr=1e-4", [str(tmp_path / "lr=1e-4")])
     table[:7].to_csv(tmp_path / "few.csv", index=False)
     with pytest.raises(UserError, match=r"are 7 items of \d conversations; a test needs 200 of 30"):
         likelihood.main([f"few={tmp_path / 'few.csv'}", *words])

@@ -386,6 +386,19 @@ def test_a_row_of_seeds_is_one_system_and_is_scored_once_all_of_them_are_there(d
     assert read_figures(table, scored, tmp_path) == {"mrr": [1.5, 1.0, 2.0]}
 
 
+def test_a_floors_figures_stand_beside_the_systems(data, tmp_path):
+    data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
+    data["rows"][0] |= {"result": [], "commands": [], "system": "floor: constant reply"}
+    parsed = results.parse(data)
+    name = "floor: constant reply"
+    figures = {"systems": {}, "floors": {name: {"mrr": 1.5}}, "intervals": {name: {"mrr": [1.0, 2.0]}}}
+    storage.write_json(tmp_path / "results" / "main" / "metrics.json", figures)
+    assert read_figures(parsed.tables["retrieval"], parsed.rows["bm25"], tmp_path) == {"mrr": [1.5, 1.0, 2.0]}
+    with pytest.raises(UserError, match="no commands of its own; --table retrieval measures it beside"):
+        reproductions.check_row(parsed, "bm25", request_of(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_tables_are_those_of_the_data():
     data = results.read(reproduce.HERE / results.FILE)
     assert set(reproduce.TABLES) == set(data.tables)
@@ -409,6 +422,41 @@ def test_seeds_of_one_training_do_not_wait_for_each_other():
         recipe_of(data, [row], "download"), ".", "download", recipes.Changes()
     )
     assert (base.after, one.after, other.after, last.after) == ((), (0,), (0,), (1, 2))
+
+
+def test_a_rows_training_waits_for_all_that_the_row_builds_on_though_another_row_begins_with_the_same(data):
+    """The second row's training reads labels, which the first row's commands know nothing of."""
+    data["steps"]["labels"] = {"after": ["data"], "commands": ["python label_dialogues.py"]}
+    base, last = "python train_t5.py --name base", "python train_t5.py --init-from saved/t5/base --name last"
+    data["rows"][0] |= {"after": ["data"], "commands": [base]}
+    data["rows"][1] |= {"after": ["labels"], "commands": [base, last]}
+    parsed = results.parse(data)
+
+    def planned(*keys: str) -> dict[str, recipes.Stage]:
+        recipe = recipe_of(parsed, [parsed.rows[key] for key in keys], "download")
+        return {stage.line: stage for stage in recipes.plan(recipe, ".", "download", recipes.Changes())}
+
+    both = planned("bm25", "nowhere")
+    places = list(both)
+    assert both[last].after == (places.index("python label_dialogues.py"), places.index(base))
+    # whichever rows are asked for, a command that has finished has
+    alone = planned("nowhere")
+    assert {line: s.identity for line, s in alone.items()} == {line: both[line].identity for line in alone}
+    assert list(planned("bm25")) == ["python prepare_data.py --source download", base]
+
+
+def test_every_command_is_one_stage_in_whatever_table(tmp_path):
+    data = results.read(reproduce.HERE / results.FILE)
+    identities: dict[tuple[str, str], str] = {}
+    for name, table in data.tables.items():
+        at_place: dict[str, list[results.Row]] = {}
+        for one in data.of(name):
+            at_place.setdefault(one.place_in(table), []).append(one)
+        for place, rows in at_place.items():
+            for asked in (rows, *([one] for one in rows)):
+                recipe = recipe_of(data, asked, "download")
+                for stage in recipes.plan(recipe, ".", "download", recipes.Changes()):
+                    assert identities.setdefault((place, stage.key), stage.identity) == stage.identity
 
 
 def test_a_seed_of_the_call_does_not_make_one_of_several_seeds():

@@ -55,7 +55,7 @@ def test_a_figure_changed_by_hand_in_the_readme_is_rendered_away(tmp_path):
     assert (tmp_path / results.FILE).read_text(encoding="utf-8") == kept != by_hand
 
 
-def test_every_command_of_a_row_parses(data, tmp_path, monkeypatch):
+def test_every_command_of_a_row_parses_and_a_training_means_each_of_its_flags(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     parsed = results.parse(data)
     commands = [c for step in parsed.steps.values() for c in step.commands]
@@ -69,6 +69,26 @@ def test_every_command_of_a_row_parses(data, tmp_path, monkeypatch):
             ALL[script](words)
         except SystemExit:
             pytest.fail(f"does not parse: {command}")
+        said = capsys.readouterr().out
+        assert "train_" not in script or "ignored" not in said, f"a flag of it does nothing: {command}"
+
+
+def test_no_two_trainings_of_rows_have_one_folder(data):
+    """In a workdir the second of them would be refused."""
+    parsed = results.parse(data)
+    folders: dict[tuple[str, ...], str] = {}
+    for row in parsed.rows.values():
+        for command in row.commands:
+            words = shlex.split(command)
+            if "--name" in words and "train_" in command:
+                place, name = row.place_in(parsed.tables[row.table]), words[words.index("--name") + 1]
+                stage = next(word for word in words if "train_" in word)
+                assert folders.setdefault((place, stage, name), command) == command
+
+
+def test_a_row_that_has_commands_says_where_they_leave_its_figures(data):
+    for row in results.parse(data).rows.values():
+        assert not row.commands or row.run or row.system or row.result, row.row
 
 
 def test_the_tables_have_a_row_for_everything_that_is_compared_run_or_not(data):
@@ -120,6 +140,8 @@ def test_every_column_of_a_scored_table_is_still_written_or_says_that_it_is_not(
             "no such column in its table: f1; its columns: accuracy, macro_f1",
         ),
         ({"hardware": "moon"}, "row emo-glove-t5: hardware moon"),
+        ({"figures": {"macro_f1": [72.8, 70.0]}}, r"macro_f1: \[72.8, 70.0\] is no figure; one is a number"),
+        ({"figures": {"macro_f1": "72.8"}}, "macro_f1: 72.8 is no figure"),
         ({"row": "int-glove-t5"}, "row int-glove-t5: stands twice"),
         ({"colour": "red"}, "unknown key colour"),
     ],
@@ -129,6 +151,12 @@ def test_a_row_that_cannot_be_is_refused_by_its_name(change, message, data):
     wrong["rows"][0] |= change
     with pytest.raises(UserError, match=message):
         results.parse(wrong)
+
+
+def test_a_file_without_one_of_its_parts_is_refused(data):
+    for whole in ({k: v for k, v in data.items() if k != "steps"}, None):
+        with pytest.raises(UserError, match=r"results.yaml: lacks .*steps"):
+            results.parse(whole)
 
 
 def test_curves_that_cannot_be_drawn_are_refused_by_their_table(data):

@@ -138,6 +138,7 @@ def test_own_dialogues_that_were_edited_are_not_taken_for_those_of_then(tmp_path
         ran.append([stage.command[0] for stage in todo if not record.finished(stage)])
         for stage in todo:
             record.add(stage, 1.0, True)
+        storage.write_json(record.prepared, {})
         return stages.Outcome()
 
     monkeypatch.setattr(stages, "run", without_work)
@@ -249,6 +250,16 @@ def test_a_stage_has_finished_only_while_what_it_made_stands(tmp_path, parallel,
     record.write_text(json.dumps(entries), encoding="utf-8")
     (tmp_path / MADE[0]).unlink()
     assert again().count("  finished before, in") == 3
+
+
+def test_data_that_were_deleted_are_prepared_again_though_other_stages_ran_beside(tmp_path):
+    record = stages.Record(tmp_path / "results" / "sample" / "stages.json")
+    stage = plan({"data": Group(["prepare_data.py --source sample"])}, ".", "sample", Changes())[0]
+    storage.write_json(tmp_path / "data" / "prepared.json", {})
+    record.add(stage, 1.0, True)  # and nothing of what it made: another ran at once
+    assert record.finished(stage)
+    (tmp_path / "data" / "prepared.json").unlink()
+    assert not record.finished(stage) and "prepared.json is gone: it runs again" in record.another(stage)
 
 
 def test_what_stages_beside_each_other_made_without_a_note_is_laid_to_none_of_them(tmp_path):
