@@ -13,7 +13,8 @@
   python reproduce.py --check emo-glove-t5                one row again, in a fresh folder, and compared
   python reproduce.py --render                            README's and docs/results.md's tables, from the data
 
-A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there.
+A command that fails stops the recipe and is shown with the end of its log; the same call goes on from there,
+where inputs or flags have changed since, with --overwrite.
 A table goes on without the rows that build on it, and its exit code is 1 where a row stays without figures.
 At the end of --minutes what is running saves and stops (exit code 143), and the same call goes on, too; what
 is worth carrying away lies in results/RECIPE/gathered (of --table: results/tables/gathered), 60 MB at most,
@@ -118,6 +119,12 @@ def parse_args(argv=None):
         help="stages at once, where none needs another; each has one GPU, of several the least used",
     )
     parser.add_argument("--minutes", type=POSITIVE, help="then what is running saves and stops")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="where a stage's inputs or flags are others than when it last ran, replace what it made then (a "
+        "training begins anew)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
     if args.check:
@@ -296,7 +303,7 @@ def main(argv=None):
     import stages
 
     changes = Changes(args.seed, args.epochs, args.batch_size, tuple(args.override))
-    box = stages.Box(args.parallel, 60 * (args.minutes or 0))
+    box = stages.Box(args.parallel, 60 * (args.minutes or 0), overwrite=args.overwrite)
     if args.recipe:
         return run_recipe(args.recipe, args.workdir, args.source, changes, box, args.dry_run)
     if args.take:

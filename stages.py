@@ -24,6 +24,12 @@ import storage
 from options import HERE, Paths, UserError
 from recipes import Stage, script_of
 
+REFUSED = 2  # the exit code of a script that says what is wrong with its flags or files
+AGAIN = "the same call goes on from here"
+OTHER = (
+    "what lies there is of other inputs or flags: the same call with --overwrite replaces it, and what "
+    "builds on it; another --workdir keeps both"
+)
 GRACE = 60  # seconds in which a stage that was told to stop saves; then it is killed, which it survives too
 NEVER = float("inf")
 #: where two calls would write one stages.json
@@ -62,13 +68,35 @@ class Record:
             )
 
     def finished(self, stage: Stage) -> bool:
+        finished = bool(self.entries.get(stage.key, {}).get("finished"))
+        return finished and self.same(stage) and not self.gone(stage)
+
+    def same(self, stage: Stage) -> bool:
+        """Whether what the command was last run on is what it would be run on now."""
         entry = self.entries.get(stage.key, {})
         same = entry.get("identity", stage.identity) == stage.identity
         if script_of(stage.command) != "prepare_data.py" and self.prepared.exists():
             data = storage.sha256(self.prepared)
             same &= entry.get("data", data) == data
         same &= entry.get("reads", list(stage.reads)) == list(stage.reads)
-        return bool(entry.get("finished")) and same and not self.gone(stage)
+        return bool(same)
+
+    def replaces(self, stage: Stage) -> bool:
+        """Whether what lies where the stage writes is of other inputs or flags, as far as is noted here."""
+        return not self.same(stage) or bool(self.in_its_place(stage))
+
+    def in_its_place(self, stage: Stage) -> list[str]:
+        """The commands that have finished and write where this one does: the same line under another call's
+        flags, or other data prepared."""
+        if stage.key in self.entries:
+            return []
+
+        def writes(line: str) -> str:
+            line = line.removeprefix("python ")
+            return "data" if line.startswith("prepare_data.py") else line
+
+        own = writes(stage.line)
+        return [k for k, e in self.entries.items() if writes(e.get("line", "")) == own and e.get("finished")]
 
     def gone(self, stage: Stage) -> str:
         """The first file that the stage made and that stands no more; empty where all do, and of older
@@ -92,14 +120,14 @@ class Record:
     def made(self, stage: Stage, before: dict[str, int] | None) -> list[str]:
         """The marks of what a stage made: those whose notes name its command, or, where they name none, those
         that are other than `before` it (None: other stages ran beside it, and could have made them)."""
-        own = ["python", *stage.command]
+        own = ["python", *(word for word in stage.command if word != "--overwrite")]
         found = []
         for mark, written in self.standing().items():
             file = self.root / mark
             if file.suffix == ".tsv" and "--inference" not in stage.command:
                 continue  # a training that has finished does not write its replies again
             note = "environment.json" if file.name == "result.json" else f"{file.name}.origin.json"
-            noted, _ = advice.noted_command(file.with_name(note))
+            noted = [w for w in advice.noted_command(file.with_name(note))[0] if w != "--overwrite"]
             changed = before is not None and before.get(mark) != written
             if noted == own or (not noted and changed):
                 found.append(mark)
@@ -135,13 +163,12 @@ class Record:
             if mark := self.gone(stage):
                 return f"finished before, but {self.root / mark} is gone: it runs again"
             return "finished before, but what it builds on is another today: it runs again"
-        others = [k for k, e in self.entries.items() if e.get("line") == stage.line and e.get("finished")]
-        if not others:
-            return ""
-        return (
-            f"an earlier call finished another command in its place: python {others[-1]}. What that made is "
-            "replaced only with --overwrite (through --override); another --workdir keeps both"
-        )
+        if others := self.in_its_place(stage):
+            return (
+                f"an earlier call finished another command in its place: python {others[-1]}. What that made "
+                "is replaced only with --overwrite; another --workdir keeps both"
+            )
+        return ""
 
 
 # ----------------------------------------------------------------------------------------------- one process
@@ -220,6 +247,7 @@ class Box:
     parallel: int = 1
     seconds: float = 0.0  # 0: without an end
     keep_going: bool = False  # after a failure, with what does not build on it
+    overwrite: bool = False  # what a stage made of other inputs, or under other flags, is replaced
     gather: Callable[[], object] | None = None  # what has finished, while the others run
     began: float = field(default_factory=time.monotonic)
 
@@ -310,19 +338,24 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
         for other in running:
             before[other] = None
         before[place] = None if running else record.standing()
-        running[place] = Process(stage.command, log, lambda: ended.put(place), prefix, threads, gpu)
+        command = (
+            [*stage.command, "--overwrite"] if box.overwrite and record.replaces(stage) else stage.command
+        )
+        running[place] = Process(command, log, lambda: ended.put(place), prefix, threads, gpu)
         if outcome.stopped:  # the signal came while it began
             running[place].process.send_signal(outcome.stopped)
 
     def end(place: int) -> None:
         process = running.pop(place)
         code = process.process.returncode
-        made = record.made(stages[place], before[place]) if code == 0 else []
-        record.add(stages[place], time.monotonic() - process.began, code == 0, process.commit, made)
+        refused = code == REFUSED and not box.overwrite and record.replaces(stages[place])
+        if not refused:  # what is noted is of what lies there
+            made = record.made(stages[place], before[place]) if code == 0 else []
+            record.add(stages[place], time.monotonic() - process.began, code == 0, process.commit, made)
         if code == 0:
             finished.add(place)
         elif not outcome.stopped:
-            outcome.failed[place] = process.failure()
+            outcome.failed[place] = f"{process.failure()}; {OTHER if refused else AGAIN}"
 
     def may_start(place: int) -> bool:
         over = outcome.stopped or (outcome.failed and not box.keep_going)
@@ -371,10 +404,9 @@ def settle_outcome(outcome: Outcome, stages: Sequence[Stage]) -> None:
     if outcome.stopped and outcome.left:
         print("".join(f"{failure}\n" for failure in outcome.failed.values()), end="", file=sys.stderr)
         print(
-            f"stopped with {len(stages) - len(outcome.left)} of {len(stages)} stages done; the same call "
-            "goes on from here",
+            f"stopped with {len(stages) - len(outcome.left)} of {len(stages)} stages done; {AGAIN}",
             file=sys.stderr,
         )
         raise SystemExit(128 + outcome.stopped)
     if outcome.failed:
-        raise UserError("\n".join(outcome.failed.values()) + "; the same call goes on from here")
+        raise UserError("\n".join(outcome.failed.values()))

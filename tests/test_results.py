@@ -55,7 +55,9 @@ def test_a_figure_changed_by_hand_in_the_readme_is_rendered_away(tmp_path):
     assert (tmp_path / results.FILE).read_text(encoding="utf-8") == kept != by_hand
 
 
-def test_every_command_of_a_row_parses_and_a_training_means_each_of_its_flags(data, tmp_path, monkeypatch, capsys):
+def test_every_command_of_a_row_parses_and_a_training_means_each_of_its_flags(
+    data, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     parsed = results.parse(data)
     commands = [c for step in parsed.steps.values() for c in step.commands]

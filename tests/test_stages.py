@@ -207,6 +207,63 @@ def test_a_record_of_seconds_alone_still_counts(tmp_path):
     assert not record.finished(changed) and "train_t5.py --lr 1." in record.another(changed)
 
 
+#: keeps what a file held when it was first read, as the scripts do
+KEEP = """
+import pathlib, sys
+made, asked = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[1]).read_text()
+if made.exists() and made.read_text() != asked and "--overwrite" not in sys.argv:
+    sys.exit(2)
+made.write_text(asked)
+"""
+
+
+def test_what_was_made_of_other_inputs_is_replaced_where_that_is_asked(tmp_path):
+    (tmp_path / "keep.py").write_text(KEEP, encoding="utf-8")
+    file, one, two = (str(tmp_path / name) for name in ("mine.txt", "one", "two"))
+    lines = {"one": Group([f"{tmp_path / 'keep.py'} {file} {one}"])}
+    lines |= {"two": Group([f"{tmp_path / 'keep.py'} {one} {two}"], ("one",))}
+
+    def again(**box) -> stages.Outcome:
+        """As a call after the file was edited: its digest is what the first stage reads."""
+        first, second = plan(lines, ".", "download", Changes())
+        content = Path(file).read_text()
+        todo = [replace(first, reads=(content,)), replace(second, identity=content)]
+        outcome = run(todo, tmp_path, **box)
+        if outcome.failed:
+            with pytest.raises(UserError) as found:
+                stages.settle_outcome(outcome, todo)
+            outcome.failed[-1] = str(found.value)
+        return outcome
+
+    Path(file).write_text("then")
+    assert again().left == []
+    Path(file).write_text("now")
+    for _ in range(2):  # the same call is of no help, however often
+        said = again().failed[-1]
+        assert "the same call with --overwrite replaces it" in said and "goes on from here" not in said
+    assert Path(two).read_text() == "then"
+    assert again(overwrite=True).left == [] and Path(two).read_text() == "now"
+    assert again().left == []  # and has finished
+    Path(file).write_text("then")
+    (tmp_path / "keep.py").write_text("raise SystemExit(1)", encoding="utf-8")
+    assert "the same call goes on from here" in again(overwrite=True).failed[-1]
+    (tmp_path / "keep.py").write_text(KEEP.replace("--overwrite", "never"), encoding="utf-8")
+    Path(one).unlink()
+    # what was begun on these inputs goes on, and is not begun anew
+    assert again(overwrite=True).left == [1] and Path(one).read_text() == "then"
+
+
+def test_other_data_in_a_workdir_take_the_place_of_those_prepared_before(tmp_path):
+    record = stages.Record(tmp_path / "results" / "own" / "stages.json")
+    then, now = (
+        plan({"data": Group([f"prepare_data.py --source {name}"])}, ".", name, Changes())[0]
+        for name in ("/a.jsonl", "/b.jsonl")
+    )
+    assert not record.replaces(then)
+    record.add(then, 1.0, True)
+    assert record.replaces(now) and "python prepare_data.py --source /a.jsonl" in record.another(now)
+
+
 #: writes an empty mark below a workdir, with a note of its command where the stage is to have one
 MAKE = """
 import json, pathlib, sys, time
