@@ -162,8 +162,14 @@ class TalkTab:
         widgets.listen(undo.click, self.undo, [state], seen, **widgets.WRITING)
         # after a reply that is being written, which would bring the old conversation back
         widgets.listen(reset.click, lambda: self.shown(None), [], seen, **widgets.WRITING)
-        widgets.download(line, "dialogue.jsonl", lambda talk: talk.as_line() if talk else "", [state])
-        widgets.download(markdown, "dialogue.md", lambda talk: talk.as_markdown() if talk else "", [state])
+
+        def said(talk: Any) -> bool:
+            return bool(talk and talk.turns)
+
+        widgets.download(line, "dialogue.jsonl", lambda talk: talk.as_line() if said(talk) else "", [state])
+        widgets.download(
+            markdown, "dialogue.md", lambda talk: talk.as_markdown() if said(talk) else "", [state]
+        )
 
     # --------------------------------------------------------------------------------------------------- aims
 

@@ -2,6 +2,7 @@
 terminal."""
 
 import contextlib
+import importlib
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from critics import doubts, find_judges
 from exemplars import matched_by
 from hub import folder_given
 from options import FAMILIES, Paths, UserError, Wrong
-from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats
+from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats, require_utf8
 from responder import WRITERS, Answer, Responder, check_turns, open_writer
 from scoring import as_json, described
 from searching import check_emotion, find_retriever, pool_of, read_replies, training_pool
@@ -333,9 +334,10 @@ def respond_to_file(
     if output and Path(output).exists() and not options.overwrite:
         raise UserError(f"{output}: already there; add --overwrite to replace it, or choose another --output")
     place = "standard input" if source == "-" else source
-    refuse_other_formats(source)
+    lines = "a dialogue a line, as text (.txt) or as JSON (.jsonl)"
+    refuse_other_formats(source, instead=lines)
     if format_of(source) in ("csv", "tsv"):
-        raise UserError(f"{source}: a dialogue a line is read here, as text or as JSON (.jsonl), no table")
+        raise UserError(f"{source}: no table is read here, but {lines}")
     bad, asked = [], []
 
     with open_text(source) as handle:
@@ -389,12 +391,18 @@ class Conversation:
         self.tries = 0  # replies to the last turn
 
     def run(self) -> None:
+        if self.read is input:  # arrow keys; and a terminal by itself cuts a line at 4,096 bytes
+            with contextlib.suppress(ImportError):
+                importlib.import_module("readline")
         self.write("Write to it; /help lists the commands, an empty line changes nothing.")
         while True:
             try:
                 line = self.read("> ").strip()
             except (EOFError, KeyboardInterrupt):
                 return
+            except UnicodeDecodeError:
+                self.write("not UTF-8, and not read; set the terminal to UTF-8")
+                continue
             if line in ("/quit", "/exit"):
                 return
             try:
@@ -408,6 +416,7 @@ class Conversation:
         """One line of the user's."""
         if not line:
             return
+        require_utf8([line])
         if not line.startswith("/"):
             self.tries = 0
             if found := distress.notice([line]):
@@ -457,7 +466,10 @@ class Conversation:
         found = target(text)
         if isinstance(found, Wrong):
             raise UserError(f"/target {found.problem}")
-        self.responder.check_target(found)
+        try:
+            self.responder.check_target(found)
+        except UserError as error:
+            raise UserError(str(error).replace("--target", "/target", 1)) from error
         self.target = found
         self.write(f"target: {', '.join(f'{k}={v:g}' for k, v in found.items()) or 'none'}")
 

@@ -57,8 +57,20 @@ def files_in(source: Path) -> list[Path]:
     tables = {f: set(header(f)) for f in found if format_of(f) != "jsonl"}
     if any(columns >= OFFICIAL for columns in tables.values()):
         return []
-    wanted = [NAMES[part] for part in COLUMNS]
-    chosen = [f for f in found if f not in tables or all(tables[f] & set(names) for names in wanted)]
+
+    def has_all(columns: set[str]) -> bool:
+        return all(columns & set(NAMES[part]) for part in COLUMNS)
+
+    def meant(file: Path) -> bool:
+        """With these columns under another separator, too: reading it says so."""
+        others = [set(header(file, sign)) for sign in ",\t;|"] if file in tables else []
+        return (
+            file not in tables
+            or has_all(tables[file])
+            or any(has_all(c) and not c >= OFFICIAL for c in others)
+        )
+
+    chosen = [f for f in found if meant(f)]
     for file in there if chosen else ():
         if file not in chosen and not file.name.startswith("."):
             why = (
@@ -119,7 +131,9 @@ def of_lines(records: Records) -> list[Dialogue]:
     for row, line in zip(records.rows, records.lines, strict=True):
         place = f"{records.place}, line {line}"
         turns = pick(row, "turns")
-        if not isinstance(turns, list) or not turns:
+        if turns == []:
+            raise UserError(f"{place}: its list of turns is empty; leave the dialogue out")
+        if not isinstance(turns, list):
             raise UserError(
                 f"{place}: no list of turns; it stands under one of {', '.join(NAMES['turns'])} "
                 f"(found: {', '.join(row)[:200]})"

@@ -8,6 +8,7 @@ import gradio as gr
 LONGEST = 20_000  # letters of a message
 #: hands a text over as a file, without the server keeping one
 DOWNLOAD = """(text) => {
+  if (!text) return;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "text/plain;charset=utf-8"}));
   link.download = "NAME";
@@ -53,7 +54,14 @@ def small(title: str) -> gr.Button:
 
 
 def download(button: gr.Button, name: str, text: Callable[..., str], inputs: list) -> None:
-    """A click hands over `text(*inputs)` as a file."""
+    """A click hands over `text(*inputs)` as a file; where that is empty it says so."""
+
+    def found(*values: Any) -> str:
+        whole = text(*values)
+        if not whole:
+            gr.Info("Nothing to save yet; write something first.")
+        return str(whole)
+
     carried = gr.Textbox(visible="hidden")
-    made = listen(button.click, text, inputs, [carried])
+    made = listen(button.click, found, inputs, [carried])
     listen(made.then, None, [carried], [], js=DOWNLOAD.replace("NAME", name))

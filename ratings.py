@@ -73,6 +73,7 @@ SCALES = {
 }
 #: letters without vowels: no words, and no spreadsheet reads them as numbers or dates
 LETTERS = "bcdfghjkmnpqrstvwxz"
+KIT = 8  # letters of a kit's name
 KEY_COLUMNS = ("kit", "mode", "item", "reply", "system", "conv_id", "utterance_idx", "response")
 #: what the page saves, in each mode
 SAVED = {
@@ -133,7 +134,7 @@ def write_kit(
             text = " ".join(replies[i].split())
             place = (examples[i]["conv_id"], examples[i]["utterance_idx"])
             rows.append((mode, item, ids[text], name, *place, text))
-    kit = "".join(LETTERS[int(c, 16)] for c in storage.fingerprint(mode, seed, items)[:8])
+    kit = "".join(LETTERS[int(c, 16)] for c in storage.fingerprint(mode, seed, items)[:KIT])
     content = {
         "kit": kit,
         "mode": mode,
@@ -441,7 +442,8 @@ def report(files: Iterable[str | Path], folder: Path, overwrite: bool) -> str:
     files = list(files)
     key, text, table = (folder / name for name in ("key.csv", "ratings.md", "ratings.csv"))
     kits = read_rows(Path(files[0]), ["kit"], made_by=None)["kit"]
-    if len(kits) and (former := former_key(key, kits.iloc[0])).exists():
+    own = kits.iloc[0]  # any text, if it is no kit's file
+    if set(own) <= set(LETTERS) and (former := former_key(key, own[:KIT])).exists():
         key = former
     by_item = read_key(key)["mode"].iloc[0] == LIKERT
     refuse_existing([text, table], overwrite, "")

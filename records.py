@@ -8,12 +8,14 @@ import contextlib
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+import storage
 from options import UserError
 from turns import pick
 
@@ -107,16 +109,22 @@ def format_of(path: Path | str) -> str:
 
 
 def open_text(path: Path | str) -> TextIO:
-    """A file, or standard input for "-", as text; a byte that is not UTF-8 arrives as a lone surrogate."""
+    """A file, or standard input for "-", as text; a byte that is not UTF-8 arrives as a lone surrogate, but a
+    file of several bytes a letter is refused."""
     how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     if str(path) == "-":
         if sys.stdin is None:  # as a shell's <&- leaves it
             raise UserError("-: there is no standard input; give a file")
         return io.TextIOWrapper(sys.stdin.buffer, **how)
     try:
-        return open(path, **how)
+        handle = open(path, "rb")  # noqa: SIM115 (the caller closes it)
+        head = handle.peek(64)[:64]  # a pipe is read once
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if storage.wide(head):
+        handle.close()
+        storage.decode(head, Path(path))  # says how it is converted
+    return io.TextIOWrapper(handle, **how)
 
 
 def lines_of(handle: TextIO) -> Iterator[tuple[int, str]]:
@@ -186,22 +194,28 @@ def read_records(path: Path | str, kind: str | None = None) -> Records:
     return found
 
 
-def refuse_other_formats(path: Path | str, read: Sequence[str] = ()) -> None:
+def refuse_other_formats(
+    path: Path | str,
+    read: Sequence[str] = (),
+    instead: str = ".csv, .tsv or .jsonl (a JSON object a line)",
+) -> None:
     """Raises `UserError` for a name that says that the file is no text, or no line of it a text; `read`: the
-    endings of these that are read all the same."""
+    endings of these that are read all the same; `instead`: what can be read."""
     if (ending := Path(path).suffix.lower()) in NOT_LINES.difference(read):
-        raise UserError(
-            f"{path}: {ending} is not read here; save it as .csv, .tsv or .jsonl (a JSON object a line)"
-        )
+        raise UserError(f"{path}: {ending} is not read here; save it as {instead}")
 
 
 def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
     text = handle.read()
+    said = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
+    delimiter = said[1] if said else delimiter
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, lines = [], []
     blank = 0  # blank lines since the last row
     try:
         columns = next(reader, [])
+        if said:
+            columns = next(reader, [])
         if not is_utf8("".join(columns)):
             raise UserError(f"{place}, line 1: not UTF-8; save the file as UTF-8")
         if len(columns) == 1 and (other := next((s for s in "\t;|" if s in columns[0]), None)):
@@ -218,9 +232,10 @@ def _csv_rows(handle: TextIO, place: str, delimiter: str) -> Records:
             blank = 0 if row else blank + 1
             row = row or [""]  # an empty cell of a single column is saved as a blank line
             if len(row) != len(columns):
+                mark = "tabs" if delimiter == "\t" else "commas"
                 raise UserError(
                     f"{place}, line {reader.line_num}: {len(row)} columns, expected {len(columns)}; "
-                    'put texts with commas in "quotes"'
+                    f'put texts with {mark} in "quotes"'
                 )
             if not is_utf8("".join(row)):
                 raise UserError(f"{place}, line {reader.line_num}: not UTF-8; save the file as UTF-8")

@@ -5,6 +5,7 @@ As light as options.py, so that `--help` answers at once.
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,7 +409,7 @@ def target(text: str) -> Any:
     """What a reply should be like, {critic: level, or sentiment}, from emo=1,sentiment=0.4; or what is
     wrong."""
     found = {}
-    for part in text.replace(" ", ",").split(","):
+    for part in re.sub(r"\s*=\s*", "=", text.strip()).replace(" ", ",").split(","):
         name, _, value = part.partition("=")
         if not part:
             continue
@@ -418,6 +419,8 @@ def target(text: str) -> Any:
             )
         if name in found:
             return Wrong(f"{text}: {name} is named twice; name each dimension once")
+        if not value:
+            return Wrong(f"{text}: {name} has no level, as in {name}=1")
         limits = {"least": -1, "most": 1} if name == SENTIMENT else {"least": 0, "most": 2}
         found[name] = number(float, **limits)(value)
         if isinstance(found[name], Wrong):

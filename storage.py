@@ -291,22 +291,25 @@ def load_weights(module, file: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- notes
 
 
+def wide(head: bytes) -> str | None:
+    """The encoding of a file that begins with `head`, where that is one of several bytes a letter."""
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    if len(head) > 3 and not any(head[1::2]):  # Latin letters of two bytes each, without a mark
+        return "UTF-16LE"
+    return "UTF-16BE" if len(head) > 3 and not any(head[0::2]) else None
+
+
 def decode(content: bytes, path: Path) -> str:
     """`content` of the file `path` as text: UTF-8, without the byte order mark that may stand before it.
 
     Raises UserError with file, line and the command that converts it, where it is in another encoding, and
     for a file that is no text.
     """
-    head, found = content[:64], None
-    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-        found = "UTF-32"
-    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        found = "UTF-16"
-    elif len(head) > 3 and not any(head[1::2]):  # Latin letters of two bytes each, without a mark
-        found = "UTF-16LE"
-    elif len(head) > 3 and not any(head[0::2]):
-        found = "UTF-16BE"
-    elif head.startswith(b"PK\x03\x04"):
+    found = wide(content[:64])
+    if content.startswith(b"PK\x03\x04"):
         raise UserError(f'{path}: an Excel workbook or a zip archive; save it as "CSV UTF-8", or unpack it')
     line = 1
     if found is None:

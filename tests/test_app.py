@@ -286,6 +286,13 @@ def test_a_message_gets_a_reply_with_its_exemplars_and_a_bar_for_each_level(some
     assert asked and all("//127.0.0.1:" in url for url in asked)  # no fonts or scripts from elsewhere
     assert somebody.text("body").count("English only") == 1
 
+    somebody.press("Undo")
+    somebody.wait_for_turns(0)
+    for name in ("Save as JSON", "Save as markdown"):  # no file of nothing
+        somebody.press(name)
+        somebody.page.get_by_text("Nothing to save yet").first.wait_for()
+    somebody.send(LOST)
+    turns = somebody.wait_for_turns(2)
     row = json.loads(somebody.saved("Save as JSON"))
     assert row["turns"] == turns and row["answers"][0]["reply"] == turns[1]
     assert f"**You:** {LOST}" in somebody.saved("Save as markdown")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,11 @@ def test_critics_that_read_no_context_say_so_where_one_is_given(capsys):
         ("r.xlsx", "PK", r"\.xlsx is not read here"),
         ("r.csv", "reply;post\nI am sorry;My dog died\n", "its separator seems to be ';'"),
         ("r.csv", b"reply,pr\xe9nom\nso sorry,Bob\n", "line 1: not UTF-8"),
+        (
+            "r.txt",
+            "I am sorry.\n".encode("utf-16"),
+            r"r\.txt, line 1: .*it is UTF-16.*convert it with: iconv",
+        ),
     ],
 )
 def test_a_file_that_is_no_list_of_texts_is_not_read_as_one(name, text, said, tmp_path):
@@ -378,6 +384,73 @@ def test_ctrl_c_stops_a_reply_and_not_the_conversation(monkeypatch):
     monkeypatch.setattr(conversation, "reply", interrupted)
     talk.run()
     assert "the dialogue is where it was before this line" in said[-2] and "nothing was said yet" in said[-1]
+
+
+TALK = """
+import conversation, respond, settings
+asked = settings.pick(conversation.RespondOptions, respond.parse_args([]))
+conversation.Conversation.answer = lambda self, turns: self.write(f"<{len(turns[-1])} {turns[-1][-7:]}>")
+conversation.Conversation(None, asked).run()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("readline") is None, reason="a Python without readline")
+def test_a_long_message_arrives_whole_from_a_terminal(tmp_path):
+    """A terminal by itself ends a line at 4,096 bytes, and what stands behind is lost."""
+    pty = pytest.importorskip("pty")
+    leader, terminal = pty.openpty()
+    command = [sys.executable, "-c", TALK]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, cwd=options.HERE)
+    os.close(terminal)
+    said = b""
+
+    def until(text: bytes) -> None:
+        nonlocal said
+        while text not in said:
+            assert select.select([leader], [], [], 60)[0], said[-200:]
+            said += os.read(leader, 1000)
+
+    try:
+        until(b"> ")
+        for _ in range(20):  # as much as a terminal takes at once
+            os.write(leader, b"word " * 100)
+            until(b"word " * 2)
+            said = b""
+        os.write(leader, b"the end\r")
+        until(b" the end>")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    assert b"<10007 the end>" in said
+
+
+def test_bytes_that_are_not_utf8_end_no_conversation(monkeypatch):
+    """In a UTF-8 locale input raises, elsewhere it gives lone surrogates."""
+
+    def lines():
+        yield UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "invalid continuation byte")
+        yield "caf\udce9 is bad"
+        yield "/quit"
+
+    def read(_):
+        if isinstance(found := next(given), Exception):
+            raise found
+        return found
+
+    given, said = lines(), []
+    asked = pick(conversation.RespondOptions, respond.parse_args([]))
+    talk = conversation.Conversation(None, asked, read, said.append)
+    talk.run()
+    assert ["set the terminal to UTF-8" in line for line in said[1:]] == [True, True] and not talk.turns
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.csv"])
+def test_a_file_of_dialogues_is_told_which_formats_are_read_there(name, tmp_path):
+    (tmp_path / name).write_text("[]")
+    asked = pick(conversation.RespondOptions, respond.parse_args([]))
+    with pytest.raises(UserError, match=r"a dialogue a line, as text \(.txt\) or as JSON \(.jsonl\)"):
+        conversation.respond_to_file(lambda: None, str(tmp_path / name), None, asked)
 
 
 def test_a_text_that_no_csv_field_holds_is_said_to_be_long(tmp_path):

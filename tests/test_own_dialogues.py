@@ -160,6 +160,12 @@ def test_files_named_by_their_split_keep_it(tmp_path):
         ("a.jsonl", '{"turns": [["a", "b"]]}\n', "line 1, turn 1: expected"),
         ("a.jsonl", '{"turns": ["a"], "id": 1}\n\n{"turns": ["b"], "id": 1}\n', "line 3: conversation 1 was"),
         ("a.jsonl", '{"lines": []}\n', "line 1: no list of turns; .*found: lines"),
+        ("a.jsonl", '{"turns": []}\n', "line 1: its list of turns is empty; leave the dialogue out"),
+        (
+            "a.tsv",
+            "id\tspeaker\ttext\n1\ta\tb\tc\n",
+            'line 2: 4 columns, expected 3; put texts with tabs in "',
+        ),
         ("a.jsonl", '{"turns": ["a", "b"], "emotion": "hungry"}\n', "line 1: unknown emotion 'hungry'"),
         ("a.jsonl", '{"turns": ["a", "b"], "split": "eval"}\n', "line 1: unknown split 'eval'"),
         ("a.jsonl", '{"turns": ["a", "b"]}\n' * 2, "2 dialogues with a reply"),
@@ -218,12 +224,26 @@ def test_who_has_a_listeners_name_listens_and_instructions_are_nobody(tmp_path, 
 
 def test_a_file_of_a_folder_that_is_left_out_is_named(tmp_path, capsys):
     (tmp_path / "good.csv").write_text("id,speaker,text\n1,a,b\n1,b,c\n")
-    (tmp_path / "bad.csv").write_text("id;speaker;text\n1;a;b\n")
+    (tmp_path / "bad.csv").write_text("id,speaker\n1,a\n")
     (tmp_path / "other.json").write_text("[]")
     assert own_dialogues.files_in(tmp_path) == [tmp_path / "good.csv"]
     said = capsys.readouterr().out
     assert f"{tmp_path / 'bad.csv'}: left out, no columns for conversation, speaker, text" in said
     assert f"{tmp_path / 'other.json'}: left out, not one of .csv" in said
+
+
+def test_a_file_with_semicolons_is_not_left_out_of_its_folder(tmp_path):
+    (tmp_path / "good.csv").write_text("id,speaker,text\n1,a,b\n1,b,c\n")
+    (tmp_path / "excel.csv").write_text("id;speaker;text\n1;a;b\n")
+    with pytest.raises(UserError, match=r"excel\.csv, line 1: one column, .* its separator seems to be ';'"):
+        converted(own_dialogues.files_in(tmp_path), tmp_path / "out")
+
+
+def test_excels_own_first_line_says_the_separator(tmp_path):
+    for sign in ",;":
+        file = tmp_path / "mine.csv"
+        file.write_text(f"sep={sign}\nid,speaker,text\n1,a,b\n1,b,c\n".replace(",", sign))
+        assert [d.turns for d in own_dialogues.read(file)] == [[("a", "b"), ("b", "c")]]
 
 
 def test_the_only_file_of_a_folder_is_named_with_what_it_lacks(tmp_path):

@@ -258,6 +258,23 @@ def test_ratings_of_another_kit_are_said_to_be_so_whatever_their_columns(kit, tm
         ratings.summarise([file], tmp_path / "likert" / "key.csv")
 
 
+def test_empty_rows_below_the_ratings_are_passed_over(kit, tmp_path):
+    _, key = kit("ab")
+    by = key.pivot(index="item", columns="system", values="reply")
+    rows = [(key["kit"][0], "Anna", item, r["one/lempex"], r["mime"], "tie") for item, r in by.iterrows()]
+    saved = save(tmp_path / "a.csv", "ab", rows)
+    saved.write_text(saved.read_text() + ",,,,,\n" * 3)
+    assert len(ratings.read_ratings([saved], key)) == len(rows)
+
+
+@pytest.mark.parametrize("cell", ["../x", "b" * 300, ""])
+def test_whatever_stands_in_the_first_cell_is_no_file_of_ours(kit, tmp_path, cell):
+    kit("ab")
+    saved = save(tmp_path / "a.csv", "ab", [(cell, "Anna", "i", "r", "s", "tie")])
+    with pytest.raises(UserError, match="line 2: a rating of kit "):
+        ratings.report([saved], tmp_path / "ab", overwrite=False)
+
+
 def test_where_every_choice_is_a_tie_no_share_of_the_first_is_given(kit, tmp_path):
     _, key = kit("ab")
     by = key.pivot(index="item", columns="system", values="reply")
