@@ -22,7 +22,7 @@ from commands import DECODING, never_read
 from corpora import Example, listener_turns
 from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
-from exemplars import found_by, of_split
+from exemplars import at_most, found_by, of_split
 from families import reward_sources, sampled_replies, to_the_end, validate
 from models import until_end
 from objectives import Draw, Drawn, ReplyObjective, SampledReplies, drawn_nll, some
@@ -308,6 +308,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     # of a run to begin from the base may be named by either flag
     base = options.base or options.model
     folder_of_base = base if Path(base).is_dir() else None
+    reads = options.add_exemplars != "none"
     model = CausalGenerator.start(
         base,
         rank=options.lora_rank,
@@ -320,9 +321,9 @@ def train(command: CausalCommand, session: Session) -> dict:
         src_len=options.src_len,
         tgt_len=options.tgt_len,
         exemplar_len=options.exemplar_len,
-        top_exemplars=options.top_exemplars,
+        top_exemplars=at_most(options.top_exemplars, paths) if reads else options.top_exemplars,
         marks=known,
-        match="" if options.add_exemplars == "none" else found_by(paths.exemplars("train")),
+        match=found_by(paths.exemplars("train")) if reads else "",
     )
     if options.init_from:
         begun = Path(options.init_from)

@@ -285,7 +285,8 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
         "--critic-targets",
         choices=["labels", "soft"],
         default="labels",
-        help="what critics compare with: the gold reply's labels, or their own view of it in full",
+        help="what critics compare with: the gold reply's labels, or their own view of it in full (which "
+        "asks for labels all the same: what a guess would lose is said at the start)",
     )
     add(
         "--critic-ramp",

@@ -39,11 +39,22 @@ from storage import fingerprint, require
 
 EXEMPLAR_PREFIX = "paraphrase: "  # what the paper's pooled exemplar encoder was trained with
 Texts = Sequence[Sequence[str]]  # each example's exemplars, best first
+#: of the note beside a file of exemplars: how they were found
+FOUND_BY = (
+    "question",
+    "context",
+    "max_length",
+    "max_passage_length",
+    "candidates",
+    "match",
+    "index",
+    "top_k",
+)
 
 
 def of_split(split: str, examples: Sequence[Example], top: int, paths: Paths) -> list[list[str]]:
     """The `top` exemplars of each example, best first; says where they are older than what they were found
-    in."""
+    in, or found otherwise than the training's."""
     file = paths.exemplars(split)
     storage.require_file(file, advice.retrieve(paths.root, file.parent))
     made_of = {"dialogues": paths.dialogues(split), "corpus": paths.dialogues("train")}
@@ -51,7 +62,21 @@ def of_split(split: str, examples: Sequence[Example], top: int, paths: Paths) ->
         if isinstance(encoder := storage.read_origin(file).get(side), dict):
             made_of[side] = paths.find(encoder["path"])
     storage.warn_if_stale(file, made_of)
+    own, training = (storage.content(storage.read_origin(f)) for f in (file, paths.exemplars("train")))
+    if other := [name for name in FOUND_BY if own and training and own.get(name) != training.get(name)]:
+        print(f"note: {file}: found with another {', '.join(other)} than the training's beside it")
     return read_exemplars(file, examples, top)
+
+
+def at_most(top: int, paths: Paths) -> int:
+    """`top`, or how many exemplars the training's file was asked for, where that is fewer: in use a model
+    gets as many."""
+    file = paths.exemplars("train")
+    there = storage.read_origin(file).get("top_k")
+    if not isinstance(there, int) or there >= top:
+        return top
+    print(f"note: {file} has {there} exemplars of each turn, so --top-exemplars is {there} and not {top}")
+    return there
 
 
 # ------------------------------------------------------------------------------------------------------- ways

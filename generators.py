@@ -92,6 +92,7 @@ def load_glove_t5(size: str, dropout: float, seed: int, paths: Paths, **changes:
 def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Paths) -> Generator:
     """A generator around a backbone, with the layers that the chosen way of exemplars needs: new, or with the
     weights of `--init-from`."""
+    reads = options.add_exemplars != "none"
     settings = GeneratorSettings(
         backbone=backbone.t5.config.to_dict(),
         exemplars=options.add_exemplars,
@@ -99,10 +100,10 @@ def build(backbone: Backbone, family: str, options: GeneratorOptions, paths: Pat
         src_len=options.src_len,
         tgt_len=options.tgt_len,
         exemplar_len=options.exemplar_len,
-        top_exemplars=options.top_exemplars,
+        top_exemplars=exemplars.at_most(options.top_exemplars, paths) if reads else options.top_exemplars,
         family=family,
         marks=marks.known(paths) if options.control else {},
-        match="" if options.add_exemplars == "none" else exemplars.found_by(paths.exemplars("train")),
+        match=exemplars.found_by(paths.exemplars("train")) if reads else "",
         **exemplars.way_settings(options, backbone.exemplar_size, paths),
     )
     marks.require_words(backbone.tokenizer, settings.marks)

@@ -238,6 +238,14 @@ def train(
     entries, held_entries = (read_entries(f, options.drop_without_positive) for f in files.values())
     for split, file in zip(("train", "valid"), files.values(), strict=True):
         storage.warn_if_stale(file, paths.dpr_sources(split))
+    for kind, asked in (("hard_", options.hard_negatives), ("", options.other_negatives)):
+        most = max(len(e.get(f"{kind}negative_ctxs", [])) for e in entries)
+        if asked > max(most, 1):  # 1 is what nobody has asked for
+            flag = f"--{kind.replace('_', '-') or 'other-'}negatives"
+            session.say(
+                f"note: {flag} {asked}: no question of {paths.dpr_data(options.dataset, 'train')} has "
+                f"more than {most}"
+            )
     begin = options.begin
     with offline(f"{shlex.join(['--encoder', str(paths.bert_tiny)])} (random weights)"):
         pooling = options.pooling or own_pooling(resolve(begin["question"]))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import BertModel, DPRContextEncoder, DPRQuestionEncoder, T5Config
 
 from corpora import listener_turns, read_pairs
-from DPR import biencoder, prepare_dpr_data
+from DPR import biencoder, prepare_dpr_data, train_dpr
 from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, vectors
 from DPR.learning import passages_of, rank_report, read_entries, training_data
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
@@ -189,6 +189,18 @@ def test_both_datasets_together_and_training_reads_what_was_written(workdir):
         prepare_dpr_data.main(["--workdir", str(workdir), "--dataset", dataset])
         sizes[dataset] = len(read_entries(Paths(workdir).dpr_data(dataset, "train")))
     assert sizes["empd-reddit"] == sizes["empd"] + sizes["reddit"] > sizes["empd"] > 0
+
+
+def test_more_negatives_than_there_are_is_said(workdir, capsys):
+    """Else runs with 1 and with 5 would be the same and look different."""
+    prepare_dpr_data.main(["--workdir", str(workdir)])
+    tiny = f"--encoder {Paths(workdir).bert_tiny} --max-steps 1 --valid-queries 5 --device cpu".split()
+    for asked, said in (("5", True), ("1", False)):
+        flags = ["--workdir", str(workdir), *tiny, "--name", asked]
+        train_dpr.main([*flags, "--hard-negatives", asked, "--other-negatives", asked])
+        out = capsys.readouterr().out
+        assert ("note: --hard-negatives 5: no question of" in out) == said
+        assert ("--other-negatives 5" in out and "has more than 1" in out) == said
 
 
 GOOD = {"question": "q", "positive_ctxs": [{"text": "p"}], "hard_negative_ctxs": [], "negative_ctxs": []}

@@ -83,7 +83,9 @@ def test_calibration_error_by_hand():
 
 
 NOISE = "bus shop tea road lamp coat cup door rain bread".split()
+#: a word that tells each dimension, and no other
 WORDS = {"emo": "sorry", "exp": "why", "int": "understand"}
+WORDS = {dim: WORDS.get(dim, DIMENSIONS[dim].telling.split()[0]) for dim in DIMENSIONS}
 
 
 @pytest.fixture(scope="module")

@@ -99,8 +99,8 @@ def test_exactly_the_promised_files_appear(request, made, end):
         f"empathetic_dialogues/{s}_vader.csv" for s in SPLITS
     }
     pairs = {
-        f"empathy_mental_health/{d}_{s}.csv"
-        for d in ("emotion", "exploration", "interpretation")
+        f"empathy_mental_health/{dimension.name}_{s}.csv"
+        for dimension in DIMENSIONS.values()
         for s in ("train", "valid")
     }
     assert found == dialogues | pairs

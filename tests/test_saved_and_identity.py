@@ -425,6 +425,31 @@ def test_exemplars_older_than_their_retriever_are_named(trained_copy, capsys):
     assert "test_dpr.csv: what it was made from has changed since: question; " in said
 
 
+def test_exemplars_that_were_found_otherwise_than_the_trainings_are_said_to_be(trained_copy, capsys):
+    paths = Paths(trained_copy)
+    examples = listener_turns(paths.dialogues("test"))
+    exemplars.of_split("test", examples, 2, paths)
+    assert "found with another" not in capsys.readouterr().out
+    asked = "--splits test --match random --candidates all --top-k 2 --overwrite".split()
+    dpr_exemplar_retriever.main(["--device", "cpu", "--workdir", str(trained_copy), *asked])
+    capsys.readouterr()
+    exemplars.of_split("test", examples, 2, paths)
+    said = capsys.readouterr().out
+    assert "test_dpr.csv: found with another question, context" in said and "match, top_k than the tr" in said
+
+
+def test_a_run_notes_as_many_exemplars_as_there_are_to_read(trained_copy, capsys):
+    """In use as many are searched: pooled, a mean over twenty would be another thing than one over ten."""
+    note = storage.read_origin(Paths(trained_copy).exemplars("train"))
+    for asked, read in ((note["top_k"] + 10, note["top_k"]), (2, 2)):
+        flags = f"--size tiny --max-steps 1 --no-predict --top-exemplars {asked} --name top{asked}"
+        call(train_glove_t5, trained_copy, f"{flags} --empathy-loss-w 0 --sentiment-loss-w 0")
+        kept = json.loads((trained_copy / "saved" / "glove-t5" / f"top{asked}" / "config.json").read_text())
+        assert kept["top_exemplars"] == read
+        said = f"so --top-exemplars is {read} and not {asked}" in capsys.readouterr().out
+        assert said == (asked > read)
+
+
 def test_questions_older_than_their_dialogues_are_named(trained_copy, capsys):
     """By who trains on them, and by who is measured on them."""
     words = f"--workdir {trained_copy} --device cpu --encoder {Paths(trained_copy).bert_tiny}".split()
