@@ -549,7 +549,8 @@ def test_perplexity_of_the_table_is_the_sum_of_the_likelihood_file(trained_copy)
     }
     results = trained_copy / "results" / "evaluation"
     row = json.loads((results / "metrics.json").read_text())["systems"]["glove-t5/exemplars"]
-    for found in (row, json.loads((folder / "result.json").read_text())["test"]):
+    note = json.loads((folder / "likelihood.csv.origin.json").read_text())["perplexity"]
+    for found in (row, note, json.loads((folder / "result.json").read_text())["test"]):
         assert {k: found[k] for k in expected} == expected
 
     lines = [line.strip("| ").split(" | ") for line in (results / "table.md").read_text().splitlines()]
