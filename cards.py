@@ -75,14 +75,19 @@ def kind_of(folder: Path) -> str:
     return kind if kind in SNIPPETS else ""
 
 
-def licence(kind: str, critic: str, inputs: Iterable[str], workdir: str) -> tuple[str, str]:
+def licence(
+    kind: str, critic: str, inputs: Iterable[str], workdir: str, dataset: str = ""
+) -> tuple[str, str]:
     """Of the weights: its name on the hub, and a sentence. `critic`: of what, where it is one; `inputs`: the
-    names of what it was made from."""
-    known = LICENCES.get(advice.prepared_from(Path(workdir)) or "")
-    if known or kind != "Critic" or critic not in (*DIMENSIONS, JOINT):
-        return known or DIALOGUES
+    names of what it was made from; `dataset`: a retriever's."""
+    if known := LICENCES.get(advice.prepared_from(Path(workdir)) or ""):
+        return known
+    pairs = dataset.endswith("reddit") if kind == "Retriever" else critic in (*DIMENSIONS, JOINT)
     # a teacher has labelled listener turns
-    return (PAIRS[0], f"{PAIRS[1]} {TURNS_TOO}") if "dialogues train" in inputs else PAIRS
+    turns = dataset.startswith("empd") if kind == "Retriever" else "dialogues train" in inputs
+    if not pairs:
+        return DIALOGUES
+    return (PAIRS[0], f"{PAIRS[1]} {TURNS_TOO}") if turns else PAIRS
 
 
 def base_model(folder: Path, args: dict[str, Any]) -> str | None:
@@ -129,7 +134,8 @@ def command_to_show(command: str, paths: Paths) -> str:
     words = []
     for word in shlex.split(command):
         flag, equals, value = word.rpartition("=")  # --model=PLACE, NAME=PLACE
-        words.append(flag + equals + (paths.name(value) if Path(value).is_absolute() else value))
+        elsewhere = Path(value).is_absolute() or ".." in Path(value).parts
+        words.append(flag + equals + (paths.name(value) if elsewhere else value))
     return shlex.join(words)
 
 
@@ -161,7 +167,9 @@ def write_card(folder: Path, result: dict) -> None:
     config = read_json(folder / "config.json") if kind == "Critic" else {}
     workdir = str(args.get("workdir") or ".")
     made["command"] = command_to_show(made["command"], Paths(workdir))
-    licence_name, terms = licence(kind, config.get("kind", ""), recorded["inputs"], workdir)
+    licence_name, terms = licence(
+        kind, config.get("kind", ""), recorded["inputs"], workdir, args.get("dataset", "")
+    )
     resumed = f"; resumed {len(known['resumed'])} times" if "resumed" in known else ""
     versions = known.get("versions", {})
     packages = "".join(f", {name} {versions[name]}" for name in ("torch", "transformers") if name in versions)

@@ -18,7 +18,14 @@ from options import UserError, by_flag
 
 #: weights, settings, words, figures, the card: no logs, no replies, no code, nothing but safetensors and JSON
 PUBLISHED = (
-    *("README.md", "result.json", "*.safetensors", "*config.json", "modules.json"),
+    *(
+        "README.md",
+        "result.json",
+        "*.safetensors",
+        "*config.json",
+        "modules.json",
+        "config_sentence_transformers.json",
+    ),
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
 #: of a run's card: what of it is only here, and what stands in its place where the run is published

@@ -342,10 +342,12 @@ def told_apart(judge: Judge, paths: Paths) -> dict[str, float]:
     """{dim: mean level of the held-out replies that people labelled 1 or above, less that of the others}.
 
     What a judge makes of a difference that people see, and so the scale on which its control is read. A
-    dimension in which all were labelled alike is left out.
+    dimension in which all were labelled alike, or without pairs (own dialogues), is left out.
     """
     found = {}
     for dim in DIMENSIONS:
+        if not paths.pairs(dim, "valid").exists():
+            continue
         pairs = read_pairs(paths.pairs(dim, "valid"))
         shown = pairs["level"] >= 1
         if shown.nunique() == 2:

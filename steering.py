@@ -416,6 +416,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
         f"Scale: held-out replies that people labelled 1 differ from those labelled 0, as {name} sees "
         f"them, by {judges.listed(scale, '+.2f')}."
         for name, scale in scales.items()
+        if scale
     ]
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # another process's
     files["metrics.json"].unlink(missing_ok=True)  # of a call that is overwritten: it says that all is whole

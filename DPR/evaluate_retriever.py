@@ -43,7 +43,11 @@ def parse_args(argv=None):
     add("--dataset", choices=DATASETS, default="empd", help="whose questions")
     add("--valid-queries", type=COUNT, default=1000, help="held-out questions; 0: all")
     add_reading(add, "question", "passage")
-    add("--name", type=run_name, help="of the file (default: from the retriever and the flags)")
+    add(
+        "--name",
+        type=run_name,
+        help="of the file (default: from the retriever, --similarity, --candidates and --dataset)",
+    )
     add_device(parser)
     args = parser.parse_args(argv)
     problems = []

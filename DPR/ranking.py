@@ -43,7 +43,8 @@ class RankingOptions:
         system = Path(encoders.path or encoders.encoder or "dpr").name
         system += "-cosine" if self.similarity == "cosine" else ""
         rule = "" if self.candidates == "all" else f"-{self.candidates}"
-        return ("bm25" if self.bm25 else system) + rule
+        of = "" if self.dataset == "empd" else f"-of-{self.dataset}"
+        return ("bm25" if self.bm25 else system) + rule + of
 
 
 def bm25(questions: Sequence[str], passages: Sequence[str]) -> np.ndarray:

@@ -31,7 +31,7 @@ import score
 import searching
 from critics import Critic
 from DPR.retriever import Retriever
-from options import Paths, UserError
+from options import DATASETS, Paths, UserError
 from responder import Responder
 from session import Session
 from settings import Decoding
@@ -75,8 +75,8 @@ def test_a_card_shows_the_command_without_places_on_this_machine(tmp_path):
     typed = (
         f"python {tmp_path}/code/train_t5.py --workdir {tmp_path} --emo={tmp_path}/saved/my\\ emo --lr 1e-4"
     )
-    typed += " --model /mnt/models/t5-small --labels ours/labels"
-    shown = "python code/train_t5.py --workdir . '--emo=saved/my emo' --lr 1e-4 --model t5-small"
+    typed += " --model /mnt/models/t5-small --exp ../../home/me/exp --labels ours/labels"
+    shown = "python code/train_t5.py --workdir . '--emo=saved/my emo' --lr 1e-4 --model t5-small --exp exp"
     assert cards.command_to_show(typed, Paths(tmp_path)) == f"{shown} --labels ours/labels"
     assert cards.command_to_show("unknown", Paths(tmp_path)) == "unknown"
 
@@ -100,6 +100,9 @@ def test_a_critics_card_says_what_its_labels_mean_and_whose_terms_hold(home):
     assert "EmpatheticDialogues" not in emo  # taught by another critic it has read those, too
     taught = cards.licence("Critic", "emo", ["pairs train", "dialogues train", "teacher"], str(home))
     assert taught[0] == "other" and "CC BY-NC 4.0" in taught[1]
+    found = {name: cards.licence("Retriever", "", [], str(home), name) for name in DATASETS}
+    assert found["empd"] == cards.DIALOGUES and found["reddit"] == cards.PAIRS
+    assert found["empd-reddit"] == taught
     sentiment = (Paths(home).critic("sentiment", "t5") / "README.md").read_text(encoding="utf-8")
     assert "from -1 (negative) to 1 (positive)" in sentiment
     assert front_matter(sentiment)["license"] == "cc-by-nc-4.0"
@@ -296,6 +299,8 @@ def test_nothing_but_weights_settings_words_and_the_card_is_published(home, tmp_
     there = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file()}
     assert {Path(name).suffix for name in there} == {".safetensors", ".json", ".md"}
     assert {"README.md", "question_encoder/modules.json", "context_encoder/0_BERT/config.json"} <= there
+    for side in ("question", "context"):  # what sentence-transformers compares them by
+        assert f"{side}_encoder/config_sentence_transformers.json" in there
     assert not {"args.json", "environment.json", "sources.json", "metrics.jsonl"} & there
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "args.json" in (run / "README.md").read_text(encoding="utf-8")

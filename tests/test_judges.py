@@ -413,6 +413,8 @@ def test_a_judge_that_reads_contexts_is_told_the_post_that_each_reply_answers(tr
         ask[dim], expected[dim] = knows, 1 - np.mean(others)
     reading = judges.Judge("reading", {}, {}, ask, reads_context=True)
     assert judges.told_apart(reading, paths) == pytest.approx(expected) and min(expected.values()) > 0.5
+    paths.pairs("emo", "valid").unlink()  # as in a workdir of own dialogues, whose judge is another's
+    assert set(judges.told_apart(reading, paths)) == set(DIMENSIONS) - {"emo"}
 
 
 # ----------------------------------------------------------------------------------- what a context foretells
