@@ -420,7 +420,7 @@ def target(text: str) -> Any:
         if name in found:
             return Wrong(f"{text}: {name} is named twice; name each dimension once")
         if not value:
-            return Wrong(f"{text}: {name} has no level, as in {name}=1")
+            return Wrong(f"{text}: {name} must be given a level, as in {name}=1")
         limits = {"least": -1, "most": 1} if name == SENTIMENT else {"least": 0, "most": 2}
         found[name] = number(float, **limits)(value)
         if isinstance(found[name], Wrong):
