@@ -128,7 +128,7 @@ def parse_args(argv=None):
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)
     if args.check:
-        lines_for(args)  # a row that there is not leaves no folder
+        lines_for(args)  # a row that cannot be checked leaves no folder
         if args.workdir == ".":
             own = Path("results", "checks", args.check)
             args.workdir = str(own if Path.cwd() == HERE else HERE / own)
@@ -227,7 +227,7 @@ def lines_for(args) -> list[str]:
     from rows import recipe_of
 
     data = results.read(HERE / results.FILE)
-    rows = [reproductions.row_of(data, args.check)] if args.check else data.of(args.table)
+    rows = [reproductions.row_to_check(data, args.check)] if args.check else data.of(args.table)
     tables = {data.tables[row.table].evaluate for row in rows} - {""}
     return [*lines_of(recipe_of(data, rows, args.source)), *tables]
 

@@ -134,7 +134,15 @@ def gather_places(table: Table, rows: Sequence[Row], request: Request) -> list[s
 # ---------------------------------------------------------------------------------------------- one row again
 
 
-def row_of(results: Results, key: str, flag: str = "--check") -> Row:
+def row_to_check(results: Results, key: str) -> Row:
+    row = row_of(results, key, "--check")
+    if not row.commands:
+        of = f"; --table {row.table} measures it beside the others" if row.in_table else ""
+        raise UserError(f"--check {key}: the row has no commands of its own{of}")
+    return row
+
+
+def row_of(results: Results, key: str, flag: str) -> Row:
     if key not in results.rows:
         near = ", ".join(difflib.get_close_matches(key, results.rows, n=3, cutoff=0.4))
         meant = f"did you mean {near}?" if near else "docs/results.md names them all"
@@ -147,11 +155,8 @@ def check_row(results: Results, key: str, request: Request) -> bool:
 
     True where none is off or missing. A check that was stopped goes on in the same workdir.
     """
-    row = row_of(results, key)
+    row = row_to_check(results, key)
     table = results.tables[row.table]
-    if not row.commands:
-        of = f"; --table {row.table} measures it beside the others" if row.in_table else ""
-        raise UserError(f"--check {key}: the row has no commands of its own{of}")
     workdir = where(request, row, table, FIRST_SEED)
     mark = Paths(workdir).results / "tables" / "check.txt"
     if not request.dry_run:

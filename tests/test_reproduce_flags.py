@@ -162,6 +162,8 @@ def test_a_critic_of_one_half_is_made_of_that_half():
 def test_a_row_that_there_is_not_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="emo-glove-t5"):
         reproduce.parse_args(["--check", "emo-glove-t6", "--workdir", str(tmp_path / "new")])
+    with pytest.raises(UserError, match="--check gold: the row has no commands of its own"):
+        reproduce.parse_args(["--check", "gold", "--workdir", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
 
 
