@@ -123,7 +123,7 @@ def parse_args(argv=None):
         "--overwrite",
         action="store_true",
         help="where a stage's inputs or flags are others than when it last ran, replace what it made then (a "
-        "training begins anew)",
+        "training begins anew; leave the flag out to go on with one that was stopped by an error)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(argv)

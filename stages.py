@@ -348,14 +348,16 @@ def run(stages: Sequence[Stage], record: Record, logs: Path, box: Box) -> Outcom
     def end(place: int) -> None:
         process = running.pop(place)
         code = process.process.returncode
-        refused = code == REFUSED and not box.overwrite and record.replaces(stages[place])
-        if not refused:  # what is noted is of what lies there
+        refused = code == REFUSED and record.replaces(stages[place])
+        if not refused:  # else what is noted is still of what lies there
             made = record.made(stages[place], before[place]) if code == 0 else []
             record.add(stages[place], time.monotonic() - process.began, code == 0, process.commit, made)
         if code == 0:
             finished.add(place)
         elif not outcome.stopped:
-            outcome.failed[place] = f"{process.failure()}; {OTHER if refused else AGAIN}"
+            outcome.failed[place] = (
+                f"{process.failure()}; {OTHER if refused and not box.overwrite else AGAIN}"
+            )
 
     def may_start(place: int) -> bool:
         over = outcome.stopped or (outcome.failed and not box.keep_going)

@@ -245,12 +245,18 @@ def test_what_was_made_of_other_inputs_is_replaced_where_that_is_asked(tmp_path)
     assert again(overwrite=True).left == [] and Path(two).read_text() == "now"
     assert again().left == []  # and has finished
     Path(file).write_text("then")
+    # refused for another reason before it wrote: once that is mended the same call is of use
+    (tmp_path / "keep.py").write_text("raise SystemExit(2)", encoding="utf-8")
+    assert "the same call goes on from here" in again(overwrite=True).failed[-1]
+    (tmp_path / "keep.py").write_text(KEEP, encoding="utf-8")
+    assert again(overwrite=True).left == [] and Path(two).read_text() == "then"
+    Path(file).write_text("now")
     (tmp_path / "keep.py").write_text("raise SystemExit(1)", encoding="utf-8")
     assert "the same call goes on from here" in again(overwrite=True).failed[-1]
     (tmp_path / "keep.py").write_text(KEEP.replace("--overwrite", "never"), encoding="utf-8")
     Path(one).unlink()
     # what was begun on these inputs goes on, and is not begun anew
-    assert again(overwrite=True).left == [1] and Path(one).read_text() == "then"
+    assert again(overwrite=True).left == [1] and Path(one).read_text() == "now"
 
 
 def test_other_data_in_a_workdir_take_the_place_of_those_prepared_before(tmp_path):
