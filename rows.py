@@ -252,8 +252,11 @@ def read_figures(table: Table, row: Row, workdir: Path) -> dict[str, Figure]:
     if not row.result:
         keys = ["systems" if row.in_table in whole["systems"] else "floors", row.in_table]
     found: dict[str, Figure] = {}
+    weights = storage.weights_file((workdir / file).parent)
     for name, column in table.columns.items():
         value = follow(whole, [*keys, *(column.read or [name])])
+        if value is None and name == "parameters" and weights.exists():  # what no result says of itself
+            value = storage.parameters_in(weights)
         if not isinstance(value, int | float):
             continue
         found[name] = value * column.scale

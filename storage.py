@@ -8,6 +8,7 @@ import functools
 import glob
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -433,6 +434,15 @@ def weights_file(folder: str | Path) -> Path:
     """What a run has learnt: all weights, or an adapter's."""
     adapter = Path(folder) / "adapter_model.safetensors"
     return adapter if adapter.exists() else Path(folder) / "model.safetensors"
+
+
+def parameters_in(weights: Path) -> int:
+    """How many weights a file of them holds, by its header."""
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="np") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def sources_of(folders: Mapping[str, str | Path | None], paths: Paths) -> dict[str, dict[str, str]]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from safetensors import safe_open
 
 import advice
 import runs
@@ -131,8 +130,6 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
     made_of = {"model": weights, "dialogues": paths.dialogues(split)}
     again = advice.replies(folder, split, paths.root)
     storage.warn_if_stale(predictions, made_of, again)
-    with safe_open(weights, framework="np") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 (no dict)
     try:
         [output] = read_outputs(predictions, "tsv")
     except UserError as error:
@@ -144,7 +141,7 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
         decoding=decoding_in_words(origin),
         origin=origin,
         likelihoods=likelihoods_of(likelihood, examples, origin),
-        parameters=sum(math.prod(shape) for shape in shapes),
+        parameters=storage.parameters_in(weights),
         adapter=weights.name.startswith("adapter"),  # its base, which is large, is not there
     )
 

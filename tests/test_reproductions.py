@@ -7,6 +7,8 @@ import importlib
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import recipes
 import recording
@@ -386,6 +388,20 @@ def test_a_row_of_seeds_is_one_system_and_is_scored_once_all_of_them_are_there(d
     assert read_figures(table, scored, tmp_path) == {"mrr": [1.5, 1.0, 2.0]}
 
 
+def test_a_runs_number_of_weights_is_read_from_its_weights(data, tmp_path):
+    data["tables"]["retrieval"]["columns"] = {
+        "parameters": {"title": "parameters, M", "digits": 2, "scale": 1e-6},
+        "mrr": {"title": "MRR", "digits": 1},
+    }
+    data["rows"][0] |= {"result": ["saved/x/a/result.json", "test"], "paper": {}}
+    parsed = results.parse(data)
+    storage.write_json(tmp_path / "saved" / "x" / "a" / "result.json", {"test": {"mrr": 1.5}})
+    weights = {"w": torch.zeros(300, 100), "b": torch.zeros(7)}
+    save_file(weights, tmp_path / "saved" / "x" / "a" / "model.safetensors")
+    found = read_figures(parsed.tables["retrieval"], parsed.rows["bm25"], tmp_path)
+    assert found == {"parameters": pytest.approx(0.030007), "mrr": 1.5}
+
+
 def test_a_floors_figures_stand_beside_the_systems(data, tmp_path):
     data["tables"]["retrieval"]["evaluate"] = "python evaluate_responses.py RUNS --name main"
     data["rows"][0] |= {"result": [], "commands": [], "system": "floor: constant reply"}
@@ -445,7 +461,7 @@ def test_a_rows_training_waits_for_all_that_the_row_builds_on_though_another_row
     assert list(planned("bm25")) == ["python prepare_data.py --source download", base]
 
 
-def test_every_command_is_one_stage_in_whatever_table(tmp_path):
+def test_every_command_is_one_stage_in_whatever_table():
     data = results.read(reproduce.HERE / results.FILE)
     identities: dict[tuple[str, str], str] = {}
     for name, table in data.tables.items():
