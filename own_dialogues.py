@@ -62,13 +62,9 @@ def files_in(source: Path) -> list[Path]:
         return all(columns & set(NAMES[part]) for part in COLUMNS)
 
     def meant(file: Path) -> bool:
-        """With these columns under another separator, too: reading it says so."""
-        others = [set(header(file, sign)) for sign in ",\t;|"] if file in tables else []
-        return (
-            file not in tables
-            or has_all(tables[file])
-            or any(has_all(c) and not c >= OFFICIAL for c in others)
-        )
+        """With these columns under whatever separator: reading it says that another is expected."""
+        headers = (set(header(file, sign)) for sign in ",\t;|")
+        return file not in tables or any(has_all(h) and not h >= OFFICIAL for h in headers)
 
     chosen = [f for f in found if meant(f)]
     for file in there if chosen else ():

@@ -63,7 +63,7 @@ def read_rows(
             f"{path}, line {_line_of(error)}: cannot be read ({error.args[0]}); {remedy}"
         ) from error
     while len(header) > 1 and rows and not any(rows[-1][0]):  # as a spreadsheet saves them
-        rows = rows[:-1]
+        rows.pop()
     if not rows:
         raise UserError(f"{path}: no rows under the header; {remedy}")
     table = pd.DataFrame([[row[p] for p in places] for row, _ in rows], columns=list(columns), dtype=object)

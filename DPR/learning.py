@@ -243,8 +243,7 @@ def train(
         if asked > max(most, 1):  # 1 is what nobody has asked for
             flag = f"--{kind.replace('_', '-') or 'other-'}negatives"
             session.say(
-                f"note: {flag} {asked}: no question of {paths.dpr_data(options.dataset, 'train')} has "
-                f"more than {most}"
+                f"note: {flag} {asked}: no question of {files['questions train']} has more than {most}"
             )
     begin = options.begin
     with offline(f"{shlex.join(['--encoder', str(paths.bert_tiny)])} (random weights)"):

@@ -395,7 +395,7 @@ conversation.Conversation(None, asked).run()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("readline") is None, reason="a Python without readline")
-def test_a_long_message_arrives_whole_from_a_terminal(tmp_path):
+def test_a_long_message_arrives_whole_from_a_terminal():
     """A terminal by itself ends a line at 4,096 bytes, and what stands behind is lost."""
     pty = pytest.importorskip("pty")
     leader, terminal = pty.openpty()

@@ -232,6 +232,7 @@ def test_the_floors_of_replies_are_found_without_the_reply():
     found = floors.replies(asked, training, 0, nearest)
     assert found[floors.CONSTANT] == ["well done"] * 2
     assert found[floors.OTHER_GOLD] == ["great", "oh no"]
+    assert floors.OTHER_GOLD not in floors.replies(asked[:1], training, 0, None)  # there is no other
     assert found[floors.NEAREST][1] == "well done"
     assert found[floors.NEAREST][0] != "poor dog"  # of the same conversation, as t1 is said to be
     free = floors.nearest_by_tfidf(
