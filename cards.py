@@ -90,14 +90,16 @@ def licence(
     return (PAIRS[0], f"{PAIRS[1]} {TURNS_TOO}") if turns else PAIRS
 
 
-def base_model(folder: Path, args: dict[str, Any]) -> str | None:
+def base_model(kind: str, folder: Path, args: dict[str, Any]) -> str | None:
     """The hub name that a run began from; None where it began from scratch or from a folder."""
     for flag in ("encoder", "model"):
         if args.get(flag) in ON_THE_HUB:
             return ON_THE_HUB[args[flag]]
     for name, entry in read_if_there(folder / "sources.json").items():
         # of a hub name the identity is the name; of an adapter's base it is that of its weights
-        named = name in ("model", "question encoder") and entry["path"] == entry["sha256"]
+        # a generator's exemplars were found with an encoder, too
+        begun = name == ("question encoder" if kind == "Retriever" else "model")
+        named = begun and entry["path"] == entry["sha256"]
         place = entry["path"].partition("@")[0]  # without its revision
         of_hub = HUB_NAME.fullmatch(place) and not Path(entry["path"]).is_dir()
         if named or name == "base" and of_hub and entry["path"] == args["model"]:
@@ -175,7 +177,8 @@ def write_card(folder: Path, result: dict) -> None:
     packages = "".join(f", {name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
     inputs = [f"- `{name}` sha256 `{digest[:16]}`" for name, digest in recorded["inputs"].items()]
     parts = [
-        front_matter(kind, licence_name, base_model(folder, args)) + f"\n# {folder.parent.name}/{folder.name}"
+        front_matter(kind, licence_name, base_model(kind, folder, args))
+        + f"\n# {folder.parent.name}/{folder.name}"
     ]
     if kind:
         run = Paths(workdir).note(folder)

@@ -115,12 +115,16 @@ def test_a_card_names_the_model_on_the_hub_that_a_run_began_from(tmp_path):
         ({"encoder": "minilm"}, "sentence-transformers/all-MiniLM-L6-v2"),
         ({"model": "x"}, None),
     ):
-        head = cards.front_matter("Retriever", "mit", cards.base_model(tmp_path, given))
+        head = cards.front_matter("Retriever", "mit", cards.base_model("Retriever", tmp_path, given))
         assert front_matter(head + "\n").get("base_model") == base
     for name, place in (("model", "them/t5@v1"), ("model", "t5-base"), ("base", "them/lm@v1")):
         noted = {"path": place, "sha256": "a" * 64 if name == "base" else place, "revision": COMMIT}
         (tmp_path / "sources.json").write_text(json.dumps({name: noted}), encoding="utf-8")
-        assert cards.base_model(tmp_path, {"model": place}) == place.removesuffix("@v1")
+        assert cards.base_model("Generator", tmp_path, {"model": place}) == place.removesuffix("@v1")
+    found_with = {"question encoder": {"path": "them/dpr", "sha256": "them/dpr"}}
+    (tmp_path / "sources.json").write_text(json.dumps(found_with), encoding="utf-8")
+    assert cards.base_model("Retriever", tmp_path, {}) == "them/dpr"
+    assert cards.base_model("Generator", tmp_path, {}) is None  # its exemplars were found with it
 
 
 def test_no_config_of_a_run_holds_a_place_on_this_machine(home):
