@@ -4,6 +4,7 @@ Every reader either returns every row of its file or raises `UserError` naming f
 joined with labels and exemplars on (conv_id, utterance_idx), so an ablation swaps one file.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -167,16 +168,23 @@ def _check_conversation(path: Path, conv: str, turns: list) -> None:
 
 def listener_turns(path: Path) -> list[Example]:
     """Every listener turn (even utterance_idx) of a dialogue file with its history, in file order."""
-    return _answers(path, every=2)
+    return list(_answers(path, _as_written(path), every=2))
 
 
 def all_turns(path: Path) -> list[Example]:
     """The same with the speaker's turns, each dialogue's first left out, which answers nothing. Whose turn an
     example is, its history tells: the last to have spoken is the other one."""
-    return _answers(path, every=1)
+    return list(_answers(path, _as_written(path), every=1))
 
 
-def _answers(path: Path, every: int) -> list[Example]:
+def _as_written(path: Path) -> tuple[int, int]:
+    if not path.exists():
+        return 0, 0
+    return path.stat().st_mtime_ns, path.stat().st_size
+
+
+@functools.lru_cache(maxsize=4)  # a training asks for its dialogues up to four times, seconds each
+def _answers(path: Path, written: tuple[int, int], every: int) -> tuple[Example, ...]:
     examples = []
     for conv_id, turns in read_dialogues(path).groupby("conv_id", sort=False):
         texts = turns["utterance"].tolist()
@@ -187,7 +195,7 @@ def _answers(path: Path, every: int) -> list[Example]:
         raise UserError(
             f"{path}: no conversation has a listener turn, its second; one turn alone has no reply"
         )
-    return examples
+    return tuple(examples)
 
 
 def _keyed(table: pd.DataFrame, path: Path, made_by: str) -> list[tuple[str, int]]:

@@ -518,7 +518,7 @@ def ready(path: Path, origin: dict, overwrite: bool) -> bool:
 def is_still(place: Path, digest: str) -> bool:
     """Whether a file, or a folder's weights, is what had this sha256 or `identity`."""
     if not place.is_dir():
-        return sha256(place) == digest
+        return checksum(place) == digest
     weights = weights_file(place)
     return (weights.exists() and checksum(weights) == digest) or identity(place) == digest
 

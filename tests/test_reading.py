@@ -229,6 +229,20 @@ def test_any_two_speakers_in_turn_are_a_conversation(tmp_path, speakers):
     assert len(corpora.listener_turns(lines(tmp_path / "d.csv", *rows))) == len(rows) // 2
 
 
+def test_dialogues_are_read_once_and_anew_where_they_were_written_since(tmp_path, monkeypatch):
+    file, reads, read = tmp_path / "d.csv", [], corpora.read_dialogues
+    monkeypatch.setattr(corpora, "read_dialogues", lambda path: reads.append(path) or read(path))
+    lines(file, "c,1,sad,p,1,Hi,s,", "c,2,sad,p,0,Oh,s,")
+    first = corpora.listener_turns(file)
+    first.clear()  # a caller's own list
+    assert [turn.response for turn in corpora.listener_turns(file)] == ["Oh"] and len(reads) == 1
+    lines(file, "c,1,sad,p,1,Hi,s,", "c,2,sad,p,0,Oh no,s,")
+    assert [turn.response for turn in corpora.listener_turns(file)] == ["Oh no"]
+    file.unlink()
+    with pytest.raises(UserError, match="d.csv"):
+        corpora.listener_turns(file)
+
+
 def test_a_speaker_that_is_not_said_is_refused(tmp_path):
     assert "has no speaker_idx" in refusal(lines(tmp_path / "d.csv", "c,1,sad,p,,text,,"))
 
