@@ -23,7 +23,7 @@ from corpora import Example, listener_turns
 from critics import load_critics
 from dataloaders import Data, SplitData, pad, plan_once, tokenizer_hash
 from exemplars import at_most, found_by, of_split
-from families import reward_sources, sampled_replies, to_the_end, validate
+from families import data_sources, inputs_of, reward_sources, sampled_replies, to_the_end, validate
 from models import until_end
 from objectives import Draw, Drawn, ReplyObjective, SampledReplies, drawn_nll, some
 from options import Paths, UserError, by_flag
@@ -166,11 +166,12 @@ def sequences(
     conversations: int = 0,
     marks_seed: int | None = None,
     packed: bool = True,
+    read: tuple[list[Example], list[list[str]] | None] | None = None,
 ) -> SplitData:
     """Sequences for training and likelihood, `packed` where there are neither exemplars nor marks. `whole`:
     replies are not cut. `marks_seed`: replies get their marks, of which this seed leaves some out; None: no
-    marks."""
-    examples, exemplars = read_split(model, split, paths, conversations)
+    marks. `read`: what `read_split` has read."""
+    examples, exemplars = read or read_split(model, split, paths, conversations)
     layout: dict[str, Any] = model.settings.layout | ({"tgt_len": None} if whole else {})
     if marks_seed is not None:
         layout["marks"] = marks.of_split(split, examples, paths, marks_seed)
@@ -343,7 +344,10 @@ def train(command: CausalCommand, session: Session) -> dict:
         del trained
     # the others are measured without marks: in use nobody knows a reply's levels before it is written
     marks_seed = options.seed if options.control else None
-    data = sequences(model, "train", paths, whole=False, marks_seed=marks_seed, packed=options.pack)
+    read = read_split(model, "train", paths)
+    data = sequences(
+        model, "train", paths, whole=False, marks_seed=marks_seed, packed=options.pack, read=read
+    )
     held = sequences(model, "valid", paths, conversations=options.valid_conversations)
     # read before the training: what would be missing after it is missed now
     split = command.predict_split
@@ -353,7 +357,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         gold_and_prompts(model, split, paths, command.decoding)
     sampled = None
     if command.sampled.sampled_loss_w:
-        examples, exemplars = read_split(model, "train", paths)
+        examples, exemplars = read
         prompts = prompt_data(
             examples, model.tokenizer, exemplars=exemplars, cache=paths.cache, **model.settings.layout
         )
@@ -373,12 +377,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(
         command.rewards, command.sampled, paths
     )
-    for name in ("train", "valid"):
-        sources[f"dialogues {name}"] = storage.source(paths.dialogues(name), paths)
-        if options.add_exemplars != "none":
-            sources[f"exemplars {name}"] = storage.source(paths.exemplars(name), paths)
-    if options.control:
-        sources["labels train"] = storage.source(paths.labels("train"), paths)
+    sources |= data_sources(paths, reads, ["train"] if options.control else [])
     folder = paths.saved / FAMILY / command.name
     loop = Loop(
         command.training,
@@ -390,7 +389,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         model.save_pretrained,
         folder,
         flags=command.flags,
-        inputs={name: entry["sha256"] for name, entry in sources.items()}
+        inputs=inputs_of(sources)
         | {"tokenizer": tokenizer_hash(model.tokenizer), "chat format": storage.fingerprint(str(model.chat))},
         sources=sources,
         free=DECODING | never_read(command.flags),

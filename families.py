@@ -1,13 +1,14 @@
 """What the stages of all families of generators share: the validation, the loss on sampled replies, and the
 way of a run from its loop to its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import advice
+import exemplars
 import storage
 from corpora import Example
 from critics import Critics
@@ -78,6 +79,26 @@ def reward_sources(
     if critics and options.sampled_reward == "distance":
         found["labels train"] = storage.source(paths.labels("train"), paths)
     return found
+
+
+def data_sources(paths: Paths, reads: bool, labelled: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Entries of a run's sources: the splits that it is trained and validated on, what it `reads` as
+    exemplars and how these were found, and the labels of the `labelled` splits."""
+    files = {f"dialogues {split}": paths.dialogues(split) for split in ("train", "valid")}
+    if reads:
+        files |= {f"exemplars {split}": paths.exemplars(split) for split in ("train", "valid")}
+    files |= {f"labels {split}": paths.labels(split) for split in labelled}
+    found = {name: storage.source(file, paths) for name, file in files.items()}
+    if reads:
+        found["pool"] = found["dialogues train"]
+        found |= exemplars.retriever(paths.exemplars("train"))
+    return found
+
+
+def inputs_of(sources: dict[str, dict[str, str]]) -> dict[str, str]:
+    """{name: sha256} of the sources that a run depends on: not what its exemplars were found with, for their
+    file is compared."""
+    return {name: entry["sha256"] for name, entry in sources.items() if name not in exemplars.FOUND_WITH}
 
 
 def to_the_end(

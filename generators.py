@@ -19,7 +19,7 @@ from corpora import Example, all_turns, listener_turns
 from critic_set import CriticSet
 from critics import LossCritics, choose_for_loss, load_critics, say_uninformed
 from dataloaders import SplitData, generator_data, plan_once, require_same_words, tokenizer_hash, too_much_cut
-from families import reward_sources, sampled_replies, to_the_end, validate
+from families import data_sources, inputs_of, reward_sources, sampled_replies, to_the_end, validate
 from glove_models import glove_config, load_vectors, set_word_vectors
 from gold import gold_labels
 from models import Generator, GeneratorSettings
@@ -257,7 +257,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         export,
         folder,
         flags=command.flags,
-        inputs=run_inputs(settings, way, sources),
+        inputs=inputs_of(sources) | {"tokenizer": settings.tokenizer, **way.inputs()},
         sources=sources,
         free=DECODING | {"log_gradients"} | never_read(command.flags),
         metric="nll",
@@ -279,31 +279,13 @@ def run_sources(
     backbone: Backbone, way: exemplars.Way, chosen: LossCritics, settings: GeneratorSettings, paths: Paths
 ) -> dict[str, dict[str, str]]:
     """{name: path and sha256} of everything that a generator is made from; runs.sources reads it back."""
-    files = {f"dialogues {split}": paths.dialogues(split) for split in ("train", "valid")}
-    for split in ("train", "valid"):
-        if settings.exemplars != "none":
-            files[f"exemplars {split}"] = paths.exemplars(split)
-        if chosen.critics or (settings.marks and split == "train"):
-            files[f"labels {split}"] = paths.labels(split)
+    labelled = [
+        split for split in ("train", "valid") if chosen.critics or settings.marks and split == "train"
+    ]
     found = {"model": storage.source(backbone.source, paths, storage.identity(backbone.source))}
     for kind, digest in chosen.checksums.items():
         found[f"critic {kind}"] = storage.source(chosen.folders[kind], paths, digest)
-    found |= {name: storage.source(file, paths) for name, file in files.items()}
-    if settings.exemplars != "none":
-        found["pool"] = found["dialogues train"]
-        found |= exemplars.retriever(paths.exemplars("train"))
-    return found | way.sources()
-
-
-def run_inputs(
-    settings: GeneratorSettings, way: exemplars.Way, sources: dict[str, dict[str, str]]
-) -> dict[str, str]:
-    """{name: sha256} of everything that a generator's training depends on besides its flags.
-
-    Not what the exemplars were found with: their file is compared.
-    """
-    inputs = {name: entry["sha256"] for name, entry in sources.items() if name not in exemplars.FOUND_WITH}
-    return inputs | {"tokenizer": settings.tokenizer, **way.inputs()}
+    return found | data_sources(paths, settings.exemplars != "none", labelled) | way.sources()
 
 
 def say_other_labellers(chosen: LossCritics, paths: Paths, session: Session) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import causal_generators
 import evaluate_responses
+import runs
 import storage
 import train_causal_lm
 import updates
@@ -217,6 +218,9 @@ def test_a_run_knows_its_exemplars_and_is_measured_with_the_weights_that_it_kept
     train_causal_lm.main([*flags, "--inference", str(folder), "--output", str(again)])
     for name in ("predictions.tsv", "likelihood.csv"):
         assert (again / name).read_text() == (folder / name).read_text()
+    found = runs.sources(folder, Paths(trained_copy))
+    assert found["exemplars train"].path.samefile(other / "train_dpr.csv")
+    assert found["pool"].path.samefile(Paths(trained_copy).dialogues("train"))
     (folder / "sources.json").unlink()  # as from the hub
     assert matched_by(folder, Paths(trained_copy)) == "context"
 
