@@ -80,15 +80,11 @@ class CriticSet:
             found[kind] = bool(reply_ends(batch, critic.settings.reply_len, end)[1].any())
         return found
 
-    def losses(
-        self, soft: Tensor, reply_mask: Tensor, batch: dict, views: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, soft: Tensor, batch: dict, views: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Each critic's loss on soft replies (B, T, V) against the labels of the gold replies, or against
         `views`, summed over the batch."""
         kind = product_kind(soft)
-        return self.losses_of_words(
-            soft.to(kind) @ self.table(kind), batch | {"reply_mask": reply_mask}, views
-        )
+        return self.losses_of_words(soft.to(kind) @ self.table(kind), batch, views)
 
     def losses_of_words(
         self, words: Tensor, batch: dict, views: dict[str, Tensor] | None = None
@@ -97,12 +93,10 @@ class CriticSet:
         parts = zip(self.critics, words.split(self.widths, dim=-1), strict=True)
         return {kind: self._loss(kind, part, batch, views) for kind, part in parts}
 
-    def loss(
-        self, kind: str, soft: Tensor, reply_mask: Tensor, batch: dict, views: dict[str, Tensor] | None = None
-    ) -> Tensor:
+    def loss(self, kind: str, soft: Tensor, batch: dict, views: dict[str, Tensor] | None = None) -> Tensor:
         """The loss of one critic, as in `losses`."""
         words = soft @ self.critics[kind].embeddings.to(soft.dtype)
-        return self._loss(kind, words, batch | {"reply_mask": reply_mask}, views)
+        return self._loss(kind, words, batch, views)
 
     def _loss(self, kind: str, words: Tensor, batch: dict, views: dict[str, Tensor] | None) -> Tensor:
         critic, scores = self.critics[kind], self._scores(kind, words, batch)

@@ -132,7 +132,7 @@ def mean_losses(
     sums = dict.fromkeys(critics.critics, 0.0)
     for batch in batches:
         with session.autocast():
-            found = critics.losses(soft(batch), batch["reply_mask"], batch)
+            found = critics.losses(soft(batch), batch)
         for kind in sums:
             sums[kind] += float(found[kind])
     count = sum(len(batch["labels"]) for batch in batches)

@@ -162,8 +162,8 @@ class EnergyScore(Rewards):
 
 @dataclass(frozen=True)
 class Drawn:
-    """Sampled replies: `batch` is the model's input with them as M targets, and `suppressed` (K,): the ids
-    that none of them could hold."""
+    """Sampled replies: `batch` is the model's input with them as M targets, and under `suppressed` (K,) the
+    ids that none of them could hold; a causal model's holds several such inputs, its `parts`."""
 
     batch: dict
     examples: list[int]  # (M,) the example that each replies to, S of one example in a row
@@ -374,13 +374,13 @@ class GeneratorObjective(ReplyObjective):
         if not balance:
             # a soft reply is as large as the logits: made once for all critics
             soft = soft_response(logits, strategy)
-            critics = self.critics.losses(soft, batch["reply_mask"], batch, views)
+            critics = self.critics.losses(soft, batch, views)
             return {"nll": token_nll(logits, batch["labels"]).sum(), **critics}
         main, *copies = balanced(logits, balance, len(kinds))
         terms = {"nll": token_nll(main, batch["labels"]).sum()}
         for kind, copy in zip(kinds, copies, strict=True):
             soft = soft_response(copy, strategy)
-            terms[kind] = self.critics.loss(kind, soft, batch["reply_mask"], batch, views)
+            terms[kind] = self.critics.loss(kind, soft, batch, views)
         return terms
 
     def _at_once(self, model: nn.Module, batch: dict, views: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def make_batch(examples, exemplars="none", critics=False) -> dict:
     source_ids, source_mask = pad([np.array(s) for s in sources], 0)
     batch = {"source_ids": source_ids, "source_mask": source_mask}
     batch["speaker_ids"] = source_mask * (1 + source_ids % 2)
-    batch["labels"] = pad([np.append(r, EOS) for r in replies], -100)[0]
+    batch["labels"], batch["reply_mask"] = pad([np.append(r, EOS) for r in replies], -100)
     if exemplars == "t5":
         batch["exemplar_vectors"] = torch.tensor([[math.sin(sum(s) * i) for i in range(16)] for s in sources])
     if exemplars == "glove-t5":
@@ -316,9 +316,7 @@ def steps_on_empathy_alone(generator: Generator, critics: CriticSet, strategy=0,
     batch = make_batch(EXAMPLES, critics=True)
     for _ in range(steps):
         optimizer.zero_grad()
-        losses = critics.losses(
-            soft_response(generator(batch), strategy), (batch["labels"] != -100).long(), batch
-        )
+        losses = critics.losses(soft_response(generator(batch), strategy), batch)
         sum(losses[k] for k in ("emo", "exp", "int")).backward()
         optimizer.step()
 
@@ -359,7 +357,7 @@ def test_critic_losses_of_a_one_hot_reply_are_those_of_its_ids():
     critics, batch = make_critics(pooling="reply"), make_batch(EXAMPLES, critics=True)
     labels = batch["labels"]
     soft = F.one_hot(labels.clamp(min=0), VOCAB).float()
-    losses = critics.losses(soft, (labels != -100).long(), batch)
+    losses = critics.losses(soft, batch)
     ids = critic_ids([(s, r) for s, r, _ in EXAMPLES])
     for kind, critic in critics.critics.items():
         torch.testing.assert_close(
@@ -376,7 +374,7 @@ def test_each_critic_sees_its_own_length_of_context():
     assert critics.context_len == 3
     batch = make_batch(EXAMPLES, critics=True)
     soft = F.one_hot(batch["labels"].clamp(min=0), VOCAB).float()
-    losses = critics.losses(soft, (batch["labels"] != -100).long(), batch)
+    losses = critics.losses(soft, batch)
     for kind, length in (("emo", 0), ("exp", 3)):
         scores = critics.critics[kind](*critic_ids([(s, r) for s, r, _ in EXAMPLES], length))
         expected = critics.critics[kind].loss_sum(scores, batch["critic_targets"][kind])

@@ -56,12 +56,12 @@ def test_a_soft_target_is_reached_by_the_gold_reply_itself(trained):
     frozen, batch, vocabulary = glove_batch(trained)
     gold = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), vocabulary).float()
     views = frozen.views(batch)
-    exact = frozen.losses(gold, batch["reply_mask"], batch, views)
+    exact = frozen.losses(gold, batch, views)
     assert all(float(v) == pytest.approx(0, abs=1e-5) for v in exact.values())
     flat = torch.full_like(gold, 1 / vocabulary)
-    assert all(float(v) > 1e-4 for v in frozen.losses(flat, batch["reply_mask"], batch, views).values())
+    assert all(float(v) > 1e-4 for v in frozen.losses(flat, batch, views).values())
     # the same reply does not reach labels that the critic does not see in it
-    assert all(float(v) > 1e-2 for v in frozen.losses(gold, batch["reply_mask"], batch).values())
+    assert all(float(v) > 1e-2 for v in frozen.losses(gold, batch).values())
 
 
 def test_no_critic_pulls_harder_than_its_share():
@@ -185,7 +185,7 @@ def test_a_reply_that_says_nothing_is_of_the_words_that_replies_hold(trained):
     share = torch.bincount(said, minlength=len(tokenizer)) / len(said)
     soft = share.expand(*batch["labels"].shape, -1)
     with torch.no_grad():
-        expected = frozen.losses(soft, batch["reply_mask"], batch)
+        expected = frozen.losses(soft, batch)
     found = critics.uninformed_losses(frozen, data, Session("cpu"))
     for kind, total in expected.items():
         assert found[kind] == pytest.approx((float(total) / 9, 0), rel=1e-4)  # who guesses 1 is right

@@ -461,8 +461,8 @@ def test_critics_padded_as_their_generator_serve_as_a_loss_and_others_are_refuse
     batch = {"context_ids": torch.tensor([[5, 2], [6, 2]]), "critic_targets": {"emo": torch.tensor([0, 2])}}
     batch["labels"] = torch.tensor([[5, 6, 7, 8, 2]] * 2)
     batch["context_mask"] = torch.ones(2, 2, dtype=torch.long)
-    mask = torch.ones(2, 5, dtype=torch.long)
-    padded.losses(soft_response(logits, 0), mask, batch)["emo"].backward()
+    batch["reply_mask"] = torch.ones(2, 5, dtype=torch.long)
+    padded.losses(soft_response(logits, 0), batch)["emo"].backward()
     assert torch.isfinite(logits.grad).all() and logits.grad.abs().max() > 0
     with pytest.raises(UserError, match="emo critic has 88 word embeddings, the generator 60"):
         padded.check_tokenizer(known, WORDS)

@@ -78,7 +78,7 @@ def plain(model: Generator, judges: CriticSet, batch: dict, views=None) -> dict:
     """Logits, softmax and a product for each critic, all of them whole and with autograd's own gradients."""
     logits = model(batch)
     soft = soft_response(logits, 0)
-    found = {kind: judges.loss(kind, soft, batch["reply_mask"], batch, views) for kind in judges.critics}
+    found = {kind: judges.loss(kind, soft, batch, views) for kind in judges.critics}
     return {"nll": token_nll(logits, batch["labels"]).sum(), **found}
 
 
