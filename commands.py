@@ -4,7 +4,7 @@ As light as options.py, so that `--help` answers at once.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from options import (
@@ -19,6 +19,8 @@ from options import (
     batch_count,
     check,
     given,
+    note_ignored,
+    note_void_family,
     number,
     run_name,
 )
@@ -63,8 +65,8 @@ def add_training(
         type=batch_count,
         default=batch_size,
         metavar="{N,auto}",
-        help="examples in one forward pass and process; "
-        f"auto: the most that fits, {batch_size} an update by --accumulate",
+        help="examples in one forward pass and process; auto: the most that fits, and by --accumulate the "
+        "default's number in an update",
     )
     parser.set_defaults(effective_batch=batch_size)
     add(
@@ -162,32 +164,6 @@ def add_init_from(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="begin with the weights of this finished run: more epochs, or another objective",
     )
-
-
-#: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
-#: content
-FREE = {
-    "workdir",
-    "overwrite",
-    "device",
-    "resume",
-    "log_every",
-    "save_every",
-    "name",
-    "deterministic",
-    "labels",
-    "exemplars",
-    *CRITICS,
-    "family",
-    "model",
-    "exemplar_model",
-    "base",
-    "init_from",
-    "teacher",
-    "encoder",
-    "question_encoder",
-    "context_encoder",
-}
 
 
 #: flags that change what is written after training, not the training
@@ -475,14 +451,3 @@ def unread(args: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], str]]:
 def never_read(flags: Mapping[str, Any]) -> set[str]:
     """What `unread` names of a training's flags: a run goes on with others."""
     return {name for names, _ in unread(argparse.Namespace(**flags)) for name in names}
-
-
-def note_ignored(flags: Sequence[str], why: str) -> None:
-    if flags:
-        print(f"note: {', '.join(flags)}: ignored, since {why}")
-
-
-def note_void_family(parser: Parser, args: argparse.Namespace, kinds: Iterable[str]) -> None:
-    """Say that --family chooses nothing, where critics of all `kinds` are named."""
-    if given(parser, args, ["family"]) and all(getattr(args, kind) for kind in kinds):
-        note_ignored([f"--family {args.family}"], "each critic is named by itself")

@@ -45,7 +45,7 @@ class Row:
     """One line of the tables; a system of several seeds has several runs."""
 
     name: str
-    kind: str  # gold, floor, level floor or system
+    kind: str  # gold, floor, level floor, ceiling or system
     runs: list[Measured]
 
     @property

@@ -19,6 +19,7 @@ results/NAME/.
 import argparse
 from pathlib import Path
 
+import runs
 from options import (
     COUNT,
     NATURAL,
@@ -94,8 +95,6 @@ def parse_args(argv=None):
 
 def places(args: argparse.Namespace) -> Paths:
     """With the exemplars that the run was trained with, where no others are named."""
-    import runs
-
     paths = Paths(args.workdir, exemplars=args.exemplars)
     return paths if args.exemplars else runs.with_own_exemplars(paths, Path(args.run))
 
@@ -103,9 +102,10 @@ def places(args: argparse.Namespace) -> Paths:
 def main(argv=None):
     args = parse_args(argv)
     import steering
+    from session import Session
 
     options = pick(steering.ControlOptions, args)
-    return steering.run(options, places(args), steering.Session(**device_flags(args)))
+    return steering.run(options, places(args), Session(**device_flags(args)))
 
 
 if __name__ == "__main__":

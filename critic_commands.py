@@ -5,8 +5,20 @@ As light as options.py, so that `--help` answers at once.
 
 import argparse
 
-from commands import add_init_from, note_ignored
-from options import COUNT, FAMILIES, JOINT, NATURAL, POSITIVE, SHARE, Parser, check, given, number
+from commands import add_init_from
+from options import (
+    COUNT,
+    FAMILIES,
+    JOINT,
+    NATURAL,
+    POSITIVE,
+    SHARE,
+    Parser,
+    check,
+    given,
+    note_ignored,
+    number,
+)
 
 #: what `--model glove-t5` uses where a flag is not given: from scratch the paper's recipe stays at chance
 GLOVE_CRITIC = {

@@ -11,8 +11,7 @@ data/empathetic_dialogues/{split}_dpr.csv and a note of what made it.
 """
 
 import options
-from commands import note_ignored
-from options import NATURAL, SPLITS, Paths, add_common, add_device, check, given, make_parser
+from options import NATURAL, SPLITS, Paths, add_common, add_device, check, given, make_parser, note_ignored
 from settings import CANDIDATES, SearchOptions, device_flags, pick
 from use_commands import add_pooling, add_reading
 
@@ -74,9 +73,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from DPR import retriever
+    from session import Session
 
     paths = Paths(args.workdir, exemplars=args.output)
-    session = retriever.Session(**device_flags(args))
+    session = Session(**device_flags(args))
     retriever.find(pick(SearchOptions, args), session, paths, args.overwrite)
 
 

@@ -187,6 +187,7 @@ def main(argv=None):
     args = parse_args(argv)
     import ratings
     import tables
+    from session import Session
 
     paths = Paths(args.workdir, exemplars=args.exemplars)
     kit = paths.results / args.name / "rating_kit"
@@ -197,7 +198,7 @@ def main(argv=None):
         return ratings.kit_of(
             kit, examples, systems, args.rating_kit, args.rating_mode, args.seed, args.overwrite, about
         )
-    return tables.evaluate(pick(tables.TableOptions, args), paths, tables.Session(**device_flags(args)))
+    return tables.evaluate(pick(tables.TableOptions, args), paths, Session(**device_flags(args)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Exemplars: the ways in which they enter a generator (DPR/index.py finds them).
+"""Exemplars: the ways in which they enter a generator (DPR/retriever.py finds them).
 
 A way is one class, and what it makes of a split's exemplars another (`Entering`): the ids it puts before a
 source, or its part of a batch. What a way adds to a model's settings says `way_settings`; the layers that it

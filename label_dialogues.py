@@ -8,8 +8,17 @@ Writes data/empathetic_dialogues/{split}_labels.csv and, beside it, a note of th
 """
 
 import options
-from commands import note_void_family
-from options import COUNT, DIMENSIONS, SPLITS, Paths, add_common, add_device, check, make_parser
+from options import (
+    COUNT,
+    DIMENSIONS,
+    SPLITS,
+    Paths,
+    add_common,
+    add_device,
+    check,
+    make_parser,
+    note_void_family,
+)
 from settings import critic_folder, device_flags
 
 

@@ -2,7 +2,7 @@
 says which item it answers.
 
 Every reader returns every reply of its file or raises `UserError` naming file and line. Which of the items a
-reply answers, systems.py finds out.
+reply answers, matching.py finds out.
 """
 
 import ast

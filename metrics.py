@@ -1,4 +1,5 @@
-"""The numbers of the tables: thin wraps of kept libraries, with the definition that was used."""
+"""Figures of critics, words and perplexities: thin wraps of kept libraries, with the definition that was
+used."""
 
 import math
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -412,6 +412,17 @@ def given(parser: Parser, args: argparse.Namespace, names: Iterable[str]) -> lis
     """Those flags, of the `names` that a parser has, that are not at their default, as a user writes them."""
     changed = [n for n in names if n in args and getattr(args, n) != parser.get_default(n)]
     return [f"--{'no-' * (getattr(args, n) is False)}{n.replace('_', '-')}" for n in changed]
+
+
+def note_ignored(flags: Sequence[str], why: str) -> None:
+    if flags:
+        print(f"note: {', '.join(flags)}: ignored, since {why}")
+
+
+def note_void_family(parser: Parser, args: argparse.Namespace, kinds: Iterable[str]) -> None:
+    """Say that --family chooses nothing, where critics of all `kinds` are named."""
+    if given(parser, args, ["family"]) and all(getattr(args, kind) for kind in kinds):
+        note_ignored([f"--family {args.family}"], "each critic is named by itself")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ Dialogues may be in the official format, or quoted as pandas and Excel write csv
 
 from pathlib import Path
 
-from commands import note_ignored
-from options import COUNT, TEST_SPLITS, Paths, add_common, check, given, make_parser, run
+from options import COUNT, TEST_SPLITS, Paths, add_common, check, given, make_parser, note_ignored, run
 from settings import pick
 
 

@@ -310,8 +310,6 @@ def write_records(
     path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], origin: dict | None = None
 ) -> None:
     """A csv or a jsonl (by the name's ending) with a note of what it was made from, whole or not at all."""
-    import storage  # late: brings pandas
-
     kind = format_of(path)
     if kind == "jsonl":
         lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]

@@ -87,9 +87,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     import conversation
+    from session import Session
 
     asked = pick(conversation.RespondOptions, args)
-    session = conversation.Session(args.device, args.precision)
+    session = Session(args.device, args.precision)
 
     def responder():
         return conversation.open_responder(asked, critic_runs(args), Paths(args.workdir), session)

@@ -18,6 +18,7 @@ import advice
 import distress
 import exemplars
 import runs
+from chats import causal_data, prompt_data
 from corpora import EMOTIONS, Example
 from critics import Critics, Score, open_critics, scores
 from dataloaders import encode, generator_data
@@ -164,8 +165,6 @@ class CausalWriter(Writer):
         self.top_exemplars, self.marks = self.settings.top_exemplars, self.settings.marks
 
     def prompt(self, turns: Sequence[str], texts: Sequence[str] = (), **changes: Any) -> dict:
-        from chats import prompt_data
-
         layout: dict[str, Any] = self.settings.layout | changes
         return prompt_data([dialogue(turns)], self.tokenizer, exemplars=[texts], **layout).collate([0])
 
@@ -189,8 +188,6 @@ class CausalWriter(Writer):
         return list(zip(self.model.replies(found.ids), found.log_probability.tolist(), strict=True))
 
     def log_probability(self, turns: Sequence[str], texts: Sequence[str], reply: str) -> float:
-        from chats import causal_data
-
         layout: dict[str, Any] = self.settings.layout | {"tgt_len": None, "exemplars": [texts]}
         data = causal_data([dialogue(turns, reply)], self.tokenizer, packed=False, **layout)
         batch = self.session.move(data.collate([0]))

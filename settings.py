@@ -28,6 +28,32 @@ CANDIDATES: dict[str, Callable[[Any], str]] = {
 }
 
 
+#: flags that change neither the updates nor which of them is kept; what a path leads to is compared by
+#: content
+FREE = {
+    "workdir",
+    "overwrite",
+    "device",
+    "resume",
+    "log_every",
+    "save_every",
+    "name",
+    "deterministic",
+    "labels",
+    "exemplars",
+    *CRITICS,
+    "family",
+    "model",
+    "exemplar_model",
+    "base",
+    "init_from",
+    "teacher",
+    "encoder",
+    "question_encoder",
+    "context_encoder",
+}
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """The flags of the training loop (`add_training` says what each one means)."""

@@ -25,7 +25,6 @@ from tqdm import tqdm
 import cards
 import checkpoints
 import runs
-from commands import FREE
 from options import Paths, UserError
 from quick import quicken
 from session import (
@@ -38,7 +37,7 @@ from session import (
     random_state,
     set_random_state,
 )
-from settings import TrainingOptions
+from settings import FREE, TrainingOptions
 from storage import fingerprint, load_weights, read_json, save_weights, share, sync, write_json
 from updates import NotFinite, Objective, Update, count_parameters, fit_batch_size, placed
 

@@ -66,9 +66,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from DPR import ranking
+    from session import Session
 
     choices = pick(ranking.RankingOptions, args)
-    session = ranking.Session(**device_flags(args))
+    session = Session(**device_flags(args))
     return ranking.measure(choices, pick(EncoderOptions, args), session, Paths(args.workdir), args.overwrite)
 
 

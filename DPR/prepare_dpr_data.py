@@ -10,6 +10,7 @@ positives are responses with emotional reaction (level >= 1); the hard negative 
 the other negative without.
 """
 
+import json
 import random
 import sys
 from collections import defaultdict
@@ -89,8 +90,6 @@ def from_pairs(path: Path, seed: int) -> list[dict]:
 
 def main(argv=None):
     args = parse_args(argv)
-    import json
-
     import storage
 
     paths = Paths(args.workdir)

@@ -82,8 +82,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from DPR import learning
+    from session import Session
 
-    session = learning.Session(**device_flags(args))
+    session = Session(**device_flags(args))
     choices, training = pick(RetrieverOptions, args), pick(TrainingOptions, args)
     return learning.train(
         choices, training, session, Paths(args.workdir), args.name or args.dataset, vars(args)
