@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -42,8 +43,11 @@ NAMES = {
     "response": "response reply",
 }
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
-#: what published files say besides, and is no system of a json of columns
-BESIDES = set("id ids idx index emotion situation prompt speaker split turn label labels topic model".split())
+#: columns that number a file's own rows
+NUMBERS = set("id ids idx index".split())
+#: what published files say besides, and is no system of a json of columns: names, and last words of names
+BESIDES = set("emotion situation prompt speaker split turn label labels topic model".split())
+LAST_WORDS = set("id idx index emotion label situation".split())
 LABEL = re.compile(r"\s*([A-Za-z][\w /().-]{0,39}?)\s*:")
 RULE = re.compile(r"\s*[-=*_#]{4,}\s*")
 
@@ -58,6 +62,7 @@ class Reply:
     history: str | None = None  # all turns, oldest first, a blank between
     reference: str | None = None
     sample: int = 0
+    index: int | None = None  # its file's own number, where that says one
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,12 @@ def _with_references(path: Path, output: Output, gold: list[str], references: Pa
             f"{references}: {len(gold):,} lines for the {len(output.replies):,} replies of {path}; give the "
             "gold replies in the order of the replies, one a line"
         )
+    numbers = [reply.index for reply in output.replies if reply.index is not None]
+    if numbers != sorted(numbers):
+        raise UserError(
+            f"{path}: its rows are not in the order of their numbers (a column id or index), and the lines "
+            f"of {references} have none; sort it, or leave that column out"
+        )
     replies = [
         dataclasses.replace(reply, reference=line) for reply, line in zip(output.replies, gold, strict=True)
     ]
@@ -174,31 +185,33 @@ def _with_references(path: Path, output: Output, gold: list[str], references: Pa
 # ----------------------------------------------------------------------------------------------------- tables
 
 
-def _roles(path: Path, columns: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """({role: its column}, {system: its columns}) of a table; the columns of one system are its samples."""
+def _known(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """({role: all columns of such names}, {role: its column}) of a table, without those of replies; under ""
+    stand the columns of no known name."""
     of_role: dict[str, list[str]] = {}
     for column in columns:
         name = squashed(column)
         role = ROLES.get(name) or ROLES.get(name.rstrip("0123456789"), "")
-        of_role.setdefault(role, []).append(column)
+        of_role.setdefault("index" if name in NUMBERS else role, []).append(column)
     order = {name: place for place, name in enumerate(ROLES)}
     roles = {}
-    for role in ("conv_id", "utterance_idx", "history", "reference", "sample"):
+    for role in ("conv_id", "utterance_idx", "history", "reference", "sample", "index"):
         found = sorted(of_role.get(role, []), key=lambda column: order.get(squashed(column), len(order)))
         if role == "reference" and len(found) > 1:
             raise UserError(f"{path}, line 1: {' and '.join(found)} both may be the gold reply; leave one")
         if found:
             roles[role] = found[0]
+    if "reply" in of_role and "response" in of_role and "reference" not in roles:
+        roles["reference"] = of_role["response"].pop(0)  # the gold reply, beside a generated one
+    return of_role, roles
+
+
+def _roles(path: Path, columns: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """({role: its column}, {system: its columns}) of a table; the columns of one system are its samples."""
+    of_role, roles = _known(path, columns)
     systems: dict[str, list[str]] = {}
-    if "reply" not in of_role:
-        of_role["reply"] = of_role.pop("response", [])
-    for column in of_role["reply"]:
-        systems.setdefault(squashed(column).rstrip("0123456789"), []).append(column)
-    beside = of_role.get("response", [])
-    if beside and "reference" not in roles:
-        roles["reference"] = beside[0]  # the gold reply, beside a generated one
-        beside = beside[1:]
-    for column in beside:  # the gold reply stands elsewhere: another system
+    # where the gold reply stands elsewhere, a response beside a generated one is another system
+    for column in (*of_role.get("reply", []), *of_role.get("response", [])):
         systems.setdefault(squashed(column).rstrip("0123456789"), []).append(column)
     if not systems:
         raise UserError(
@@ -220,7 +233,12 @@ def _table(path: Path, text: str, delimiter: str) -> list[Output]:
     columns = others if told else list(COLUMNS)
     roles: dict[str, str] = {}
     systems: dict[str, list[str]] = {}
-    if len(header) > 1:
+    if text.startswith(f"sep={delimiter}"):
+        raise UserError(
+            f"{path}, line 1: is Excel's, to say its separator; take it out: tail -n +2 "
+            f"{shlex.quote(str(path))} > {shlex.quote(str(path.with_stem(path.stem + '-without')))}"
+        )
+    if len(header) > 1 or squashed("".join(header)) in ROLES:
         roles, systems = _roles(path, header)
         columns = [*roles.values(), *(c for group in systems.values() for c in group)]
     unquoted = _not_a_prediction if delimiter == "\t" and "utterance_idx" in header else None
@@ -257,13 +275,21 @@ def _noted(
     found: list[Output], columns: Iterable[str], roles: dict[str, str], systems: dict[str, list[str]]
 ) -> list[Output]:
     """With a note of the columns that are neither a reply nor anything known: another system may be meant."""
-    read = {*roles.values(), *(c for group in systems.values() for c in group)}
-    if not (left := [column for column in columns if column not in read]):
-        return found
-    said = (
-        f"columns not read: {', '.join(left)[:200]} (a system's is called response, generated or predicted)"
-    )
-    return [dataclasses.replace(found[0], notes=[*found[0].notes, said]), *found[1:]]
+    read = {*(column for role, column in roles.items() if role != "index")}
+    read |= {column for group in systems.values() for column in group}
+    notes = []
+    if left := [column for column in columns if column not in read]:
+        notes.append(
+            f"columns not read: {', '.join(left)[:200]} (a system's is called response, generated or "
+            "predicted)"
+        )
+    for output, group in zip(found, systems.values(), strict=True):
+        several = [f"columns {', '.join(group)[:200]}: read as {len(group)} samples of one system"] * (
+            len(group) > 1
+        )
+        output.notes.extend([*notes, *several])
+        notes = []
+    return found
 
 
 def _systems(
@@ -315,7 +341,9 @@ def _item(path: Path, line: int, row: dict[str, Any], roles: dict[str, str]) -> 
         raise UserError(f"{path}, line {line}: {roles['reference']} is {str(reference)[:40]!r}, not a text")
     sample = _whole(path, line, roles["sample"], values["sample"]) if "sample" in roles else 0
     turns = None if history is None else joined_turns(history)
-    return Reply(line, "", key, turns, reference, sample)
+    own = str(values.get("index"))
+    number = int(own) if own.isdecimal() and len(own) < 20 else None
+    return Reply(line, "", key, turns, reference, sample, number)
 
 
 def _whole(path: Path, line: int, column: str, value: object) -> int:
@@ -359,17 +387,22 @@ def _json(path: Path, text: str) -> list[Output]:
         raise UserError(
             f"{path}: its columns have unequal lengths: {str(lengths)[:200]}; give each an entry an item"
         )
-    roles = {}
-    for column in value:
-        role = ROLES.get(squashed(column))
-        if role not in (None, "reply", "response"):
-            roles[role] = column
-    texts = [c for c, cells in value.items() if any(isinstance(cell, str | list) for cell in cells)]
-    systems = {c: [c] for c in texts if c not in roles.values() and squashed(c) not in BESIDES}
+    of_role, roles = _known(path, list(value))
+    named = [c for role in ("reply", "response", "") for c in of_role.get(role, [])]
+    systems = {
+        column: [column]
+        for column, cells in value.items()
+        if column in named and not _besides(column) and any(isinstance(cell, str | list) for cell in cells)
+    }
     rows = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not rows or not systems:
         raise UserError(f"{path}: holds no replies")
     return _noted(_systems(path, rows, range(1, len(rows) + 1), roles, systems), value, roles, systems)
+
+
+def _besides(column: str) -> bool:
+    last = re.split(r"[\W_]+", column.lower())[-1]
+    return squashed(column) in BESIDES or last in LAST_WORDS
 
 
 def _objects(path: Path, rows: Sequence[Any], lines: Sequence[int]) -> list[Output]:
@@ -387,13 +420,19 @@ def _objects(path: Path, rows: Sequence[Any], lines: Sequence[int]) -> list[Outp
 
 def _lines(path: Path, text: str) -> list[Output]:
     lines = lines_of(text)
+    if squashed(lines[0]) in ROLES:
+        raise UserError(
+            f"{path}, line 1: {lines[0].strip()} is the name of a column, and the file is read as one reply "
+            "a line; take that line out, or call the file .csv"
+        )
     for number, line in enumerate(lines, 1):
         if "\t" in line:
             raise UserError(
                 f"{path}, line {number}: a tab, but the file is read as one reply a line; a table is called "
                 ".tsv and has a header, or say --format tsv"
             )
-    return [Output("", [Reply(number, line.strip()) for number, line in enumerate(lines, 1)])]
+    notes = [] if lines[-1].strip() else ["its last line is empty: read as an empty reply"]
+    return [Output("", [Reply(number, line.strip()) for number, line in enumerate(lines, 1)], notes)]
 
 
 def _labelled(path: Path, text: str) -> list[Output]:

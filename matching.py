@@ -6,7 +6,7 @@ Every reply finds one item of the split, or is named in a note, or the file is r
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from corpora import Example
@@ -18,9 +18,13 @@ from options import UserError
 CONTROL_TOKEN = re.compile(
     r"</?s>|<pad>|<unk>|<mask>|<[be]os>|<extra_id_\d+>|\[(?:PAD|SEP|CLS|UNK|MASK)\]|<\|\w+\|>|__eo[ut]__"
 )
+#: who speaks, before a turn of a history
+SPEAKER = re.compile(r"\b(?:speaker|listener|user|system|human|assistant|agent|bot)\s?\d*\s?:", re.IGNORECASE)
 #: where nothing but single references finds an item, the share of a file's replies that must: "I'm so sorry
 #: to hear that!" is a reference of any split
 FEWEST_LONE = 0.2
+#: the share of replies beside another item's history or reference at which a file's keys are not believed
+MOST_OTHER = 0.2
 Found = dict[int, list[Reply]]  # number of an item -> the replies to it
 Pair = tuple[str | None, str | None]  # history and reference
 #: by what a reply finds its item: the places of (history, reference) that must agree, and what a note says
@@ -34,15 +38,19 @@ WAYS: tuple[tuple[tuple[int, ...], str], ...] = (
 def matched(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
     """The items that `replies`, all of one system, answer, and notes of what could not be matched.
 
-    Raises `UserError` for unknown and doubled keys, for replies of control tokens or all in quotation marks,
-    and where no item is answered.
+    Raises `UserError` for unknown and doubled keys, and for keys that the file's own histories or references
+    contradict; for replies of control tokens or all in quotation marks; and where no item is answered.
     """
     _check_quotes(path, replies)
     _check_control_tokens(path, replies)
     if replies[0].key is not None:
         return _by_key(replies, examples, path)
-    first = min(reply.sample for reply in replies)
-    found, notes = _by_text([r for r in replies if r.sample == first], examples, path)
+    first: dict[Pair, int] = {}  # of a context its smallest number leads
+    for reply in replies:
+        pair = (reply.history, reply.reference)
+        first[pair] = min(reply.sample, first.get(pair, reply.sample))
+    leading = [r for r in replies if r.sample == first[r.history, r.reference]]
+    found, notes = _by_text(leading, examples, path)
     _follow(found, replies, first)
     return found, notes
 
@@ -96,7 +104,7 @@ def _by_key(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -
     number = {e.key: n for n, e in enumerate(examples)}
     found: Found = {}
     taken: set[tuple] = set()
-    other = 0
+    differing = 0
     for reply, key in zip(replies, keys, strict=True):
         if (key, reply.sample) in taken:
             raise UserError(
@@ -107,9 +115,40 @@ def _by_key(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -
         n = number[key]
         found.setdefault(n, []).append(reply)
         if reply.reference is not None:
-            other += _letters(reply.reference) != _letters(examples[n].response)
-    notes = [f"references that differ from the split's: {other:,}"] if other else []
+            differing += _letters(reply.reference) != _letters(examples[n].response)
+    notes = [f"references that differ from the split's: {differing:,}"] if differing else []
+    if lines := _of_other_items(found, examples):
+        said = (
+            "replies beside the history or the reference of another turn than their key's: "
+            f"{len(lines):,} of {len(replies):,} (first: line {lines[0]})"
+        )
+        if len(lines) > MOST_OTHER * len(replies):
+            raise UserError(
+                f"{path}: {said}; its keys and its replies are not in one order: write both from the same "
+                "example, or leave the keys out, and replies are matched by what stands beside them"
+            )
+        notes.append(said)
     return found, notes
+
+
+def _of_other_items(found: Found, examples: Sequence[Example]) -> list[int]:
+    """The lines whose history is another conversation's, or whose reference is another item's, and not that
+    of the item of their key. (A history that was cut to its beginning is an earlier item's.)"""
+    answers = [(n, reply) for n, several in found.items() for reply in several]
+    if all(reply.history is None and reply.reference is None for _, reply in answers):
+        return []
+    ours = [_item(example) for example in examples]
+    references = {reference for _, reference in ours}
+    said_in: dict[str, set[str]] = {}
+    for example, (history, _) in zip(examples, ours, strict=True):
+        said_in.setdefault(history, set()).add(example.conv_id)
+    lines = []
+    for n, reply in answers:
+        before, gold = _pair(reply)
+        elsewhere = before in said_in and examples[n].conv_id not in said_in[before]
+        if elsewhere or (gold != ours[n][1] and gold in references):
+            lines.append(reply.line)
+    return sorted(lines)
 
 
 def _refuse_unknown(path: Path, keys: Sequence[tuple[str, int]], examples: Sequence[Example]) -> None:
@@ -135,8 +174,7 @@ def _letters(text: str) -> str:
 def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) -> tuple[Found, list[str]]:
     """By history and reference; what is left by one of the two, where that stands once in the split and once
     in the file. Without histories first by order, where every reference agrees."""
-    theirs = [(_letters_or_none(r.history), _letters_or_none(r.reference)) for r in replies]
-    ours = [(_letters(joined_turns(e.history)), _letters(e.response)) for e in examples]
+    theirs, ours = [_pair(reply) for reply in replies], [_item(example) for example in examples]
     if all(pair == (None, None) for pair in theirs):
         raise UserError(
             f"{path}: nothing in it says which of the {len(examples):,} listener turns of this split its "
@@ -187,17 +225,17 @@ def _by_text(replies: Sequence[Reply], examples: Sequence[Example], path: Path) 
     return found, notes
 
 
-def _follow(found: Found, replies: Sequence[Reply], first: int) -> None:
+def _follow(found: Found, replies: Sequence[Reply], first: Mapping[Pair, int]) -> None:
     """Put the further samples of a file without keys beside the first of the same history and reference; of
     rows that agree in both, the second sample numbered so beside the second, and so on."""
     number = {id(several[0]): n for n, several in found.items()}
     leaders: dict[Pair, list[int | None]] = {}
     for reply in replies:
-        if reply.sample == first:
+        if reply.sample == first[reply.history, reply.reference]:
             leaders.setdefault((reply.history, reply.reference), []).append(number.get(id(reply)))
     seen: Counter[tuple] = Counter()
     for reply in replies:
-        if reply.sample != first:
+        if reply.sample != first[reply.history, reply.reference]:
             places = leaders.get((reply.history, reply.reference), [])
             case = (reply.history, reply.reference, reply.sample)
             n = places[seen[case]] if seen[case] < len(places) else None
@@ -206,8 +244,21 @@ def _follow(found: Found, replies: Sequence[Reply], first: int) -> None:
                 found[n].append(reply)
 
 
-def _letters_or_none(text: str | None) -> str | None:
-    return None if text is None else _letters(text)
+def _history(text: str) -> str:
+    return _letters(SPEAKER.sub(" ", text))
+
+
+def _pair(reply: Reply) -> Pair:
+    """What a reply's file says beside it, in letters."""
+    history, reference = reply.history, reply.reference
+    return (
+        None if history is None else _history(history),
+        None if reference is None else _letters(reference),
+    )
+
+
+def _item(example: Example) -> tuple[str, str]:
+    return _history(joined_turns(example.history)), _letters(example.response)
 
 
 def _matched(
@@ -241,9 +292,13 @@ def _between(
     found: Found, left: list[int], theirs: list[Pair], ours: Sequence[Pair], replies: Sequence[Reply]
 ) -> list[int]:
     """Match replies by a reference that several items have, where the replies before and after them in a file
-    without histories leave one such item between theirs; returns what is still left."""
+    without histories leave one such item between theirs; returns what is still left: all, where the others do
+    not stand in the split's order."""
     number = {id(reply): n for n, several in found.items() for reply in several}
     at = [number.get(id(reply)) for reply in replies]
+    known = [n for n in at if n is not None]
+    if known != sorted(known):
+        return left
     rest = []
     for row in left:
         before = next((n for n in reversed(at[:row]) if n is not None), -1)

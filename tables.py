@@ -73,8 +73,9 @@ def as_path(text: str | None) -> Path | None:
 
 
 def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -> list[Named]:
-    """Every system of the table; two of one name are told apart by a number."""
+    """Every system of the table; two of one name are told apart by their files' folders, or a number."""
     found: list[Named] = []
+    of_files: dict[int, str] = {}  # {id of a line: its file's folder}
     for text in options.runs:
         name, places = named_places(text)
         again = [place for place, times in Counter(Path(p).resolve() for p in places).items() if times > 1]
@@ -98,6 +99,13 @@ def read_all(options: TableOptions, examples: Sequence[Example], paths: Paths) -
                 )
             read += systems
         found += [Named(name, read)] if name else [Named(system.name, [system]) for system in read]
+        if not name and Path(places[0]).is_file():
+            folder = Path(places[0]).resolve().parent.name
+            of_files |= {id(line): folder for line in found[-len(read) :]}
+    times = Counter(line.name for line in found)
+    for line in found:
+        if times[line.name] > 1 and id(line) in of_files:
+            line.name = f"{of_files[id(line)]}/{line.name}"
     for n, line in enumerate(found):
         if line.name in ["gold", *(other.name for other in found[:n])]:
             line.name += f" ({n + 1})"

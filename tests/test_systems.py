@@ -14,15 +14,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import evaluate_responses
 import layouts
 import records
 import storage
-from corpora import Example
+import tables
+from corpora import Example, listener_turns
 from matching import CONTROL_TOKEN
 from measures import bleu
 from measuring import Standard
 from normalising import normalise, words
 from options import Paths, UserError
+from settings import pick
 from systems import item_set, read_system, require_complete, restrict, set_hash
 
 SAID = [
@@ -368,6 +371,44 @@ def test_samples_without_keys_stand_beside_the_first_of_their_own_row(tmp_path):
     assert (system.numbers, system.samples) == ([0, 1], [["a", "c"], ["b"]])
 
 
+def test_of_a_context_the_sample_of_the_smallest_number_leads(tmp_path):
+    rows = [
+        {"context": " ".join(EXAMPLES[n].history), "pred": f"{n} {sample}", "sample": sample}
+        for n in (0, 1, 2)
+        for sample in ((1, 2) if n else (2,))
+    ]
+    [system] = read(rows_file(tmp_path / "p.jsonl", rows))
+    assert (system.numbers, system.samples) == ([0, 1, 2], [["0 2"], ["1 1", "1 2"], ["2 1", "2 2"]])
+
+
+def test_columns_that_are_read_as_samples_of_one_system_are_named(tmp_path, capsys):
+    rows = [(*row, "beam") for row in ROWS]
+    [system] = read(keyed(tmp_path / "p.csv", rows, "conv_id utterance_idx topk5 topk50"))
+    assert system.samples[0] == [ROWS[0][2], "beam"]
+    assert "columns topk5, topk50: read as 2 samples of one system" in capsys.readouterr().out
+
+
+def test_a_json_of_columns_reads_what_a_table_of_them_reads(tmp_path):
+    """Keys by their best name; what says something besides is no system; two gold replies are refused."""
+    columns = {"conv_id": [e.conv_id for e in EXAMPLES], "dialog_id": ["x"] * 5}
+    columns |= {
+        "utterance_idx": [e.utterance_idx for e in EXAMPLES],
+        "context": [e.emotion for e in EXAMPLES],
+    }
+    columns |= {"history": [list(e.history) for e in EXAMPLES], "gold_emotion": ["sad"] * 5}
+    columns |= {"response": GOLD, "generated": [f"reply {n}" for n in range(5)]}
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(columns))
+    [system] = read(file)
+    assert system.replies == [f"reply {n}" for n in range(5)]
+    assert system.notes == [
+        "columns not read: dialog_id, context, gold_emotion (a system's is called response, generated or "
+        "predicted)"
+    ]
+    file.write_text(json.dumps(columns | {"target": GOLD, "gold": GOLD}))
+    assert "gold and target both may be the gold reply" in refusal(file)
+
+
 def test_a_column_that_is_no_known_one_is_no_system_in_silence(tmp_path, capsys):
     keyed(tmp_path / "wide.csv", [(*row, "x") for row in ROWS], "conv_id utterance_idx response MIME")
     [system] = read(tmp_path / "wide.csv")
@@ -446,6 +487,12 @@ def test_a_reply_is_a_line_whatever_ends_the_lines_as_score_counts_them(tmp_path
     assert records.read_records(tmp_path / "p.txt").texts("text") == ["a b", "c", "d"]
 
 
+def test_names_of_who_speaks_are_no_words_of_a_history(tmp_path):
+    for who in ("Speaker: {} Listener: {} Speaker: {}", "user: {}\nbot: {}\nuser: {}"):
+        rows = [{"context": who.format(*EXAMPLES[1].history), "pred": "so"}]
+        assert read(rows_file(tmp_path / "p.jsonl", rows))[0].numbers == [1]
+
+
 def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path):
     numbers = item_set(EXAMPLES, "last")
     (tmp_path / "hyp.txt").write_text("a\n\nb\n")
@@ -459,6 +506,37 @@ def test_references_in_a_file_of_their_own_say_which_items_lines_answer(tmp_path
     assert "1 of 3" in system.notes[1]
 
 
+def test_rows_in_another_order_than_their_own_numbers_are_not_matched_by_lines(tmp_path):
+    order = in_order(tmp_path)
+    [system] = read(keyed(tmp_path / "p.csv", [(n, f"reply {n}") for n in range(5)], "id response"), **order)
+    assert system.replies == [f"reply {n}" for n in range(5)]
+    rows = [(n, f"reply {n}") for n in (1, 0, 2, 3, 4)]
+    assert "not in the order of their numbers" in refusal(
+        keyed(tmp_path / "p.csv", rows, "id response"), **order
+    )
+    rows = [(f"x{n}", f"reply {n}") for n in (1, 0, 2, 3, 4)]  # no numbers
+    assert len(read(keyed(tmp_path / "p.csv", rows, "id response"), **order)) == 1
+
+
+def test_a_line_too_many_at_either_end_of_a_file_of_lines_is_noticed(tmp_path):
+    order = in_order(tmp_path)
+    (tmp_path / "p.txt").write_text("a\nb\nc\nd\n\n")
+    assert read(tmp_path / "p.txt", **order)[0].notes[0] == "its last line is empty: read as an empty reply"
+    (tmp_path / "p.txt").write_text("response\na\nb\nc\nd\n")
+    assert "line 1: response is the name of a column" in refusal(tmp_path / "p.txt", **order)
+
+
+def test_a_csv_of_replies_alone_takes_references_as_lines_do(tmp_path):
+    (tmp_path / "p.csv").write_text("response\n" + "\n".join("abcde") + "\n")
+    [system] = read(tmp_path / "p.csv", **in_order(tmp_path))
+    assert system.replies == list("abcde")
+    assert "give the gold replies in their order, one a line: --references FILE" in refusal(
+        tmp_path / "p.csv"
+    )
+    (tmp_path / "p.csv").write_text("sep=,\nconv_id,utterance_idx,response\n")
+    assert "is Excel's, to say its separator; take it out: tail -n +2" in refusal(tmp_path / "p.csv")
+
+
 def test_a_reference_that_comes_again_is_matched_by_its_place(tmp_path, capsys):
     items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), t) for n, t in enumerate(["a", "no.", "b", "no.", "c"])]
     (tmp_path / "p.txt").write_text("".join(f"Ref:{t}\nPred:{t} so\n" for t in ("a", "no .", "b", "c")))
@@ -467,6 +545,15 @@ def test_a_reference_that_comes_again_is_matched_by_its_place(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("".join(f"Ref:{t}\nPred:{t} so\n" for t in ("a", "b", "no .", "c")))
     [system] = read_system(tmp_path / "p.txt", items, "test", Paths(tmp_path))
     assert (system.numbers, system.replies) == ([0, 2, 3, 4], ["a so", "b so", "no . so", "c so"])
+
+
+def test_in_a_file_of_another_order_no_place_says_which_of_two_like_references_is_meant(tmp_path):
+    golds = ["a", "no.", "b", "c", "no.", "d"]
+    items = [Example(f"t:{n}", 2, "sad", (f"h {n}",), text) for n, text in enumerate(golds)]
+    rows = [{"ref": golds[n], "pred": f"to {n}"} for n in (0, 4, 3, 1, 2, 5)]
+    [system] = read_system(rows_file(tmp_path / "p.jsonl", rows), items, "test", Paths(tmp_path))
+    assert system.numbers == [0, 2, 3, 5] and system.replies == [f"to {n}" for n in (0, 2, 3, 5)]
+    assert "2 of 6 (first: line 2, 4)" in system.notes[-1]
 
 
 def test_where_a_reference_comes_again_one_place_must_be_left_and_it_counts_for_the_next(tmp_path):
@@ -554,6 +641,37 @@ def test_a_reply_that_is_a_quotation_is_one_where_it_is_alone_or_beside_a_lone_m
     for name, replies in (("a.csv", ['"so"']), ("b.csv", ['"so"', '"'])):
         rows = [(*e.key, text) for e, text in zip(EXAMPLES, replies, strict=False)]
         assert read(keyed(tmp_path / name, rows))[0].replies == replies
+
+
+def shifted(part: str) -> list[tuple]:
+    """Each item's history or reference and a reply to it, under the key of the next item."""
+    said = GOLD if part == "reference" else [" ".join(e.history) for e in EXAMPLES]
+    return [(*EXAMPLES[(n + 1) % 5].key, text, f"reply {n}") for n, text in enumerate(said)]
+
+
+@pytest.mark.parametrize("part", ["context", "reference"])
+def test_keys_that_the_histories_or_references_beside_them_contradict_are_not_believed(tmp_path, part):
+    columns = f"conv_id utterance_idx {part} response"
+    message = refusal(keyed(tmp_path / "p.csv", shifted(part), columns))
+    assert "another turn than their key's: " in message
+    assert "leave the keys out" in message
+    rows = [(text, reply) for *_, text, reply in shifted(part)]
+    [system] = read(keyed(tmp_path / "q.csv", rows, f"{part} response"))
+    assert system.replies == [f"reply {n}" for n in system.numbers] and len(system.numbers) >= 4
+    own = [
+        (*e.key, GOLD[n] if part == "reference" else " ".join(e.history), "so")
+        for n, e in enumerate(EXAMPLES)
+    ]
+    own[4] = (*own[4][:2], own[0][2], "so")
+    [system] = read(keyed(tmp_path / "p.csv", own, columns))
+    assert len(system.numbers) == 5 and "1 of 5 (first: line 6)" in " ".join(system.notes)
+
+
+@pytest.mark.parametrize("said", [lambda e: e.emotion, lambda e: e.history[-1], lambda e: e.history[0]])
+def test_an_emotion_or_one_turn_beside_a_key_contradicts_nothing(tmp_path, said):
+    rows = [(*e.key, said(e), "so") for e in EXAMPLES]
+    [system] = read(keyed(tmp_path / "p.csv", rows, "conv_id utterance_idx context response"))
+    assert len(system.numbers) == 5 and not system.notes
 
 
 def test_references_beside_keys_are_counted_where_they_are_not_the_splits(tmp_path):
@@ -807,3 +925,14 @@ def test_predictions_of_different_folders_are_told_apart_by_these(tmp_path):
         storage.write_csv(tmp_path / name / "predictions.tsv", keys.assign(response=name), sep="\t")
         for place in (tmp_path / name, tmp_path / name / "predictions.tsv"):
             assert [system.name for system in read(place)] == [name]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
+    for name in ("greedy", "beam"):
+        (tmp_path / name).mkdir()
+        gold = listener_turns(Paths(trained).dialogues("test"))
+        keyed(tmp_path / name / "sys.csv", [(*e.key, e.response) for e in gold])
+    runs = [str(tmp_path / name / "sys.csv") for name in ("greedy", "beam")]
+    options = evaluate_responses.parse_args([*runs, "--workdir", str(trained), "--family", "none"])
+    read = tables.read_all(pick(tables.TableOptions, options), gold, Paths(trained))
+    assert [line.name for line in read] == ["greedy/sys", "beam/sys"]
