@@ -22,6 +22,8 @@ from turns import pick
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: columns that are taken for the reply where none is named, the first that is there
 REPLY_COLUMNS = ("reply", "response", "text", "utterance", "response_post")
+#: and for what a reply is wanted to: the reply may stand beside it
+QUESTION_COLUMNS = ("question", "post", "seeker_post", "context", "prompt", *REPLY_COLUMNS)
 #: endings of files that hold no text, or no text a line
 NOT_LINES = {".json", ".xlsx", ".xls", ".ods", ".docx", ".pdf", ".parquet", ".zip", ".gz", ".bz2", ".xz"}
 TEXT = "text"  # the one column of a plain text file
@@ -37,13 +39,13 @@ class Records:
     lines: list[int]  # where each row begins, 1-based; of a csv where it ends
     plain: bool = False  # a text a line: no columns to choose from
 
-    def column(self, name: str | None, flag: str) -> str:
-        """`name`, or the column that holds the replies. Raises `UserError` where there is none."""
-        found = name or next((c for c in REPLY_COLUMNS if c in self.columns), None)
+    def column(self, name: str | None, flag: str, usual: Sequence[str] = REPLY_COLUMNS) -> str:
+        """`name`, or the first of the `usual` columns that is there. Raises `UserError` where none is."""
+        found = name or next((c for c in usual if c in self.columns), None)
         if found is None or found not in self.columns:
             there = ", ".join(self.columns)[:300]
             raise UserError(
-                f"{self.place}: no column {name or ', '.join(REPLY_COLUMNS)}; name one of {there} with {flag}"
+                f"{self.place}: no column {name or ', '.join(usual)}; name one of {there} with {flag}"
             )
         return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import options
 from options import NATURAL, Paths, add_common, add_device, check, make_parser
-from records import REPLY_COLUMNS, check_output
+from records import QUESTION_COLUMNS, check_output
 from settings import device_flags
 from use_commands import add_pool, pool_problems
 
@@ -30,7 +30,7 @@ def parse_args(argv=None):
     add(
         "--question-column",
         metavar="NAME",
-        help=f"of --input: the text's column (default: the first of {', '.join(REPLY_COLUMNS)})",
+        help=f"of --input: the text's column (default: the first of {', '.join(QUESTION_COLUMNS)})",
     )
     add("--emotion", help="only replies of this emotion (of a pool with a column emotion)")
     add_pool(parser)

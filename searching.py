@@ -13,7 +13,15 @@ from corpora import listener_turns
 from DPR.retriever import Hit, Pool, Retriever
 from hub import folder_given
 from options import Paths, UserError
-from records import Records, format_of, of_arguments, read_records, refuse_same_names, write_records
+from records import (
+    QUESTION_COLUMNS,
+    Records,
+    format_of,
+    of_arguments,
+    read_records,
+    refuse_same_names,
+    write_records,
+)
 from session import Session
 
 
@@ -103,7 +111,13 @@ def check_emotion(emotion: str | None, emotions: Sequence[str] | None) -> None:
 def read_questions(texts: Sequence[str], source: str | None, column: str | None) -> tuple[Records, list[str]]:
     """What exemplars are wanted for: the rows, and each one's text."""
     records = read_records(source) if source else of_arguments(texts)
-    questions = records.texts(records.column(column, "--question-column"))
+    read = records.column(column, "--question-column", QUESTION_COLUMNS)
+    questions = records.texts(read)
+    if len(records.columns) > 1 and not column:
+        print(
+            f"{records.place}: exemplars for what stands in its column {read} (--question-column)",
+            file=sys.stderr,
+        )
     if empty := [line for line, t in zip(records.lines, questions, strict=True) if not t]:
         raise UserError(f"{records.place}, line {empty[0]}: an empty text has no exemplars; take it out")
     return records, questions

@@ -616,10 +616,23 @@ def test_a_search_reads_the_columns_and_takes_the_encoders_that_it_is_told(home,
     assert cls == made(encoder=bert) != mean == made(encoder=bert, pooling="mean")
 
 
+def test_a_search_is_for_the_post_and_not_for_the_reply_that_stands_beside_it(home, tmp_path, capsys):
+    pool, asked = tmp_path / "p.txt", tmp_path / "asked.csv"
+    pool.write_text("Oh no.\nWell done!\n")
+    asked.write_text("reply,post\nWell done!,My dog died.\n")
+    run(retrieve, home, "--pool", str(pool), "--input", str(asked))
+    said = capsys.readouterr()
+    assert said.out.startswith("My dog died.\n") and "column post (--question-column)" in said.err
+    asked.write_text("reply\nWell done!\n")
+    run(retrieve, home, "--pool", str(pool), "--input", str(asked))
+    said = capsys.readouterr()
+    assert said.out.startswith("Well done!\n") and not said.err
+
+
 def test_a_search_that_differs_in_one_flag_is_written_only_where_that_is_said(home, tmp_path, capsys):
     pool, asked, output = tmp_path / "p.csv", tmp_path / "asked.csv", tmp_path / "found.csv"
     pool.write_text("emotion,reply,better\nsad,Oh no.,I am sorry.\njoyful,Well done!,Great!\n")
-    asked.write_text("text,post\nMy dog died.,I won.\n")
+    asked.write_text("question,post\nMy dog died.,I won.\n")
     words = ["--pool", str(pool), "--input", str(asked), "--output", str(output)]
     run(retrieve, home, *words)
     first = output.read_text()
