@@ -13,8 +13,8 @@ import probe_critics
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
-from corpora import listener_turns, read_pairs
-from critics import Critic, loss_batches
+from corpora import listener_turns, read_pairs, read_vader
+from critics import Critic, is_useless, loss_batches
 from dataloaders import Data
 from mixtures import Mixtures, mean_target
 from models import Critic as CriticModel
@@ -269,3 +269,20 @@ def test_critics_are_probed_on_the_soft_replies_of_a_generator(trained_copy, tmp
     assert any(losses["loss_of_a_guess"] > 0 for losses in found.values())
     with pytest.raises(UserError, match="already there.*--overwrite"):
         probe_critics.main(words)
+
+
+def test_the_mean_that_a_sentiment_critic_has_to_beat_is_of_the_training_side(workdir):
+    train, valid = (read_vader(Paths(workdir).vader(split))["sentiment"] for split in ("train", "valid"))
+    assert train.mean() != pytest.approx(valid.mean(), abs=1e-3)
+    found = critic_training.sentiment_task(Paths(workdir)).baselines["mean"]["mse"]
+    assert found == pytest.approx(((valid - train.mean()) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "macro_f1", "useless"), [(71, 42, False), (69, 47, False), (70, 46, True), (69, 41, True)]
+)
+def test_a_critic_is_of_use_that_is_right_more_often_or_that_knows_the_rarer_labels(
+    accuracy, macro_f1, useless
+):
+    majority = {"majority": {"accuracy": 70, "macro_f1": 41}}
+    assert is_useless({"accuracy": accuracy, "macro_f1": macro_f1}, majority) == useless

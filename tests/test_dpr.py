@@ -533,3 +533,18 @@ def test_passages_of_many_lengths_are_read_in_pieces_and_found_by_their_question
     torch.testing.assert_close(side(batch)[1], side(whole)[1], atol=1e-5, rtol=1e-4)
     padded = sum(count * width for count, width in batch["passage_pieces"])
     assert batch["passage_mask"].sum() <= padded < 0.8 * batch["passage_mask"].numel()
+
+
+@pytest.mark.parametrize(("hard", "other"), [(2, 1), (0, 2), (1, 0)])
+def test_as_many_negatives_of_each_kind_are_learnt_from_as_are_asked_for(hard, other):
+    texts = {"positive_ctxs": ["p"], "hard_negative_ctxs": ["h1", "h2"], "negative_ctxs": ["o1", "o2"]}
+    asked = {name: [{"text": text} for text in row] for name, row in texts.items()}
+    assert passages_of(asked, hard, other) == ["p", *["h1", "h2"][:hard], *["o1", "o2"][:other]]
+
+
+def test_questions_of_another_seed_have_other_negatives(workdir):
+    found = []
+    for seed in ("1", "1", "2"):
+        prepare_dpr_data.main(["--workdir", str(workdir), "--seed", seed, "--overwrite"])
+        found.append(Paths(workdir).dpr_data("empd", "train").read_text())
+    assert found[0] == found[1] != found[2]

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
 import intervals
 from columns import COLUMNS, judge_columns
@@ -376,3 +378,34 @@ def test_orders_keep_groups_together_and_know_no_others():
 @pytest.mark.parametrize(("available", "size"), [(1, 0), (2, 1), (14, 5), (5257, 2000), (57_000, 20_000)])
 def test_sizes_are_round_and_at_most_half(available, size):
     assert intervals.fixed_size(available) == size
+
+
+def of_seeds(*values: float) -> Estimate:
+    """A system's seeds, on items that are all alike."""
+    counts = resamples(range(50), 100, seed=0)
+    return intervals.joined([bootstrap({"x": item_means(np.full(50, v))}, counts)["x"] for v in values])
+
+
+def test_seeds_are_compared_by_welchs_test_and_one_seed_by_where_another_of_several_would_be():
+    one, other = (1.0, 2.0, 4.0), (3.0, 9.0, 5.5, 7.0, 4.0)
+    expected = ttest_ind(one, other, equal_var=False).pvalue
+    assert paired_p(of_seeds(*one), of_seeds(*other)) == pytest.approx(expected, rel=1e-4)
+    apart = (np.mean(other) - 1) / (np.std(other, ddof=1) * math.sqrt(1 + 1 / 5))
+    assert paired_p(of_seeds(1.0), of_seeds(*other)) == pytest.approx(2 * student.sf(apart, 4), rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "scale"), [(1, math.sqrt(1 / 3)), (2, 1.0)])
+def test_the_spread_of_draws_is_scaled_to_that_of_all_items(size, scale):
+    """At half of the items that of the draws themselves (Politis and Romano 1994)."""
+    orders = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
+    replies = [["a", "b"], ["a", "b", "c"], ["d"], ["d", "d"]]
+    found = intervals.distinct_of_draws(replies, 1, orders, size, tokens=False)
+    apart = {1: 100 - 50, 2: 60 - 100 / 3}[size]
+    assert np.ptp(found.replicates) == pytest.approx(scale * apart)
+
+
+def test_resamples_without_a_figure_are_no_part_of_its_interval():
+    """A kappa is undefined where all of a resample are of one level."""
+    known = np.linspace(0.4, 0.6, 101)
+    found = Estimate(0.5, np.concatenate([known, np.full(60, math.nan)]))
+    assert found.interval() == Estimate(0.5, known).interval()

@@ -3,11 +3,13 @@
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import T5EncoderModel
@@ -503,3 +505,26 @@ def test_a_context_auc_is_drawn_as_often_and_from_the_seed_that_the_table_says()
 
 def test_judges_are_named_with_or_without_blanks():
     assert judges.named("tfidf, minilm-b") == ["tfidf", "minilm-b"] and judges.named("none") == []
+
+
+def test_confidences_of_one_tenth_are_one_bin():
+    probabilities = np.array([[0.64, 0.36], [0.66, 0.34]])  # one is right: .5 less than .65
+    assert calibration_error([0, 1], probabilities) == pytest.approx(15)
+
+
+def test_of_the_held_out_pairs_of_a_head_the_share_is_told_that_another_has_learnt():
+    train = ([("p",), ("q",), ("s",)], ["r", "r", "r"], [])
+    emo = SimpleNamespace(valid=([("p",), ("t",)], ["r", "r"], []), baselines={})
+    valid = {f"emo_{name}": 50.0 for name in critic_training.HEAD_FIGURES}
+    found = critic_training.of_heads(valid, SimpleNamespace(train=train, tasks={"emo": emo}))
+    assert found["emo"]["learnt_elsewhere"] == 1 / 2
+
+
+def test_a_judge_that_was_trained_again_is_asked_again(trained_copy):
+    paths, said = Paths(trained_copy), []
+    for _ in range(2):
+        (judge,) = judges.load(paths, Session("cpu"), ["glove-t5"])
+        said.append(judge.levels(["I am so sorry."])["emo"][0])
+        file = paths.critic("emo", "glove-t5") / "model.safetensors"
+        save_file({k: -w if "head" in k else w for k, w in load_file(file).items()}, file)
+    assert said[1] == pytest.approx(1 - said[0], abs=1e-5)

@@ -5,6 +5,7 @@ import math
 import operator
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,3 +240,30 @@ def test_the_floors_of_replies_are_found_without_the_reply():
         [asked[0].history[0]], [t.history[0] for t in training], [None], ["", "", ""]
     )
     assert free == [0]
+
+
+def test_macro_f1_is_of_the_levels_that_occur_alone():
+    """Where nobody shows a dimension, gold or reply, all answers are right: 100, and not half of it."""
+    none = np.zeros(5, dtype=int)
+    found = measures.agreement(none, none, 2)
+    assert found["f1"].point == 100 and math.isnan(found["kappa"].point)
+
+
+def test_a_reply_is_held_against_the_exemplars_of_its_own_item():
+    items = [Example(str(n), 2, "sad", ("hello",), "oh") for n in range(3)]
+    shown = [["no"], ["i am so very sorry"], ["why"]]
+    standard = Standard(items, [], shown, [], lambda *_: {}, Session("cpu"))
+    run = standard.measure("some", ["I am so very sorry", "No"], (1, 2), shown=standard.shown)
+    assert run.figures["verbatim_exemplar"].point == 50
+    assert run.figures["words_exemplar"].point == pytest.approx(100 * 5 / 6)
+
+
+def test_relevance_is_to_the_last_turn_of_the_replys_own_item():
+    class Encoders:
+        def embed(self, side, texts, session, title):
+            return np.array([[text == "one", text == "two"] for text in texts], dtype=float)
+
+    items = [Example(n, 2, "sad", ("hello", "yes", n), "oh") for n in ("one", "two")]
+    extras = Extras(relevance=SimpleNamespace(encoders=Encoders()))
+    standard = Standard(items, [], None, [], lambda *_: {}, Session("cpu"), extras)
+    assert standard.measure("some", ["two"], (1,)).figures["cosine_last_turn"].point == 1

@@ -164,3 +164,9 @@ def test_texts_without_a_word_have_no_neighbour_and_foretell_nothing():
     assert nearest_by_tfidf(["?", "hello"], ["!", "..."], [None, None], ["a", "b"]) == [0, 0]
     found = tfidf_rows(["a dog", "a cat"], ["a dog", "a bird"])
     assert found.toarray().max(axis=1).tolist() == [1, 0]
+
+
+def test_a_label_that_training_lacks_takes_no_other_labels_place():
+    train = (["so sorry", "buy one"] * 3, [0, 2] * 3)
+    found = classification_baselines(train, (["sorry", "buy"], [0, 2]), 3)
+    assert found["tfidf"]["accuracy"] == 100 and found["tfidf"]["f1_2"] == 100

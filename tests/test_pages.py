@@ -597,3 +597,20 @@ def test_texts_stay_readable_beside_many_judges(visit, tmp_path, width):
     assert fits(page)
     for kind in ("context", "reply"):
         assert page.locator(f"td.{kind}").first.bounding_box()["width"] >= 230
+
+
+def test_another_seed_draws_other_conversations(tmp_path):
+    drawn = []
+    for seed in (1, 2):
+        _, key = ratings.write_kit(tmp_path / str(seed), plain(EXAMPLES), SYSTEMS, 10, "likert", seed=seed)
+        drawn.append(set(pd.read_csv(key)["conv_id"]))
+    assert drawn[0] != drawn[1]
+
+
+def test_a_scale_that_was_left_out_takes_no_other_with_it(tmp_path):
+
+    _, key = ratings.write_kit(tmp_path, plain(EXAMPLES), SYSTEMS, 40, "likert", seed=1)
+    rows = [(*row[:-1], "") for row in likert_rows(pd.read_csv(key), "Anna", lambda system, n: 3)]
+    text = ratings.summarise([save(tmp_path / "a.csv", "likert", rows)], key)
+    line = next(line for line in text.splitlines() if line.startswith("| mime |"))
+    assert line.count("3.00 (3.00 to 3.00)") == 5 and "too few (n = 0)" in line

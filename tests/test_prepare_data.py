@@ -22,7 +22,9 @@ import dataloaders
 import fetching
 import prepare_data
 import preparing
-from corpora import listener_turns
+from corpora import listener_turns, read_dialogues, read_pairs
+from dataloaders import EXEMPLAR_MARKER
+from glove_models import SPECIALS, word_counts
 from options import DIMENSIONS, SPLITS, Paths, UserError
 from pretrained import load_tokenizer
 from settings import pick
@@ -798,3 +800,13 @@ def test_what_was_prepared_when_a_note_called_the_vectors_otherwise_is_kept(
     made.write_text(json.dumps(note | {"glove": "auto, package"}))
     prepare_data.main(words)
     assert "already made from the same inputs, kept" in capsys.readouterr().out
+
+
+def test_every_word_of_the_vocabulary_stands_in_what_is_learnt_from(prepared):
+    paths = Paths(prepared)
+    texts = [EXEMPLAR_MARKER, *read_dialogues(paths.dialogues("train"))["utterance"]]
+    for dim in DIMENSIONS:
+        pairs = read_pairs(paths.pairs(dim, "train"))
+        texts += [*pairs["seeker_post"], *pairs["response_post"]]
+    words = load_tokenizer(paths.glove).get_vocab().keys() - SPECIALS.values()
+    assert words <= word_counts(texts).keys()

@@ -129,3 +129,9 @@ def test_words_have_no_cosine(capsys):
     with pytest.raises(SystemExit):
         evaluate_retriever.parse_args(["--bm25", "--max-length", "64"])
     assert "--bm25: reads every word; leave --max-length" in capsys.readouterr().err
+
+
+def test_one_seed_holds_the_same_questions_out_whenever_it_is_asked():
+    entries = [{"question": f"q{n}", "positive_ctxs": [{"text": f"p{n}"}]} for n in range(40)]
+    for seed in range(3):
+        assert HeldOut.draw(entries, 5, seed).questions == HeldOut.draw(entries, 5, seed).questions

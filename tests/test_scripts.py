@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, logged, swap_words
+from conftest import ROOT, Killed, logged, swap_words
 from safetensors.torch import load_file, save_file
 
 import app
@@ -31,6 +31,7 @@ import respond
 import retrieve
 import score
 import settings
+import storage
 import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
@@ -292,23 +293,6 @@ def test_a_finished_run_takes_flags_that_nothing_reads_and_says_how_to_get_its_r
     out = capsys.readouterr().out
     assert "--top-exemplars, --exemplar-len: ignored" in out and "already finished" in out
     assert f"its replies: python train_glove_t5.py --workdir {trained_copy} --inference" in out
-
-
-@pytest.mark.parametrize("strategy", ["1", "2"])
-def test_both_gumbel_strategies_run(trained_copy, strategy):
-    train_glove_t5.main(
-        [
-            *short(trained_copy),
-            "--size",
-            "tiny",
-            "--strategy",
-            strategy,
-            "--no-predict",
-            "--main-loss-w",
-            "0.5",
-        ]
-    )
-    assert not (trained_copy / "saved" / "glove-t5" / "lempex" / "predictions.tsv").exists()
 
 
 def test_critics_stay_as_they_were_and_are_not_in_the_generator(trained_copy, monkeypatch):
@@ -912,3 +896,23 @@ def test_a_run_is_called_what_it_learns_from(script, words, name):
     command = settings.causal_command if script is train_causal_lm else settings.generator_command
     family = [] if script is train_causal_lm else ["t5"]
     assert command(script.parse_args(words.split()), *family).name == name
+
+
+def test_labels_that_a_killed_call_began_are_not_finished_for_a_critic_that_was_trained_again(
+    trained_copy, tmp_path, monkeypatch
+):
+    words = ["--workdir", str(trained_copy), "--device", "cpu", "--family", "glove-t5", "--splits", "valid"]
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(storage, "write_csv", killed)
+        label_dialogues.main([*words, "--output", str(tmp_path / "first")])
+    file = Paths(trained_copy).critic("emo", "glove-t5") / "model.safetensors"
+    save_file({k: -w if "head" in k else w for k, w in load_file(file).items()}, file)
+    labels = []
+    for name in ("second", "third"):  # what was kept goes with the second
+        label_dialogues.main([*words, "--output", str(tmp_path / name)])
+        labels.append(pd.read_csv(tmp_path / name / "valid_labels.csv")["emo"].tolist())
+    assert labels[0] == labels[1]

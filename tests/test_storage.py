@@ -160,3 +160,12 @@ def test_a_write_that_fails_names_the_file_and_leaves_what_was_there(tmp_path):
     ):
         full(part)
     assert target.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_one_set_of_weights_under_other_settings_is_another_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    found = set()
+    for pooling in ("cls", "mean", "cls"):
+        (tmp_path / "config.json").write_text(json.dumps({"pooling": pooling}))
+        found.add(storage.identity(tmp_path))
+    assert len(found) == 2

@@ -587,3 +587,16 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
     assert worth["BLEU-1"].startswith(f"{rho[0]:.2f} (") and abs(rho[0] - rho[1]) > 0.01
     evaluate_responses.main([*words[: words.index("--relevance")], "--nearest", "none", "--overwrite"])
     assert not (tmp_path / "results" / "evaluation" / "validation.md").exists()  # of ratings, of another day
+
+
+def test_a_ceiling_is_of_the_items_of_the_table(made):
+    folder, content, examples = made
+    paths, held = Paths(folder.parents[1]), examples[2:11]
+    (judge,) = judges.load(paths, Session(device="cpu"), ["tfidf"])
+    training = listener_turns(paths.dialogues("train"))
+    foretold = judges.context_predictor(judge, training, held, Session(device="cpu"), encoder=None)
+    gold = judge.levels([e.response for e in held])
+    for dim in foretold:
+        expected = judges.context_auc(foretold[dim], gold[dim]).point
+        found = content["floors"]["ceiling: context alone"].get(f"tfidf_{dim}_context_auc", float("nan"))
+        assert found == pytest.approx(expected, nan_ok=True), dim

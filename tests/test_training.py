@@ -1081,3 +1081,25 @@ def test_batch_size_auto_tries_the_kernels_that_will_train(tmp_path, monkeypatch
     monkeypatch.setattr(Net, "forward", lambda net, ids: tried.append(type(net.body[2])) or forward(net, ids))
     train(tmp_path / "run", batch_size="auto", effective_batch=8, max_steps=1)
     assert set(tried) == {quick.Dropout}
+
+
+def test_another_seed_drops_others_out(tmp_path):
+    """Of one example there is one order, and both begin with the same weights."""
+
+    begin, found = Net(0.5).state_dict(), []
+    for seed in (3, 4):
+        loop = toy_loop(tmp_path / str(seed), seed=seed, dropout=0.5, data=toy_data(1))
+        loop.model.load_state_dict(begin)
+        loop.train()
+        found.append([row["loss"] for row in logged(tmp_path / str(seed), "train")])
+    assert found[0] != found[1]
+
+
+def test_what_another_process_may_be_saving_is_swept_a_day_later(tmp_path):
+    part = tmp_path / ".tmp-step-0000004-0a1b2c3d"
+    part.mkdir()
+    checkpoints.sweep(tmp_path, alone=False)
+    assert part.exists()
+    os.utime(part, (0, 0))
+    checkpoints.sweep(tmp_path, alone=False)
+    assert not part.exists()

@@ -1264,3 +1264,32 @@ def test_a_run_that_is_damaged_does_not_stand_in_the_way_of_the_newest(tmp_path)
     assert conversation.newest_generator(Paths(tmp_path)).name == "whole"
     with pytest.raises(UserError, match=r"damaged/config\.json: not a readable JSON file"):
         systems.refuse_other_models(tmp_path / "saved" / "t5" / "damaged")
+
+
+def test_replies_that_a_call_of_another_seed_has_kept_are_not_taken_for_this_ones(
+    home, tmp_path, monkeypatch
+):
+    (tmp_path / "in.txt").write_text("My dog ran away.\nI got the job!\n")
+    output = tmp_path / "out.jsonl"
+    words = ["--file", str(tmp_path / "in.txt"), "--output", str(output), "--max-new-tokens", "6"]
+    real, asked = Responder.reply, []
+
+    def stops(self, turns, *args, **kwargs):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(turns[-1])
+        return real(self, turns, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Responder, "reply", stops)
+        run(respond, home, *words, "--seed", "1")
+    run(respond, home, *words, "--seed", "2")
+    assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [2, 2]
+
+
+def test_a_pools_index_is_made_again_for_other_encoders_and_for_fewer_tokens(home, tmp_path):
+    for how in ({"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "mean", "max_passage_length": 3}):
+        how["encoder"] = str(Paths(home).bert_tiny)
+        retriever = Retriever.from_pretrained(**how, session=Session("cpu"))
+        kept = retriever.pool(REPLIES, tmp_path / "index.npz")
+        assert np.array_equal(kept.vectors, retriever.pool(REPLIES).vectors), how
