@@ -45,8 +45,12 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
             for kind, style in (("train", "-"), ("valid", "o--")):
                 if term in log:
                     part = log[(log["kind"] == kind) & log[term].notna()]
-                    axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
+                    alone = (
+                        "x" if len(part) == 1 and kind == "train" else style
+                    )  # of a point there is no line
+                    axis.plot(part["step"], part[term], alone, color=colours[n], markersize=4)
         axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
     lines = [pyplot.Line2D([], [], color=colours[n], label=as_it_is(name)) for n, name in enumerate(logs)]
     lines += [
@@ -65,7 +69,12 @@ def plot_curves(curves: Mapping[str, Sequence[Point]], unit: str, target: Path, 
     for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), "o-", label=as_it_is(name), markersize=4)
     axis.set(xlabel="updates", ylabel=as_it_is(unit), yscale="log")
-    axis.yaxis.set_major_locator(ticker.AutoLocator())  # a scale's own has a tick at powers of ten alone
+    # a scale's own has a tick at powers of ten alone
+    low, high = axis.get_ylim()
+    near = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8)
+    fine = ticker.LogLocator(subs=near if high < 10 * low else (1, 2, 5)).tick_values(low, high)
+    ticks = [tick for tick in fine if low <= tick <= high]
+    axis.yaxis.set_major_locator(ticker.FixedLocator(ticks) if len(ticks) > 3 else ticker.AutoLocator())
     axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     axis.minorticks_off()
     axis.grid(alpha=0.25)
@@ -115,7 +124,7 @@ def plot_levels(
                 if span:
                     axis.plot(span, [place, place], color=colour, linewidth=1.5)
                 axis.plot([value], [place], "D" if place in gold else "o", color=colour, markersize=4)
-        axis.set(title=as_it_is(title), ylim=(len(rows) - 0.4, -0.6))
+        axis.set(title=as_it_is(title), xlabel="mean level", ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(range(len(rows)), names, fontsize="small")
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x", alpha=0.25)

@@ -377,7 +377,8 @@ def drawn(results: Results, table: Table) -> dict[str, Any]:
     with their levels."""
     if table.curves:
         return {"curves": table.curves, "unit": table.unit}
-    titles = {key: c.title for key, c in table.columns.items() if key.endswith("_level")}
+    titles = {key: column.title for key, column in table.columns.items() if key.endswith("_level")}
+    titles = {key: t if ", by " in t else f"{t}, by {key.partition('_')[0]}" for key, t in titles.items()}
     rows: list[tuple[str, dict[str, list[float]]]] = []
     gold: list[int] = []
     for row in results.of(table.name):

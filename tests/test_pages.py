@@ -415,6 +415,9 @@ def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkey
     assert colours[0][0] == colours[0][1] == colours[1][0] != colours[0][2] == colours[0][3]
     assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
     assert panels["emo"][0].get_marker() == "None" and panels["emo"][1].get_marker() == "o"
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 20, "kind": "train", "nll": 3.0}\n')
+    assert plots.plot_learning(systems[:1], tmp_path / "curves.png")
+    assert drawn[-1].axes[0].get_lines()[0].get_marker() == "x"  # of a point there is no line
     assert not plots.plot_learning([{"name": "a file"}], tmp_path / "none.png")
 
 
@@ -431,6 +434,7 @@ def test_levels_stand_beside_the_gold_replies_that_come_before_them(tmp_path, mo
     assert plots.plot_levels(rows, titles, [0, 2], tmp_path / "levels.svg", about="of <four> rows")
     emo, interpretation = drawn[0].axes
     assert emo.get_title() == "emo, by a judge" and interpretation.get_title() == "int"
+    assert emo.get_xlabel() == "mean level"
     assert [label.get_text() for label in emo.get_yticklabels()] == [name for name, _ in rows]
     marks = [line for line in emo.get_lines() if line.get_marker() != "None"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [

@@ -182,3 +182,13 @@ def test_curves_of_any_unit_have_a_scale(values, monkeypatch, tmp_path):
     low, high = axis.get_ylim()
     labels = [t for t in [*axis.get_yticklabels(), *axis.get_yticklabels(minor=True)] if t.get_text()]
     assert sum(low <= t.get_position()[1] <= high for t in labels) > 1
+
+
+def test_a_scale_has_ticks_where_most_curves_end(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, target, about: drawn.append(figure))
+    plots.plot_curves(
+        {"a": [(1, 190.0), (9, 43.0)], "b": [(1, 80.0), (9, 52.0)]}, "a word", tmp_path / "x.svg"
+    )
+    ticks = drawn[0].axes[0].get_yticks()
+    assert sum(43 <= tick <= 60 for tick in ticks) >= 3 and sum(tick > 100 for tick in ticks) >= 1
