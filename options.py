@@ -365,12 +365,17 @@ def run_name(text: str) -> Any:
 # ----------------------------------------------------------------------------------------------------- checks
 
 
-def check(parser: Parser, args: argparse.Namespace, problems: Iterable[str] = ()) -> None:
-    """Refuse impossible flag values, together with the script's own `problems`, all in one message."""
+def check(
+    parser: Parser, args: argparse.Namespace, problems: Iterable[str] = (), makes_workdir: bool = False
+) -> None:
+    """Refuse impossible flag values, together with the script's own `problems`, all in one message.
+
+    `makes_workdir`: the script makes the folder where nothing is refused.
+    """
     flags = vars(args)
     found = [f"--{k.replace('_', '-')} {v.problem}" for k, v in flags.items() if isinstance(v, Wrong)]
     found += problems
-    if not flags.get("dry_run") and not Path(flags.get("workdir", ".")).is_dir():
+    if not (makes_workdir or flags.get("dry_run") or Path(flags.get("workdir", ".")).is_dir()):
         found.append(f"--workdir {args.workdir}: no such folder")
     found += in_the_workdir(flags)
     for name in ("exemplars", "untuned_exemplars"):  # of one split

@@ -140,7 +140,7 @@ def parse_args(argv=None):
     refused = problems or any(isinstance(value, Wrong) for value in vars(args).values())
     if not (args.dry_run or args.take or args.render or refused):
         Path(args.workdir).mkdir(parents=True, exist_ok=True)
-    check(parser, args, problems)
+    check(parser, args, problems, makes_workdir=True)
     return args
 
 

@@ -550,7 +550,7 @@ def carrier(monkeypatch, folder: Path) -> Path:
     return file
 
 
-def test_the_carried_weights_are_converted_once(monkeypatch, tmp_path):
+def test_the_carried_weights_are_converted_once(monkeypatch, tmp_path, capsys):
     carrier(monkeypatch, tmp_path / "carrier_once")
     calls = []
 
@@ -566,6 +566,7 @@ def test_the_carried_weights_are_converted_once(monkeypatch, tmp_path):
     assert first == second and (first / "model.safetensors").exists() and len(calls) == 1
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [first.name]
     assert first.stat().st_mode & 0o055 == 0o055, "others may read it"
+    assert capsys.readouterr().err.count("once (a minute)") == 1
 
 
 def test_a_conversion_that_is_broken_off_leaves_nothing_behind(monkeypatch, tmp_path):
