@@ -31,7 +31,7 @@ from predicting import Predictor, inference, strict_but_for_top_p, write_predict
 from pretrained import begin_from, positions
 from sampling import cache_name, sample, side_by_side
 from session import Session, own_random_stream
-from settings import CausalCommand, Decoding, SampledOptions
+from settings import CausalCommand, CausalOptions, Decoding, SampledOptions
 from storage import hash_seed
 from training import Loop
 from vocabulary import logits_nll
@@ -303,11 +303,9 @@ def run(command: CausalCommand) -> dict | None:
     return train(command, session)
 
 
-def train(command: CausalCommand, session: Session) -> dict:
-    paths, options = command.paths, command.options
+def build(options: CausalOptions, base: str, paths: Paths, session: Session) -> CausalGenerator:
+    """A model to be trained from `base`: with a new adapter, or the weights of `--init-from`."""
     known = marks.known(paths) if options.control else {}  # missing labels are missed at once
-    # of a run to begin from the base may be named by either flag
-    base = options.base or options.model
     folder_of_base = base if Path(base).is_dir() else None
     reads = options.add_exemplars != "none"
     model = CausalGenerator.start(
@@ -342,6 +340,13 @@ def train(command: CausalCommand, session: Session) -> dict:
                     f"--lora-alpha {trained.settings.lora_alpha}"
                 )
         del trained
+    return model
+
+
+def train(command: CausalCommand, session: Session) -> dict:
+    paths, options = command.paths, command.options
+    base = options.base or options.model  # of a run to begin from it may be named by either flag
+    model = build(options, base, paths, session)
     # the others are measured without marks: in use nobody knows a reply's levels before it is written
     marks_seed = options.seed if options.control else None
     read = read_split(model, "train", paths)
@@ -377,6 +382,7 @@ def train(command: CausalCommand, session: Session) -> dict:
     sources |= storage.sources_of({"init": options.init_from}, paths) | reward_sources(
         command.rewards, command.sampled, paths
     )
+    reads = options.add_exemplars != "none"
     sources |= data_sources(paths, reads, ["train"] if options.control else [])
     folder = paths.saved / FAMILY / command.name
     loop = Loop(
