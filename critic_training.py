@@ -324,15 +324,11 @@ def require_positions(options: CriticOptions, encoder: nn.Module, begins: bool) 
         )
 
 
-def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None = None) -> dict:
-    """Train the critic of one task: the one function behind all of them."""
-    options, paths = command.options, command.paths
-    session = Session(**command.device)
-    if teacher:
-        for folder in map(Path, teacher.teacher):
-            warn_of_other_split("--teacher", folder, command.flags, session)
-        task = with_teacher(task, teacher, paths, session)
-    tokenizer, encoder, begin = load_backbone(options, paths)
+def build(
+    command: CriticCommand, task: CriticTask, tokenizer: Any, encoder: Any, session: Session
+) -> CriticModel:
+    """A critic to be trained: with a new head, or the weights of `--init-from`."""
+    options = command.options
     settings = CriticSettings(
         kind=task.kind,
         outputs=task.outputs,
@@ -355,6 +351,20 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
                 trained.head = critic.head  # another dimension's has learnt nothing of this one
             begin_from(critic, trained, folder)
         warn_of_other_split("--init-from", folder, command.flags, session)
+    return critic
+
+
+def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None = None) -> dict:
+    """Train the critic of one task: the one function behind all of them."""
+    options, paths = command.options, command.paths
+    session = Session(**command.device)
+    if teacher:
+        for folder in map(Path, teacher.teacher):
+            warn_of_other_split("--teacher", folder, command.flags, session)
+        task = with_teacher(task, teacher, paths, session)
+    tokenizer, encoder, begin = load_backbone(options, paths)
+    critic = build(command, task, tokenizer, encoder, session)
+    settings = critic.settings
     # one layout for training, evaluation and use: what the critic is asked later looks like this
     data = critic_data(*task.train, tokenizer, settings, paths.cache)
     held = critic_data(*task.valid, tokenizer, settings, paths.cache)
