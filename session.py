@@ -39,7 +39,7 @@ class Session:
         self, device: str = "auto", precision: str = "auto", seed: int = 42, deterministic: bool = False
     ):
         """`device` auto, cpu or cuda; `precision` auto, bf16 or fp32. Raises `UserError` for a CUDA that is
-        not there."""
+        not there, and where this process already computes on another device."""
         disable_progress_bar()  # of loading and saving weights; ours stay
         set_verbosity_error()  # its load reports: what matters in them is checked where weights are loaded
         if device == "cuda" and not torch.cuda.is_available():
@@ -49,13 +49,23 @@ class Session:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
             torch.use_deterministic_algorithms(True)
-        self.accelerator = Accelerator(
-            cpu=device == "cpu" or not torch.cuda.is_available(),
-            mixed_precision="no",  # autocast below decides, not `accelerate launch`
-            # the others wait while the first writes a checkpoint, gigabytes to a slow disk
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-        )
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        other = f"--device {device}: this process already computes on another device, and has one alone"
+        try:
+            self.accelerator = Accelerator(
+                cpu=on_cpu,
+                mixed_precision="no",  # autocast below decides, not `accelerate launch`
+                # the others wait while the first writes a checkpoint, gigabytes to a slow disk
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+            )
+        except ValueError as error:
+            raise UserError(f"{other} ({error})") from error
         self.device = self.accelerator.device
+        if on_cpu != (self.device.type == "cpu"):
+            raise UserError(other)
+        torch.set_float32_matmul_precision(
+            "highest"
+        )  # some containers ask for TF32 by an environment variable
         if self.device.type == "cuda":
             torch.cuda.init()  # `random_state` has the device's stream from the first call on
             # cuDNN's attention plans anew for each shape, tens of ms, and hardly two batches here have one

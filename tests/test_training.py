@@ -928,6 +928,23 @@ def test_a_checkpoint_that_is_saved_again_is_never_away(tmp_path):
     assert checkpoints.newest_good(folder) == folder / "step-0000005"
 
 
+# ----------------------------------------------------------------------------------------------------- device
+
+
+def test_a_process_that_computes_on_one_device_takes_no_other_in_silence(monkeypatch):
+    Session("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device in ("cuda", "auto"):
+        with pytest.raises(UserError, match=f"--device {device}: this process already computes on another"):
+            Session(device)
+
+
+def test_fp32_is_fp32_whatever_the_environment_asks_for():
+    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
+    Session("cpu")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 # ----------------------------------------------------------------------------------------------------- memory
 
 
