@@ -228,7 +228,9 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
         batches = plan_once(held.data.lengths, 2 * loop.batch_size, 2 * command.training.batch_tokens)
         found = validate(model, objective, held, batches, session)
         if options.log_gradients:
-            batch = session.move(held.data.collate(batches[len(batches) // 2]))
+            # with all gradients: no more than the training has room for
+            numbers = batches[len(batches) // 2][: loop.batch_size]
+            batch = session.move(held.data.collate(numbers))
             with session.autocast():
                 found |= gradient_norms(model, objective, batch)
         return found

@@ -19,6 +19,7 @@ import corpora
 import critics
 import dataloaders
 import families
+import generators
 import objectives
 import storage
 import train_causal_lm
@@ -432,6 +433,28 @@ def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
     train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "3", "--sampled-examples", "1"])
     rows = logged(trained_copy / "saved" / "glove-t5" / "plain-critics-energy")
     assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
+
+
+def test_gradients_are_logged_of_no_more_examples_than_fit_in_training(trained_copy, monkeypatch):
+    asked, plain = [], generators.gradient_norms
+
+    def watched(model, objective, batch):
+        asked.append(len(batch["labels"]))
+        return plain(model, objective, batch)
+
+    monkeypatch.setattr(generators, "gradient_norms", watched)
+    words = [
+        "--workdir",
+        str(trained_copy),
+        *TINY,
+        "--max-steps",
+        "1",
+        "--log-gradients",
+        "--batch-size",
+        "3",
+    ]
+    train_glove_t5.main(words)
+    assert set(asked) == {3}
 
 
 def test_what_fits_and_what_goes_on_count_the_sampled_replies(trained_copy, monkeypatch, capsys):
