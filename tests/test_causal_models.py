@@ -642,3 +642,8 @@ def test_tokens_are_the_same_from_the_cache(tmp_path):
 def test_the_end_of_a_turn_is_the_templates():
     found = chat_format(make_tokenizer(NO_SYSTEM))
     assert found.own and found.end_id == make_tokenizer().convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_control_token_that_another_one_hides_is_taken_out_too():
+    chat = chat_format(make_tokenizer(CHATML))
+    assert chat.clean("Fine.<|im_<|im_end|>end|>") == "Fine."

@@ -530,3 +530,18 @@ def test_decoding_flags_arrive_in_decoding(workdir):
     assert predict(workdir, folder, "--top-p", "1e-6") == greedy
     sampled = predict(workdir, folder)
     assert sampled != greedy and greedy != beams and beams != sampled
+
+
+def test_gold_replies_are_measured_whole_right_after_a_training_too(workdir):
+    """--tgt-len cuts replies in training, and nowhere else."""
+    flags = (
+        "--size tiny --max-steps 1 --batch-size 4 --src-len 20 --tgt-len 4 --max-new-tokens 2 --device cpu"
+    )
+    none = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --name run"
+    train_glove_t5.main(["--workdir", str(workdir), *flags.split(), *none.split()])
+    folder = Paths(workdir).saved / "glove-t5" / "run"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    replies = [e.response for e in listener_turns(Paths(workdir).dialogues("test"))]
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in replies]
+    assert pd.read_csv(folder / "likelihood.csv")["tokens"].tolist() == lengths
+    assert max(lengths) > 4  # else nothing was there to cut

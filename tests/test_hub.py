@@ -448,3 +448,13 @@ def test_without_a_network_how_an_encoder_pools_is_known_or_asked_of_the_user(en
     with pytest.raises(UserError, match=r"them/encoder: no 1_Pooling/config.json .*--pooling cls or mean"):
         load(other)
     assert load(other, "mean") == "mean"
+
+
+def test_a_critic_of_all_dimensions_has_the_terms_and_the_levels_of_each():
+    terms = cards.licence(
+        "Critic", "all", ["pairs emo train", "pairs exp train", "pairs int train"], "nowhere"
+    )
+    assert terms == cards.PAIRS
+    shown = cards.labels({"kind": "all", "outputs": 5, "heads": {"emo": 2, "exp": 3}})
+    rows = [line for line in shown.splitlines() if line.startswith(("| 0 |", "| 1 |", "| 2 |"))]
+    assert len(rows) == 5 and "| 2 |" in rows[-1]

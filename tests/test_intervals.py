@@ -8,10 +8,11 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
+import comparison
 import intervals
 from columns import COLUMNS, judge_columns
 from comparison import Comparison, Measured, Row, best
-from exports import as_numbers
+from exports import as_numbers, pairs_table
 from intervals import Additive, Estimate, bootstrap, holm, item_means, paired_p, ratio, resamples
 from rendering import Page
 
@@ -409,3 +410,10 @@ def test_resamples_without_a_figure_are_no_part_of_its_interval():
     known = np.linspace(0.4, 0.6, 101)
     found = Estimate(0.5, np.concatenate([known, np.full(60, math.nan)]))
     assert found.interval() == Estimate(0.5, known).interval()
+
+
+def test_a_row_of_pairs_says_by_how_much_the_first_lies_above_the_other_and_both_ps():
+    found = pairs_table([comparison.Test("a", "b", "rouge_l", 300, 0.2, (0.1, 0.3), 0.01, 0.04, "a")])
+    (row,) = found.to_dict("records")
+    names = {"system": "a", "other": "b", "column": "rouge_l", "items": 300}
+    assert row == names | {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_holm": 0.04}

@@ -528,3 +528,18 @@ def test_a_judge_that_was_trained_again_is_asked_again(trained_copy):
         file = paths.critic("emo", "glove-t5") / "model.safetensors"
         save_file({k: -w if "head" in k else w for k, w in load_file(file).items()}, file)
     assert said[1] == pytest.approx(1 - said[0], abs=1e-5)
+
+
+def test_a_seeker_post_stays_in_the_half_in_which_earlier_critics_have_seen_it():
+    """A judge of half b that is trained today must share no post with a critic of half a of then."""
+    posts = [
+        "My dog died.",
+        "I lost my job.",
+        "I cannot sleep.",
+        "Nobody calls me.",
+        "I passed!",
+        "She left me.",
+    ]
+    table = pd.DataFrame({"seeker_post": posts})
+    halves = {part: choose_pairs(table, table, "files", part)[0]["seeker_post"].tolist() for part in "ab"}
+    assert halves == {"a": [posts[0], *posts[3:]], "b": posts[1:3]}

@@ -20,6 +20,7 @@ from causal_models import CausalGenerator
 from chats import causal_data, prompt_data
 from corpora import listener_turns
 from dataloaders import generator_data
+from marks import of_target
 from models import Generator, GeneratorSettings, token_nll
 from options import DIMENSIONS, Paths, UserError
 from responder import Responder
@@ -221,3 +222,8 @@ def test_a_mark_that_is_unknown_or_anothers_is_refused_where_its_level_is_used(p
     fit = replace(DIMENSIONS["int"], marks=("quiet", "know", "xqzzy"))
     monkeypatch.setitem(DIMENSIONS, "int", fit)
     marks.require_words(tokenizer, {"emo": 2, "exp": 2, "int": 2})  # no reply shows its third level
+
+
+def test_a_target_between_two_levels_is_told_as_the_nearer_one():
+    known = {"emo": 2, "exp": 3, "int": 2}
+    assert of_target({"emo": 0.6, "exp": 1.7, "int": 0.4}, known) == {"emo": 1, "exp": 2, "int": 0}

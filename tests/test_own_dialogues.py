@@ -18,6 +18,8 @@ import train_causal_lm
 import train_glove_t5
 from corpora import listener_turns, read_dialogues
 from options import SPLITS, Paths, UserError
+from own_dialogues import draw_splits, read_all
+from turns import cast
 
 MAINS = {
     "prepare_data.py": prepare_data.main,
@@ -452,3 +454,29 @@ def test_the_recipe_goes_from_a_file_to_a_table(tmp_path):
     scored = json.loads((tmp_path / "results" / "own" / "metrics.json").read_text())
     assert set(scored["systems"]) == {"gold", "glove-t5/plain", "glove-t5/exemplars", "causal-lm/plain"}
     assert (Paths(tmp_path).saved / "causal-lm" / "plain" / "result.json").exists()
+
+
+def test_dialogues_of_the_same_words_are_drawn_into_one_split():
+    """Else what is tested was learnt."""
+    said = [(f"I lost my {n % 10}.", "Oh no!") for n in range(40)]
+    for seed in range(5):
+        splits = draw_splits(said, seed)
+        assert splits == splits[:10] * 4 and set(splits) == {"train", "valid", "test"}
+
+
+def test_a_dialogues_own_split_counts_more_than_the_name_of_its_file(tmp_path):
+    files = []
+    for name, split in (("train", "test"), ("dev", None)):
+        row = {"turns": ["Hi.", "Hello."]} | ({"split": split} if split else {})
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert [d.split for d in read_all(files)] == ["test", "valid"]
+
+
+def test_of_two_with_listeners_names_the_second_to_speak_listens():
+    found = cast([("helper", "I lost my dog."), ("bot", "Oh no!")], "chats.jsonl, line 1")
+    assert (found.texts, found.people, found.opening) == (
+        ["I lost my dog.", "Oh no!"],
+        ("helper", "bot"),
+        False,
+    )

@@ -20,6 +20,7 @@ import ratings
 import storage
 from corpora import Example, listener_turns
 from options import Paths, UserError
+from pages import sections, traits
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run".split()
@@ -618,3 +619,23 @@ def test_a_scale_that_was_left_out_takes_no_other_with_it(tmp_path):
     text = ratings.summarise([save(tmp_path / "a.csv", "likert", rows)], key)
     line = next(line for line in text.splitlines() if line.startswith("| mime |"))
     assert line.count("3.00 (3.00 to 3.00)") == 5 and "too few (n = 0)" in line
+
+
+def test_what_has_it_stands_before_what_lacks_it_in_whatever_order_they_are_given():
+    plain, led = (
+        {"name": name, "replies": ["Oh."], "scores": {}}
+        | {"traits": {"model": "t5", "exemplars": exemplars, "losses": False}}
+        for name, exemplars in (("plain", False), ("led", True))
+    )
+    for systems in ([plain, led], [led, plain]):
+        assert [s["name"] for s in sections(systems)[1].systems] == ["led", "plain"]
+
+
+def test_case_studies_know_every_way_of_exemplars_and_each_loss(tmp_path):
+    for flags, found in (
+        ({"add_exemplars": "none", "empathy_loss_w": 0, "sentiment_loss_w": 0}, (False, False)),
+        ({"add_exemplars": "prepend", "empathy_loss_w": 0, "sentiment_loss_w": 0.1}, (True, True)),
+        ({"add_exemplars": "glove-t5", "empathy_loss_w": 0.1, "sentiment_loss_w": 0}, (True, True)),
+    ):
+        (tmp_path / "args.json").write_text(json.dumps({"args": {"model": "t5", **flags}}))
+        assert (traits(tmp_path)["exemplars"], traits(tmp_path)["losses"]) == found

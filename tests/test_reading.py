@@ -3,6 +3,7 @@ formats."""
 
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import layouts
 import storage
 import systems
 import tabular
-from corpora import Example
+from corpora import Example, listener_turns, read_pairs
 from DPR.learning import read_entries
 from options import Paths, UserError
 from records import read_records
@@ -350,3 +351,19 @@ def test_a_control_token_inside_a_reply_is_warned_about_and_kept(tmp_path, capsy
 def test_an_index_that_pandas_made_a_float_is_the_same_turn(tmp_path, index):
     path = lines(tmp_path / "p.tsv", f"own:1\t{index}\thello", header="conv_id\tutterance_idx\tresponse")
     assert replies_of(path, examples(1)) == ["hello"]
+
+
+def test_of_two_columns_of_one_name_none_is_taken_in_silence(tmp_path):
+    file = tmp_path / "pairs.csv"
+    header = "sp_id,rp_id,seeker_post,response_post,level,label,response_post"
+    file.write_text(f"{header}\n1,1,My dog died.,So sorry.,2,1,Cheer up.\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1: column response_post stands there twice"):
+        read_pairs(file)
+
+
+def test_dialogues_are_read_anew_where_as_many_other_letters_were_written(tmp_path):
+    file, header = tmp_path / "train.csv", "conv_id,utterance_idx,context,prompt,speaker_idx,utterance"
+    for second, said in enumerate(("Oh no!", "Great!"), 1):
+        file.write_text(f"{header}\nc,1,sad,x,0,Hello.\nc,2,sad,x,1,{said}\n", encoding="utf-8")
+        os.utime(file, (second, second))
+        assert [turn.response for turn in listener_turns(file)] == [said]

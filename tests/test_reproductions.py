@@ -18,6 +18,7 @@ import results
 import stages
 import storage
 from options import UserError
+from results import Column, Results, Row, Table
 from rows import Request, evaluation, names_its_seed, read_figures, recipe_of, where
 
 RANKS = {"average_rank": {"title": "average rank", "digits": 1}, "mrr": {"title": "MRR", "digits": 1}}
@@ -480,3 +481,18 @@ def test_a_seed_of_the_call_does_not_make_one_of_several_seeds():
     lines |= {"b": recipes.Group(["python train_t5.py", "python respond.py --seed 1"])}
     stages = recipes.plan(lines, ".", "download", recipes.Changes(seed=7))
     assert [stage.command[-1] for stage in stages] == ["42", "43", "7", "7"]
+
+
+def test_a_row_is_good_only_where_every_figure_is(tmp_path, monkeypatch, capsys):
+    columns = {"mrr": Column("MRR", 1), "rank": Column("average rank", 1)}
+    table = Table("retrieval", "Retrieval", "", "retriever", columns)
+    figures = {"mrr": 101.0, "rank": [0.0, -10.0, 10.0]}
+    row = Row(
+        "retrieval", "bm25", "BM25", "run", commands=["python x.py"], result=["a/b.json"], figures=figures
+    )
+    monkeypatch.setattr(reproductions, "run_rows", lambda *asked: {"bm25": {42: {"mrr": 1.0, "rank": 5.0}}})
+    results = Results({}, {}, {"retrieval": table}, {"bm25": row})
+    request = Request(str(tmp_path / "fresh"), "sample", recipes.Changes(), stages.Box())
+    assert not reproductions.check_row(results, "bm25", request)
+    said = capsys.readouterr().out
+    assert "MRR: recorded 101.0, now 1.0: off by" in said and said.count(": close") == 1

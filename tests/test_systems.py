@@ -936,3 +936,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
     options = evaluate_responses.parse_args([*runs, "--workdir", str(trained), "--family", "none"])
     read = tables.read_all(pick(tables.TableOptions, options), gold, Paths(trained))
     assert [line.name for line in read] == ["greedy/sys", "beam/sys"]
+
+
+def test_the_corpus_own_mark_of_a_comma_is_one():
+    assert normalise("Oh no_comma_ I am sorry.") == normalise("Oh no, I am sorry.")

@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,9 @@ import tables
 from columns import COLUMNS, critic_columns, judge_columns
 from corpora import Example, listener_turns
 from DPR import biencoder, retriever
+from floors import nearest_by_tfidf
 from judges import Judge
+from lineage import Served
 from measuring import text_nll
 from normalising import normalise
 from options import CRITICS, DIMENSIONS, Paths, UserError
@@ -600,3 +603,26 @@ def test_a_ceiling_is_of_the_items_of_the_table(made):
         expected = judges.context_auc(foretold[dim], gold[dim]).point
         found = content["floors"]["ceiling: context alone"].get(f"tfidf_{dim}_context_auc", float("nan"))
         assert found == pytest.approx(expected, nan_ok=True), dim
+
+
+def test_a_system_is_flattered_by_a_judge_whose_pairs_one_of_its_seeds_has_pleased(monkeypatch):
+    monkeypatch.setattr(captions, "served_by", lambda system, paths: system.critics)
+    seeds = [SimpleNamespace(critics=[]), SimpleNamespace(critics=[Served("emo", "x", "b")])]
+    judge = SimpleNamespace(name="minilm", halves={"emo": "b"})
+    lines = [SimpleNamespace(name="run", systems=seeds)]
+    assert captions.flattered(lines, [judge], Paths(".")) == {"judge minilm": {"run": ["emo"]}}
+
+
+def test_no_history_of_many_finds_its_own_conversation():
+    known = [f"word{n} dog" for n in range(300)]
+    names = [f"c{n}" for n in range(300)]
+    found = nearest_by_tfidf(known, known, names, names)
+    assert len(found) == 300 and all(place != n for n, place in enumerate(found))
+
+
+def test_the_nearest_history_does_not_depend_on_what_else_is_asked():
+    """How rare a word is, the training histories say alone."""
+    known, asked = ["dog park", "cat lake"], ["dog cat cat", "cat dog dog"]
+    beside = ["dog"] * 50
+    alone = nearest_by_tfidf(asked, known, [None] * 2, ["a", "b"])
+    assert alone == [1, 0] == nearest_by_tfidf([*asked, *beside], known, [None] * 52, ["a", "b"])[:2]

@@ -1293,3 +1293,25 @@ def test_a_pools_index_is_made_again_for_other_encoders_and_for_fewer_tokens(hom
         retriever = Retriever.from_pretrained(**how, session=Session("cpu"))
         kept = retriever.pool(REPLIES, tmp_path / "index.npz")
         assert np.array_equal(kept.vectors, retriever.pool(REPLIES).vectors), how
+
+
+def test_words_of_acute_distress_are_heard_in_capitals_and_in_small_letters():
+    for text in ("I wish I was dead.", "i wish i was dead.", "Suicidal thoughts all day.", "I WANT TO DIE"):
+        assert distress.notice([text]) == distress.NOTICE, text
+
+
+def test_the_notice_of_a_line_of_a_file_stands_before_its_reply_is_written(
+    home, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "in.txt").write_text("Hello.\nI want to kill myself.\n", encoding="utf-8")
+    replies = []
+
+    def reply(self, turns, *args, **how):
+        replies.append(turns)
+        return 1 / (2 - len(replies))
+
+    monkeypatch.setattr("conversation.as_row", lambda answer: {"reply": "Hi."})
+    monkeypatch.setattr(Responder, "reply", reply)
+    with pytest.raises(ZeroDivisionError):
+        respond.main(["--workdir", str(home), "--device", "cpu", "--file", str(tmp_path / "in.txt")])
+    assert f"in.txt, line 2: {distress.NOTICE}" in capsys.readouterr().err

@@ -110,3 +110,16 @@ def test_every_judge_has_its_own_rows(wide):
     items = pd.DataFrame({"reply": TEXTS, "minilm_emo_level": QUALITY, "tfidf_emo_level": -QUALITY})
     table = worth(read_ratings(wide), items, columns)
     assert "| emo level, judge minilm | 0.9" in table and "| emo level, judge tfidf | -0.9" in table
+
+
+def test_a_reply_that_stands_there_several_times_counts_with_the_mean_of_its_values():
+    texts = [f"Reply {n}" for n in range(40)]
+    rated = [(text, rater, "empathy", float(n)) for n, text in enumerate(texts) for rater in ("a", "b")]
+    ratings = pd.DataFrame(rated, columns=["text", "rater", "scale", "value"])
+    mixed = [float(n * 7 % 40) for n in range(40)]
+    found = validate_metrics(
+        ratings,
+        [*texts, *texts],
+        {"falling": [*mixed, *(-2 * n - value for n, value in enumerate(mixed))]},
+    )
+    assert found.correlations["empathy"]["falling"].rho == -1  # the two of text n have the mean -n
