@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 import critic_training
 import probe_critics
+import teaching
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
@@ -286,3 +288,13 @@ def test_a_critic_is_of_use_that_is_right_more_often_or_that_knows_the_rarer_lab
 ):
     majority = {"majority": {"accuracy": 70, "macro_f1": 41}}
     assert is_useless({"accuracy": accuracy, "macro_f1": macro_f1}, majority) == useless
+
+
+def test_a_teacher_that_knows_other_levels_is_refused(monkeypatch):
+    settings = SimpleNamespace(kind="emo", outputs=2)
+    teacher = SimpleNamespace(folder="saved/empathy/big-emo", critic=SimpleNamespace(settings=settings))
+    opened = SimpleNamespace(of=lambda kind: teacher)
+    monkeypatch.setattr(teaching.Critic, "from_pretrained", lambda *asked: opened)
+    options = SimpleNamespace(teacher=["saved/empathy/big-emo"], turns=0, pieces=0)
+    with pytest.raises(UserError, match="of emo with 2 labels; what is learnt is emo with 3"):
+        teaching.taught(options, "emo", 3, ([], []), None, SimpleNamespace(world=1))

@@ -13,7 +13,7 @@ import intervals
 from columns import COLUMNS, judge_columns
 from comparison import Comparison, Measured, Row, best
 from exports import as_numbers, pairs_table
-from intervals import Additive, Estimate, bootstrap, holm, item_means, paired_p, ratio, resamples
+from intervals import Additive, Estimate, bootstrap, fixed_size, holm, item_means, paired_p, ratio, resamples
 from rendering import Page
 
 
@@ -417,3 +417,15 @@ def test_a_row_of_pairs_says_by_how_much_the_first_lies_above_the_other_and_both
     (row,) = found.to_dict("records")
     names = {"system": "a", "other": "b", "column": "rouge_l", "items": 300}
     assert row == names | {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_holm": 0.04}
+
+
+def test_draws_of_distinct_are_as_large_as_the_shortest_system_and_gold_can_fill():
+    numbers = tuple(range(400))
+
+    def row(name: str, kind: str, words: int) -> Row:
+        return Row(name, kind, [Measured(numbers, {}, [" ".join(["so"] * words)] * 400)])
+
+    gold, long, short = row("gold", "gold", 5), row("long", "system", 10), row("short", "system", 2)
+    table = Comparison([gold, long, short], [], 10, 0)
+    assert table.sizes(numbers, [long, short]).tokens == fixed_size(800) > 0
+    assert table.sizes(numbers, [long]).tokens == fixed_size(2000) > fixed_size(800)

@@ -26,6 +26,7 @@ import train_glove_t5
 from corpora import PAIR_COLUMNS, Example, choose_pairs, listener_turns, read_pairs
 from critic_set import CriticSet
 from dataloaders import tokenizer_hash
+from lineage import Served, other_half
 from measuring import Standard
 from metrics import calibration_error
 from models import Critic, CriticSettings
@@ -543,3 +544,8 @@ def test_a_seeker_post_stays_in_the_half_in_which_earlier_critics_have_seen_it()
     table = pd.DataFrame({"seeker_post": posts})
     halves = {part: choose_pairs(table, table, "files", part)[0]["seeker_post"].tolist() for part in "ab"}
     assert halves == {"a": [posts[0], *posts[3:]], "b": posts[1:3]}
+
+
+def test_where_critics_have_seen_both_halves_no_half_is_left_for_a_judge():
+    assert other_half([Served("emo", "x", "a"), Served("exp", "y", "a")]) == "b"
+    assert other_half([Served("emo", "x", "a"), Served("exp", "y", "b")]) == "all"

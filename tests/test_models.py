@@ -677,3 +677,15 @@ def test_parameter_counts_are_the_papers():
     tokenizer = word_tokenizer(f"word{i}" for i in range(21_132 - 4))
     assert parameters_of(glove_config(tokenizer)) == 27_575_184
     assert parameters_of(T5Config()) == 60_506_624
+
+
+def test_words_of_a_reply_drop_out_one_by_one_and_whole(monkeypatch):
+    critic, batch = make_critic(word_dropout=0.5).train(), critic_ids([([5, 6, 7], [8, 9, 10, 11])] * 40)
+    seen, read = [], critic.encoder.forward
+    monkeypatch.setattr(
+        critic.encoder, "forward", lambda **given: seen.append(given["inputs_embeds"]) or read(**given)
+    )
+    critic(*batch)
+    gone = (seen[0] == 0).float().mean(-1)  # (B, L): of each word all or nothing
+    assert set(gone.flatten().tolist()) == {0, 1} and 0.4 < float(gone.mean()) < 0.6
+    assert len(torch.unique(gone, dim=0)) > 20

@@ -18,7 +18,7 @@ import train_causal_lm
 import train_glove_t5
 from corpora import listener_turns, read_dialogues
 from options import SPLITS, Paths, UserError
-from own_dialogues import draw_splits, read_all
+from own_dialogues import convert, draw_splits, read_all
 from turns import cast
 
 MAINS = {
@@ -480,3 +480,13 @@ def test_of_two_with_listeners_names_the_second_to_speak_listens():
         ("helper", "bot"),
         False,
     )
+
+
+def test_a_dialogue_that_is_learnt_and_tested_is_said(tmp_path, capsys):
+    file = tmp_path / "chats.jsonl"
+    rows = [{"turns": [said, "Oh!"], "split": split} for said, split in zip("ABA", SPLITS, strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    convert([file], tmp_path, None, 0)
+    said = capsys.readouterr().out
+    assert f"1 stand there before, word for word (the first: {file}, line 3)" in said
+    assert "1 of these in another split: what is tested was learnt" in said
