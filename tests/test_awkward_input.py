@@ -35,6 +35,7 @@ import train_t5
 import turns
 from DPR import train_dpr
 from options import Paths, UserError
+from records import read_records, write_records
 from settings import pick
 
 HERE = Path(__file__).resolve().parent.parent
@@ -499,3 +500,10 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit):
         reproduce.parse_args(["--recipe", "glove", "--dry-run", "--override", "train_glove_t5.py '"])
     assert "No closing quotation" in capsys.readouterr().err
+
+
+def test_a_carriage_return_inside_a_text_ends_no_row_of_what_is_written(tmp_path):
+    rows = [{"reply": "Oh\rno", "id": "1"}, {"reply": "Well", "id": "2"}]
+    for ending in ("csv", "tsv"):
+        write_records(tmp_path / f"out.{ending}", ["reply", "id"], rows)
+        assert read_records(tmp_path / f"out.{ending}").rows == rows

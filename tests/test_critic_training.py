@@ -15,7 +15,7 @@ import teaching
 import train_empathy_classifier
 import train_glove_t5
 import train_sentiment_regressor
-from corpora import listener_turns, read_pairs, read_vader
+from corpora import Example, listener_turns, read_pairs, read_vader
 from critics import Critic, is_useless, loss_batches
 from dataloaders import Data
 from mixtures import Mixtures, mean_target
@@ -298,3 +298,26 @@ def test_a_teacher_that_knows_other_levels_is_refused(monkeypatch):
     options = SimpleNamespace(teacher=["saved/empathy/big-emo"], turns=0, pieces=0)
     with pytest.raises(UserError, match="of emo with 2 labels; what is learnt is emo with 3"):
         teaching.taught(options, "emo", 3, ([], []), None, SimpleNamespace(world=1))
+
+
+def test_a_teacher_reads_what_was_said_before_a_turn(monkeypatch, tmp_path):
+    turns = [
+        Example("c", 2, "sad", ("My dog died.",), "Oh no!"),
+        Example("d", 2, "sad", ("I won.",), "Nice!"),
+    ]
+    asked = []
+
+    def answers_of(whole, title, cache):
+        return lambda replies, contexts: asked.append((list(replies), list(contexts))) or np.ones((2, 2))
+
+    settings = SimpleNamespace(kind="emo", outputs=2)
+    teacher = SimpleNamespace(
+        folder=tmp_path, critic=SimpleNamespace(settings=settings), whole=None, own=lambda said: said
+    )
+    opened = SimpleNamespace(of=lambda kind: teacher)
+    monkeypatch.setattr(teaching.Critic, "from_pretrained", lambda *asked: opened)
+    monkeypatch.setattr(teaching.judges, "answers_of", answers_of)
+    monkeypatch.setattr(teaching, "listener_turns", lambda file: turns)
+    options, session = SimpleNamespace(teacher=["x"], turns=0, pieces=0), SimpleNamespace(world=1)
+    contexts, replies, _ = teaching.taught(options, "emo", 2, ([], []), Paths(tmp_path), session)
+    assert asked == [(replies, contexts)] == [(["Oh no!", "Nice!"], [("My dog died.",), ("I won.",)])]

@@ -31,6 +31,7 @@ import score
 import searching
 from critics import Critic
 from DPR.retriever import Retriever
+from hub import published
 from options import DATASETS, Paths, UserError
 from responder import Responder
 from session import Session
@@ -458,3 +459,19 @@ def test_a_critic_of_all_dimensions_has_the_terms_and_the_levels_of_each():
     shown = cards.labels({"kind": "all", "outputs": 5, "heads": {"emo": 2, "exp": 3}})
     rows = [line for line in shown.splitlines() if line.startswith(("| 0 |", "| 1 |", "| 2 |"))]
     assert len(rows) == 5 and "| 2 |" in rows[-1]
+
+
+def test_of_a_run_with_checkpoints_left_none_is_published(tmp_path):
+    for place in ("model.safetensors", "checkpoints/step-00000002/model.safetensors", ".end/config.json"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    assert [file.as_posix() for file in published(tmp_path)] == ["model.safetensors"]
+
+
+def test_how_to_push_arrives_at_the_hub(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub.Run, "push_to_hub", lambda self, name, **how: asked.append((name, how)))
+    model = hub.Published()
+    model.folder = tmp_path
+    model.push_to_hub("me/run", branch="trial")
+    assert asked == [("me/run", {"private": True, "branch": "trial"})]

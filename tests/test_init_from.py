@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
+from torch import nn
 
 import generators
 import train_causal_lm
@@ -16,6 +17,7 @@ import train_sentiment_regressor
 import train_t5
 from causal_models import load_base
 from options import UserError
+from pretrained import begin_from
 from storage import weights_hash
 
 #: one update that moves nothing that can be seen
@@ -171,3 +173,16 @@ def test_an_adapter_goes_on_from_another_precision_of_its_base_where_that_is_sai
     config = json.loads((trained_copy / "saved" / "causal-lm" / "on" / "config.json").read_text())
     assert config["base"] == "rounded"
     assert config["base_sha256"] == weights_hash(load_base(str(tmp_path / "rounded"), tmp_path)[0])
+
+
+def test_what_may_be_new_is_taken_over_where_it_fits(tmp_path):
+    def model(width: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"body": nn.Linear(2, 2), "fusion": nn.Linear(width, 2)})
+
+    own, trained, other = model(3), model(3), model(4)
+    begin_from(own, trained, tmp_path, fresh=("fusion.",))
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), trained.parameters(), strict=True))
+    before = own["fusion"].weight.clone()
+    begin_from(own, other, tmp_path, fresh=("fusion.",))
+    assert torch.equal(own["body"].weight, other["body"].weight)
+    assert torch.equal(own["fusion"].weight, before)

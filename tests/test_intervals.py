@@ -429,3 +429,8 @@ def test_draws_of_distinct_are_as_large_as_the_shortest_system_and_gold_can_fill
     table = Comparison([gold, long, short], [], 10, 0)
     assert table.sizes(numbers, [long, short]).tokens == fixed_size(800) > 0
     assert table.sizes(numbers, [long]).tokens == fixed_size(2000) > fixed_size(800)
+
+
+def test_a_system_of_several_seeds_has_the_items_that_all_of_them_have():
+    seeds = [Measured(numbers, {}, ["Oh."] * len(numbers)) for numbers in ((0, 1, 2, 5), (1, 2, 3, 5))]
+    assert Row("run", "system", seeds).numbers == (1, 2, 5)

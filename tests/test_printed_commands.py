@@ -458,3 +458,10 @@ def test_no_message_sends_dialogues_without_pairs_round_in_a_circle(tmp_path):
             main([*common, *words])
         assert all(part in str(refused.value) for part in expected), refused.value
         assert not re.search("train_empathy_classifier.py|DPR.train_dpr", str(refused.value))
+
+
+def test_the_table_of_another_split_is_asked_for_with_that_split(tmp_path):
+    run = tmp_path / "saved" / "t5" / "run"
+    words = shlex.split(advice.table(run, "valid", tmp_path))
+    assert words[words.index("--split") + 1] == "valid"
+    assert "--split" not in shlex.split(advice.table(run, "test", tmp_path))

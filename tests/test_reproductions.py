@@ -18,6 +18,7 @@ import results
 import stages
 import storage
 from options import UserError
+from recording import seconds_of_stages
 from results import Column, Results, Row, Table
 from rows import Request, evaluation, names_its_seed, read_figures, recipe_of, where
 
@@ -496,3 +497,11 @@ def test_a_row_is_good_only_where_every_figure_is(tmp_path, monkeypatch, capsys)
     assert not reproductions.check_row(results, "bm25", request)
     said = capsys.readouterr().out
     assert "MRR: recorded 101.0, now 1.0: off by" in said and said.count(": close") == 1
+
+
+def test_a_rows_seconds_are_those_of_all_its_commands():
+    lines = ["train_t5.py --seed 1", "train_t5.py --seed 2"]
+    row = Row("t", "r", "R", "not run", commands=[f"python {line}" for line in lines])
+    request = Request("work", "prepared", recipes.Changes(), stages.Box())
+    entries = {line: {"seconds": n} for n, line in enumerate([*lines, "train_t5.py --seed 3"], 10)}
+    assert seconds_of_stages(row, entries, request) == 21

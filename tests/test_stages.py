@@ -18,7 +18,7 @@ import reproduce
 import stages
 import storage
 from DPR import biencoder
-from gathering import gather
+from gathering import gather, half
 from options import Paths, UserError
 from recipes import Changes, Group, plan
 
@@ -476,3 +476,19 @@ def test_what_a_machine_without_a_network_needs_is_packed_and_found_there(
     monkeypatch.setattr(biencoder, "MINILM_SHA256", known)
     begun = biencoder.load_side("minilm", "question")  # and counts in full precision again
     assert begun.config.pooling == "cls" and {w.dtype for w in begun.parameters()} == {torch.float32}
+
+
+def test_of_what_is_gathered_checkpoints_are_no_part(tmp_path):
+    run = tmp_path / "saved" / "t5" / "run"
+    for folder in (run, run / "checkpoints" / "step-00000002"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "args.json").write_text("{}")
+    assert gather(Paths(tmp_path), tmp_path / "results" / "gathered") == []
+    there = [f.relative_to(tmp_path) for f in (tmp_path / "results").rglob("args.json")]
+    assert [f.as_posix() for f in there] == ["results/gathered/saved/t5/run/args.json"]
+
+
+def test_only_fp32_becomes_half_precision():
+    for tensor in (torch.tensor([70_001]), torch.tensor([1e5], dtype=torch.bfloat16)):
+        assert half(tensor).dtype == tensor.dtype and torch.equal(half(tensor), tensor)
+    assert half(torch.ones(1)).dtype == torch.float16

@@ -1315,3 +1315,47 @@ def test_the_notice_of_a_line_of_a_file_stands_before_its_reply_is_written(
     with pytest.raises(ZeroDivisionError):
         respond.main(["--workdir", str(home), "--device", "cpu", "--file", str(tmp_path / "in.txt")])
     assert f"in.txt, line 2: {distress.NOTICE}" in capsys.readouterr().err
+
+
+def test_replies_that_were_kept_with_another_pool_or_critic_are_not_taken_for_this_ones(
+    home, tmp_path, monkeypatch
+):
+    (tmp_path / "in.txt").write_text("My dog ran away.\nI got the job!\n", encoding="utf-8")
+    real, asked = Responder.reply, []
+
+    def reply(self, turns, *args, **how):
+        asked.append(turns)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(self, turns, *args, **how)
+
+    def answer(name: str, pool: str, family: str) -> None:
+        (tmp_path / f"{name}.txt").write_text(pool, encoding="utf-8")
+        common = ["--workdir", str(home), "--device", "cpu", "--seed", "1", "--max-new-tokens", "4"]
+        files = [
+            "--file",
+            str(tmp_path / "in.txt"),
+            "--output",
+            str(tmp_path / f"{name}.jsonl"),
+            "--overwrite",
+        ]
+        given = ["--pool", str(tmp_path / f"{name}.txt"), "--emo", str(Paths(home).critic("emo", family))]
+        respond.main([*common, *files, *given])
+
+    monkeypatch.setattr(Responder, "reply", reply)
+    for name, pool, family, count in (
+        ("same", "Oh no.\nWell done!\n", "t5", 3),
+        ("pool", "I am sorry.\nGreat!\n", "t5", 4),
+        ("critic", "Oh no.\nWell done!\n", "glove-t5", 4),
+    ):
+        asked.clear()
+        with pytest.raises(KeyboardInterrupt):
+            answer(name, "Oh no.\nWell done!\n", "t5")
+        answer(name, pool, family)
+        assert len(asked) == count, name
+
+
+def test_a_retriever_without_a_pool_is_not_left_out_in_silence(home):
+    run, finder = Paths(home).saved / "glove-t5" / "exemplars", Paths(home).saved / "dpr" / "empd"
+    with pytest.raises(UserError, match="exemplars need both a retriever and a pool"):
+        Responder.from_pretrained(run, retriever=finder, session=Session("cpu"), workdir=home)
