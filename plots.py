@@ -45,10 +45,9 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
             for kind, style in (("train", "-"), ("valid", "o--")):
                 if term in log:
                     part = log[(log["kind"] == kind) & log[term].notna()]
-                    alone = (
-                        "x" if len(part) == 1 and kind == "train" else style
-                    )  # of a point there is no line
-                    axis.plot(part["step"], part[term], alone, color=colours[n], markersize=4)
+                    if len(part) == 1 and kind == "train":  # of a point there is no line
+                        style = "x"
+                    axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
         axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.grid(alpha=0.25)

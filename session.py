@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from accelerate.utils import (
     InitProcessGroupKwargs,
     find_executable_batch_size,
@@ -50,6 +51,7 @@ class Session:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before CUDA starts
             torch.use_deterministic_algorithms(True)
         on_cpu = device == "cpu" or not torch.cuda.is_available()
+        again = is_initialized()  # Accelerate's state is the process's
         other = f"--device {device}: this process already computes on another device, and has one alone"
         try:
             self.accelerator = Accelerator(
@@ -59,13 +61,14 @@ class Session:
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
             )
         except ValueError as error:
+            if not again:
+                raise
             raise UserError(f"{other} ({error})") from error
         self.device = self.accelerator.device
-        if on_cpu != (self.device.type == "cpu"):
+        if again and on_cpu != (self.device.type == "cpu"):
             raise UserError(other)
-        torch.set_float32_matmul_precision(
-            "highest"
-        )  # some containers ask for TF32 by an environment variable
+        # some containers ask for TF32 by an environment variable
+        torch.set_float32_matmul_precision("highest")
         if self.device.type == "cuda":
             torch.cuda.init()  # `random_state` has the device's stream from the first call on
             # cuDNN's attention plans anew for each shape, tens of ms, and hardly two batches here have one
