@@ -1,5 +1,6 @@
 """Level marks: read before a reply, never learnt as words, asked for by targets."""
 
+import json
 from dataclasses import replace
 from itertools import permutations
 
@@ -227,3 +228,13 @@ def test_a_mark_that_is_unknown_or_anothers_is_refused_where_its_level_is_used(p
 def test_a_target_between_two_levels_is_told_as_the_nearer_one():
     known = {"emo": 2, "exp": 3, "int": 2}
     assert of_target({"emo": 0.6, "exp": 1.7, "int": 0.4}, known) == {"emo": 1, "exp": 2, "int": 0}
+
+
+def test_a_run_that_was_told_marks_notes_the_labels_that_they_are_of(trained_copy):
+    """Else labels that were made anew meanwhile are no other training."""
+    flags = "--size tiny --max-steps 1 --batch-size 4 --src-len 20 --tgt-len 4 --no-predict --device cpu"
+    none = "--add-exemplars none --empathy-loss-w 0 --sentiment-loss-w 0 --control marks --name run"
+    train_glove_t5.main(["--workdir", str(trained_copy), *flags.split(), *none.split()])
+    folder = Paths(trained_copy).saved / "glove-t5" / "run"
+    assert "labels train" in json.loads((folder / "sources.json").read_text())
+    assert "labels train" in json.loads((folder / "args.json").read_text())["inputs"]
