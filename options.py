@@ -483,12 +483,15 @@ HEAVY = ("torch", "transformers", "pandas", "sklearn", "faiss", "gradio")
 PATIENCE = 0.7  # seconds without which --help and refusals do
 
 
-def say_loading(name: str) -> None:
-    """What a script is busy with while it has nothing to show yet; said by one process."""
-    loading = [package for package in HEAVY if package in sys.modules]
-    if loading and os.environ.get("RANK", "0") == "0":
-        packages = ", ".join(loading)
-        print(f"{name}: loading packages ({packages} ...), then data and models", file=sys.stderr, flush=True)
+def say_loading(name: str, over: threading.Event) -> None:
+    """What a script is busy with while it has nothing to show yet; said by one process. Asks again and again:
+    a slow machine may not have begun with any package at first."""
+    for _ in range(60):
+        if over.wait(PATIENCE) or os.environ.get("RANK", "0") != "0":
+            return
+        if loading := [package for package in HEAVY if package in sys.modules]:
+            packages = f"loading packages ({', '.join(loading)} ...), then data and models"
+            return print(f"{name}: {packages}", file=sys.stderr, flush=True)
 
 
 #: how what torch calls on says that memory is at its end, beside torch's own kind of error
@@ -513,9 +516,8 @@ def run(main: Callable[[], object]) -> None:
     package that is not there) becomes one plain message and exit code 2, Ctrl-C outside of training 130."""
     name = Path(sys.argv[0]).name
     show_every_letter()
-    waiting = threading.Timer(PATIENCE, say_loading, [name])
-    waiting.daemon = True
-    waiting.start()
+    over = threading.Event()
+    threading.Thread(target=say_loading, args=(name, over), daemon=True).start()
     try:
         main()
     except KeyboardInterrupt:
@@ -548,6 +550,6 @@ def run(main: Callable[[], object]) -> None:
     else:
         return
     finally:
-        waiting.cancel()
+        over.set()
     print(f"{name}: error: {refused}", file=sys.stderr)
     sys.exit(2)

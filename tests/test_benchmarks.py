@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -152,6 +153,18 @@ def test_a_script_says_what_it_loads_only_where_it_is_silent_for_long(monkeypatc
     options.run(lambda: time.sleep(0.3))
     out = capsys.readouterr()
     assert "loading packages (torch" in out.err and len(out.err.splitlines()) == 1 and not out.out
+
+    monkeypatch.setattr(
+        options, "HEAVY", ("late_package",)
+    )  # begun after the first look, as on a slow machine
+
+    def slow():
+        time.sleep(0.1)
+        monkeypatch.setitem(sys.modules, "late_package", options)
+        time.sleep(0.3)
+
+    options.run(slow)
+    assert "loading packages (late_package" in capsys.readouterr().err
 
 
 def test_the_formulae_of_the_costs_are_what_is_counted():
