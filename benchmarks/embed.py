@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import reporting
-from options import NATURAL, Paths, run
+from options import NATURAL, TOKENS, Paths, run
 
 
 def parse_args(argv=None):
@@ -27,9 +27,7 @@ def parse_args(argv=None):
     add("--encoder", default="minilm", help="hub name or folder of a BERT, or minilm")
     add("--pooling", choices=["cls", "mean"], default="mean", help="the vector of an encoder")
     add("--texts", type=NATURAL, default=512, help="replies and dialogues, from the first training turns")
-    add(
-        "--padded", type=NATURAL, default=256, help="tokens to which the plain way pads, and cuts, every text"
-    )
+    add("--padded", type=TOKENS, default=256, help="tokens to which the plain way pads, and cuts, every text")
     add("--batch-size", type=NATURAL, default=32, help="texts in one forward pass, in all ways")
     add("--repeats", type=NATURAL, default=1, help="turns of each way, of which the fastest counts")
     return reporting.parsed(parser, argv)
@@ -38,12 +36,14 @@ def parse_args(argv=None):
 def real(args, paths: Paths) -> tuple:
     """The encoder, its tokenizer, and the first training turns."""
     from corpora import listener_turns
-    from DPR.biencoder import load_side, resolve
+    from DPR.biencoder import load_side, require_fitting, resolve
     from pretrained import load_tokenizer
 
     encoder = load_side(args.encoder, "context", args.pooling)
+    tokenizer = load_tokenizer(resolve(args.encoder))
+    require_fitting(encoder, tokenizer, "--padded", args.padded)
     turns = listener_turns(paths.dialogues("train"))[: (args.texts + 1) // 2]
-    return encoder, load_tokenizer(resolve(args.encoder)), turns
+    return encoder, tokenizer, turns
 
 
 def stand_in(args) -> tuple:

@@ -100,10 +100,12 @@ def measure_generator(args, session, paths: Paths) -> dict:
     from dataloaders import plan_once
     from models import token_nll
     from predicting import Predictor, reply
+    from quick import quicken
     from settings import Decoding
 
     reporting.say("the generator and its dialogues")
     model, tokenizer, found = load_generator(args, paths, session)
+    quicken(model, session.device)
     data = found.data
     drawn = np.random.default_rng(args.seed).permutation(len(data))[: args.replies]
     chosen = sorted(drawn.tolist())  # file order

@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from options import NATURAL, Paths, UserError, add_common, check, make_parser, run  # noqa: E402
+from benchmarks import reporting  # noqa: E402
+from options import NATURAL, Paths, UserError, add_common, make_parser, refuse_existing, run  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -31,9 +32,7 @@ def parse_args(argv=None):
         "--full", action="store_true", help="the whole objective instead of a plain generator"
     )
     parser.add_argument("--steps", type=NATURAL, default=400, help="updates of the run")
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
+    return reporting.parsed(parser, argv)
 
 
 def command(args, name: str) -> list[str]:
@@ -60,6 +59,12 @@ def command(args, name: str) -> list[str]:
         "--seed",
         str(args.seed),
     ]
+
+
+def in_peace(args, name: str) -> None:
+    """The run to its end. Raises `UserError` where it fails; what it said stands on the terminal."""
+    if code := subprocess.run(command(args, name), stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"the run {name} failed by itself (exit code {code}); why stands above")
 
 
 def last_step(folder: Path) -> int:
@@ -95,12 +100,14 @@ def main(argv=None):
     import storage
 
     paths = Paths(args.workdir)
+    file = paths.results / f"kill_resume{'_full' * args.full}.json"
+    refuse_existing([file], args.overwrite)
     whole, cut = (paths.saved / "glove-t5" / f"kill-resume-{n}" for n in ("whole", "cut"))
     for folder in (whole, cut):
         if folder.exists() and not args.overwrite:
             raise UserError(f"{folder}: already there; add --overwrite to replace it")
         shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run(command(args, whole.name), check=True, stdout=subprocess.DEVNULL)
+    in_peace(args, whole.name)
     rng = random.Random(args.seed)
     hits = []
     while len(hits) < args.kills:
@@ -110,7 +117,9 @@ def main(argv=None):
             break
         hits.append(hit)
         print(f"kill {len(hits):>2} during a {hit[0]}, at update {hit[1]}", flush=True)
-    subprocess.run(command(args, cut.name), check=True, stdout=subprocess.DEVNULL)
+    if not hits:
+        raise UserError("the run was never killed; give it more --steps")
+    in_peace(args, cut.name)
     sums = {f.name: storage.sha256(f / "model.safetensors") for f in (whole, cut)}
     logs = [(f / "metrics.jsonl").read_text(encoding="utf-8") for f in (whole, cut)]
     result = {
@@ -120,7 +129,7 @@ def main(argv=None):
         "equal": len(set(sums.values())) == 1,
         "logs_equal": logs[0] == logs[1],
     }
-    storage.write_json(paths.results / f"kill_resume{'_full' * args.full}.json", result)
+    storage.write_json(file, result)
     for name, digest in sums.items():
         print(f"{digest}  {name}")
     weights = "equal" if result["equal"] else "DIFFER"
@@ -128,8 +137,6 @@ def main(argv=None):
     print(
         f"{len(hits)} kills, {result['in_saves']} of them inside a save: final weights {weights}, logs {logs}"
     )
-    if not hits:
-        raise UserError("the run was never killed; give it more --steps")
     if not (result["equal"] and result["logs_equal"]):
         raise UserError("the killed run did not end as the uninterrupted one")
 

@@ -17,14 +17,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import reporting
-from options import NATURAL, Paths, UserError, check, named_places, run
+from options import NATURAL, Paths, UserError, add_common, check, make_parser, named_places, run
 
 WRITTEN = "written by --inference RUN --no-predict --output FOLDER"
 COLUMNS = {"ppl_token": "PPL/token", "ppl_word": "PPL/word"}
 
 
 def parse_args(argv=None):
-    parser = reporting.flags(__doc__)
+    parser = make_parser(__doc__)
+    add_common(parser)
     add = parser.add_argument
     add(
         "systems", nargs="+", metavar="[NAME=]PLACE[,PLACE...]", help="where a likelihood.csv lies; its seeds"
@@ -38,6 +39,7 @@ def parse_args(argv=None):
         f"two systems named {n}; name them: NAME=PLACE" for n in sorted(set(names)) if names.count(n) > 1
     ]
     for name, places in args.systems:
+        problems += [] if places else [f"{name}=: names no place; NAME=PLACE"]
         problems += [
             f"{name}: {p} stands twice, which is no second seed" for p in {*places} if places.count(p) > 1
         ]
@@ -48,6 +50,8 @@ def parse_args(argv=None):
 def named(word: str) -> tuple[str, list[str]]:
     """(name, places) of a system as the tables name it; without a name the place's."""
     name, places = named_places(word)
+    if not places:
+        return name, places
     place = Path(places[0])
     return name or (place.parent if place.is_file() else place).resolve().name, places
 

@@ -41,7 +41,8 @@ def begin(args: argparse.Namespace, name: str) -> tuple[Any, Paths, Path]:
 def seconds(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
     """The fewest seconds of each way by the clock, and what it gave; the ways take turns `repeats` times.
 
-    The fewest: other programs can only add to it.
+    The fewest: other programs can only add to it, and so the first of several turns warms up. One turn alone
+    is cold, and what all ways share is paid by the first.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     given: dict[str, Any] = {}

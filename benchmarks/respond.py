@@ -6,9 +6,10 @@
 Both ways have the same model, prompts and decoding, and take turns in one process. Printed for each: the
 median of the seconds by the clock, and of the processor's, which other programs disturb less. Each way has
 draws of its own, so its replies have lengths of their own, too: the last column, seconds a token of the
-longest candidate, is what compares the ways where these differ. The plain way
-reads the prompt once a candidate, with the adapter beside its base's weights. Neither has critics; `reply` is
-all that a person waits for: ours with the text around it and the bundled critics' levels. No exemplars.
+longest candidate, is what compares the ways where these differ. The plain way reads the prompt once a
+candidate, with the adapter beside its base's weights. Neither has critics; `reply` is all that a person waits
+for: ours with the text around it and the bundled critics' levels. No exemplars. Written to
+results/benchmarks/respond.json.
 """
 
 import statistics
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import reporting  # noqa: E402
-from options import COUNT, NATURAL, Paths, run  # noqa: E402
+from options import COUNT, NATURAL, run  # noqa: E402
 
 #: written for this benchmark
 DIALOGUES = (
@@ -83,11 +84,11 @@ def main(argv=None):
     import bundled
     from causal_generators import load
     from responder import Responder
-    from session import Session, own_random_stream
+    from session import own_random_stream
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    session, paths = Session(args.device, args.precision, args.seed), Paths(args.workdir)
+    session, paths, file = reporting.begin(args, "respond")
     responder = Responder.from_pretrained(
         Path(args.run), bundled.critics(), session=session, workdir=args.workdir
     )
@@ -108,10 +109,12 @@ def main(argv=None):
     ways = {"plain": partial(sampled, plain), "ours": partial(sampled, ours), "reply": reply}
 
     print(f"{torch.get_num_threads()} threads, {session.device}, {session.precision}, {args.run}")
-    print("candidates  way    seconds  processor seconds  tokens a candidate  seconds a token")
+    columns = ("seconds", "processor seconds", "tokens a candidate", "seconds a token")
+    figures: dict[str, dict[str, float]] = {}
     for count in args.candidates:
         taken: dict[str, list[tuple[float, float, list[int]]]] = {name: [] for name in ways}
         for seed in range(args.repeats + 1):
+            reporting.say(f"{count} candidates, turn {seed} of {args.repeats}")
             for name, way in ways.items():
                 found = [taken_by(way, turns, count, seed) for turns in DIALOGUES]
                 taken[name] += found if seed else []  # the first ones warm up
@@ -119,8 +122,10 @@ def main(argv=None):
             wall, processor = (statistics.median(row[i] for row in rows) for i in (0, 1))
             tokens = statistics.mean(length for row in rows for length in row[2])
             each = statistics.median(row[0] / max(row[2]) for row in rows)
-            figures = f"{wall:>7.2f}  {processor:>17.2f}  {tokens:>18.1f}  {each:>15.3f}"
-            print(f"{count:>10}  {name:<5}  {figures}", flush=True)
+            figures[f"{count}, {name}"] = dict(zip(columns, (wall, processor, tokens, each), strict=True))
+    print(reporting.table(["candidates, way", *columns], [[n, *row.values()] for n, row in figures.items()]))
+    reporting.write(file, vars(args), session.device.type, {"ways": figures})
+    return figures
 
 
 if __name__ == "__main__":

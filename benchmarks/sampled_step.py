@@ -70,8 +70,10 @@ def t5_work(args, session, paths: Paths, options) -> Work:
     from objectives import OF_AN_EXAMPLE, draw_replies, sampled_nll
     from predicting import decoding_arguments
     from pretrained import load_tokenizer
+    from quick import quicken
 
     model = Generator.from_pretrained(args.run).to(session.device).eval()
+    quicken(model, session.device)
     tokenizer = load_tokenizer(args.run)
     found = split_data(model.settings, "train", tokenizer, exemplars.Way(), paths, whole=False)
     batch = found.data.collate(chosen(len(found.data), args))
@@ -118,9 +120,11 @@ def causal_work(args, session, paths: Paths, options) -> Work:
     from causal_models import example_nll
     from chats import causal_data, prompt_data
     from predicting import of_flags
+    from quick import quicken
     from vocabulary import logits_nll
 
     model = load(Path(args.causal), paths, session).to(session.device).eval()
+    quicken(model, session.device)
     every, _ = read_split(model, "train", paths)
     examples = [every[n] for n in chosen(len(every), args)]
     layout = model.settings.layout

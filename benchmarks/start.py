@@ -36,6 +36,7 @@ SCRIPTS = {
     "label_dialogues.py": f"--family glove-t5 --splits test --output {{work}}/out {DEVICE}",
     "-m DPR.prepare_dpr_data": "--overwrite",
     "-m DPR.train_dpr": f"--encoder {{work}}/data/bert-tiny {STEP} {DEVICE}",
+    "-m DPR.evaluate_retriever": f"--encoder {{work}}/data/bert-tiny --overwrite {DEVICE}",
     "dpr_exemplar_retriever.py": "--encoder {work}/data/bert-tiny --splits test --output {work}/out "
     + DEVICE,
     "train_t5.py": f"--model t5-tiny {PLAIN} {STEP} {DEVICE}",
@@ -105,7 +106,8 @@ def start(script: str, flags: str, work: Path, limit: float) -> dict:
                 break
     seconds = time.perf_counter() - began
     served = name in SERVES and first is not None and process.poll() is None
-    if process.poll() is None and (served or seconds >= limit):
+    cut = process.poll() is None and not served and seconds >= limit
+    if cut or served:
         process.terminate()
     process.wait()
     lines = said.decode(errors="replace").strip().splitlines() or [""]
@@ -119,7 +121,9 @@ def start(script: str, flags: str, work: Path, limit: float) -> dict:
         "first_step": None if failed else step,
         "end": seconds,
         "failed": failed,
-        "says": ((errors or lines[-1:])[0] if failed else lines[0])[:80],
+        "says": f"stopped after --limit {limit:g} s"
+        if cut
+        else ((errors or lines[-1:])[0] if failed else lines[0])[:80],
     }
 
 

@@ -50,7 +50,7 @@ class Shape:
     critic: T5Config
     exemplar_encoder: T5Config
     pooling: str  # of the critics
-    context_len: int  # tokens of the dialogue that they read, by either way
+    context_len: int  # tokens of the dialogue that ours read; the published way's read the source
 
 
 def words(count: int):

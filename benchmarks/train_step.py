@@ -77,7 +77,7 @@ def parse_args(argv=None):
             f"--critics small: those of --shape {args.shape} have one size; glove, glove-mini have it"
         )
     check(parser, args, problems)
-    args.ways = args.ways or list(known)
+    args.ways = list(dict.fromkeys(args.ways or known))
     args.batch_size = args.batch_size or BATCH[args.shape]
     return args
 
