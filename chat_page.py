@@ -22,6 +22,7 @@ from conversation import Conversation, RespondOptions, newest_generator, open_re
 from critics import doubts
 from hub import folder_given
 from options import DIMENSIONS, SENTIMENT, Paths, UserError
+from page_widgets import AS_IT_IS
 from pair_tab import PairTab, System
 from responder import Answer
 from session import Session
@@ -156,8 +157,8 @@ class TalkTab:
                 with gr.Row():
                     line, markdown = map(widgets.small, ("Save as JSON", "Save as markdown"))
         seen = [state, chat, notice, message, note, examples, levels, exemplars]
-        for trigger in (send.click, message.submit):
-            widgets.listen(trigger, self.say, [state, message, *aims], seen, **widgets.WRITING)
+        sent = [send.click, message.submit]
+        widgets.listen(sent, self.say, [state, message, *aims], seen, **widgets.WRITING)
         widgets.listen(retry.click, self.again, [state, *aims], seen, **widgets.WRITING)
         widgets.listen(undo.click, self.undo, [state], seen, **widgets.WRITING)
         # after a reply that is being written, which would bring the old conversation back
@@ -219,7 +220,7 @@ class TalkTab:
 
     # ----------------------------------------------------------------------------------------- a conversation
 
-    def shown(self, talk: Conversation | None, note: str = "", message: str = "") -> tuple:
+    def shown(self, talk: Conversation | None, note: str = "", message: str = AS_IT_IS) -> tuple:
         """The values of all that shows a conversation."""
         turns, last = talk.turns if talk else [], talk.answers[-1] if talk and talk.answers else None
         if last and last.notes and not note:
@@ -247,7 +248,7 @@ class TalkTab:
         if not talk or not talk.turns:
             yield self.shown(talk, "Nothing to reply to yet; write something first.")
             return
-        yield from self.answered(talk, talk.turns[:-1], talk.tries + 1, "", aims)
+        yield from self.answered(talk, talk.turns[:-1], talk.tries + 1, AS_IT_IS, aims)
 
     def answered(
         self, talk: Conversation, turns: list[str], tries: int, message: str, aims: tuple
@@ -255,7 +256,9 @@ class TalkTab:
         """The turns, with the notice where it is due, before anything is written; then the reply. The
         conversation as it was, with the reason, where there can be none."""
         notice = views.notice(distress.notice(turns[::2]))
-        yield talk, views.dialogue(turns, waiting=True), notice, "", "", gr.update(visible=False), "", ""
+        sent = message if message is AS_IT_IS else ""
+        begun = talk, views.dialogue(turns, waiting=True), notice, sent, "", gr.update(visible=False)
+        yield *begun, AS_IT_IS, AS_IT_IS
         talk.tries, talk.target = tries, self.target(*aims)
         try:
             talk.answer(turns)

@@ -1,6 +1,7 @@
 """What both tabs of app.py's page are made of: gradio's widgets, and how they are wired."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -17,12 +18,16 @@ DOWNLOAD = """(text) => {
 }"""
 #: one reply is written at a time, whoever asked for it
 WRITING: dict[str, Any] = {"concurrency_id": "reply", "concurrency_limit": 1}
+#: the value of a widget that an event leaves alone: what is being typed there stays
+AS_IT_IS: Any = gr.skip()
 
 
 def listen(trigger: Any, function: Callable | None, inputs: list, outputs: list, **settings: Any) -> Any:
-    """An event of the page alone: no address for other programs."""
+    """An event of the page alone: no address for other programs. Of a list of triggers, which are ways to the
+    same, none is taken while another is at work."""
     settings = {"api_visibility": "private", "show_progress": "hidden", **settings}
-    return trigger(function, inputs, outputs, **settings)
+    on = partial(gr.on, trigger) if isinstance(trigger, list) else trigger
+    return on(function, inputs, outputs, **settings)
 
 
 def message(name: str) -> tuple[gr.Textbox, gr.Button]:

@@ -15,6 +15,7 @@ import page_widgets as widgets
 import storage
 from conversation import RespondOptions, reply, seed_of
 from options import UserError
+from page_widgets import AS_IT_IS
 from responder import Answer, Responder
 from votes import CHOICES, Shown, Votes
 
@@ -67,8 +68,8 @@ class PairTab:
             fresh, count, table = map(widgets.small, ("New dialogue", "Count the votes", "Save as csv"))
         counted = widgets.said("count")
         seen = [state, chat, notice, message, *cards, *choices, note]
-        for trigger in (send.click, message.submit):
-            widgets.listen(trigger, self.ask, [state, message], seen, **widgets.WRITING)
+        sent = [send.click, message.submit]
+        widgets.listen(sent, self.ask, [state, message], seen, **widgets.WRITING)
         for choice, button in zip(CHOICES, choices, strict=True):
             # one after the other: a second click finds nothing to vote on
             widgets.listen(button.click, self.voter(choice), [state], seen, **widgets.WRITING)
@@ -76,7 +77,7 @@ class PairTab:
         widgets.listen(count.click, self.counted, [], [counted])
         widgets.download(table, "votes.csv", self.as_csv, [])
 
-    def shown(self, pair: Pair, note: str = "", message: str = "", waiting: bool = False) -> tuple:
+    def shown(self, pair: Pair, note: str = "", message: str = AS_IT_IS, waiting: bool = False) -> tuple:
         """The values of all that shows two replies."""
         cards = [views.card(letter, a.reply) for letter, (_, a) in zip("AB", pair.shown, strict=False)]
         buttons = [gr.update(interactive=bool(pair.shown)) for _ in CHOICES]
@@ -94,7 +95,7 @@ class PairTab:
             yield self.shown(pair, "Write something first.")
             return
         asked = replace(pair, turns=[*pair.turns, line])
-        yield self.shown(asked, waiting=True)
+        yield self.shown(asked, message="", waiting=True)
         seed = seed_of(self.options, asked.turns)
         try:
             found = [(s, reply(s.responder, asked.turns, self.options, seed=seed)) for s in self.systems]

@@ -377,6 +377,38 @@ def test_the_notice_stands_before_anything_is_written(somebody, monkeypatch):
 
 
 @in_browser
+@pytest.mark.parametrize("tab, title", [("talk", "Conversation"), ("pair", "Side by side")])
+def test_what_is_typed_while_a_reply_is_written_stays_and_is_not_sent(somebody, monkeypatch, tab, title):
+    writing, real = threading.Event(), Responder.reply
+
+    def slow(*args, **settings):
+        assert writing.wait(60)
+        return real(*args, **settings)
+
+    monkeypatch.setattr(Responder, "reply", slow)
+    somebody.page.get_by_role("tab", name=title).click()
+    box = f"#{tab}-message textarea"
+    somebody.send(LOST, tab)
+    somebody.wait_for(f"#{tab}-chat .waiting", "…")
+    somebody.page.fill(box, "We looked at the lake.")
+    somebody.page.press(box, "Enter")  # another way than the button that is pending
+    writing.set()
+    somebody.page.wait_for_function(f"!document.querySelector('#{tab}-chat .waiting')")
+    if tab == "talk":
+        assert somebody.wait_for_turns(2)[0] == LOST
+        somebody.press("Reset")
+        somebody.wait_for_turns(0)
+        somebody.press("Retry")
+        somebody.wait_for("#note", "write something first")
+    else:
+        somebody.wait_for("#reply-b", "B")
+        somebody.press("New dialogue")
+        somebody.wait_for_turns(0, "pair")
+    assert somebody.page.input_value(box) == "We looked at the lake."
+    somebody.page.get_by_role("tab", name="Conversation").click()
+
+
+@in_browser
 def test_a_vote_on_two_replies_is_kept_with_what_was_shown(somebody, home):
     somebody.page.get_by_role("tab", name="Side by side").click()
     somebody.send(HTML, "pair")
