@@ -257,7 +257,7 @@ class CausalGenerator(nn.Module):
         """V, the length of the table of words; it can be padded beyond the tokenizer's."""
         return len(self.lm.get_input_embeddings().weight)
 
-    def state_dict(self, *args, **kwargs):  # type: ignore[override]
+    def state_dict(self, *args, **kwargs):
         """The trained weights alone: a frozen base is no part of a checkpoint."""
         frozen = {n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
         whole = super().state_dict(*args, **kwargs)
@@ -317,7 +317,8 @@ class CausalGenerator(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: dict, **decoding) -> Tensor:
-        """Replies (B, at most max_new_tokens), the new tokens alone, to prompts padded on the left."""
+        """Replies (B x num_return_sequences, at most max_new_tokens), the new tokens alone, to prompts padded
+        on the left."""
         out = self.lm.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

@@ -234,32 +234,6 @@ def _conversations(examples: Sequence[Example], packed: bool) -> list[list[int]]
     return chains
 
 
-def chat_ids(
-    tokenizer,
-    turns: Sequence[str],
-    exemplars: Sequence[str] = (),
-    *,
-    exemplar_len: int = 0,
-    src_len: int = 10**9,
-    system: str = SYSTEM,
-) -> np.ndarray:
-    """The tokens (L,) after which the reply begins. `turns`: oldest first, the speaker's first and last."""
-    if len(turns) % 2 == 0:
-        raise ValueError("a reply is written to a speaker's turn: an odd number of turns, oldest first")
-    example = Example("chat", len(turns) + 1, "", tuple(turns), "")
-    (row,) = conversation_rows(
-        [example],
-        tokenizer,
-        src_len=src_len,
-        tgt_len=None,
-        packed=False,
-        exemplars=[exemplars],
-        exemplar_len=exemplar_len,
-        system=system,
-    )
-    return row.ids[: row.prompt]
-
-
 def pad_id(tokenizer) -> int:
     """What fills a batch; the attention mask hides it, so an end token serves where there is no other."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

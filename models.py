@@ -98,25 +98,18 @@ class Critic(SavedModule):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, reply_mask: Tensor, mixture: Mixture | None = None
     ) -> Tensor:
-        """(B, L) ids and masks -> (B, labels) logits, or (B, 1) scores in [-1, 1]. `mixture`: what is read in
-        place of the words."""
+        """(B, L) ids and masks -> (B, outputs) logits, or (B, 1) scores in [-1, 1]. `mixture`: what is read
+        in place of the words."""
         words = F.embedding(input_ids, self.embeddings)
         if mixture is not None:
             words = mixture(words, self.embeddings)
         return self._score(words, attention_mask, reply_mask)
 
-    def forward_soft(
-        self, context_ids: Tensor, context_mask: Tensor, soft: Tensor, reply_mask: Tensor
-    ) -> Tensor:
-        """Left-padded context (B, C) ending in </s>, then a soft reply (B, T, V): the same layout, the same
-        result."""
-        reply = soft @ self.embeddings.to(soft.dtype)  # (B, T, V) @ (V, D) -> (B, T, D)
-        return self.forward_words(context_ids, context_mask, reply, reply_mask)
-
     def forward_words(
         self, context_ids: Tensor, context_mask: Tensor, reply: Tensor, reply_mask: Tensor
     ) -> Tensor:
-        """The same of a reply's word embeddings (B, T, D)."""
+        """Left-padded context (B, C) ending in </s>, then a reply's word embeddings (B, T, D): the same
+        layout, the same result."""
         context = F.embedding(context_ids, self.embeddings)
         words = torch.cat([context, reply.to(context.dtype)], dim=1)  # (B, C + T, D)
         mask = torch.cat([context_mask, reply_mask], dim=1)
@@ -351,8 +344,9 @@ class Generator(SavedModule):
 
     @torch.no_grad()
     def generate(self, batch: dict, **decoding) -> Tensor:
-        """Replies (B, at most max_new_tokens + 1), after their marks where the batch has some; the encoder
-        runs once, speakers and exemplars included."""
+        """Replies (B x num_return_sequences, P + at most max_new_tokens), P what the decoder begins with: the
+        start token, and marks where the batch has some. The encoder runs once, speakers and exemplars
+        included."""
         hidden = self.encode(batch).clone()  # beam search reorders the tensor it is given
         if "prefix_ids" in batch:
             decoding |= {

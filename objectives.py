@@ -34,7 +34,7 @@ class _Balanced(torch.autograd.Function):
         return tuple(logits.view_as(logits) for _ in range(1 + critics))
 
     @staticmethod
-    def backward(ctx, main: Tensor, *others: Tensor):  # type: ignore[override]
+    def backward(ctx, main: Tensor, *others: Tensor):
         most = ctx.share * main.float().norm()
         total = main
         for gradient in others:
@@ -50,7 +50,7 @@ def balanced(logits: Tensor, share: float, critics: int) -> tuple[Tensor, ...]:
     Without it the critics can lead: at weight 1 the whole gradient is several times as long as the nll's,
     and clipping and Adam then follow them.
     """
-    return _Balanced.apply(logits, share, critics)  # type: ignore[no-any-return, no-untyped-call]
+    return _Balanced.apply(logits, share, critics)
 
 
 def gradient_norms(model: nn.Module, objective: "ReplyObjective", batch: dict) -> dict[str, float]:
@@ -66,8 +66,7 @@ def gradient_norms(model: nn.Module, objective: "ReplyObjective", batch: dict) -
                 continue
             loss = weight * terms[name].float() / (units[name] or 1)
             gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            found[f"grad_{name}"] = float(torch.stack(squares).sum().sqrt())
+            found[f"grad_{name}"] = float(nn.utils.get_total_norm([g for g in gradients if g is not None]))
     return found
 
 

@@ -219,7 +219,7 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return re.sub(r"\s*\(default:\s+(None|==SUPPRESS==)\)", "", super().format_help())
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [word for word in unknown if word.startswith("-")] or unknown

@@ -1,7 +1,8 @@
 """Case studies, which show replies beside each other, as markdown and as a page for a browser.
 
 They take plain lists, so that any caller can fill them: a system is a dict with `name`, `replies` (one an
-item) and `scores` (a judge's name -> one number an item); a run has its `folder` too.
+item) and `scores` (a judge's name -> one number an item); a run has its `traits`, and a model `parameters`
+(how many) and `adapter` (whether these are one's), too.
 """
 
 import html

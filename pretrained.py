@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import dataclasses
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from transformers import (
 from advice import makes
 from options import UserError
 from session import fits
-from storage import load_weights, read_if_there, save_weights, split_revision
+from storage import load_weights, read_if_there, read_json, save_weights, split_revision, write_json
 
 # transformers would ask the hub for safetensors of a repository without, and fetch its weights a second time
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -67,7 +66,7 @@ class SavedModule(nn.Module):
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_weights(self, Path(folder) / "model.safetensors")
         config = {"model": type(self).__name__, **dataclasses.asdict(self.settings)}
-        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(folder) / "config.json", config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -77,11 +76,8 @@ class SavedModule(nn.Module):
         config, weights = folder / "config.json", folder / "model.safetensors"
         if not config.exists():
             raise nothing_there(folder, name)
-        try:
-            settings = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{config}: not readable as JSON ({error})") from error
-        held = settings.pop("model", None) if isinstance(settings, dict) else None
+        settings = read_json(config)
+        held = settings.pop("model", None)
         if held != cls.__name__:
             what = f"but a {held}" if isinstance(held, str) else "by its config.json"
             if held == "CausalGenerator":

@@ -57,9 +57,9 @@ def attention(
     position_bias: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """transformers' own for T5, from (B, heads, L, width) to (B, L, heads, width) and the weights, with fewer
+    """transformers' own for T5, from (B, heads, T, width) to (B, T, heads, width) and the weights, with fewer
     passes over the scores: a scale of 1 is none, and `drop`."""
-    scores = query @ key.transpose(2, 3)  # (B, heads, L, L)
+    scores = query @ key.transpose(2, 3)  # (B, heads, T, S)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = scores if scaling == 1 else scores * scaling
     for bias in (position_bias, attention_mask):
@@ -95,7 +95,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+    def backward(ctx, gradient: Tensor):
         x, weight, rate = ctx.saved_tensors
         rows, given = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
         pull, of_weight = given * weight, None
@@ -118,7 +118,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kind = product_kind(x)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _Norm.apply(x, self.weight, self.epsilon, kind)  # type: ignore
+            return _Norm.apply(x, self.weight, self.epsilon, kind)
         return rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon).to(kind)
 
 
@@ -134,7 +134,7 @@ class FeedForward(nn.Module):
         parts: Any = self
         gated = hasattr(self, "wi_0")
         inner = parts.act(parts.wi_0(x)) * parts.wi_1(x) if gated else parts.act(parts.wi(x))
-        return parts.wo(parts.dropout(inner))  # type: ignore[no-any-return]
+        return parts.wo(parts.dropout(inner))
 
 
 #: transformers' modules that compute what `FeedForward` does

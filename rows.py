@@ -1,6 +1,6 @@
 """The rows of results/results.yaml as a recipe: their commands run, and what they have left read.
 
-The commands are run by stages.py, row by row in the workdir of its place and seed.
+The commands are run by stages.py, those of all rows of one place and seed together, in its workdir.
 """
 
 import contextlib

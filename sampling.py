@@ -86,7 +86,7 @@ def sample(
         """(R, L) more tokens -> logits of what follows those that `asked` takes out of (R, L, D)."""
         with model.head_reads(asked):
             found = lm(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **cached)
-        return found.logits  # type: ignore[no-any-return]
+        return found.logits
 
     def last(hidden: Tensor) -> Tensor:
         return hidden[:, -1:]

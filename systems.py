@@ -123,8 +123,7 @@ def read_run(folder: Path, examples: Sequence[Example], split: str, paths: Paths
     """A generator's run: its replies, the gold replies' perplexity, its number of parameters."""
     refuse_other_models(folder)
     predictions, likelihood = prediction_files(folder, split)
-    if not predictions.exists():
-        raise UserError(f"{predictions}: no such file; make it with: {advice.replies(folder, split)}")
+    storage.require_file(predictions, advice.replies(folder, split))
     origin = storage.read_origin(predictions)
     weights = storage.weights_file(folder)
     made_of = {"model": weights, "dialogues": paths.dialogues(split)}

@@ -90,12 +90,13 @@ class Loop:
         micro_batches_matter: bool = False,
         evaluate_first: bool = False,
     ):
-        """`data` has `plan(...)`, `collate(numbers)`, `lengths` and a length (dataloaders.Data).
+        """`data`: dataloaders.Data.
 
         `export(folder)` writes the model for use. `metric` of `evaluate()` decides what is best, by `mode`
         min or max. `reload(folder)` loads what was exported, and `probe(model)` is an answer of it (any
-        shape): both must agree before the run counts as finished. `flags` are the command's, for the record
-        and for comparison on resume; `free` names those of the stage that do not change the training.
+        shape): both must agree, within `same`, before the run counts as finished. `flags` are the command's,
+        for the record and for comparison on resume; `free` names those of the stage that do not change the
+        training.
         `inputs` (name: sha256) is what the run depends on, `sources` (name: its path and sha256) where a
         later command finds it. `micro_batches_matter`: the loss of an example depends on its micro-batch
         (in-batch negatives). `evaluate_first`: also before the first update, which can be the best.

@@ -31,7 +31,7 @@ def read_ratings(file: str | Path) -> pd.DataFrame:
 
     Raises `UserError` with file and line for a value that is no number, and for columns that say nothing.
     """
-    records = read_records(str(file), None).in_small_letters()
+    records = read_records(file).in_small_letters()
     text = next((c for c in REPLY_COLUMNS if c in records.columns), None)
     long = "rater" in records.columns and "value" in records.columns
     raters = [c for c in records.columns if c.startswith("rater")]

@@ -1,5 +1,5 @@
 """The loss over the vocabulary, and what frozen tables make of the same distribution: one set of logits is
-held, and everything else that is as large as they are only in pieces.
+held (of `logits_nll` their gradient, too), and everything else that is as large as they are only in pieces.
 
 Knows tensors alone. Letters in shapes: B examples, T reply tokens, N real tokens among them, D model width, V
 words, E width of all tables together.
@@ -55,7 +55,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_nll: Tensor, of_mixed: Tensor | None):  # type: ignore[override]
+    def backward(ctx, of_nll: Tensor, of_mixed: Tensor | None):
         rows, head, labels, norm, table = ctx.saved_tensors
         logits, ctx.logits = ctx.logits, None
         if logits is None:  # a second pass over the same graph
@@ -89,7 +89,7 @@ def read_replies(
         places = (labels.flatten() != -100).nonzero()[:, 0]
     kind = product_kind(hidden)
     rows = hidden.flatten(0, 1).index_select(0, places).to(kind)  # (B, T, D) -> (N, D)
-    nll, mixed = _Read.apply(rows, head.to(kind), labels.flatten()[places], table)  # type: ignore
+    nll, mixed = _Read.apply(rows, head.to(kind), labels.flatten()[places], table)
     if mixed is None:
         return nll, None
     spread = mixed.new_zeros(labels.numel(), mixed.shape[1]).index_copy(0, places, mixed)
@@ -109,7 +109,7 @@ class _Nll(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_nll: Tensor):  # type: ignore[override]
+    def backward(ctx, of_nll: Tensor):
         logits, labels, norm = ctx.saved_tensors
         found = torch.empty_like(logits)
         for part in pieces(logits):
@@ -121,4 +121,4 @@ class _Nll(torch.autograd.Function):
 
 def logits_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """(N, V), (N,) -> the negative log-likelihood of each label, (N,), fp32, without bf16 logits in fp32."""
-    return _Nll.apply(logits, labels)  # type: ignore
+    return _Nll.apply(logits, labels)

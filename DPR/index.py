@@ -55,14 +55,6 @@ class Index:
     def is_approximate(self, group: str) -> bool:
         return self.kind != "flat" and len(self.places[group]) >= self.approximate_from
 
-    def prepare(self) -> None:
-        """Build what a search would build when it first needs it."""
-        for group in self.places:
-            if self.is_approximate(group):
-                self.approximately(group)
-            else:
-                self.table(group)
-
     def approximately(self, group: str) -> Any:
         """The faiss index of one group."""
         if group not in self.built:
@@ -93,10 +85,11 @@ class Index:
     def best(
         self, queries: np.ndarray, k: int, owners: Sequence[str | None], groups: Sequence[str] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """For each query (Q, E) the places (Q, k) of its best candidates, best first, and their scores.
+        """For each query (Q, E) the places of its best candidates, best first, and their scores, each (Q, k),
+        or as wide as the largest group where that is smaller.
 
         `owners`: the conversation whose candidates a query must not get, None where it may have all. Fewer
-        than `k` only where fewer are allowed, whatever the kind: -1 and -inf behind them.
+        only where fewer are allowed, whatever the kind: -1 and -inf behind them.
         """
         require_finite(queries, "query")
         k = min(k, max(map(len, self.places.values()), default=0))

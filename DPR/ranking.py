@@ -4,7 +4,6 @@ The held-out questions and passages are those of DPR.train_dpr (same data, same 
 stand beside what it logs.
 """
 
-import json
 import re
 import time
 from collections import defaultdict
@@ -124,6 +123,6 @@ def measure(options: RankingOptions, asked: EncoderOptions, session: Session, pa
         + f" (by chance an average rank of {(found['passages'] - 1) / 2:.1f})"
     )
     found |= {"seconds": round(seconds, 1), "sources": sources}
-    storage.write_text(target, json.dumps(found, indent=1) + "\n")
+    storage.write_json(target, found)
     session.say(f"written: {target}")
     return found

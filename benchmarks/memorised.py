@@ -37,7 +37,7 @@ def parse_args(argv=None):
 
 def asked(model, example, given: int, words: int) -> dict[str, tuple[list[int], list[int]]]:
     """{way of asking: (the tokens before, the tokens that the model must go on with)}"""
-    from chats import chat_ids
+    from chats import prompt_data
 
     tokenizer, settings = model.tokenizer, model.settings
     reply = example.response.split()[: given + words]
@@ -46,7 +46,8 @@ def asked(model, example, given: int, words: int) -> dict[str, tuple[list[int], 
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     begun, whole = ids(" ".join(reply[:given])), ids(" ".join(reply))
-    chat = chat_ids(tokenizer, example.history, src_len=settings.src_len, system=settings.system)
+    layout = settings.layout | {"tgt_len": None}
+    chat = prompt_data([example], tokenizer, **layout).collate([0])["input_ids"][0]
     plain = ids("\n".join(example.history) + "\n")[-settings.src_len :]
     wanted = whole[len(begun) :]
     return {"chat": ([*chat.tolist(), *begun], wanted), "plain": ([*plain, *begun], wanted)}

@@ -226,7 +226,8 @@ def grow(args, vectors, queries, owners, asked_owners, before: dict, session) ->
     def prepared(index: Index) -> float:
         """Seconds until it can be asked."""
         began = time.perf_counter()
-        index.prepare()
+        for group in index.places:
+            index.approximately(group) if index.is_approximate(group) else index.table(group)
         reporting.settle()
         return time.perf_counter() - began
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import chat_ids
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, PreTrainedTokenizerFast, T5Config
@@ -18,7 +19,7 @@ import causal_models
 import respond
 import storage
 from causal_models import CausalGenerator, example_nll, resolve_base
-from chats import SYSTEM, causal_data, chat_format, chat_ids, conversation_rows, prompt_data
+from chats import SYSTEM, causal_data, chat_format, conversation_rows, prompt_data
 from corpora import Example
 from dataloaders import encode
 from options import OtherPrecision, UserError

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Killed, swap_words
+from helpers import chat_ids
 from safetensors.torch import load_file
 from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -24,7 +25,6 @@ import train_causal_lm
 import updates
 from causal_generators import load, read_split, require_positions
 from causal_models import CausalGenerator, load_base
-from chats import chat_ids
 from corpora import listener_turns, read_exemplars
 from dataloaders import Data
 from exemplars import matched_by

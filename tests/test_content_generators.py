@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import logged
+from helpers import forward_soft
 from sacrebleu.metrics import BLEU
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -355,7 +356,7 @@ def critic_scores(critic: Critic, tokenizer, example: Example, soft: torch.Tenso
         soft = torch.cat([soft[:reads], end])
     soft = soft[None]
     mask = torch.ones(soft.shape[:2], dtype=torch.long)
-    return critic.forward_soft(context, torch.ones_like(context), soft, mask)[0]
+    return forward_soft(critic, context, torch.ones_like(context), soft, mask)[0]
 
 
 def critic_loss(scores: torch.Tensor, target: float | torch.Tensor) -> float:

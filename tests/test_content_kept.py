@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import logged
+from helpers import chat_ids
 from sklearn.metrics import f1_score
 from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
@@ -20,7 +21,6 @@ import train_glove_t5
 import train_sentiment_regressor
 import train_t5
 from causal_generators import load
-from chats import chat_ids
 from corpora import listener_turns, read_pairs, read_vader
 from DPR import prepare_dpr_data, train_dpr
 from models import Critic, Generator

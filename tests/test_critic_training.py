@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import forward_soft
 from safetensors.torch import load_file
 
 import critic_training
@@ -49,7 +50,7 @@ def test_a_mixture_is_the_word_itself_at_share_one_and_a_soft_reply_of_frequenci
     assert torch.equal(critic(ids, mask, reply, Mixture(own, none, others, frequencies)), plain)
     nothing = critic(ids, mask, reply, Mixture(1.0 - reply, none, others, frequencies))
     soft = frequencies.expand(3, 4, -1)
-    torch.testing.assert_close(nothing, critic.forward_soft(ids[:, :3], mask[:, :3], soft, mask[:, 3:]))
+    torch.testing.assert_close(nothing, forward_soft(critic, ids[:, :3], mask[:, :3], soft, mask[:, 3:]))
     swapped = critic(ids, mask, reply, Mixture(none, own, others, frequencies))
     torch.testing.assert_close(swapped, critic(others, mask, reply))
 
@@ -140,7 +141,7 @@ def test_a_critic_is_asked_about_a_reply_that_says_nothing_and_held_against_a_gu
         soft = share.expand(1, len(ids_of(reply)), -1)
         mask = torch.ones(soft.shape[:2], dtype=torch.long)
         with torch.no_grad():
-            said = critic.forward_soft(before, torch.ones_like(before), soft, mask)[0]
+            said = forward_soft(critic, before, torch.ones_like(before), soft, mask)[0]
         total -= float(said.log_softmax(-1)[label])
     assert result["loss_of_nothing"] == pytest.approx(total / len(held), rel=1e-4)
     rate = held["label"].mean()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import chat_ids
 from test_causal_models import make_tokenizer, save_llama
 from transformers import AutoModelForCausalLM
 
@@ -9,7 +10,6 @@ import train_causal_lm
 from benchmarks import low_rank
 from causal_generators import load
 from causal_models import CausalGenerator
-from chats import chat_ids
 from options import Paths, UserError
 from responder import Responder
 from session import Session

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from helpers import chat_ids
 from test_causal_models import make_tokenizer, save_llama, trained
 
 from benchmarks import memorised
-from chats import chat_ids
 from corpora import listener_turns
 from options import Paths, UserError
 from session import Session

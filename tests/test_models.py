@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import forward_soft
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
@@ -77,7 +78,7 @@ def critic_ids(examples, context_len=12) -> tuple:
 
 
 def critic_soft(examples, context_len=12, vocab=VOCAB) -> tuple:
-    """The same rows with the reply as a one-hot distribution: what `Critic.forward_soft` takes."""
+    """The same rows with the reply as a one-hot distribution: what `forward_soft` takes."""
     context_ids, context_mask = pad(
         [np.append(np.array(c, dtype=int)[-context_len:] if context_len else NONE, EOS) for c, _ in examples],
         0,
@@ -208,7 +209,7 @@ def test_one_hot_reply_scores_like_its_token_ids(pooling, context_len):
     def check(examples):
         hard, soft = (
             critic(*critic_ids(examples, context_len)),
-            critic.forward_soft(*critic_soft(examples, context_len)),
+            forward_soft(critic, *critic_soft(examples, context_len)),
         )
         torch.testing.assert_close(soft, hard, atol=1e-5, rtol=1e-4)
 
@@ -222,7 +223,7 @@ def test_soft_reply_after_a_padded_context_would_be_noticed(pooling):
     short, long = ([4, 5], [6, 7, 8]), ([9, 10, 11, 12, 13, 14, 15, 16], [17, 18])
     *_, soft, reply_mask = critic_soft([short, long])
     context_ids, context_mask = pad([np.append(c, EOS) for c, _ in (short, long)], 0)  # padded on the right
-    faulty = critic.forward_soft(context_ids, context_mask, soft, reply_mask)
+    faulty = forward_soft(critic, context_ids, context_mask, soft, reply_mask)
     hard = critic(*critic_ids([short, long]))
     torch.testing.assert_close(faulty[1], hard[1], atol=1e-5, rtol=1e-4)  # the longest has no padding
     assert (faulty[0] - hard[0]).abs().max() > 1e-3
@@ -259,7 +260,7 @@ def test_sentiment_scores_stay_between_minus_one_and_one():
     with torch.no_grad():
         critic.head.weight.mul_(1000)  # without tanh this would be far outside
     examples = [([i, i + 1], [i + 2]) for i in range(3, 40)]
-    for scores in (critic(*critic_ids(examples)), critic.forward_soft(*critic_soft(examples))):
+    for scores in (critic(*critic_ids(examples)), forward_soft(critic, *critic_soft(examples))):
         assert scores.shape == (len(examples), 1)
         assert scores.abs().max() <= 1
         assert scores.min() < -0.5 and scores.max() > 0.5

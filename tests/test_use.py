@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import chat_ids
 from safetensors.torch import load_file, save_file
 from test_causal_models import CHATML, make_tokenizer, save_llama
 
@@ -32,7 +33,7 @@ import storage
 import systems
 import train_glove_t5
 from causal_models import CausalGenerator, example_nll
-from chats import SYSTEM, causal_data, chat_format, chat_ids
+from chats import SYSTEM, causal_data, chat_format
 from corpora import Example, listener_turns
 from critics import Critic, Score, unread
 from dataloaders import encode, generator_data
