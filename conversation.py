@@ -21,7 +21,7 @@ import caches
 import distress
 import storage
 from corpora import EMOTIONS
-from critics import doubts, find_judges
+from critics import doubts, find_critics
 from exemplars import matched_by
 from hub import folder_given
 from options import FAMILIES, Paths, UserError, Wrong
@@ -113,16 +113,16 @@ def _open_responder(
     writer = open_writer(folder, session, paths, options.base)
     families = [family] if family else list(dict.fromkeys([writer.family, *FAMILIES]))
     own = family is not None
-    judges = find_judges(paths, families, given, session, needed=own, bundled_too=not own)
+    critics = find_critics(paths, families, given, session, needed=own, bundled_too=not own)
     why = bundled.why(folder, paths.cache)
-    say(f"generator: {folder}{why and f' ({why})'} | critics: {', '.join(judges) or 'none'}")
+    say(f"generator: {folder}{why and f' ({why})'} | critics: {', '.join(critics) or 'none'}")
     say("note: English only; a research program, not a counsellor")
-    if not judges:
+    if not critics:
         say(
             "note: no critics, so replies are chosen by likelihood alone; a --target needs them (--emo RUN "
             "...)"
         )
-    for doubt in doubts(judges):
+    for doubt in doubts(critics):
         say(f"warning: critics {doubt}")
     retriever = pool = None
     if not writer.reads_exemplars:
@@ -147,7 +147,7 @@ def _open_responder(
         check_emotion(options.emotion, EMOTIONS)
     weights = Weights(options.likelihood_w, options.empathy_w, options.sentiment_w)
     decoding = Decoding(options.top_k, options.temperature, options.max_new_tokens, top_p=options.top_p)
-    responder = Responder(writer, judges, retriever, pool, session, weights, decoding)
+    responder = Responder(writer, critics, retriever, pool, session, weights, decoding)
     responder.folder = folder
     responder.check_target(options.target)
     if options.target and not writer.marks:

@@ -374,15 +374,15 @@ def scores(
     return {kind: critic.said(critic.own(rows[critic.whole])) for kind, critic in critics.items()}
 
 
-def unread(judges: Critics, replies: Sequence[str]) -> tuple[list[int], str]:
+def unread(critics: Critics, replies: Sequence[str]) -> tuple[list[int], str]:
     """Which replies are longer than one of the critics reads, and that in words; empty where none is."""
     found: dict[int, None] = {}
     said: dict[str, list[str]] = {}
     lengths: dict[str, list[int]] = {}  # by the words that they are counted in, mostly those of all critics
-    for kind, judge in judges.items():
-        reads, words = judge.critic.settings.reply_len, tokenizer_hash(judge.tokenizer)
+    for kind, scorer in critics.items():
+        reads, words = scorer.critic.settings.reply_len, tokenizer_hash(scorer.tokenizer)
         if words not in lengths:
-            encoded = encode(judge.tokenizer, replies)
+            encoded = encode(scorer.tokenizer, replies)
             lengths[words] = [len(encoded[reply]) for reply in replies]
         if longer := [n for n, length in enumerate(lengths[words]) if length > reads]:
             found |= dict.fromkeys(longer)
@@ -393,13 +393,13 @@ def unread(judges: Critics, replies: Sequence[str]) -> tuple[list[int], str]:
     return sorted(found), (", ".join(parts) + "; the rest of them is not seen") * bool(found)
 
 
-def doubts(judges: Critics, texts: Sequence[str] = ()) -> list[str]:
+def doubts(critics: Critics, texts: Sequence[str] = ()) -> list[str]:
     """Why the scores of these texts may be worth little, in plain words."""
     found = []
-    if guessing := [kind for kind, scorer in judges.items() if scorer.guesses]:
+    if guessing := [kind for kind, scorer in critics.items() if scorer.guesses]:
         found.append(f"no better than guessing by their own result.json: {', '.join(guessing)}")
     shares: dict[str, list[str]] = {}
-    for kind, scorer in judges.items():
+    for kind, scorer in critics.items():
         if (share := scorer.unknown(texts)) > UNKNOWN_WORDS:
             shares.setdefault(f"{share:.0%}", []).append(kind)
     found += [f"{share} of these words are unknown to {', '.join(kinds)}" for share, kinds in shares.items()]
@@ -435,7 +435,7 @@ def load_critics(folders: Mapping[str, Path], family: str, session: Session) -> 
     return open_critics(folders, session, folders)
 
 
-def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collection[str] = ()) -> Critics:
+def load_finished(folders: Mapping[str, Path], session: Session, asked_for: Collection[str] = ()) -> Critics:
     """The finished critics among `folders` {kind: folder}; the others are named and left out.
 
     Raises `UserError` where one that was asked for is missing, or a folder holds something else.
@@ -447,7 +447,7 @@ def load_judges(folders: Mapping[str, Path], session: Session, asked_for: Collec
     return open_critics({k: f for k, f in folders.items() if k not in missing}, session, asked_for)
 
 
-def find_judges(
+def find_critics(
     paths: Paths,
     families: Sequence[str],
     given: Mapping[str, Path],
@@ -480,4 +480,4 @@ def find_judges(
         return {}
     # those that nobody has are named by where the first family's would lie
     wanted = {**(places[0] if places else {}), **found}
-    return load_judges({k: wanted[k] for k in CRITICS if k in wanted}, session, given)
+    return load_finished({k: wanted[k] for k in CRITICS if k in wanted}, session, given)

@@ -64,7 +64,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     import scoring
-    from critics import find_judges
+    from critics import find_critics
     from session import Session
 
     paths = Paths(args.workdir)
@@ -72,9 +72,9 @@ def main(argv=None):
     families = [args.family] if args.family else list(FAMILIES)
     session = Session(**device_flags(args))
     bundled_too = args.family is None
-    judges = find_judges(paths, families, given, session, needed=True, bundled_too=bundled_too)
+    critics = find_critics(paths, families, given, session, needed=True, bundled_too=bundled_too)
     return scoring.score(
-        judges,
+        critics,
         scoring.read(args.texts, args.input, args.format, args.column, args.context),
         output=args.output and Path(args.output),
         prefix=args.prefix,

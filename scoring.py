@@ -21,7 +21,6 @@ class Asked:
     records: Records
     replies: list[str]
     contexts: list[tuple[str, ...]]
-    source: Path | None
 
 
 def read(
@@ -40,7 +39,7 @@ def read(
         contexts = [(context,) if context.strip() else ()] * len(replies)
     else:
         contexts = records.turns(records.column(context, "--context"))
-    return Asked(records, replies, contexts, Path(source) if source and source != "-" else None)
+    return Asked(records, replies, contexts)
 
 
 def columns_of(kind: str, labels: int, prefix: str) -> list[str]:
@@ -60,21 +59,21 @@ def values_of(score: Score) -> list[Any]:
 
 
 def score(
-    judges: Critics, asked: Asked, *, output: Path | None, prefix: str, batch_size: int, overwrite: bool
+    critics: Critics, asked: Asked, *, output: Path | None, prefix: str, batch_size: int, overwrite: bool
 ) -> list[dict[str, Any]] | None:
     """The rows with the critics' columns, written to `output`, or shown; None where they were there
     already."""
-    added = {k: columns_of(k, j.critic.settings.outputs, prefix) for k, j in judges.items()}
+    added = {k: columns_of(k, j.critic.settings.outputs, prefix) for k, j in critics.items()}
     refuse_same_names(
         asked.records.columns, [c for names in added.values() for c in names], "choose another --prefix"
     )
     origin: dict[str, Any] = {"prefix": prefix, "batch_size": batch_size}
-    origin["precision"] = next(iter(judges.values())).session.precision
+    origin["precision"] = next(iter(critics.values())).session.precision
     origin["input"] = storage.fingerprint([str(asked.records.rows), str(asked.replies), str(asked.contexts)])
-    for kind, judge in judges.items():
+    for kind, scorer in critics.items():
         origin[kind] = {
-            "critic": str(judge.folder),
-            "sha256": storage.sha256(judge.folder / "model.safetensors"),
+            "critic": str(scorer.folder),
+            "sha256": storage.sha256(scorer.folder / "model.safetensors"),
         }
     if output and storage.ready(output, origin, overwrite):
         return None
@@ -90,20 +89,20 @@ def score(
         )
     replies, contexts = [asked.replies[n] for n in said], [asked.contexts[n] for n in said]
     rows = [dict(row) | {c: None for names in added.values() for c in names} for row in asked.records.rows]
-    for doubt in doubts(judges, replies):
+    for doubt in doubts(critics, replies):
         print(f"warning: {doubt}", file=sys.stderr)
-    cut, how = unread(judges, replies)
+    cut, how = unread(critics, replies)
     if cut:
         print(f"note: {how} (the first in line {asked.records.lines[said[cut[0]]]})", file=sys.stderr)
-    blind = [kind for kind, judge in judges.items() if not judge.critic.settings.context_len]
+    blind = [kind for kind, scorer in critics.items() if not scorer.critic.settings.context_len]
     if blind and any(contexts):
         print(f"note: {', '.join(blind)}: read replies alone; no context changes them", file=sys.stderr)
     keep = {}
     if output:
-        for judge in wholes(judges):
-            key = storage.fingerprint(str(origin), judge.kind, judge.folder)[:16]
-            keep[judge] = output.parent / f".scores-{key}"
-    by_kind = scores(judges, replies, contexts, batch_size, keep)
+        for scorer in wholes(critics):
+            key = storage.fingerprint(str(origin), scorer.kind, scorer.folder)[:16]
+            keep[scorer] = output.parent / f".scores-{key}"
+    by_kind = scores(critics, replies, contexts, batch_size, keep)
     for kind, of_kind in by_kind.items():
         for n, found in zip(said, of_kind, strict=True):
             rows[n].update(zip(added[kind], values_of(found), strict=True))
@@ -112,7 +111,7 @@ def score(
         write_records(output, columns, rows, origin)
         for folder in keep.values():
             shutil.rmtree(folder, ignore_errors=True)
-        print(f"{output}: {len(said):,} replies scored by {', '.join(judges)}")
+        print(f"{output}: {len(said):,} replies scored by {', '.join(critics)}")
     else:
         print(terminal_table(replies, by_kind))
     return rows

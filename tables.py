@@ -23,7 +23,7 @@ from captions import flattered, notes, served_by
 from columns import COLUMNS, critic_columns, judge_columns
 from comparison import Comparison, Numbers, Row
 from corpora import Example, listener_turns, read_exemplars
-from critics import load_judges as load_critics
+from critics import load_finished
 from DPR.retriever import Retriever, own_conversations
 from exports import as_numbers, items_table, pairs_table, unmatched_table, worth
 from lineage import Served
@@ -419,7 +419,7 @@ def levels(page: Page, judged: Sequence[str]) -> tuple[list[tuple[str, dict]], d
 
 
 def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
-    """Write FILES to results/NAME/."""
+    """Write FILES, and the pages and pictures that there are, to results/NAME/; returns metrics.json."""
     folder = paths.results / options.name
     files = {name: folder / name for name in (*FILES, *PAGES, CURVES, LEVELS, VALIDATION, UNMATCHED)}
     refuse_existing([files["metrics.json"]], options.overwrite, "another --name")  # written last
@@ -438,7 +438,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
         validation.require_matches(ratings, said)
     numbers = settled(options, examples, lines)
     folders = {kind: paths.find_critic(kind, options.family) for kind in CRITICS}
-    critics = judges.training_critics(load_critics(folders, session), paths.cache)
+    critics = judges.training_critics(load_finished(folders, session), paths.cache)
     served = [critic for line in lines for system in line.systems for critic in served_by(system, paths)]
     among = load_judges(options, paths, session, served)
     training = listener_turns(paths.dialogues("train"))

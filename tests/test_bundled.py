@@ -22,7 +22,7 @@ import train_glove_t5
 from causal_models import CausalGenerator
 from chats import causal_data
 from corpora import listener_turns
-from critics import find_judges
+from critics import find_critics
 from options import CRITICS, Paths, UserError
 from responder import Responder
 from session import Session
@@ -142,7 +142,7 @@ def test_without_the_language_model_the_bundled_generator_and_critics_serve(
 def test_ones_own_runs_come_before_the_bundled_ones(without_language_model, home, tmp_path, monkeypatch):
     paths = Paths(home)
     assert conversation.newest_generator(paths) == paths.saved / "glove-t5" / "exemplars"
-    found = find_judges(paths, ["glove-t5"], {}, Session("cpu"), bundled_too=True)
+    found = find_critics(paths, ["glove-t5"], {}, Session("cpu"), bundled_too=True)
     assert {critic.folder for critic in found.values()} == {paths.critic(k, "glove-t5") for k in CRITICS}
     clone = Paths(without_language_model.parent.parent)  # the workdir is the clone itself
     assert conversation.newest_generator(clone) == without_language_model / "generator"
@@ -163,7 +163,7 @@ def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, hom
     shown = "".join(capsys.readouterr())
     assert "no int critic of your own; the bundled ones serve" in shown
     assert all(re.search(rf"^  {kind} ", shown, re.MULTILINE) for kind in CRITICS)
-    found = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"), bundled_too=True)
+    found = find_critics(own, ["t5", "glove-t5"], {}, Session("cpu"), bundled_too=True)
     assert list(found) == list(CRITICS)
     assert [found[kind].folder for kind in CRITICS] == [
         own.critic("emo", "glove-t5"),
@@ -172,7 +172,7 @@ def test_a_missing_critic_is_a_bundled_one_and_named(without_language_model, hom
         own.critic("sentiment", "t5"),
     ]
     capsys.readouterr()
-    only = find_judges(own, ["t5", "glove-t5"], {}, Session("cpu"))
+    only = find_critics(own, ["t5", "glove-t5"], {}, Session("cpu"))
     assert list(only) == ["emo", "exp", "sentiment"]
     assert "no int critic" in capsys.readouterr().out
 
@@ -204,7 +204,7 @@ def test_what_is_bundled_is_small_and_as_good_as_its_card_says():
     for folder in [bundled.MINI / "generator", *bundled.critics().values()]:
         check_bundle(folder)
     check_perplexity(bundled.MINI / "generator")
-    judges = find_judges(Paths("nowhere"), [], {}, Session("cpu"), bundled_too=True)
+    judges = find_critics(Paths("nowhere"), [], {}, Session("cpu"), bundled_too=True)
     good, bad = ("I am so sorry, that must hurt.", "Buy milk.")
     warm, cold = judges["emo"].score([good, bad])
     assert warm.value > cold.value

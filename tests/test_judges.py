@@ -315,7 +315,7 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     loaded = critics.load_critics(leading, "glove-t5-b", Session(device="cpu"))
     assert [critic.kind for critic in loaded.values()] == list(DIMENSIONS)
     assert loaded["emo"].critic.encoder is loaded["int"].critic.encoder
-    found = critics.find_judges(joint, ["glove-t5-b"], {}, Session(device="cpu"))
+    found = critics.find_critics(joint, ["glove-t5-b"], {}, Session(device="cpu"))
     assert [(kind, scorer.kind, scorer.folder) for kind, scorer in found.items()] == [
         (dim, dim, folder) for dim in DIMENSIONS
     ]
@@ -327,7 +327,7 @@ def test_a_critic_of_all_dimensions_stands_for_each_that_a_family_lacks(joint):
     with pytest.raises(
         UserError, match="holds a critic of emo, exp, int; give it with --emo or --exp or --int"
     ):
-        critics.load_judges({"sentiment": folder}, Session(device="cpu"), ["sentiment"])
+        critics.load_finished({"sentiment": folder}, Session(device="cpu"), ["sentiment"])
     with pytest.raises(UserError, match="not a generator; respond.py takes it with --emo or --exp or --int"):
         open_writer(folder, Session(device="cpu"), joint)
     with pytest.raises(UserError, match="no judge in .*--dim all"):
