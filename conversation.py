@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,7 @@ def as_row(answer: Answer) -> dict[str, Any]:
         {"reply": c.text, "log_probability": round(c.log_probability, 4)} for c in answer.candidates
     ]
     row |= {"unread_turns": answer.unread, "unknown_words": list(answer.unknown), "seed": answer.seed}
+    row["target"] = dict(answer.target)
     return row | ({"notice": answer.notice} if answer.notice else {})
 
 
@@ -305,23 +306,23 @@ def kept_answers(
     if not asked:
         raise UserError(f"{output}: not written, since there is no dialogue to reply to")
     storage.require_writable(output.parent)
-    folders = [responder.folder, *(critic.folder for critic in responder.critics.values())]
-    made_of = [*map(storage.identity, filter(None, folders)), responder.session.precision]
+    places = {"generator": responder.folder} | {k: c.folder for k, c in responder.critics.items()}
+    made_of = [*map(storage.identity, filter(None, places.values())), responder.session.precision]
     if responder.has_exemplars:
         assert responder.retriever is not None and responder.pool is not None
         made_of += [str(responder.retriever.encoders.identity), *responder.pool.texts]
     key = storage.fingerprint(str(asked), str(replace(options, overwrite=False)), made_of)[:16]
+    origin = {kind: str(place) for kind, place in places.items()} | {"asked": asdict(options), "made_of": key}
     keep = output.parent / f".replies-{key}"
 
     def work(group: list[int]) -> dict[str, np.ndarray]:
         return {"numbers": np.array(group), "rows": np.array([answered(*asked[n]) for n in group])}
 
-    places = list(range(len(asked)))
-    found = caches.in_chunks(places, work, keep, "replies", size=1)["rows"].tolist()
+    found = caches.in_chunks(list(range(len(asked))), work, keep, "replies", size=1)["rows"].tolist()
     if all("error" in json.loads(line) for line in found):
         shutil.rmtree(keep, ignore_errors=True)
         raise UserError(f"{output}: not written, since no line had a reply (why, stands above)")
-    storage.write_text(output, "".join(f"{line}\n" for line in found))
+    storage.write_text(output, "".join(f"{line}\n" for line in found), origin)
     shutil.rmtree(keep, ignore_errors=True)
     return found
 
@@ -475,7 +476,8 @@ class Conversation:
 
     def as_line(self) -> str:
         """The dialogue as a line of JSON."""
-        row = {"turns": self.turns, "answers": [as_row(a) for a in self.answers]}
+        answers = [as_row(answer) for answer in self.answers]
+        row = {"generator": str(self.responder.folder), "turns": self.turns, "answers": answers}
         return json.dumps(row, ensure_ascii=False) + "\n"
 
     def as_markdown(self) -> str:

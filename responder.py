@@ -7,7 +7,7 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,7 @@ class Answer:
     notice: str | None  # where words of acute distress were said
     seed: int  # gives the same reply again
     unknown: Sequence[str] = ()  # words that the generator does not know
+    target: Mapping[str, float] = field(default_factory=dict)  # what it was to come close to
 
     @property
     def notes(self) -> list[str]:
@@ -397,7 +398,7 @@ class Responder(Published):
             raise UserError("every candidate was empty; try another --seed, or more --candidates-per-reply")
         spoken = distress.notice(turns[::2])
         unread, unknown = self.writer.unread(turns), self.writer.unknown(turns)
-        return Answer(candidates[0].text, candidates, hits, unread, spoken, seed, unknown)
+        return Answer(candidates[0].text, candidates, hits, unread, spoken, seed, unknown, dict(target))
 
     def ranked(self, written: Written, turns: Sequence[str], target: Mapping[str, float]) -> list[Candidate]:
         """The candidates with all that is known of them, best first; equal ones in the order of their

@@ -209,12 +209,12 @@ def test_what_of_a_reply_no_critic_reads_is_said(home, tmp_path, capsys):
 
 def test_a_csv_keeps_its_columns_and_an_empty_reply_gets_no_score(home, tmp_path, capsys):
     source, output = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text('id,post,response\n07,"My, dog",I am so sorry.\n08,,\n09,x,"He said ""no"""\n')
+    source.write_text('id,post,Response\n07,"My, dog",I am so sorry.\n08,,\n09,x,"He said ""no"""\n')
     words = ["--family", "glove-t5", "--input", str(source), "--context", "post", "--output", str(output)]
     run(score, home, *words)
     with open(output, newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert [r["id"] for r in rows] == ["07", "08", "09"] and rows[2]["response"] == 'He said "no"'
+    assert [r["id"] for r in rows] == ["07", "08", "09"] and rows[2]["Response"] == 'He said "no"'
     assert float(rows[0]["critic_emo_p0"]) + float(rows[0]["critic_emo_p1"]) == pytest.approx(1, abs=2e-4)
     assert rows[1]["critic_emo"] == rows[1]["critic_sentiment"] == ""
     scorer = Critic.from_pretrained(Paths(home).critic("emo", "glove-t5"), Session("cpu"))
@@ -1284,8 +1284,11 @@ def test_replies_that_a_call_of_another_seed_has_kept_are_not_taken_for_this_one
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Responder, "reply", stops)
         run(respond, home, *words, "--seed", "1")
-    run(respond, home, *words, "--seed", "2")
-    assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [2, 2]
+    run(respond, home, *words, "--seed", "2", "--target", "emo=1")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["seed"], row["target"]) for row in rows] == [(2, {"emo": 1.0})] * 2
+    origin = storage.read_origin(output)  # what tells the files of two runs or targets apart
+    assert origin["generator"].endswith(GENERATOR) and origin["asked"]["target"] == {"emo": 1}
 
 
 def test_a_pools_index_is_made_again_for_other_encoders_and_for_fewer_tokens(home, tmp_path):
