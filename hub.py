@@ -78,10 +78,11 @@ DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "toke
 def folder_of(run: str | Path, **download: Any) -> Path:
     """The folder of a run: the one that is named, or what the hub has under user/name, downloaded once.
 
-    A `Path` is always a folder. `download`: see `ModelHubMixin.from_pretrained` (revision, token ...). Raises
-    `UserError` where neither has it; with HF_HUB_OFFLINE=1 only what was downloaded before is found.
+    A `Path` is always a folder, and so is a name in a folder that is there. `download`: see
+    `ModelHubMixin.from_pretrained` (revision, token ...). Raises `UserError` where neither has it; with
+    HF_HUB_OFFLINE=1 only what was downloaded before is found.
     """
-    if isinstance(run, Path) or Path(run).exists() or not HUB_NAME.fullmatch(run):
+    if isinstance(run, Path) or Path(run).parent.is_dir() or not HUB_NAME.fullmatch(run):
         return Path(run)
     try:
         return Run.from_pretrained(run, **download).folder

@@ -318,12 +318,16 @@ def test_nothing_but_weights_settings_words_and_the_card_is_published(home, tmp_
         Retriever.from_pretrained(run, Session("cpu")).save_pretrained(tmp_path / "out")
 
 
-def test_a_name_that_nobody_has_is_one_error_without_the_network():
+def test_a_name_that_nobody_has_is_one_error_without_the_network(tmp_path, monkeypatch):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(UserError, match="me/nothing: no such folder here, and not to be had from the hub"):
         Critic.from_pretrained("me/nothing")
     with pytest.raises(UserError, match="not loaded from a run"):
         hub.Published().push_to_hub("me/x")
+    (tmp_path / "saved").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="saved/nothing: no such folder; give that of a trained critic"):
+        Critic.from_pretrained("saved/nothing")  # a slip of the pen: no hub is asked
 
 
 # ------------------------------------------------------------------------------------ sentence-transformers
