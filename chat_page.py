@@ -5,6 +5,7 @@ there. Only this module, pair_tab and page_widgets import gradio.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ EXAMPLES = [
     "I start a new job on Monday and I can hardly sleep.",
 ]
 LEAVE = "any"  # a dimension that a reply is not chosen by
+HERE = "127.0.0.1"  # the page is for this machine alone
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,28 @@ def serve(options: PageOptions, paths: Paths, port: int) -> None:
         runs.append(folder_given("--other", options.other))
         if runs[0].resolve() == runs[1].resolve():
             raise UserError(f"--other {options.other}: the same run as --model; name another one")
+    require_free(port)
     session = Session(options.device, options.precision)
     some_read = any(map(reads_exemplars, runs))
     systems = [
         open_system(options, run, paths, session, reads_exemplars(run) or not some_read) for run in runs
     ]
-    hosts = filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"])
+    hosts = filter(None, [os.environ.get("NO_PROXY"), HERE])
     os.environ["NO_PROXY"] = ",".join(hosts)  # gradio asks its own server whether it is up
-    try:
-        launch(page(systems, options, paths), port)
-    except OSError as error:
-        raise UserError(f"--port {port}: cannot be used ({error}); choose another one") from error
+    launch(page(systems, options, paths), port)
+
+
+def require_free(port: int) -> None:
+    """Raises `UserError` where the page could not be served at the port; asked before anything is loaded."""
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gradio does
+        try:
+            asked.bind((HERE, port))
+        except OSError as error:
+            raise UserError(
+                f"--port {port}: cannot be used ({error.strerror}); end the page that runs there, or choose "
+                "another port"
+            ) from error
 
 
 def page(systems: list[System], options: PageOptions, paths: Paths) -> gr.Blocks:
@@ -111,7 +124,7 @@ def launch(blocks: gr.Blocks, port: int) -> None:
     """Serve on this machine alone, until Ctrl-C."""
     font = ["ui-sans-serif", "system-ui", "sans-serif"]  # the machine's own
     blocks.launch(
-        server_name="127.0.0.1",
+        server_name=HERE,
         server_port=port,
         share=False,
         quiet=True,

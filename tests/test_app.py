@@ -202,6 +202,16 @@ def both(serve, home) -> str:
     return serve(*map(str, flags), "--seed", "4")
 
 
+@pytest.mark.skipif("gradio" in MISSING, reason="gradio is not installed (requirements-app.txt)")
+def test_a_port_that_is_taken_is_named_before_anything_is_loaded(home, monkeypatch, capsys):
+    monkeypatch.setattr("chat_page.open_system", lambda *_: pytest.fail("loaded first"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match=f"--port {other.getsockname()[1]}: cannot be used .*in use"):
+            app.main(["--workdir", str(home), "--port", str(other.getsockname()[1]), "--device", "cpu"])
+
+
 class Visitor:
     """Somebody at the page. What is asked of `wait` comes about within a minute."""
 
