@@ -473,9 +473,11 @@ def find_critics(
     if not found:
         if needed:
             make = [advice.train_critic(kind, families[-1], paths.root) for kind in ("emo", SENTIMENT)]
+            comes = bundled.critics().get("emo")
+            said = f" ({comes} comes with the repository)" if comes else ""
             raise UserError(
                 f"{places[0]['emo'].parent}: no trained critic of {' or '.join(families)}; make them with: "
-                f"{make[0]} (and --dim exp, int); {make[1]}; or give one with --emo RUN"
+                f"{make[0]} (and --dim exp, int); {make[1]}; or give one with --emo RUN{said}"
             )
         return {}
     # those that nobody has are named by where the first family's would lie

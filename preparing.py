@@ -232,6 +232,8 @@ def prepare_glove(asked: PrepareOptions, paths: Paths, texts: list[str]) -> None
     wanted = {w for w, n in counts.items() if n >= least} | set(word_counts([EXEMPLAR_MARKER]))
     name, pairs = glove_source(asked, paths)
     as_it_is = words_folder(asked) is not None
+    if not as_it_is and not any(n >= least for n in counts.values()):
+        raise UserError(f"no word is used {least} times in training; keep rarer ones with --min-count 1")
     each = tqdm(pairs, desc="GloVe", disable=None, leave=False)
     vectors = {w: v for w, v in each if as_it_is or w in wanted}
     if not counts.keys() & vectors.keys():

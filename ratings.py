@@ -186,9 +186,12 @@ def kit_of(
     print(f"{key}: says whose each reply is; raters must not have it")
     shown = len(each) if mode == LIKERT else int((each > 1).sum())  # same replies are not shown as a pair
     if shown < MIN_ITEMS:
+        more = "make a larger kit (--rating-kit N, --items all)"
+        if len(each) < count:
+            more = "these are all that the table has; it takes a larger test split"
         print(
             f"warning: {shown} of these conversations have something to rate, and the summary will refuse "
-            f"fewer than {MIN_ITEMS} rated items; make a larger kit (--rating-kit N, --items all)"
+            f"fewer than {MIN_ITEMS} rated items; {more}"
         )
 
 

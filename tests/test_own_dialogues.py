@@ -441,6 +441,14 @@ def test_every_command_of_the_page_runs(trained, tmp_path, monkeypatch, capsys):
         prepare_data.main([*again, "--seed", "43"])
 
 
+def test_too_small_a_corpus_is_told_of_rare_words(tmp_path):
+    lines = "".join(json.dumps({"turns": [f"hello{n}", f"hi{n}"]}) + "\n" for n in range(3))
+    (tmp_path / "few.jsonl").write_text(lines, encoding="utf-8")
+    words = ["--source", str(tmp_path / "few.jsonl"), "--workdir", str(tmp_path)]
+    with pytest.raises(UserError, match="no word is used 2 times in training; .*--min-count 1"):
+        prepare_data.main([*words, "--glove", str(SAMPLE / "glove.sample.50d.txt")])
+
+
 def test_the_recipe_goes_from_a_file_to_a_table(tmp_path):
     base = save_llama(tmp_path / "base", make_tokenizer())
     recipe = recipes.RECIPES["own"](str(SAMPLE / "own.jsonl"))

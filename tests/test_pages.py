@@ -313,7 +313,12 @@ def test_the_command_makes_a_kit_of_anybodys_replies_and_reads_what_its_raters_s
     key = pd.read_csv(folder / "key.csv")
     assert set(key["system"]) == {"gold", "theirs"} and key["item"].nunique() == 10
     said = capsys.readouterr().out
-    assert "10 conversations, 120 judgements" in said and "refuse fewer than 30 rated items" in said
+    assert "10 conversations, 120 judgements" in said
+    assert "refuse fewer than 30 rated items; make a larger kit" in said
+    whole = ["--rating-kit", str(len(examples) + 1), "--name", "whole"]
+    monkeypatch.setattr(ratings, "MIN_ITEMS", len(examples) + 1)
+    evaluate_responses.main([*common, str(theirs), *whole])
+    assert "these are all that the table has" in capsys.readouterr().out
 
     monkeypatch.setattr(ratings, "MIN_ITEMS", 10)
     file = save(tmp_path / "a.csv", "likert", likert_rows(key, "Anna", lambda s, n: 2 + (s == "gold")))
