@@ -40,9 +40,11 @@ class Records:
     plain: bool = False  # a text a line: no columns to choose from
 
     def column(self, name: str | None, flag: str, usual: Sequence[str] = REPLY_COLUMNS) -> str:
-        """`name`, or the first of the `usual` columns that is there. Raises `UserError` where none is."""
-        found = name or next((c for c in usual if c in self.columns), None)
-        if found is None or found not in self.columns:
+        """`name`, or the first of the `usual` columns that is there, with or without capitals. Raises
+        `UserError` where none is."""
+        written = {c.strip().lower(): c for c in self.columns} | {c: c for c in self.columns}
+        found = next((written[c] for c in ([name] if name else usual) if c in written), None)
+        if found is None:
             there = ", ".join(self.columns)[:300]
             raise UserError(
                 f"{self.place}: no column {name or ', '.join(usual)}; name one of {there} with {flag}"
