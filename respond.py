@@ -96,6 +96,7 @@ def main(argv=None):
         return conversation.open_responder(asked, critic_runs(args), Paths(args.workdir), session)
 
     if args.turns:
+        conversation.check_turns([turn.strip() for turn in args.turns])  # before models are loaded
         return conversation.once(responder(), args.turns, asked)
     if args.file or not sys.stdin.isatty():
         return conversation.respond_to_file(responder, args.file or "-", args.output, asked)
