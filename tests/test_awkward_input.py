@@ -511,6 +511,6 @@ def test_a_carriage_return_inside_a_text_ends_no_row_of_what_is_written(tmp_path
 
 def test_turns_that_cannot_be_replied_to_are_refused_before_anything_is_loaded(home, monkeypatch):
     monkeypatch.setattr(conversation, "open_responder", lambda *_: pytest.fail("loaded first"))
-    for turns, named in (([" "], "each with a text"), (["Hello", "Hi"], "2 turns: the last must be")):
+    for said, named in (([" "], "each with a text"), (["Hello", "Hi"], "2 turns: the last must be")):
         with pytest.raises(UserError, match=named):
-            respond.main(["--workdir", str(home), "--device", "cpu", *turns])
+            respond.main(["--workdir", str(home), "--device", "cpu", *said])
