@@ -19,7 +19,6 @@ results/NAME/.
 import argparse
 from pathlib import Path
 
-import runs
 from options import (
     COUNT,
     NATURAL,
@@ -95,6 +94,8 @@ def parse_args(argv=None):
 
 def places(args: argparse.Namespace) -> Paths:
     """With the exemplars that the run was trained with, where no others are named."""
+    import runs
+
     paths = Paths(args.workdir, exemplars=args.exemplars)
     return paths if args.exemplars else runs.with_own_exemplars(paths, Path(args.run))
 

@@ -19,8 +19,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 import advice
 from options import Paths, UserError
 
@@ -47,6 +45,8 @@ _said: set[str] = set()
 
 def warn_once(kind: str, text: str) -> None:
     """One warning of each kind in a process: a run asks for the same thing thousands of times."""
+    from tqdm import tqdm  # every script imports this module, and says itself what is not installed
+
     if kind not in _said:
         _said.add(kind)
         tqdm.write(f"warning: {text}")

@@ -781,12 +781,12 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
     assert not refused
 
 
-def test_help_answers_within_a_second():
+def test_help_answers_within_a_second_and_where_no_package_is_installed():
     for name in PARSERS:
         script = ["-m", name] if name.startswith("DPR") else [str(ROOT / name)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         shown = subprocess.run(
-            [sys.executable, *script, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+            [sys.executable, "-S", *script, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
         ).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = (
