@@ -413,6 +413,7 @@ def test_every_command_of_the_page_runs(trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sample").symlink_to(SAMPLE)
     (tmp_path / "demo").symlink_to(trained)
+    (tmp_path / "saved").symlink_to(ROOT / "saved")
     commands = commands_of_the_page()
     assert {words[0] for words in commands} == set(MAINS) - {"train_causal_lm.py"} and len(commands) == 9
     for script, *words in commands:

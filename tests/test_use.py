@@ -1070,7 +1070,7 @@ def test_interrupted_replies_to_a_file_are_kept_and_the_same_command_goes_on(hom
         run(respond, home, *words)
     assert asked == ["My dog ran away.", "I got the job!", "I am so tired."]
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == [1, 2, 3, 4]
-    assert {p.name for p in tmp_path.iterdir()} == {"in.txt", "out.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == {"in.txt", "out.jsonl", "out.jsonl.origin.json"}
 
 
 def test_standard_input_is_answered_with_json_and_nothing_else(home, monkeypatch, capsys):
