@@ -66,14 +66,7 @@ def preparation(workdir: Path) -> dict:
         made = json.loads((Paths(workdir).data / "prepared.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return as_noted_now(made) if isinstance(made, dict) else {}
-
-
-def as_noted_now(made: dict) -> dict:
-    """A note of prepare_data.py; older ones say of all sources that the package's vectors were at hand."""
-    if made.get("glove") != "auto, package":
-        return made
-    return made | {"glove": "auto" if made.get("source") == "sample" else "package"}
+    return made if isinstance(made, dict) else {}
 
 
 def prepared_from(workdir: Path) -> str | None:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5
 
 import own_dialogues
 import storage
-from advice import as_noted_now, retrieve, train_critic
+from advice import retrieve, train_critic
 from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
@@ -414,7 +414,7 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
     # everything was made from the same files before
     if all(p.exists() for p in expected) and not asked.overwrite:
         try:
-            same = as_noted_now(storage.read_json(made)) == origin
+            same = storage.read_json(made) == origin
         except UserError as error:
             raise UserError(f"{error}; --overwrite prepares {paths.data} anew") from error
         if same:

@@ -104,20 +104,13 @@ def made_by() -> str:
     return f"Commit {commit()}; `{command_line()}`."
 
 
-@dataclass(frozen=True)
-class Order:
-    """Fingerprints of the batches of a run's first epoch: another version of this code may make others."""
-
-    now: str
-    unrecorded: str  # what runs had that noted none
-
-
 class Run:
     """One folder, complete in itself: weights, config, tokenizer, args.json, metrics.jsonl, checkpoints/.
 
     `args`: every flag as plain JSON values; `free`: the names of those that do not change the mathematics.
     `inputs`: sha256 of every file the run reads; where some of them lie, `sources` say ({name: {path,
-    sha256}}, see `sources`). Raises `UserError` where the folder belongs to something else.
+    sha256}}, see `sources`). `order`: fingerprint of the first epoch's batches, for another version of this
+    code may make others. Raises `UserError` where the folder belongs to something else.
     """
 
     def __init__(
@@ -127,13 +120,13 @@ class Run:
         *,
         free: set[str],
         inputs: dict[str, str],
-        order: Order | None = None,
+        order: str = "",
         sources: dict[str, dict[str, str]] | None = None,
         main: bool = True,
     ):
         self.folder, self.free, self.main = Path(folder), free, main
         self.args, self.inputs = json.loads(json.dumps(args, default=str)), inputs
-        self.order, self.sources = order or Order("", ""), sources or {}
+        self.order, self.sources = order, sources or {}
         self.checkpoints = self.folder / "checkpoints"
         self._lock = contextlib.ExitStack()
 
@@ -312,7 +305,7 @@ class Run:
     @property
     def recorded(self) -> dict[str, Any]:
         """What a later call is compared with, as args.json holds it."""
-        return {"args": self.args, "inputs": self.inputs, "order": self.order.now}
+        return {"args": self.args, "inputs": self.inputs, "order": self.order}
 
     def compare(self, checkpoint: Path | None) -> None:
         """Refuse a resume whose mathematics differ from the saved run's; list the other differences."""
@@ -341,7 +334,7 @@ class Run:
                 print(f"note: {name}: not recorded when the run began, so it is not compared")
             elif known[name] != self.inputs.get(name):
                 refused.append(f"{name}: its content has changed")
-        if checkpoint and not refused and saved.get("order", self.order.unrecorded) != self.order.now:
+        if checkpoint and not refused and saved.get("order") != self.order:
             refused.append("the examples came in another order then, by another version of this code")
         if refused:
             raise UserError(

@@ -60,12 +60,7 @@ class Record:
         self.file = file
         self.root = file.absolute().parents[2]
         self.prepared = Paths(self.root).data / "prepared.json"
-        self.entries: dict[str, dict] = {}
-        for key, entry in storage.read_if_there(file).items():
-            # once a number stood here: the seconds of the recipe's own line
-            self.entries[key] = (
-                entry if isinstance(entry, dict) else {"seconds": entry, "line": key, "finished": True}
-            )
+        self.entries: dict[str, dict] = storage.read_if_there(file)
 
     def finished(self, stage: Stage) -> bool:
         finished = bool(self.entries.get(stage.key, {}).get("finished"))

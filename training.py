@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -125,15 +124,12 @@ class Loop:
             flags["examples_per_update"] = self.batch_size * options.accumulate
             flags["tokens_per_update"] = options.batch_tokens * options.accumulate
             free = free | {"batch_size", "batch_tokens", "accumulate", "effective_batch"}
-        now = self.plan(0)
-        # batches by whole lengths: as all were before a run noted its own
-        before = self.plan(0, replace(data, bare_lengths=[])) if data.bare_lengths else now
         self.run = runs.Run(
             folder,
             flags,
             free=FREE | free,
             inputs=inputs,
-            order=runs.Order(fingerprint(str(now)), fingerprint(str(before))),
+            order=fingerprint(str(self.plan(0))),
             sources=sources,
             main=session.main,
         )
@@ -144,10 +140,10 @@ class Loop:
     def batch_size(self) -> int:
         return int(self.options.batch_size)
 
-    def plan(self, epoch: int, data: Any = None) -> list[list[int]]:
+    def plan(self, epoch: int) -> list[list[int]]:
         """The updates of an epoch, each the numbers of all its examples, over micro-batches and processes."""
         together = self.options.accumulate * self.session.world
-        return (data or self.data).plan(
+        return self.data.plan(
             self.batch_size * together, self.options.batch_tokens * together, self.options.seed, epoch
         )
 

@@ -64,11 +64,9 @@ def test_the_remedy_prepares_the_data_as_they_were_prepared(tmp_path):
         return advice.prepare(tmp_path)
 
     assert remedy().endswith("--source download --levels 3 --split grouped --glove package")
-    assert remedy(levels=2, split="paper", glove="auto, package").endswith(
-        "--source download --glove package"
-    )
+    assert remedy(levels=2, split="paper").endswith("--source download --glove package")
     assert remedy(levels=2, split="paper", glove="auto").endswith("--source download")
-    assert remedy(levels=2, split="paper", source="sample", glove="auto, package").endswith("--source sample")
+    assert remedy(levels=2, split="paper", source="sample", glove="auto").endswith("--source sample")
     assert remedy(glove="0" * 64).startswith("prepare_data.py --overwrite, and the --source")
 
 

@@ -785,23 +785,6 @@ def test_a_samples_note_names_no_package_whose_vectors_it_does_not_take(tmp_path
     )
 
 
-@pytest.mark.parametrize(("source", "asked"), [("folder", ""), ("folder", "--glove package"), ("sample", "")])
-def test_what_was_prepared_when_a_note_called_the_vectors_otherwise_is_kept(
-    corpus, tmp_path, monkeypatch, capsys, source, asked
-):
-    vectors = [(word, row) for word, row in preparing.read_glove(GLOVE)]
-    monkeypatch.setattr(preparing, "glove_package", lambda: iter(vectors))
-    place = str(corpus) if source == "folder" else "sample"
-    words = ["--source", place, "--workdir", str(tmp_path), "--split", "grouped", *asked.split()]
-    prepare_data.main(words)
-    made = Paths(tmp_path).data / "prepared.json"
-    note = json.loads(made.read_text())
-    assert note["glove"] == {"folder": "package", "sample": "auto"}[source]
-    made.write_text(json.dumps(note | {"glove": "auto, package"}))
-    prepare_data.main(words)
-    assert "already made from the same inputs, kept" in capsys.readouterr().out
-
-
 def test_every_word_of_the_vocabulary_stands_in_what_is_learnt_from(prepared):
     paths = Paths(prepared)
     texts = [EXEMPLAR_MARKER, *read_dialogues(paths.dialogues("train"))["utterance"]]

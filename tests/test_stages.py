@@ -199,14 +199,6 @@ def test_a_stage_is_remembered_by_its_command_after_the_flags_of_the_call(tmp_pa
     assert "what it builds on is another today" in again.another(other[1])
 
 
-def test_a_record_of_seconds_alone_still_counts(tmp_path):
-    (tmp_path / "stages.json").write_text('{"train_t5.py --lr 1": 7.5}', encoding="utf-8")
-    record = stages.Record(tmp_path / "stages.json")
-    assert record.finished(plan(RECIPE, ".", "download", Changes())[0])
-    changed = plan(RECIPE, ".", "download", Changes(seed=7))[0]
-    assert not record.finished(changed) and "train_t5.py --lr 1." in record.another(changed)
-
-
 #: keeps what a file held when it was first read, as the scripts do
 KEEP = """
 import pathlib, sys
