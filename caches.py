@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from options import UserError
-from storage import READ_ONLY, abandoned, warn_once, whole_file
+from storage import READ_ONLY, abandoned, fingerprint, warn_once, whole_file
 
 #: seconds between two lines on a stage that no progress bar shows
 LOG_EVERY = 60
@@ -111,7 +111,8 @@ def in_chunks(
     with tqdm(total=len(batches), desc=title, disable=None, leave=False) as bar:
         for start in range(0, len(batches), size):
             group = batches[start : start + size]
-            file = keep and keep / f"{start:05d}-{size}.npz"
+            # by what is in it: on another device the batches may be others
+            file = keep and keep / f"{start:05d}-{fingerprint(str(group))[:16]}.npz"
             parts.append(cached(file, functools.partial(make, group), required))
             bar.update(len(group))
             left, now = len(batches) - start - len(group), time.monotonic()

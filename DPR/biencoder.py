@@ -248,7 +248,7 @@ def embed(
                 )
         return {"numbers": np.array([n for n, _ in gathered]), "vectors": np.stack([v for _, v in gathered])}
 
-    keep = keep and keep / fingerprint(distinct, [len(batch) for batch in plan])[:16]
+    keep = keep and keep / fingerprint(distinct)[:16]
     table = in_chunks(plan, work, keep, title)["vectors"]
     place = {t: i for i, t in enumerate(distinct)}
     return table[[place[t] for t in texts]]

@@ -32,12 +32,32 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
             n * n for n in range(10)
         ]
     assert done == [[9, 1, 2], [3, 4, 5], [6, 7, 8], [0]]
-    damaged = tmp_path / "keep" / "00003-3.npz"
+    (damaged,) = (tmp_path / "keep").glob("00003-*.npz")
     damaged.write_bytes(damaged.read_bytes()[:-30])
     assert caches.in_chunks(batches, work, tmp_path / "keep", "", size=3)["squares"].tolist() == [
         n * n for n in range(10)
     ]
     assert done[4:] == [[3, 4, 5]] and f"{damaged}: cannot be read" in capsys.readouterr().out
+
+
+def test_a_stage_that_goes_on_in_other_batches_is_whole(tmp_path):
+    """As on another device, which holds more of them at a time."""
+
+    def work(group):
+        if stops and 5 in group[0]:
+            raise Killed
+        numbers = np.concatenate(group)
+        return {"numbers": numbers, "squares": numbers**2}
+
+    def run(size: int) -> list[int]:
+        batches = [list(range(start, min(start + size, 9))) for start in range(0, 9, size)]
+        return caches.in_chunks(batches, work, tmp_path / "keep", "", size=1)["squares"].tolist()
+
+    stops = True
+    with pytest.raises(Killed):
+        run(2)
+    stops = False
+    assert run(4) == [n * n for n in range(9)]
 
 
 def test_a_long_stage_tells_a_log_how_far_it_is(tmp_path, monkeypatch, capsys):
