@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import metrics
 import storage
 import teaching
-from corpora import choose_pairs, read_pairs, read_vader
+from corpora import choose_pairs, in_one_spacing, read_pairs, read_vader
 from critics import guess_loss, is_useless
 from dataloaders import critic_data, plan_once, require_same_words, tokenizer_hash, too_much_cut
 from DPR.biencoder import resolve
@@ -220,16 +220,22 @@ def joint_task(paths: Paths, split_by: str = "files", part: str = "all") -> Crit
 
 def merged(sides: Sequence[Side]) -> Side:
     """Each pair of several sides once, with a label of each side, or `NO_LABEL`; of doubled pairs the first
-    of one side goes with the first of another."""
-    known: dict[tuple, list[int]] = {}
+    of one side goes with the first of another. Its texts are as the first side spaces them."""
+    known: dict[tuple, tuple[tuple[str, ...], str, list[int]]] = {}
     for n, (contexts, replies, labels) in enumerate(sides):
         seen: Counter[tuple] = Counter()
         for context, reply, label in zip(contexts, replies, labels, strict=True):
-            pair = (tuple(context), reply)
-            row = known.setdefault((*pair, seen[pair]), [NO_LABEL] * len(sides))
-            row[n] = label
+            pair = pair_of(context, reply)
+            row = known.setdefault((pair, seen[pair]), (tuple(context), reply, [NO_LABEL] * len(sides)))
+            row[-1][n] = label
             seen[pair] += 1
-    return [key[0] for key in known], [key[1] for key in known], list(known.values())
+    contexts, replies, labels = zip(*known.values(), strict=True)
+    return list(contexts), list(replies), list(labels)
+
+
+def pair_of(context: Sequence[str], reply: str) -> tuple[str, ...]:
+    """By which a pair is known in every dimension."""
+    return (*map(in_one_spacing, context), in_one_spacing(reply))
 
 
 def sentiment_task(paths: Paths) -> CriticTask:
@@ -452,10 +458,10 @@ def numbered(teacher: TeacherOptions | None) -> dict[str, str]:
 def of_heads(valid: Mapping[str, float], joint: CriticTask) -> dict[str, dict]:
     """{kind: its part of a result}, laid out as that of a critic of one kind; and the share of its held-out
     pairs that were learnt from, by another label."""
-    learnt, found = set(zip(*joint.train[:2], strict=True)), {}
+    learnt, found = set(map(pair_of, *joint.train[:2])), {}
     for kind, task in joint.tasks.items():
         own = {name: valid[f"{kind}_{name}"] for name in HEAD_FIGURES}
-        held = list(zip(*task.valid[:2], strict=True))
+        held = list(map(pair_of, *task.valid[:2]))
         again = sum(pair in learnt for pair in held) / len(held)
         found[kind] = {"kind": kind, "valid": own, "baselines": task.baselines, "learnt_elsewhere": again}
     return found

@@ -357,6 +357,23 @@ def test_pairs_of_three_dimensions_are_merged_with_the_labels_that_each_has():
     assert found == [(("p",), "r", [0, none]), (("p",), "r", [1, 1]), (("q",), "s", [1, 0])]
 
 
+def test_a_pair_that_each_dimension_spaces_in_its_own_way_is_one_pair():
+    """As the official files do: else a judge of one half would have read what a critic of the other has."""
+    emo, exp = ([("my  dog died",)], ["so\nsorry"], [1]), ([("my dog died",)], ["so sorry"], [0])
+    assert critic_training.merged([emo, exp]) == ([("my  dog died",)], ["so\nsorry"], [[1, 0]])
+    head = SimpleNamespace(valid=exp, baselines={})
+    valid = {f"exp_{name}": 50.0 for name in critic_training.HEAD_FIGURES}
+    found = critic_training.of_heads(valid, SimpleNamespace(train=emo, tasks={"exp": head}))
+    assert found["exp"]["learnt_elsewhere"] == 1
+    posts = [f"post number {n} of them" for n in range(40)]
+    apart = [pd.DataFrame({"seeker_post": [blank.join(p.split()) for p in posts]}) for blank in (" ", " \n ")]
+    for split_by, part in (("files", "a"), ("files", "b"), ("seeker", "a")):
+        one, other = (choose_pairs(table, table[:0], split_by, part) for table in apart)
+        for side in (0, 1):
+            assert one[side].index.tolist() == other[side].index.tolist()
+    assert 0 < len(one[0]) < len(posts)
+
+
 def test_flags_of_one_dimension_are_refused_with_all_of_them(capsys):
     with pytest.raises(SystemExit):
         train_empathy_classifier.parse_args("--dim all --teacher x --mixture-share 0.5 --baselines".split())
