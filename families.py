@@ -2,6 +2,7 @@
 way of a run from its loop to its result."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 import advice
 import exemplars
+import lineage
 import storage
 from corpora import Example
 from critics import Critics
@@ -124,6 +126,8 @@ def to_the_end(
         session.say(f"next: {advice.after_training(folder, split, paths.root)}")
         return result
     result |= {"valid": loop.measure()}
+    # as it can be told now: what it began from and its critics may be replaced, or go
+    result[lineage.SERVED] = [asdict(critic) for critic in lineage.served(folder, paths)]
     if split and session.main:
         result[likelihood_key(split)] = predict(split)
     loop.finish(result)

@@ -12,6 +12,8 @@ from options import DIMENSIONS, Paths
 
 #: of the seeker posts that a critic has learnt from (corpora.choose_pairs): a half, or both
 ALL, UNKNOWN = "all", "unknown"
+#: the entry of a result.json that says which critics a run was trained to please
+SERVED = "served"
 OTHER = {"a": "b", "b": "a"}
 
 
@@ -51,7 +53,12 @@ def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
 
 def served(run: Path, paths: Paths) -> list[Served]:
     """The critics in the losses and rewards of a run, those of the labels that it was led by, and all of the
-    run that it began from."""
+    run that it began from; unknown ones where that is gone or does not say. A finished run has noted them."""
+    noted = storage.read_if_there(run / "result.json").get(SERVED)
+    if noted is not None:
+        return [Served(**critic) for critic in noted]
+    if not (run / "args.json").exists():
+        return nobody_knows()
     paths = home(run, paths)
     places, made_with = runs.sources(run, paths), storage.read_json(run / "args.json")
     found = []
@@ -65,9 +72,14 @@ def served(run: Path, paths: Paths) -> list[Served]:
         by = labelled_by(places["labels train"], paths)
         found += [critic for critic in by if critic.kind in led and critic not in found]
     start = places.get("init")
-    if start and (start.path / "args.json").exists() and storage.is_still(start.path, start.sha256):
-        found += served(start.path, paths)
+    if start:
+        there = start.path.exists() and storage.is_still(start.path, start.sha256)
+        found += served(start.path, paths) if there else nobody_knows()
     return found
+
+
+def nobody_knows() -> list[Served]:
+    return [Served(kind, "", UNKNOWN) for kind in DIMENSIONS]
 
 
 def labelled_by(labels: runs.Source, paths: Paths) -> list[Served]:

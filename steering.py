@@ -19,6 +19,7 @@ import torch
 
 import caches
 import judges
+import lineage
 import markup
 import plots
 import storage
@@ -124,9 +125,11 @@ class Sampler:
             return self.writer.generate(batch, count, self.options.decoding)
 
     def told_nothing(self, found: Sequence["Choice"]) -> list["Choice"]:
-        """What replies that were written under marks cost the model that is told none."""
-        marked = [c for c in found if c.way != "ranking" and c.target]
-        said = sorted({(n, text) for c in marked for n, text in enumerate(c.replies) if text})
+        """What replies cost the model that is told no marks. Where some were written under marks it reads all
+        of them again: there a reply that was cut pays for an end, too, with which it was not drawn."""
+        if {c.way for c in found} <= {"ranking"}:
+            return list(found)
+        said = sorted({(n, text) for c in found for n, text in enumerate(c.replies) if text})
 
         def work(places: list[int]) -> dict[str, np.ndarray]:
             values = []
@@ -143,10 +146,12 @@ class Sampler:
         if said:
             costs = caches.kept(self.file("told nothing", said), make)["values"]
             values = dict(zip(said, costs.tolist(), strict=True))
-        known = {id(c): [values[pair] for pair in enumerate(c.replies) if pair in values] for c in marked}
-        return [
-            replace(c, log_probability=float(np.mean(known[id(c)]))) if id(c) in known else c for c in found
-        ]
+
+        def cost(choice: Choice) -> float:
+            each = [values[pair] for pair in enumerate(choice.replies) if pair in values]
+            return float(np.mean(each)) if each else math.nan
+
+        return [replace(choice, log_probability=cost(choice)) for choice in found]
 
     def file(self, *further: object) -> Path:
         run = Path(self.options.run)
@@ -404,6 +409,7 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
                 f"--judge {judge.name}: in {', '.join(same)} it is the ranker {ranker.name} itself; a judge "
                 "must not have ranked what it judges"
             )
+    pleased = [*lineage.served(Path(options.run), paths), *ranker.as_served()]
     marked = [target for target in TARGETS if target and set(options.ways) != {"ranking"}]
     examples = sampler.examples
     pools = {named(target): sampler.pool(target) for target in [{}, *marked]}
@@ -411,6 +417,13 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     found = sampler.told_nothing(choices(options, pools, ranker, examples))
     table = measured(found, panel, examples, seconds, options.seed)
     notes = judges.report(panel, [e.response for e in examples], [e.history for e in examples])
+    notes += [
+        f"Judge {judge.name} has learnt from pairs that the ranker has seen, or critics that the run was "
+        f"trained to please: {', '.join(kinds)}; its levels may flatter. Critics of --part a and judges of "
+        "--part b share none."
+        for judge in panel
+        if (kinds := lineage.shared(judge.halves, pleased))
+    ]
     scales = {judge.name: judges.told_apart(judge, paths) for judge in panel}
     notes += [
         f"Scale: held-out replies that people labelled 1 differ from those labelled 0, as {name} sees "

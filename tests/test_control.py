@@ -5,6 +5,8 @@ import itertools
 import json
 import shutil
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from test_causal_models import make_tokenizer, save_llama
 import control
 import plots
 import steering
+import storage
 from causal_models import CausalGenerator
 from corpora import Example, listener_turns
 from intervals import resamples
@@ -223,6 +226,15 @@ def test_a_critic_of_all_dimensions_is_a_judge_but_of_nothing_that_it_ranked(tra
     page = (trained_copy / "results" / "control" / "table.md").read_text()
     levels = page.split("## Levels as seed-1 sees them")[1]
     assert "| none |" in levels and "| emo=1 |" in levels
+    assert "Judge seed-1 has learnt from pairs that the ranker has seen" in page
+    assert "trained to please: emo, exp, int;" in page
+    train_empathy_classifier.main([*short, "--size", "tiny", "--dim", "all", "--part", "b", "--name", "half"])
+    half = str(trained_copy / "saved" / "empathy" / "half")
+    for noted, pleased in ((True, "(its pairs are unknown)"), (False, "learnt from pairs that the ranker")):
+        control.main([*words, "--ranker", "tfidf-a", "--judge", half, "--name", f"apart-{noted}"])
+        said = (trained_copy / "results" / f"apart-{noted}" / "table.md").read_text()
+        assert (pleased in said) == noted
+        storage.write_json(Path(words[0]) / "result.json", {"served": []})  # now its run does say
     shutil.copytree(one, tmp_path / "copy")
     with pytest.raises(UserError, match="--judge copy: in emo, exp, int it is the ranker seed-1 itself"):
         control.main([*words, "--ranker", one, "--judge", str(tmp_path / "copy"), "--overwrite"])
@@ -391,11 +403,13 @@ def test_candidates_and_their_costs_are_of_their_own_exemplars_and_random_stream
     assert len({tuple(texts) for _, texts in own}) > 1
     assert shown == [(*own[n], {"exp": 1}) for n in (0, 1, 2, 1)]
     assert len(set(seeds)) == 3 and seeds[3] == seeds[1]
+    alone = steering.Choice("ranking", 5.0, 1, {}, ["one", "two", ""], -2.0)
+    assert sampler.told_nothing([alone]) == [alone], "as drawn, where nothing was written under marks"
     for other in (["one", "two", ""], ["one", "three", ""]):  # the costs of one are none of the other
         shown.clear()
         choice = steering.Choice("marks", 0.0, 1, {"exp": 1}, other, -2.0)
-        (told,) = sampler.told_nothing([choice])
-        assert told.log_probability == -1.0
+        told = sampler.told_nothing([choice, replace(alone, replies=other)])
+        assert [each.log_probability for each in told] == [-1.0, -1.0], "all read again, to be compared"
         assert shown == [(*own[n], other[n]) for n in (0, 1)]
 
 

@@ -20,6 +20,7 @@ import critics
 import dataloaders
 import families
 import generators
+import lineage
 import objectives
 import storage
 import train_causal_lm
@@ -433,6 +434,13 @@ def test_critics_that_were_cast_once_serve_every_loss(trained_copy):
     train_glove_t5.main([*words, "--sampled-loss-w", "1", "--samples", "3", "--sampled-examples", "1"])
     rows = logged(trained_copy / "saved" / "glove-t5" / "plain-critics-energy")
     assert all(row["emo"] > 0 for row in rows) and rows[-1]["grad_emo"] > 0 and -1 <= rows[0]["reward"] < 0
+
+
+def test_a_finished_run_says_whom_it_was_trained_to_please_when_they_are_gone(trained_copy):
+    train_glove_t5.main(["--workdir", str(trained_copy), *TINY, "--max-steps", "1"])
+    run, paths = trained_copy / "saved" / "glove-t5" / "plain-critics", Paths(trained_copy)
+    shutil.rmtree(paths.saved / "empathy")
+    assert {(c.kind, c.half) for c in lineage.served(run, paths)} == {(kind, "all") for kind in CRITICS}
 
 
 def test_gradients_are_logged_of_no_more_examples_than_fit_in_training(trained_copy, monkeypatch):

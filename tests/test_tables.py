@@ -350,10 +350,18 @@ def test_a_run_that_has_taken_the_place_of_the_one_begun_from_is_not_followed(tm
         start = storage.source(places[other], paths, "of weights that lie there no more")
         storage.write_json(places[name] / "sources.json", {"init": start})
         storage.write_text(places[name] / "model.safetensors", name)
-    assert len(lineage.served(places["first"], paths)) == 1, "its own critic alone, and it comes to an end"
+    own, *unknown = lineage.served(places["first"], paths)  # it comes to an end
+    assert own.sha256 == "1"
+    assert unknown == [Served(dim, "", lineage.UNKNOWN) for dim in DIMENSIONS], "what lay there is gone"
     right = storage.source(places["first"], paths, storage.sha256(places["first"] / "model.safetensors"))
     storage.write_json(places["second"] / "sources.json", {"init": right})
-    assert len(lineage.served(places["second"], paths)) == 2
+    assert lineage.served(places["second"], paths) == [own, own, *unknown]
+    published = tmp_path / "published"
+    storage.write_text(published / "model.safetensors", "published")
+    assert lineage.served(published, paths) == unknown, "a published model says nothing of its training"
+    pleased = [{"kind": "emo", "sha256": "2", "half": "a"}]
+    storage.write_json(published / "result.json", {"served": pleased})
+    assert lineage.served(published, paths) == [Served("emo", "2", "a")], "but one that was noted"
 
 
 def test_the_notes_of_a_run_of_another_workdir_are_seen_from_there(tmp_path):
