@@ -309,6 +309,8 @@ COLUMNS: tuple[Column, ...] = (
 def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
     """The columns of one judge of empathy; `judge` is its name, and their group."""
     group, found = f"judge {judge}", []
+    # its classifier weights both classes alike (judges.py)
+    balanced = " (as if half of all replies did)" * judge.startswith("tfidf")
     for dim in dimensions:
         name = DIMENSIONS[dim].name if dim in DIMENSIONS else dim
         found += [
@@ -317,7 +319,7 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
                 f"{dim} level",
                 group,
                 f"mean probability that a reply reaches level 1 of {name}, over all samples of a context "
-                "where there are several; beside it the signed gap to the gold replies'",
+                f"where there are several{balanced}; beside it the signed gap to the gold replies'",
                 "0 to 1",
                 "Sharma et al. 2020, the judge's view",
                 "gold",

@@ -2,8 +2,9 @@
 themselves.
 
 A judge's level of a reply is the probability that it reaches level 1 of a dimension (Sharma et al. 2020), in
-the eyes of that judge: a system's is to be read beside the gold replies', by the same judge. Two judges that
-disagree, or that a meaningless text pleases, are worth little: `report` says so in lines for a table's foot.
+the eyes of that judge (of TF-IDF as if half of all replies did: its classes weigh the same). A system's is
+to be read beside the gold replies', by the same judge. Two judges that disagree, or that a meaningless text
+pleases, are worth little: `report` says so in lines for a table's foot.
 Knows nothing of generators.
 """
 
@@ -57,6 +58,10 @@ class Judge:
     caveat: str = ""  # to `held_out`
     halves: Mapping[str, str] = field(default_factory=dict)  # {dim: lineage.half_of}
     known: dict[Text, np.ndarray] = field(default_factory=dict, repr=False)  # {text: (dimensions,)}
+
+    def as_served(self) -> list[lineage.Served]:
+        """As critics that something was made to please, as replies are that it ranked."""
+        return [lineage.Served(dim, self.sha256[dim], half) for dim, half in self.halves.items()]
 
     def levels(
         self, replies: Sequence[str], contexts: Sequence[Turns] | None = None
@@ -190,16 +195,18 @@ def asker_of_words(model) -> Ask:
 def critics_judge(name: str, folders: Mapping[str, Path], paths: Paths, session: Session) -> Judge:
     """The finished critics in `folders` {dim: folder} as one judge; the heads of one folder read together."""
     sha256, held_out, halves = {}, {}, {}
-    reads_context, again = False, 0.0
+    reads_context, again, most = False, 0.0, 2
     critics = open_critics(folders, session)
     for dim, folder in folders.items():
         sha256[dim] = storage.sha256(folder / "model.safetensors")
         result = result_of(folder, dim)
         held_out[dim] = result["valid"]["macro_f1"]
         again = max(again, result.get("learnt_elsewhere", 0.0))
+        most = max(most, int(critics[dim].limits[1]) + 1)
         halves[dim] = lineage.half_of(folder, paths)
         reads_context |= critics[dim].critic.settings.context_len > 0
     chosen = " (their epochs were chosen there, too"
+    chosen += f"; of {most} levels, where the judge is asked about level 1 alone" * (most > 2)
     chosen += f"; up to {again:.0%} of them were learnt from, in another dimension" * (again > 0) + ")"
     ask = valued(critics, f"{name},", paths.cache, reached)
     return Judge(name, sha256, held_out, ask, reads_context, chosen, halves)

@@ -374,6 +374,14 @@ def test_a_pair_that_each_dimension_spaces_in_its_own_way_is_one_pair():
     assert 0 < len(one[0]) < len(posts)
 
 
+def test_a_judge_whose_critics_know_more_levels_than_it_is_asked_about_says_so(trained_copy, monkeypatch):
+    (judge,) = judges.load(Paths(trained_copy), Session("cpu"), ["glove-t5"])
+    assert "levels" not in judge.caveat
+    monkeypatch.setattr(critics.Critic, "limits", property(lambda critic: (0, 2)))
+    (judge,) = judges.load(Paths(trained_copy), Session("cpu"), ["glove-t5"])
+    assert "of 3 levels, where the judge is asked about level 1 alone" in judge.caveat
+
+
 def test_flags_of_one_dimension_are_refused_with_all_of_them(capsys):
     with pytest.raises(SystemExit):
         train_empathy_classifier.parse_args("--dim all --teacher x --mixture-share 0.5 --baselines".split())
