@@ -137,6 +137,8 @@ class FeedForward(nn.Module):
         return parts.wo(parts.dropout(inner))
 
 
+#: the kinds of models that add T5's positions to the scores of attention
+T5_KINDS = {"t5", "mt5", "umt5"}
 #: transformers' modules that compute what `FeedForward` does
 FEED_FORWARDS = {"T5DenseActDense", "T5DenseGatedActDense"}
 #: and what `Norm` does
@@ -154,7 +156,7 @@ def quicken(model: nn.Module, device: torch.device, compiling: bool = False) -> 
         # T5's positions are a mask with gradient. On a CPU SDPA has no kernel for it: it makes the same
         # products, and more around them. On an H100 (torch 2.11, bf16, no dropout) its gradients were no
         # numbers after some hundred updates, in two runs of two.
-        if isinstance(module, PreTrainedModel) and module.config.model_type == "t5":
+        if isinstance(module, PreTrainedModel) and module.config.model_type in T5_KINDS:
             module.set_attn_implementation(FEW_PASSES)
         for name, child in module.named_children():
             if type(child) is nn.Dropout and on_cpu and not compiling:
