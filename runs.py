@@ -104,6 +104,11 @@ def made_by() -> str:
     return f"Commit {commit()}; `{command_line()}`."
 
 
+def flag_of(name: str) -> str:
+    """The flag of an entry of args.json."""
+    return "torchrun --nproc-per-node" if name == "processes" else f"--{name.replace('_', '-')}"
+
+
 class Run:
     """One folder, complete in itself: weights, config, tokenizer, args.json, metrics.jsonl, checkpoints/.
 
@@ -318,9 +323,7 @@ class Run:
         names = sorted(before.keys() | now.keys())
         changed = {k: (before.get(k), now.get(k)) for k in names if before.get(k) != now.get(k)}
         refused = [
-            f"--{k.replace('_', '-')}: {a!r} then, {b!r} now"
-            for k, (a, b) in changed.items()
-            if k not in self.free
+            f"{flag_of(k)}: {a!r} then, {b!r} now" for k, (a, b) in changed.items() if k not in self.free
         ]
         known = saved.get("inputs", {})
         for name in sorted(known.keys() | self.inputs.keys()):

@@ -254,7 +254,8 @@ def memory_advice(where: str, args, anew: bool = False):
         if not is_out_of_memory(error):
             raise
         advice = smaller_batches(args, anew) or "shorter sequences or a smaller model"
-        if advice.startswith("-") and not anew and not args.batch_tokens:
+        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        if advice.startswith("-") and alone and not anew and not args.batch_tokens:
             advice += ", or a new run with --batch-size auto"
         raise UserError(
             f"{where}: out of memory with --batch-size {args.batch_size} --accumulate {args.accumulate}; try "

@@ -119,7 +119,8 @@ class Update:
             eps=1e-8,
             fused=True,
         )
-        self.wrapped = session.accelerator.prepare_model(model)  # DDP under torchrun
+        # DDP under torchrun, but of one process alone
+        self.wrapped = session.accelerator.prepare_model(model) if session.world > 1 else model
         self.scheduler = get_scheduler(
             "constant_with_warmup" if options.schedule == "constant" else options.schedule,
             self.optimizer,

@@ -177,7 +177,7 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
         origin = {**shared, "dialogues": storage.sha256(paths.dialogues(split))}
         if not storage.ready(paths.exemplars(split), origin, overwrite):
             todo[split] = origin
-    if not todo:
+    if not any(session.gather([bool(todo)])):  # of all processes, before any of them has written
         return
     corpus = listener_turns(paths.dialogues("train"))
     # an interrupted stage goes on there; outputs of all splits share the candidates' vectors
@@ -196,7 +196,9 @@ def find(options: SearchOptions, session: Session, paths: Paths, overwrite: bool
             continue
         made = origin | {"command": runs.command_line()}
         write_exemplars(paths.exemplars(split), examples, corpus, hits, made)
-    shutil.rmtree(keep, ignore_errors=True)
+    session.wait()  # another process may still keep what it has made there
+    if session.main:
+        shutil.rmtree(keep, ignore_errors=True)
 
 
 def own_conversations(examples: Sequence[Example], corpus: Sequence[Example]) -> list[str | None]:

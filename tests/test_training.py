@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import Killed, assert_same_run, interrupted, kill_at, logged, newest, wait_for_step, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import Net, toy_data, toy_loop, train
+from toy import DEFAULTS, Net, toy_data, toy_loop, train
 
 import checkpoints
 import quick
@@ -29,7 +29,7 @@ import session
 import training
 from dataloaders import Data
 from options import UserError
-from session import Session
+from session import Session, memory_advice
 
 TOY = Path(__file__).with_name("toy.py")
 pytestmark = pytest.mark.usefixtures("the_end_is_kept")
@@ -965,6 +965,15 @@ def test_out_of_memory_names_the_flags_to_change(tmp_path):
     ) as no:
         train(tmp_path / "other", memory=3, micro_batches_matter=True)
     assert "--batch-size auto" not in str(no.value)
+
+
+def test_several_processes_are_not_sent_to_a_flag_that_is_refused_to_them(tmp_path, monkeypatch):
+    for world, told in (("1", True), ("2", False)):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(UserError, match="--batch-size 2 --accumulate 2") as no:  # noqa: SIM117
+            with memory_advice("step 1", SimpleNamespace(**DEFAULTS)):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert ("--batch-size auto" in str(no.value)) == told
 
 
 def test_the_advice_can_be_followed_on_resume(tmp_path, capsys):

@@ -1,18 +1,23 @@
 """Two processes on halves of each batch make the updates that one makes on the whole, by each fast path."""
 
+import contextlib
 import importlib
 import json
+import os
+import socket
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import by_two_processes, logged
+from conftest import ROOT, by_two_processes, logged
 from test_causal_models import make_tokenizer, save_llama
 from toy import train
 
-from options import Paths
+from options import Paths, UserError
 
 SHORT = "--device cpu --max-steps 3 --epochs 9 --batch-tokens 0 --log-every 1 --no-predict".split()
 
@@ -76,6 +81,53 @@ def train_where_a_barrier_takes_a_gpu(folder: str) -> None:
 def test_two_processes_on_the_processor_leave_the_gpu_alone(tmp_path):
     by_two_processes(train_where_a_barrier_takes_a_gpu, str(tmp_path / "run"))
     assert (tmp_path / "run" / "result.json").exists()
+
+
+class Left(Exception):
+    pass
+
+
+def train_until_the_second_leaves(folder: str) -> str:
+    def spoil(loop, terms):
+        if loop.session.rank == 1 and loop.state.step == 2:
+            raise Left
+        return terms
+
+    with contextlib.suppress(Left):
+        try:
+            train(Path(folder), spoil=spoil)
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+def test_a_process_that_is_left_alone_says_so_in_a_line(tmp_path):
+    said = by_two_processes(train_until_the_second_leaves, str(tmp_path / "run"))
+    assert "another process has ended" in said and "goes on from the last checkpoint" in said
+
+
+def test_one_process_under_torchrun_does_what_one_without_does(trained_copy):
+    """Where a script starts as many processes as there are GPUs, of which there is one."""
+    words = [
+        "train_glove_t5.py",
+        "--workdir",
+        str(trained_copy),
+        "--size",
+        "tiny",
+        *SHORT,
+        "--max-steps",
+        "1",
+    ]
+    words += "--add-exemplars none --sampled-loss-w 1 --samples 3 --sampled-examples 1".split()
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, *words]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | alone, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
