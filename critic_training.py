@@ -441,7 +441,8 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
         loop.finish(result)
         return result
     report(result, session)
-    nothing = loss_of_nothing(critic, held, frequencies.to(session.device), session)
+    # in fp32: no more at a time than were trained on
+    nothing = loss_of_nothing(critic, held, frequencies.to(session.device), session, loop.batch_size)
     guess = guess_loss(torch.tensor(task.valid[2]).double(), critic.settings.is_regressor)
     result |= {"loss_of_nothing": nothing, "loss_of_a_guess": guess}
     session.say(f"  loss on a reply that says nothing {nothing:.3f}, of a guess by frequency {guess:.3f}")

@@ -74,10 +74,12 @@ def mean_target(targets: list, outputs: int) -> Tensor:
 
 
 @torch.no_grad()
-def loss_of_nothing(critic: Critic, held: Data, frequencies: Tensor, session: Session) -> float:
+def loss_of_nothing(
+    critic: Critic, held: Data, frequencies: Tensor, session: Session, batch_size: int = 128
+) -> float:
     """The mean loss where every word of a reply is the mean of all words."""
     total = 0.0
-    for numbers in plan_once(held.lengths, 128):
+    for numbers in plan_once(held.lengths, batch_size):
         batch = session.move(held.collate(numbers))
         context = (1 - batch["reply_mask"]).float()  # (B, L)
         mixture = Mixture(context, torch.zeros_like(context), batch["input_ids"], frequencies)

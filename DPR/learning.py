@@ -261,7 +261,10 @@ def train(
     held = HeldOut.draw(held_entries, options.valid_queries, options.seed)
 
     def vectors(side: str, texts: list[str], title: str) -> np.ndarray:
-        return embed(sides[side], tokenizers[side], texts, session, lengths[side], side == "question", title)
+        size = min(128, 4 * loop.batch_size)  # what is trained on decides what fits
+        return embed(
+            sides[side], tokenizers[side], texts, session, lengths[side], side == "question", title, size
+        )
 
     def evaluate() -> dict[str, float]:
         questions = vectors("question", held.questions, "valid questions")

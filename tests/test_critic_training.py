@@ -123,6 +123,19 @@ def test_a_teacher_labels_listener_turns_once_and_they_are_learnt_beside_the_pai
         train_empathy_classifier.main(["--workdir", str(workdir), *SHORT, "--dim", "exp", *teacher])
 
 
+def test_a_critic_that_fits_in_its_training_fits_to_its_end(workdir, monkeypatch):
+    plain = CriticModel.forward
+
+    def small(self, ids, *given, **named):
+        if len(ids) > 8:  # four times --batch-size, as an evaluation has
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, ids, *given, **named)
+
+    monkeypatch.setattr(CriticModel, "forward", small)
+    words = ["--workdir", str(workdir), *SHORT, "--dim", "emo", "--size", "tiny", "--batch-size", "2"]
+    assert train_empathy_classifier.main(words)["loss_of_nothing"] > 0
+
+
 def test_a_critic_is_asked_about_a_reply_that_says_nothing_and_held_against_a_guess(workdir):
     words = ["--workdir", str(workdir), *SHORT, "--dim", "emo", "--size", "tiny"]
     result = train_empathy_classifier.main(words)
