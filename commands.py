@@ -286,7 +286,8 @@ def add_generator_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--family",
         help="whose critics lead, where none are named: saved/empathy/FAMILY-DIM, such as glove-t5-a of one "
-        "half of the seeker posts (default: the generator's)",
+        "half of the seeker posts (default: t5 or glove-t5; critics of another --model are named by the last "
+        "part of its name)",
     )
     add_sampled_flags(parser)
     add_control(parser)
@@ -416,6 +417,10 @@ def check_decoding(parser: Parser, args: argparse.Namespace, problems: list[str]
     return args
 
 
+#: flags that say how critics' losses are taken, where any counts
+OF_CRITICS = ("critic_ramp", "strategy", "critic_targets", "balance")
+
+
 def unread(args: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], str]]:
     """Flags that a training with these arguments does not read, and why."""
     weights = {kind: vars(args).get("empathy_loss_w", 0.0) for kind in DIMENSIONS}
@@ -424,7 +429,7 @@ def unread(args: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], str]]:
     weights["sentiment"] = vars(args).get("sentiment_loss_w", 0.0)
     led = [kind for kind in CRITICS if weights.get(kind)]
     if not led:
-        yield ("critic_ramp", "strategy", "critic_targets", "balance"), "no critic's loss counts"
+        yield OF_CRITICS, "no critic's loss counts"
     if not args.sampled_loss_w:
         yield (
             ("samples", "sampled_top_k", "sampled_temperature", "sampled_examples", "sampled_reward"),

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, T5
 
 import own_dialogues
 import storage
-from advice import retrieve, train_critic
+from advice import PREPARED_WITH, retrieve, train_critic
 from corpora import DIALOGUE_COLUMNS, PAIR_COLUMNS, read_dialogues, read_pairs
 from dataloaders import EXEMPLAR_MARKER
 from fetching import fetch_glove, fetch_official
@@ -353,16 +353,11 @@ def origin_of(asked: PrepareOptions, sources: Sources) -> dict:
     files = sources.files
     if asked.split == "paper" and sources.pairs:
         files.append(splits_file(sources.pairs))
-    origin = {k: getattr(asked, k) for k in ("levels", "split", "glove", "glove_dim", "min_count", "seed")}
+    origin = {k: getattr(asked, k) for k in (*PREPARED_WITH, "glove")}
     origin |= {
         "source": asked.source if asked.source in ("sample", "download") else "folder",
         **{f.name: storage.sha256(f) for f in files},
     }
-    # what is noted of older data has neither
-    if asked.test_split != TEST_SPLITS[0]:
-        origin["test_split"] = asked.test_split
-    if asked.test_conversations:
-        origin["test_conversations"] = asked.test_conversations
     if sources.own:
         held = sources.own["dialogues"]
         if asked.test_conversations:
@@ -414,7 +409,7 @@ def prepare(asked: PrepareOptions, paths: Paths, made: Path, outputs: list[Path]
     # everything was made from the same files before
     if all(p.exists() for p in expected) and not asked.overwrite:
         try:
-            same = storage.read_json(made) == origin
+            same = PREPARED_WITH | storage.read_json(made) == origin
         except UserError as error:
             raise UserError(f"{error}; --overwrite prepares {paths.data} anew") from error
         if same:

@@ -19,6 +19,7 @@ import argparse
 
 import options
 from commands import (
+    OF_CRITICS,
     add_control,
     add_decoding_flags,
     add_init_from,
@@ -31,14 +32,9 @@ from options import COUNT, NATURAL, SHARE, add_common, add_device, make_parser, 
 from settings import causal_command
 from use_commands import add_base
 
-SOFT_LOSSES = (
-    "--empathy-loss-w",
-    "--empathy-losses",
-    "--sentiment-loss-w",
-    "--strategy",
-    "--critic-targets",
-    "--critic-ramp",
-    "--balance",
+SOFT_LOSSES = tuple(
+    f"--{name.replace('_', '-')}"
+    for name in ("empathy_loss_w", "empathy_losses", "sentiment_loss_w", *OF_CRITICS)
 )
 NO_SOFT_LOSS = (
     "a critic as a loss reads soft replies of its own vocabulary, which is not this model's; critics of any "
