@@ -54,9 +54,15 @@ def of_split(split: str, examples: Sequence[Example], paths: Paths, seed: int) -
 def require_words(tokenizer, known: Mapping[str, int]) -> None:
     """Raises `UserError` where a tokenizer cannot tell the marks apart."""
     words = [DIMENSIONS[dim].marks[level] for dim, count in known.items() for level in range(count)]
-    rows = [tuple(ids.tolist()) for ids in encode(tokenizer, words).values()]
+    ids = encode(tokenizer, words)
+    rows = [tuple(ids[word].tolist()) for word in words]
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if len(set(rows)) < len(words) or any(unknown is not None and unknown in row for row in rows):
+    if lacking := [
+        word
+        for word, row in zip(words, rows, strict=True)
+        if rows.count(row) > 1 or (unknown is not None and unknown in row)
+    ]:
         raise UserError(
-            "--control marks: the vocabulary lacks some of the words that serve as marks: " + ", ".join(words)
+            "--control marks: the vocabulary lacks some of the words that serve as marks, or knows two as "
+            f"one: {', '.join(lacking)}"
         )
