@@ -12,7 +12,7 @@ from pathlib import Path
 
 from options import DATASETS, DIMENSIONS, FAMILIES, HERE, JOINT, SENTIMENT, Paths, with_halves
 
-#: flags of prepare_data.py that its note holds, as they are where nothing is said
+#: flags of prepare_data.py that its note holds beside --glove, as they are where nothing is said
 PREPARED_WITH = {
     "levels": 2,
     "split": "paper",
@@ -130,8 +130,9 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
     if not makes(folder, ""):
         return f"--{kind} takes the run folder of a finished {kind} critic"
     if kind != SENTIMENT and lacks_pairs(workdir_of(folder)):
+        flags = " ".join(f"--{dim} RUN" for dim in DIMENSIONS)
         return (
-            f"{NO_PAIRS}: give one of another workdir (--emo RUN --exp RUN --int RUN), or in a "
+            f"{NO_PAIRS}: give one of another workdir ({flags}), or in a "
             "training leave it out of the loss with --empathy-loss-w 0 (docs/own-dialogues.md)"
         )
     name = Path(folder).name

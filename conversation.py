@@ -24,7 +24,7 @@ from corpora import EMOTIONS
 from critics import doubts, find_critics
 from exemplars import matched_by
 from hub import folder_given
-from options import FAMILIES, Paths, UserError, Wrong
+from options import CRITICS, FAMILIES, Paths, UserError, Wrong
 from records import format_of, is_utf8, json_value, lines_of, open_text, refuse_other_formats, require_utf8
 from responder import WRITERS, Answer, Responder, check_turns, open_writer
 from scoring import as_json, described
@@ -35,10 +35,10 @@ from storage import hash_seed
 from turns import cast, pick, said_by
 
 SHOWN = 3  # exemplars on the terminal
-HELP = """/retry          another reply to the same turn
+HELP = f"""/retry          another reply to the same turn
 /undo           take back your last turn and its reply
 /reset          begin a new dialogue
-/target emo=1   what replies should come close to (emo, exp, int, sentiment); /target alone ends that
+/target emo=1   what replies should come close to ({", ".join(CRITICS)}); /target alone ends that
 /save FILE      the dialogue as a line of JSON; to read where the name ends in .md
 /quit           or the end of the input"""
 

@@ -420,7 +420,7 @@ def open_critics(folders: Mapping[str, Path], session: Session, flags: Collectio
             if kind not in (kinds := loaded[folder].critic.settings.kinds):
                 taken = (
                     f"holds a critic of {', '.join(kinds)}, none of {kind}; it takes one of all dimensions, "
-                    "or the folder that holds one of each (emo/, exp/, int/)"
+                    f"or the folder that holds one of each ({', '.join(f'{dim}/' for dim in DIMENSIONS)})"
                 )
                 raise UserError(f"{folder}: {holds(kinds) if flag else taken}")
         critics[kind] = loaded[folder].of(kind)

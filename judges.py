@@ -152,8 +152,8 @@ def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
     lacking = [dim for dim in DIMENSIONS if not (place(name, dim, paths) / "result.json").exists()]
     if not lacking:
         return ""
+    apart = ", ".join(f"{dim}/" for dim in DIMENSIONS)
     if "/" in name:
-        apart = ", ".join(f"{dim}/" for dim in DIMENSIONS)
         return (
             f"no {role} in {name}: it takes the folder of one critic of all dimensions (--dim {JOINT}), "
             f"or one that holds {apart}"
@@ -163,8 +163,8 @@ def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
     if not advice.variant_of(name):
         return (
             f"no {name} {role}: {paths.critic(lacking[0], name)} is not there; give the folder of a critic "
-            "of all dimensions, one that holds a critic of each (emo/, exp/, int/), or one of tfidf, minilm, "
-            "t5 and glove-t5"
+            f"of all dimensions, one that holds a critic of each ({apart}), or one of tfidf, minilm, t5 and "
+            "glove-t5"
         )
     kinds = lacking if len(lacking) < len(DIMENSIONS) else [JOINT]  # one reading for all costs a third
     make = "; ".join(advice.train_critic(kind, name, paths.root) for kind in kinds)

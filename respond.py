@@ -17,7 +17,7 @@ runs, or names on the hub (user/name). English only.
 import sys
 
 import options
-from options import NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
+from options import DIMENSIONS, NATURAL, WEIGHT, Paths, add_common, add_device, check, make_parser
 from records import check_output
 from settings import IN_USE, Weights, pick, target
 from use_commands import add_base, add_critic_runs, add_pool, add_sampling, critic_runs, pool_problems
@@ -61,7 +61,7 @@ def parse_args(argv=None):
     )
     for name, of_what in (
         ("likelihood", "the mean log-probability in the choice"),
-        ("empathy", "the distance to a target of emo, exp, int"),
+        ("empathy", f"the distance to a target of {', '.join(DIMENSIONS)}"),
         ("sentiment", "the distance to a target of sentiment"),
     ):
         usual = getattr(Weights(), name)

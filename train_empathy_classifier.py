@@ -38,7 +38,7 @@ def parse_args(argv=None):
         "--dim",
         choices=[*DIMENSIONS, JOINT],
         required=True,
-        help="emotional reaction, exploration or interpretation; all: one encoder with three heads",
+        help="emotional reaction, exploration or interpretation; all: one encoder with a head for each",
     )
     parser.add_argument(
         "--class-weights",
