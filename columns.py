@@ -16,7 +16,8 @@ BOUNDS = {
     "%": (0.0, 100.0),
     "0 to 1": (0.0, 1.0),
     "-1 to 1": (-1.0, 1.0),
-    **dict.fromkeys(("1", "words", "levels squared"), (0.0, math.inf)),
+    "levels": (-1.0, 2.0),
+    **dict.fromkeys(("1", "words", "levels squared", "weights"), (0.0, math.inf)),
 }
 #: the tables, in the order in which they are printed
 GROUPS = {
@@ -54,7 +55,7 @@ class Column:
     def interval(self, estimate: Estimate) -> tuple[float, float] | None:
         """Its 95 % interval, within what such a figure can be: Student's t of two runs knows no bounds."""
         span = estimate.interval()
-        least, most = BOUNDS.get(self.unit, (-math.inf, math.inf))
+        least, most = BOUNDS[self.unit]
         return span and (max(span[0], least), min(span[1], most))
 
     def badness(self, value, gold):
