@@ -53,19 +53,20 @@ class CriticSet:
         words. `vocabulary`: V of the generator, which can be padded beyond the tokenizer's words."""
         for kind, critic in self.critics.items():
             same_words = critic.settings.tokenizer == tokenizer_hash
+            # soft replies follow a context that is padded on the left: relative positions alone read it alike
             if not same_words or critic.settings.backbone["model_type"] != "t5":
                 raise UserError(
                     f"the {kind} critic was trained with another tokenizer or encoder than the generator's; "
                     "it can label and judge, but not serve as a loss: train one with the generator's "
-                    "--model, or take its words over (GloVe: prepare_data.py --glove, "
-                    "docs/own-dialogues.md), or set --empathy-loss-w 0 --sentiment-loss-w 0"
+                    "--model and name it by --family, or take its words over (GloVe: prepare_data.py "
+                    "--glove, docs/own-dialogues.md), or set --empathy-loss-w 0 --sentiment-loss-w 0"
                 )
             rows = len(critic.embeddings)
             if vocabulary is not None and rows != vocabulary:
                 raise UserError(
-                    f"the {kind} critic has {rows:,} word embeddings, the generator {vocabulary:,}: one "
-                    "words, but one of the two models is padded; train both from models of one vocabulary "
-                    "size"
+                    f"the {kind} critic has {rows:,} word embeddings, the generator {vocabulary:,}: the "
+                    "same words, but one of the two models is padded; train critics with the generator's "
+                    "--model and name them by --family"
                 )
 
     @property
