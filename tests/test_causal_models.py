@@ -373,6 +373,13 @@ def test_a_reply_ends_with_its_turn_and_begins_no_other(base, tmp_path):
             assert set(row[row.index(end) + 1 :]) <= {model.tokenizer.pad_token_id}
 
 
+def test_no_control_token_stands_in_the_text_of_a_reply(base, tmp_path):
+    model = CausalGenerator.start(base, rank=0, cache=tmp_path)
+    said = model.tokenizer("Oh no.", add_special_tokens=False)["input_ids"]
+    out = torch.tensor([[*said, model.chat.end_id, model.tokenizer.pad_token_id]])
+    assert model.replies(out) == ["Oh no."]
+
+
 def test_a_turn_begun_in_plain_words_is_cut_from_the_reply(tmp_path):
     tokenizer = make_tokenizer(None)
     model = CausalGenerator.start(save_llama(tmp_path / "llama", tokenizer), rank=2, cache=tmp_path)

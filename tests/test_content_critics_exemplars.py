@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -347,11 +348,11 @@ def test_the_frozen_exemplar_encoder_reads_each_text_once_and_gives_its_mean_ove
             torch.testing.assert_close(vector, expected[row], rtol=1e-4, atol=1e-5)
 
 
-def frozen(workdir, exemplar_len: int, seed: int = 42) -> exemplars.Way:
+def frozen(workdir, exemplar_len: int, seed: int = 42, precision: str = "fp32") -> exemplars.Way:
     settings = GeneratorSettings(
         {}, "t5", exemplar_model="t5-tiny", exemplar_width=64, exemplar_len=exemplar_len
     )
-    return exemplars.enter(settings, None, Session("cpu", seed=seed), Paths(workdir))
+    return exemplars.enter(settings, None, Session("cpu", precision, seed), Paths(workdir))
 
 
 def test_a_frozen_encoder_of_random_weights_is_the_same_whatever_the_seed(prepared):
@@ -409,3 +410,18 @@ def test_training_begins_from_the_glove_vectors(trained_copy, at_first):
     for name in ("t5.shared.weight", "exemplar_encoder.shared.weight"):
         words = at_first[name][-len(vectors) :]  # the special tokens stand before them
         assert torch.equal(words[:, : vectors.shape[1]], vectors)
+
+
+def test_kept_exemplar_vectors_are_of_the_precision_that_is_asked_for_now(workdir):
+    texts = [["i am so sorry to hear that about your dog"]]
+    half, whole = (
+        frozen(workdir, 200, precision=precision).split(texts).part([0])["exemplar_vectors"]
+        for precision in ("bf16", "fp32")
+    )
+    assert not torch.equal(half, whole)
+
+
+def test_the_encoder_of_exemplars_is_as_deep_as_is_asked_for(prepared):
+    asked = SimpleNamespace(add_exemplars="glove-t5", dropout=0.0, exemplar_layers=3)
+    found = exemplars.way_settings(asked, "tiny", Paths(prepared))["exemplar_backbone"]
+    assert found["num_layers"] == 3

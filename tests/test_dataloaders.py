@@ -887,3 +887,12 @@ def test_pooled_exemplars_of_many_lengths_are_padded_to_their_like(tokenizer):
     padded = sum(texts * width for texts, width in part["exemplar_pieces"])
     assert part["exemplar_mask"].sum() <= padded < part["exemplar_mask"].numel() / 2
     assert (part["exemplar_share"].sum(1) == 1).all() and (part["exemplar_share"].sum(0) == 1).all()
+
+
+def test_however_long_a_dialogue_is_its_last_turn_knows_all_before(tmp_path):
+    texts = [f"turn {n}" for n in range(1, 41)]
+    rows = ["conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"]
+    rows += [f"c,{n},sad,p,{n % 2},{text},," for n, text in enumerate(texts, 1)]
+    (tmp_path / "long.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    last = corpora.listener_turns(tmp_path / "long.csv")[-1]
+    assert last.history == tuple(texts[:-1]) and last.response == texts[-1]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import generators
 import train_glove_t5
 from dataloaders import tokenizer_hash
 from glove_models import (
@@ -346,3 +347,12 @@ def test_the_help_shows_the_defaults_of_the_size_that_is_asked_about(size, rate,
     with pytest.raises(SystemExit):
         train_glove_t5.parse_args(["--size", size, "--help"])
     assert f"peak learning rate (AdamW) (default: {rate})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_sizes_of_a_model_are_those_of_its_flags(prepared, monkeypatch):
+    monkeypatch.setattr(generators, "run", lambda command, load: load(command.paths).t5.config)
+    words = "--size tiny --d-model 32 --d-kv 8 --heads 2 --d-ff 48 --layers 1 --add-exemplars none".split()
+    words += ["--empathy-loss-w", "0", "--sentiment-loss-w", "0", "--workdir", str(prepared)]
+    made = train_glove_t5.main(words)
+    sizes = (made.d_model, made.d_kv, made.num_heads, made.d_ff, made.num_layers, made.num_decoder_layers)
+    assert sizes == (32, 8, 2, 48, 1, 1)

@@ -434,3 +434,13 @@ def test_draws_of_distinct_are_as_large_as_the_shortest_system_and_gold_can_fill
 def test_a_system_of_several_seeds_has_the_items_that_all_of_them_have():
     seeds = [Measured(numbers, {}, ["Oh."] * len(numbers)) for numbers in ((0, 1, 2, 5), (1, 2, 3, 5))]
     assert Row("run", "system", seeds).numbers == (1, 2, 5)
+
+
+def test_pairs_are_tested_on_the_items_of_the_set_and_no_others():
+    rng = np.random.default_rng(2)
+    rows = [simulated(rng, 500, kind="gold", name="gold")]
+    rows += [simulated(rng, 500, name=name) for name in ("one", "two")]
+    comparison = Comparison(rows, COLUMNS, count=100, seed=0)
+    comparison.settle(tuple(range(250)))
+    tests, _ = comparison.tests(range(250))
+    assert {test.items for test in tests} == {250}

@@ -592,3 +592,35 @@ def test_contexts_that_are_sampled_are_read_with_their_own_exemplars_alone():
     assert part["exemplar_share"].tolist() == [[0.5, 0.5, 0], [0, 0.5, 0.5]]
     nobody = objectives.rows_of(batch, torch.tensor([2]))
     assert nobody["exemplar_share"].tolist() == [[0.0]] and len(nobody["exemplar_ids"]) == 1
+
+
+@pytest.mark.parametrize(("strategy", "balance"), [(0, 0.0), (2, 0.0), (0, 0.5), (2, 0.5)])
+def test_with_soft_targets_no_label_counts_whatever_the_strategy_and_the_balance(strategy, balance):
+    model = Generator({"backbone": config(16).to_dict(), "exemplars": "none"})
+    frozen, batch = two_critics(), batch_of([3, 8, 5])
+    other = batch | {"critic_targets": {k: v.flip(0) for k, v in batch["critic_targets"].items()}}
+
+    def losses(given: dict, targets: str) -> list[float]:
+        asked = generator_options(strategy=strategy, balance=balance, critic_targets=targets)
+        torch.manual_seed(1)
+        terms = objectives.GeneratorObjective(frozen, asked).gold_terms(model, given)
+        return [float(terms[kind]) for kind in frozen.critics]
+
+    assert losses(batch, "soft") == losses(other, "soft") != losses(batch, "labels")
+    assert losses(batch, "labels") != losses(other, "labels")
+
+
+def test_a_ramp_is_of_the_critics_alone_and_ends_at_their_full_weights():
+    sampled = objectives.SampledReplies(None, None, SampledOptions(2.0, "energy", 3, 0, 0, 1.0))
+    objective = objectives.GeneratorObjective(two_critics(), generator_options(critic_ramp=4), sampled)
+    whole = objective.weights
+    assert whole == {"nll": 1, "emo": 1, "sentiment": 1, "sampled": 2, "reward": 0}
+    assert objective.weights_at(0) == whole | {"emo": 0.25, "sentiment": 0.25}
+    assert objective.weights_at(3) == objective.weights_at(99) == whole
+
+
+def test_how_an_update_is_split_counts_where_critics_are_balanced(trained_copy):
+    words = ["--workdir", str(trained_copy), *TINY, "--max-steps", "1", "--name", "run", "--balance", "0.5"]
+    train_glove_t5.main(words)
+    with pytest.raises(UserError, match="was begun with other settings:\n  --accumulate: 1 then, 2 now"):
+        train_glove_t5.main([*words, "--batch-size", "4", "--accumulate", "2"])

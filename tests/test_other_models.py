@@ -47,7 +47,7 @@ from DPR import evaluate_retriever, learning, train_dpr
 from DPR.biencoder import embed, load_side, require_fitting
 from DPR.index import Index
 from DPR.learning import read_entries, without_rivals
-from DPR.retriever import write_exemplars
+from DPR.retriever import Retriever, write_exemplars
 from models import Critic, Generator, soft_response
 from options import Paths, UserError
 from pretrained import load_encoder, load_tokenizer, positions, without_word
@@ -747,3 +747,20 @@ def test_a_retriever_that_ranks_by_chance_is_said(workdir, capsys, monkeypatch):
     )
     train_dpr.main(retriever_flags(workdir, "--batch-size", "4"))
     assert "no better than chance (3.0)" in capsys.readouterr().out
+
+
+def test_what_labels_are_worth_is_said_where_they_are_made(trained_copy, tmp_path, capsys):
+    file = Paths(trained_copy).critic("emo", "glove-t5") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"reply_len": 3}))
+    words = ["--workdir", str(trained_copy), "--device", "cpu", "--family", "glove-t5", "--splits", "valid"]
+    label_dialogues.main([*words, "--output", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert re.search(r"note: valid: \d+ replies are longer than the 3 tokens that emo reads", said)
+
+
+def test_pretrained_encoders_of_few_positions_are_asked_for_no_more_unless_somebody_does(tmp_path, words):
+    place, session = str(save_model(tmp_path, "bert", words)), Session("cpu")
+    found = Retriever.from_pretrained(encoder=place, session=session)
+    assert found.encoders.lengths == {"question": 40, "context": 40}
+    with pytest.raises(UserError, match="--max-length 50: .* reads only 40 tokens"):
+        Retriever.from_pretrained(encoder=place, session=session, max_length=50)

@@ -13,12 +13,14 @@ import evaluate_responses
 import label_dialogues
 import own_dialogues
 import prepare_data
+import preparing
 import recipes
 import train_causal_lm
 import train_glove_t5
 from corpora import listener_turns, read_dialogues
 from options import SPLITS, Paths, UserError
 from own_dialogues import convert, draw_splits, read_all
+from settings import pick
 from turns import cast
 
 MAINS = {
@@ -499,3 +501,27 @@ def test_a_dialogue_that_is_learnt_and_tested_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"1 stand there before, word for word (the first: {file}, line 3)" in said
     assert "1 of these in another split: what is tested was learnt" in said
+
+
+def test_emotions_that_only_some_dialogues_have_are_not_used_and_that_is_said(tmp_path, capsys):
+    files = [
+        jsonl(tmp_path / "a.jsonl", *[TALK] * 2, emotion="sad"),
+        jsonl(tmp_path / "b.jsonl", *[TALK] * 2),
+    ]
+    assert not converted(files, tmp_path / "out")["emotions"]
+    assert "of 4 have an emotion: none is used" in capsys.readouterr().out
+    assert len(all_rows(tmp_path / "out")) == 4
+
+
+def test_the_command_hands_the_listener_and_the_seed_on(tmp_path):
+    talks = [[("Bob", "Hello."), ("Ann", f"My cat {n} is ill."), ("Bob", "Oh no!")] for n in range(30)]
+    file, tested = jsonl(tmp_path / "a.jsonl", *talks), []
+    for seed in ("1", "2", "1"):
+        folder = tmp_path / f"{len(tested)}"
+        folder.mkdir()
+        words = ["--source", str(file), "--listener", "Bob", "--seed", seed, "--workdir", str(tmp_path)]
+        asked = pick(preparing.PrepareOptions, prepare_data.parse_args(words))
+        preparing.sources_of(asked, Paths(tmp_path), folder)
+        assert all(len(turns) == 2 and turns[1] == "Oh no!" for turns in all_rows(folder).values())
+        tested.append((folder / "test.csv").read_text())
+    assert tested[0] == tested[2] != tested[1]

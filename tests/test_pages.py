@@ -644,3 +644,41 @@ def test_case_studies_know_every_way_of_exemplars_and_each_loss(tmp_path):
     ):
         (tmp_path / "args.json").write_text(json.dumps({"args": {"model": "t5", **flags}}))
         assert (traits(tmp_path)["exemplars"], traits(tmp_path)["losses"]) == found
+
+
+@pytest.mark.parametrize(
+    ("others", "rated"), [(["mime"], ["gold", "mime"]), (["mime", "empdg"], ["empdg", "mime"])]
+)
+def test_gold_is_compared_pair_by_pair_where_there_is_no_other_pair(tmp_path, others, rated):
+    systems = [{"name": "gold", "replies": [e.response for e in EXAMPLES]}]
+    systems += [{"name": name, "replies": SYSTEMS[name]} for name in others]
+    ratings.kit_of(tmp_path, EXAMPLES, systems, 5, "ab", 1, overwrite=False)
+    assert sorted(set(ratings.read_key(tmp_path / "key.csv")["system"])) == rated
+
+
+def test_the_alpha_of_points_is_ordinal(kit, tmp_path):
+    """Of raters who are a point apart it is high; by the points' names alone they would never agree."""
+    _, key = kit()
+    level = {"one/lempex": 1, "mime": 3, "empdg": 4}
+    files = []
+    for name, more in (("Anna", 0), ("Ben", 1)):
+        rows = likert_rows(key, name, lambda system, _, more=more: level[system] + more)
+        files.append(save(tmp_path / f"{name}.csv", "likert", rows))
+    text = ratings.summarise(files, tmp_path / "likert" / "key.csv")
+    (row,) = [line for line in text.splitlines() if line.startswith("| *Krippendorff's alpha*")]
+    assert all(float(value) > 0.5 for value in row.split("|")[2:-1])
+
+
+def test_the_command_makes_a_kit_of_the_mode_and_the_seed_that_are_asked_for(prepared, tmp_path):
+    (tmp_path / "data").symlink_to(prepared / "data")
+    examples, kits = listener_turns(Paths(prepared).dialogues("test")), []
+    rows = [f"{e.conv_id}\t{e.utterance_idx}\tReply number {n}." for n, e in enumerate(examples)]
+    theirs = tmp_path / "theirs.tsv"
+    theirs.write_text("\n".join(["conv_id\tutterance_idx\tresponse", *rows]) + "\n", encoding="utf-8")
+    for seed in ("1", "2"):
+        words = ["--workdir", str(tmp_path), str(theirs), "--rating-kit", "5", "--rating-mode", "ab"]
+        evaluate_responses.main([*words, "--seed", seed, "--name", seed])
+        key = ratings.read_key(tmp_path / "results" / seed / "rating_kit" / "key.csv")
+        assert set(key["mode"]) == {"ab"}
+        kits.append(set(zip(key["conv_id"], key["utterance_idx"], strict=True)))
+    assert len(kits[0]) == len(kits[1]) == 5 and kits[0] != kits[1]

@@ -135,3 +135,15 @@ def test_one_seed_holds_the_same_questions_out_whenever_it_is_asked():
     entries = [{"question": f"q{n}", "positive_ctxs": [{"text": f"p{n}"}]} for n in range(40)]
     for seed in range(3):
         assert HeldOut.draw(entries, 5, seed).questions == HeldOut.draw(entries, 5, seed).questions
+
+
+def test_some_of_the_held_out_questions_are_those_of_a_training_of_that_seed(trained_copy):
+    common = ["--workdir", str(trained_copy), "--device", "cpu", "--valid-queries", "5", "--seed"]
+    bert = ["--encoder", str(trained_copy / "data" / "bert-tiny"), "--max-steps", "1", "--batch-size", "4"]
+    train_dpr.main([*common, "7", *bert, "--name", "few"])
+    run = trained_copy / "saved" / "dpr" / "few"
+    logged = json.loads((run / "result.json").read_text(encoding="utf-8"))["after"]
+    found = evaluate_retriever.main([*common, "7", "--path", str(run)])
+    assert found["questions"] == 5 and {key: found[key] for key in logged} == pytest.approx(logged)
+    other = evaluate_retriever.main([*common, "8", "--path", str(run), "--name", "other"])
+    assert {key: other[key] for key in logged} != pytest.approx(logged)

@@ -552,3 +552,14 @@ def test_a_t5_that_reads_exemplars_by_glove_has_their_words_in_its_folder(traine
     call(train_t5, trained_copy, f"--inference {run} --output {trained_copy / 'again'} --max-new-tokens 4")
     assert (trained_copy / "again" / "predictions.tsv").read_text(encoding="utf-8") == replies
     assert Path("exemplar_words/tokenizer.json") in hub.published(run)
+
+
+def test_from_scratch_takes_a_models_config_and_none_of_its_weights(workdir, tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(Paths(workdir).t5_tiny)
+    base = publish(tmp_path / "base", t5_config(len(tokenizer)), own_head=False)
+    tokenizer.save_pretrained(base)
+    monkeypatch.setattr(generators, "run", lambda command, load: load(command.paths).t5.shared.weight)
+    words = ["--workdir", str(workdir), "--model", str(base), "--add-exemplars", "none"]
+    words += ["--empathy-loss-w", "0", "--sentiment-loss-w", "0"]
+    first, again, new = train_t5.main(words), train_t5.main(words), train_t5.main([*words, "--from-scratch"])
+    assert torch.equal(first, again) and not torch.equal(first, new)

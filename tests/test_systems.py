@@ -122,6 +122,7 @@ def test_gold_as_each_group_writes_it_scores_100(writer):
         ("He's in; she 's out", "he is in ; she is out"),
         ("well, we're ill; its id", "well , we are ill ; its id"),
         ("So... 3,000$", "so . . . 3 , 000 $"),
+        ("He said ``no'' to \"us\".", 'he said " no " to " us " .'),
         ("ﬁne\u00a0Stra\u00dfe \u200bso", "fine strasse so"),
         ("", ""),
         ("</s>", ""),

@@ -18,6 +18,7 @@ from transformers import LlamaConfig
 
 import captions
 import causal_models
+import columns
 import evaluate_responses
 import floors
 import judges
@@ -335,6 +336,16 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
 
 
+def test_what_a_figure_can_be_is_known_of_every_column():
+    every = [c for found in vars(columns).values() if isinstance(found, tuple) for c in found]
+    units = {
+        c.unit
+        for c in (*every, *columns.judge_columns("mine", ["emo"]), *columns.critic_columns(["emo"]))
+        if isinstance(c, columns.Column)
+    }
+    assert len(units) > 5 and units <= columns.BOUNDS.keys()
+
+
 def test_a_run_that_is_given_twice_is_no_second_seed(tmp_path):
     (tmp_path / "run").mkdir()
     twice = argparse.Namespace(runs=[f"x={tmp_path / 'run'},{tmp_path / 'other' / '..' / 'run'}"])
@@ -634,3 +645,83 @@ def test_the_nearest_history_does_not_depend_on_what_else_is_asked():
     beside = ["dog"] * 50
     alone = nearest_by_tfidf(asked, known, [None] * 2, ["a", "b"])
     assert alone == [1, 0] == nearest_by_tfidf([*asked, *beside], known, [None] * 52, ["a", "b"])[:2]
+
+
+@pytest.mark.parametrize("items", ["all", "last"])
+def test_figures_are_drawn_as_often_from_the_seed_and_tested_on_the_items_that_were_asked_for(
+    prepared, tmp_path, monkeypatch, items
+):
+    (tmp_path / "data").symlink_to(prepared / "data")
+    examples, asked = listener_turns(Paths(prepared).dialogues("test")), []
+
+    class Watched(tables.Comparison):
+        def __init__(self, rows, columns, count, seed, groups):
+            asked.append((count, seed, list(groups)))
+            super().__init__(rows, columns, count, seed, groups)
+
+        def tests(self, scope):
+            asked.append(list(scope))
+            raise Killed
+
+    monkeypatch.setattr(tables, "Comparison", Watched)
+    words = ["--workdir", str(tmp_path), "--device", "cpu", "--family", "none", "--judges", "none"]
+    words += ["--nearest", "none", "--resamples", "133", "--seed", "7", "--items", items]
+    with pytest.raises(Killed):
+        evaluate_responses.main([*words, write(tmp_path / "mine.tsv", examples, ["Oh ."] * len(examples))])
+    assert asked == [(133, 7, [e.conv_id for e in examples]), systems.item_set(examples, items)]
+
+
+def test_what_every_line_is_held_against_is_as_it_was_asked_for(prepared, tmp_path):
+    examples, place = listener_turns(Paths(prepared).dialogues("test")), tmp_path / "bert"
+    shutil.copytree(Paths(prepared).bert_tiny, place)
+    said = json.loads((place / "tokenizer_config.json").read_text())
+    (place / "tokenizer_config.json").write_text(json.dumps(said | {"model_max_length": 512}))
+    words = [write(tmp_path / "mine.tsv", examples, ["Oh ."] * len(examples)), "--resamples", "133"]
+    asked = evaluate_responses.parse_args([*words, "--seed", "7", "--bertscore-model", str(place)])
+    given = pick(tables.TableOptions, asked)
+    found = tables.standard(given, examples, [], Paths(prepared), Session("cpu"), {}, [])
+    assert (found.resamples, found.seed, found.extras.bertscore) == (133, 7, place)
+
+
+def test_a_file_is_read_in_the_layout_that_is_named(prepared, tmp_path):
+    """Its lines are replies, though all of them begin as labels of another layout."""
+    examples = listener_turns(Paths(prepared).dialogues("test"))
+    file, gold = tmp_path / "mine.txt", tmp_path / "gold.txt"
+    gold.write_text("".join(f"{e.response}\n" for e in examples), encoding="utf-8")
+    replies = [("Ref: so", "Pred: so")[n % 2] for n in range(len(examples))]
+    file.write_text("".join(f"{text}\n" for text in replies), encoding="utf-8")
+    words = [str(file), "--references", str(gold), "--format", "lines"]
+    asked = pick(tables.TableOptions, evaluate_responses.parse_args(words))
+    [line] = tables.read_all(asked, examples, Paths(prepared))
+    assert line.systems[0].replies == replies
+
+
+def test_as_many_cases_are_shown_as_are_asked_for_and_drawn_by_the_seed(prepared, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(prepared / "data")
+    examples, drawn = listener_turns(Paths(prepared).dialogues("test")), []
+
+    def page(sides, items, count, seed, *_):
+        drawn.append((count, seed))
+        return ""
+
+    monkeypatch.setattr(tables, "PAGES", {"case_studies.md": page})
+    words = ["--workdir", str(tmp_path), "--device", "cpu", "--family", "none", "--judges", "none"]
+    words += ["--nearest", "none", "--cases", "3", "--seed", "7"]
+    evaluate_responses.main([*words, write(tmp_path / "mine.tsv", examples, ["Oh ."] * len(examples))])
+    assert drawn == [(3, 7)]
+
+
+def test_another_retrievers_exemplars_stand_beside_the_tuned_ones_on_the_pages(trained_copy, tmp_path):
+    paths = Paths(trained_copy)
+    examples = listener_turns(paths.dialogues("test"))
+    untuned = pd.DataFrame([(*e.key, '["Nobody said this."]') for e in examples])
+    untuned.columns = ["conv_id", "utterance_idx", "exemplars"]
+    untuned.to_csv(tmp_path / "test_dpr.csv", index=False)
+    mine = write(tmp_path / "mine.tsv", examples, ["Oh ."] * len(examples))
+    words = ["--workdir", str(trained_copy), "--device", "cpu", "--family", "none", "--judges", "none"]
+    words += ["--nearest", "none", "--cases", "2", mine]
+    for more, there in (([], False), (["--untuned-exemplars", str(tmp_path), "--overwrite"], True)):
+        evaluate_responses.main([*words, *more])
+        for kind in ("md", "html"):
+            page = (paths.results / "evaluation" / f"case_studies.{kind}").read_text()
+            assert ("Nobody said this." in page) == there == ("untuned retriever" in page)

@@ -35,12 +35,12 @@ import train_glove_t5
 from causal_models import CausalGenerator, example_nll
 from chats import SYSTEM, causal_data, chat_format
 from corpora import Example, listener_turns
-from critics import Critic, Score, unread
+from critics import Critic, Score, find_critics, unread
 from dataloaders import encode, generator_data
 from DPR.index import Index
 from DPR.retriever import Retriever
 from models import Generator, token_nll
-from options import Paths, UserError
+from options import CRITICS, Paths, UserError
 from pretrained import load_tokenizer
 from responder import Answer, CausalWriter, Responder, mean_log_probability
 from session import Session
@@ -1363,3 +1363,53 @@ def test_a_retriever_without_a_pool_is_not_left_out_in_silence(home):
     run, finder = Paths(home).saved / "glove-t5" / "exemplars", Paths(home).saved / "dpr" / "empd"
     with pytest.raises(UserError, match="exemplars need both a retriever and a pool"):
         Responder.from_pretrained(run, retriever=finder, session=Session("cpu"), workdir=home)
+
+
+def test_nobody_gets_the_replies_of_the_conversation_that_is_named(home):
+    retriever = Retriever.from_pretrained(Paths(home).saved / "dpr" / "empd", Session("cpu"))
+    pool = retriever.pool(REPLIES, owners=["1", "2", "1"])
+    found = retriever.search(["My dog died."] * 3, pool, 3, owners=["1", "2", "3"])
+    assert [{hit.place for hit in hits} for hits in found] == [{1}, {0, 2}, {0, 1, 2}]
+
+
+def test_a_reply_gets_as_many_exemplars_as_those_of_the_training(responder):
+    pool = responder.retriever.pool([f"Reply number {n}." for n in range(9)])
+    made = Responder(responder.writer, {}, responder.retriever, pool, responder.session)
+    assert len(made.reply(DIALOGUE, 1, seed=0).exemplars) == responder.writer.top_exemplars < 9
+
+
+def test_exemplars_in_use_are_found_as_those_of_the_training_were(home, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(home / "saved" / "glove-t5" / "exemplars", run)
+    config = json.loads((run / "config.json").read_text())
+    words = ["--run", str(run), "--workdir", str(home)]
+    options = pick(conversation.RespondOptions, respond.parse_args(words))
+    for match in ("reply", "context"):
+        (run / "config.json").write_text(json.dumps(config | {"match": match}))
+        opened = conversation.open_responder(options, {}, Paths(home), Session("cpu"))
+        expected = searching.training_pool(opened.retriever, Paths(home), match)
+        assert np.array_equal(opened.pool.vectors, expected.vectors), match
+
+
+def test_of_two_families_the_critics_of_the_first_serve(home):
+    paths = Paths(home)
+    for families in (["t5", "glove-t5"], ["glove-t5", "t5"]):
+        found = find_critics(paths, families, {}, Session("cpu"))
+        assert {k: c.folder for k, c in found.items()} == {k: paths.critic(k, families[0]) for k in CRITICS}
+
+
+def test_what_is_taken_back_is_not_saved(responder, tmp_path):
+    names = [str(tmp_path / name) for name in ("talk.json", "talk.md")]
+    _, turns = talk(responder, "My dog ran away.", "At the lake.", "/undo", *(f"/save {n}" for n in names))
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert saved["turns"] == turns and [answer["reply"] for answer in saved["answers"]] == turns[1:]
+    assert "At the lake" not in (tmp_path / "talk.md").read_text()
+
+
+def test_a_conversation_saved_to_read_has_critics_and_exemplars_beneath_each_reply(responder, tmp_path):
+    talk(responder, "My dog ran away.", "At the lake.", f"/save {tmp_path / 'talk.md'}")
+    blocks = (tmp_path / "talk.md").read_text().strip().split("\n\n")
+    assert [block.split()[0] for block in blocks] == ["**You:**", "**Reply:**", "-"] * 2
+    for block in blocks[2::3]:
+        named = [line.split()[1] for line in block.splitlines()]
+        assert named == ["emo", "exp", "sentiment", *["exemplar"] * 3]
