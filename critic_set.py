@@ -88,7 +88,7 @@ class CriticSet:
         return self.losses_of_words(soft.to(kind) @ self.table(kind), batch, views)
 
     def losses_of_words(
-        self, words: Tensor, batch: dict, views: dict[str, Tensor] | None = None
+        self, words: Tensor, batch: dict, views: dict[str, Tensor] | None
     ) -> dict[str, Tensor]:
         """The same of what `table` makes of soft replies, (B, T, E)."""
         parts = zip(self.critics, words.split(self.widths, dim=-1), strict=True)

@@ -182,7 +182,7 @@ def empathy_task(
     )
 
 
-def joint_task(paths: Paths, split_by: str = "files", part: str = "all") -> CriticTask:
+def joint_task(paths: Paths, split_by: str, part: str) -> CriticTask:
     """All three dimensions by one encoder: each pair once, with the labels that it has.
 
     The sides are each dimension's own, so that a pair on the validation side of one may be learnt from in

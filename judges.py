@@ -137,7 +137,7 @@ def place(name: str, dim: str, paths: Paths) -> Path:
     return own if own.is_dir() else Path(name)
 
 
-def unavailable(name: str, paths: Paths, role: str = "judge") -> str:
+def unavailable(name: str, paths: Paths, role: str) -> str:
     """Why a judge, or what else it is to be, cannot be had, and what makes it; empty where it can."""
     elsewhere = (
         f"no {name} {role}: {advice.NO_PAIRS}; give the folder of a critic (--dim {JOINT}) of another workdir"

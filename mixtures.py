@@ -75,7 +75,7 @@ def mean_target(targets: list, outputs: int) -> Tensor:
 
 @torch.no_grad()
 def loss_of_nothing(
-    critic: Critic, held: Data, frequencies: Tensor, session: Session, batch_size: int = 128
+    critic: Critic, held: Data, frequencies: Tensor, session: Session, batch_size: int
 ) -> float:
     """The mean loss where every word of a reply is the mean of all words."""
     total = 0.0

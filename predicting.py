@@ -218,7 +218,7 @@ def class_nats(tokenizer, paths: Paths) -> float:
     return math.log(count) if count else math.nan
 
 
-def output_folder(run: Path, output: str | None, split: str, overwrite: bool, replies: bool = True) -> Path:
+def output_folder(run: Path, output: str | None, split: str, overwrite: bool, replies: bool) -> Path:
     """Where --inference writes. Raises `UserError` where another run's, or what it would write, lies there.
     `replies`: else the likelihood alone is written."""
     folder = Path(output) if output else run

@@ -148,7 +148,7 @@ def run_at(
     rows: Sequence[Row],
     workdir: str,
     request: Request,
-    beside: Sequence[Row] = (),
+    beside: Sequence[Row],
 ) -> set[str]:
     """The commands of rows that share a workdir, and the one that scores their runs, with those of the rows
     `beside` that have finished before; returns the commands of all that have not finished."""

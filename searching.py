@@ -62,7 +62,7 @@ def pool_of(
     file: str,
     replies: tuple[list[str], Records],
     overwrite: bool,
-    emotion: str | None = None,
+    emotion: str | None,
 ) -> Pool:
     """The replies that `read_replies` has read of a file; their vectors lie beside it. An emotion column is
     known. `emotion`: one that will be asked for."""

@@ -110,9 +110,7 @@ class Session:
         """
         self.gather([])
 
-    def gather_rows(
-        self, vectors: Tensor, numbers: Tensor, counted: bool = True
-    ) -> tuple[Tensor, Tensor, int]:
+    def gather_rows(self, vectors: Tensor, numbers: Tensor, counted: bool) -> tuple[Tensor, Tensor, int]:
         """Rows (N, E) with gradient, and a number for each, of all processes that count; and how many stand
         before one's own."""
         from torch.distributed.nn.functional import all_gather
@@ -287,7 +285,7 @@ def memory_held() -> tuple[float, float]:
         return 0.0, 0.0
 
 
-def memory_note(session: Session, args, anew: bool = False) -> str:
+def memory_note(session: Session, args, anew: bool) -> str:
     """What to say where little memory is left: on a CPU the system ends what asks for more without a word."""
     held, there = memory_held()
     held *= session.world

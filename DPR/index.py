@@ -230,7 +230,7 @@ def in_order(
 # ------------------------------------------------------------------------------------------------ approximate
 
 
-def build(kind: str, candidates: np.ndarray, device: torch.device | str = "cpu") -> Any:
+def build(kind: str, candidates: np.ndarray, device: torch.device | str) -> Any:
     """A faiss index over candidates (P, E), by inner product.
 
     ivf: 2 sqrt(P) cells, of which a query sees an eighth (on a GPU where faiss has one). hnsw: a graph of 32
