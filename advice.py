@@ -140,6 +140,13 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
         family, kind, name = own[1], own[2], ""
     elif kind == SENTIMENT and name == family:
         name = ""
+    if not variant_of(family):
+        script = (
+            "train_sentiment_regressor.py"
+            if kind == SENTIMENT
+            else f"train_empathy_classifier.py --dim {kind}"
+        )
+        return f"make it with {script} and the --model whose name ends in {family}"
     return f"make it with: {train_critic(kind, family, workdir_of(folder), name or None)}"
 
 

@@ -370,7 +370,7 @@ def train(command: CausalCommand, session: Session) -> dict:
         draw = draw_replies(
             prompts, options.tgt_len, command.sampled, session.device, command.training.batch_tokens
         )
-        rewards = load_critics(command.rewards, command.flags["family"], session)
+        rewards = load_critics(command.rewards, command.leading, session)
         sampled = sampled_replies(command.sampled, rewards, examples, draw, paths, session)
     objective = CausalObjective(sampled)
 

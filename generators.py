@@ -185,7 +185,12 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     # built once for all splits: the frozen way loads an encoder of its own
     way = exemplars.enter(settings, tokenizer, session, paths, options.exemplar_model)
     chosen = choose_for_loss(
-        command.critics, family, settings.tokenizer, options.tgt_len, session, settings.backbone["vocab_size"]
+        command.critics,
+        command.leading,
+        settings.tokenizer,
+        options.tgt_len,
+        session,
+        settings.backbone["vocab_size"],
     )
     say_other_labellers(chosen, paths, session)
     critics = chosen.critics
@@ -220,7 +225,7 @@ def train_generator(command: GeneratorCommand, backbone: Backbone, session: Sess
     drawing = command.sampled.decoding(settings.tgt_len)
     arguments = decoding_arguments(drawing, tokenizer, model.vocabulary)
     drawn = draw_replies(tokenizer, arguments, session.device)
-    rewards = load_critics(command.rewards, family, session)
+    rewards = load_critics(command.rewards, command.leading, session)
     sampled = sampled_replies(command.sampled, rewards, train.examples, drawn, paths, session)
     objective = GeneratorObjective(critics, options, sampled)
 

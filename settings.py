@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from options import CRITICS, DIMENSIONS, FAMILIES, SENTIMENT, Paths, Wrong, number
+from storage import split_revision
 
 EXEMPLAR_WAYS = ("none", "prepend", "t5", "glove-t5")
 PARAPHRASER = "Vamsi/T5_Paraphrase_Paws"
@@ -226,9 +227,11 @@ class CriticOptions:
 
     @property
     def family(self) -> str:
-        """t5, glove-t5, minilm, or the last part of a name or folder: names the run, so that the commands
-        chain."""
-        return self.model if self.model in FAMILIES else self.model.rstrip("/").split("/")[-1]
+        """t5, glove-t5, minilm, or the last part of a name (without its revision) or folder: names the run,
+        so that the commands chain."""
+        if self.model in FAMILIES:
+            return self.model
+        return split_revision(self.model)[0].rstrip("/").split("/")[-1]
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ class StageCommand:
     paths: Paths
     sampled: SampledOptions
     rewards: dict[str, Path]  # the run folder of each critic that sampled replies are rewarded by
+    leading: str  # the family whose critics lead and reward, where none are named
     name: str
     predict_split: str | None  # None: no predictions after training
     inference: str | None
@@ -257,9 +261,9 @@ class GeneratorCommand(StageCommand):
     critics: dict[str, Path]  # the run folder of each critic that the loss asks for
 
 
-def stage_fields(args: argparse.Namespace, family: str, name: str) -> dict[str, Any]:
-    """The fields of a `StageCommand`; `family`: whose critics reward; `name`: the run's, where none is given,
-    without what its loss on sampled replies adds."""
+def stage_fields(args: argparse.Namespace, leading: str, name: str) -> dict[str, Any]:
+    """The fields of a `StageCommand`; `leading`: whose critics reward; `name`: the run's, where none is
+    given, without what its loss on sampled replies adds."""
     rewarded = f"-{args.sampled_reward}" if args.sampled_loss_w else ""
     rewarding = CRITICS if args.sampled_loss_w else ()
     return {
@@ -268,7 +272,8 @@ def stage_fields(args: argparse.Namespace, family: str, name: str) -> dict[str, 
         "decoding": pick(Decoding, args),
         "paths": Paths(args.workdir, labels=args.labels, exemplars=args.exemplars),
         "sampled": pick(SampledOptions, args),
-        "rewards": {kind: critic_folder(args, kind, family) for kind in rewarding},
+        "leading": leading,
+        "rewards": {kind: critic_folder(args, kind, leading) for kind in rewarding},
         "predict_split": args.predict_split if args.predict else None,
         "inference": args.inference,
         "output": args.output,
