@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from scipy.special import softmax
 from torch import Tensor, nn
 
+import lineage
 import metrics
 import storage
 import teaching
@@ -38,7 +39,7 @@ from pretrained import (
 )
 from session import Session
 from settings import CriticCommand, CriticOptions, TeacherOptions
-from storage import require
+from storage import fingerprint, require
 from training import Loop
 from updates import Objective
 
@@ -123,6 +124,7 @@ class CriticTask:
     mode: str  # max or min
     baselines: dict[str, dict[str, float]]
     inputs: Mapping[str, Path]  # the files that the sides were read from
+    posts: str = ""  # of one half: a hash of its seeker posts
     class_weights: Sequence[float] | None = None
     variant: str = ""  # of the data, at the end of the family's name
     tasks: Mapping[str, "CriticTask"] = field(default_factory=dict)  # {kind: its own}, of several heads
@@ -177,6 +179,7 @@ def empathy_task(
         mode="max",
         baselines=metrics.classification_baselines(sides[0][1:], sides[1][1:], labels),
         inputs=files,
+        posts=fingerprint(*sorted(set(map(in_one_spacing, train["seeker_post"])))) if part != "all" else "",
         class_weights=weights,
         variant=("-seeker" if split_by == "seeker" else "") + (f"-{part}" if part != "all" else ""),
     )
@@ -213,6 +216,7 @@ def joint_task(paths: Paths, split_by: str, part: str) -> CriticTask:
         mode="max",
         baselines={},
         inputs={f"{name}, {dim}": file for dim, task in tasks.items() for name, file in task.inputs.items()},
+        posts=fingerprint(*(task.posts for task in tasks.values())) if part != "all" else "",
         variant=tasks["emo"].variant,
         tasks=tasks,
     )
@@ -411,6 +415,9 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
     sources = {name: storage.source(file, paths) for name, file in task.inputs.items()}
     sources["model"] = storage.source(begin, paths, storage.identity(begin))
     sources |= storage.sources_of({"init": options.init_from, **numbered(teacher)}, paths)
+    inputs = {k: s["sha256"] for k, s in sources.items()} | {"tokenizer": settings.tokenizer}
+    if task.posts:
+        inputs[lineage.POSTS] = task.posts
     place = paths.critic(task.kind, options.family + task.variant)
     loop = Loop(
         command.training,
@@ -422,7 +429,7 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
         export,
         place.with_name(command.name or place.name),
         flags=command.flags,
-        inputs={k: s["sha256"] for k, s in sources.items()} | {"tokenizer": settings.tokenizer},
+        inputs=inputs,
         sources=sources,
         metric=task.metric,
         mode=task.mode,
@@ -442,7 +449,8 @@ def run(command: CriticCommand, task: CriticTask, teacher: TeacherOptions | None
         return result
     report(result, session)
     # in fp32: no more at a time than were trained on
-    nothing = loss_of_nothing(critic, held, frequencies.to(session.device), session, loop.batch_size)
+    size, tokens = min(128, loop.batch_size), loop.options.batch_tokens
+    nothing = loss_of_nothing(critic, held, frequencies.to(session.device), session, size, tokens)
     guess = guess_loss(torch.tensor(task.valid[2]).double(), critic.settings.is_regressor)
     result |= {"loss_of_nothing": nothing, "loss_of_a_guess": guess}
     session.say(f"  loss on a reply that says nothing {nothing:.3f}, of a guess by frequency {guess:.3f}")

@@ -14,6 +14,8 @@ from options import DIMENSIONS, Paths
 ALL, UNKNOWN = "all", "unknown"
 #: the entry of a result.json that says which critics a run was trained to please
 SERVED = "served"
+#: the input of a critic of one half that says which posts it is made of; earlier halves were cut otherwise
+POSTS = "posts"
 OTHER = {"a": "b", "b": "a"}
 
 
@@ -36,11 +38,14 @@ def home(run: Path, paths: Paths) -> Paths:
 
 def half_of(critic: Path, paths: Paths, digest: str | None = None) -> str:
     """The half of the seeker posts that a critic's run has learnt from, itself or by the critics that it
-    began from or was taught by; unknown where one of these is not there, or not the one of this sha256."""
+    began from or was taught by; unknown where one of these is not there, or not the one of this sha256, or
+    does not say of which posts its half is made."""
     weights, flags = critic / "model.safetensors", critic / "args.json"
     if not weights.exists() or not flags.exists() or (digest and storage.checksum(weights) != digest):
         return UNKNOWN
-    halves = {storage.read_json(flags).get("args", {}).get("part", ALL)}
+    made_with = storage.read_json(flags)
+    part = made_with.get("args", {}).get("part", ALL)
+    halves = {part if part == ALL or POSTS in made_with.get("inputs", {}) else UNKNOWN}
     paths = home(critic, paths)
     places = runs.sources(critic, paths)
     for name, place in places.items():

@@ -75,11 +75,11 @@ def mean_target(targets: list, outputs: int) -> Tensor:
 
 @torch.no_grad()
 def loss_of_nothing(
-    critic: Critic, held: Data, frequencies: Tensor, session: Session, batch_size: int
+    critic: Critic, held: Data, frequencies: Tensor, session: Session, batch_size: int, batch_tokens: int
 ) -> float:
     """The mean loss where every word of a reply is the mean of all words."""
     total = 0.0
-    for numbers in plan_once(held.lengths, batch_size):
+    for numbers in plan_once(held.lengths, batch_size, batch_tokens):
         batch = session.move(held.collate(numbers))
         context = (1 - batch["reply_mask"]).float()  # (B, L)
         mixture = Mixture(context, torch.zeros_like(context), batch["input_ids"], frequencies)

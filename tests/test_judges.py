@@ -19,10 +19,12 @@ import critic_training
 import critics
 import judges
 import labelling
+import lineage
 import objectives
 import storage
 import train_empathy_classifier
 import train_glove_t5
+import train_t5
 from corpora import PAIR_COLUMNS, Example, choose_pairs, listener_turns, read_pairs
 from critic_set import CriticSet
 from dataloaders import tokenizer_hash
@@ -34,7 +36,7 @@ from options import DIMENSIONS, Paths, UserError
 from pretrained import load_encoder, load_tokenizer
 from responder import open_writer
 from session import Session
-from settings import TeacherOptions, generator_command
+from settings import CriticOptions, TeacherOptions, generator_command, pick
 
 # --------------------------------------------------------------------------------------- what they learn from
 
@@ -47,6 +49,7 @@ def test_minilm_is_a_family_of_critics_with_its_own_defaults_and_never_a_loss(wo
     folder = workdir / "saved" / "empathy" / "minilm-a-emo"
     made = json.loads((folder / "args.json").read_text())["args"]
     assert (made["lr"], made["epochs"], made["batch_size"], made["part"]) == (6e-5, 2, 16, "a")
+    assert lineage.half_of(folder, Paths(workdir)) == "a"
     assert "calibration_error" in json.loads((folder / "result.json").read_text())["valid"]
     critic = Critic.from_pretrained(folder)
     with pytest.raises(UserError, match="can label and judge, but not serve as a loss"):
@@ -59,6 +62,14 @@ def test_the_command_for_a_critic_of_one_half_names_the_half():
     assert line.endswith(f"train_empathy_classifier.py {made}")
     args = train_empathy_classifier.parse_args(made.replace("--workdir w", "").split())
     assert (args.model, args.split_by, args.part) == ("minilm", "seeker", "b")
+
+
+def test_critics_of_a_family_that_is_named_are_asked_for_by_its_model(workdir):
+    args = train_empathy_classifier.parse_args(["--dim", "emo", "--model", "google/flan-t5-base@main"])
+    assert pick(CriticOptions, args).family == "flan-t5-base"
+    words = ["--workdir", str(workdir), "--model", "t5-tiny", "--device", "cpu", "--family", "flan-t5-base"]
+    with pytest.raises(UserError, match="--dim emo and the --model whose name ends in flan-t5-base$"):
+        train_t5.main([*words, "--add-exemplars", "none"])
 
 
 def test_halves_and_sides_by_seeker_share_no_seeker_in_any_dimension(prepared):

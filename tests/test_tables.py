@@ -318,7 +318,9 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
 
     def critic(name: str, part: str, **made_from: Path) -> Path:
         storage.write_text(tmp_path / name / "model.safetensors", name)
-        storage.write_json(tmp_path / name / "args.json", {"args": {"part": part}})
+        storage.write_json(
+            tmp_path / name / "args.json", {"args": {"part": part}, "inputs": {"posts": "of a half"}}
+        )
         sources = {}
         for how, place in made_from.items():
             sources[how] = storage.source(place, paths, storage.sha256(place / "model.safetensors"))
@@ -331,6 +333,9 @@ def test_a_critic_has_learnt_from_what_its_teacher_and_its_beginning_have(tmp_pa
     assert lineage.half_of(critic("of both", "a", init=other), paths) == lineage.ALL
     two = {"teacher": one, "teacher 2": other}
     assert lineage.half_of(critic("of two", "a", **two), paths) == lineage.ALL
+    earlier = critic("earlier", "a")
+    storage.write_json(earlier / "args.json", {"args": {"part": "a"}, "inputs": {}})
+    assert lineage.half_of(earlier, paths) == lineage.UNKNOWN, "halves were cut otherwise before it was noted"
     orphan = critic("orphan", "a", teacher=one)
     (one / "args.json").unlink()
     assert lineage.half_of(orphan, paths) == lineage.UNKNOWN
@@ -380,7 +385,7 @@ def test_the_notes_of_a_run_of_another_workdir_are_seen_from_there(tmp_path):
     places = {name: there.saved / "empathy" / name for name in ("teacher", "pupil")}
     for place in places.values():
         storage.write_text(place / "model.safetensors", place.name)
-        storage.write_json(place / "args.json", {"args": {"part": "a"}})
+        storage.write_json(place / "args.json", {"args": {"part": "a"}, "inputs": {"posts": "of a half"}})
     digest = storage.sha256(places["teacher"] / "model.safetensors")
     made_from = {"teacher": storage.source(places["teacher"], there, digest)}
     assert made_from["teacher"]["path"] == "saved/empathy/teacher"
@@ -400,7 +405,9 @@ def test_who_has_made_the_labels_has_led_a_run_too(tmp_path):
     paths, critics = Paths(tmp_path), {}
     for part in ("a", "all"):
         storage.write_text(tmp_path / part / "model.safetensors", part)
-        storage.write_json(tmp_path / part / "args.json", {"args": {"part": part}})
+        storage.write_json(
+            tmp_path / part / "args.json", {"args": {"part": part}, "inputs": {"posts": "of a half"}}
+        )
         critics[part] = storage.source(
             tmp_path / part, paths, storage.sha256(tmp_path / part / "model.safetensors")
         )
@@ -433,7 +440,7 @@ def test_judges_keep_to_the_half_that_no_loss_has_seen_and_copies_to_a_runs_own_
         critic, run = tmp_path / "critics" / name, tmp_path / "runs" / name
         critic.mkdir(parents=True)
         (critic / "model.safetensors").write_bytes(name.encode())
-        storage.write_json(critic / "args.json", {"args": {"part": part}})
+        storage.write_json(critic / "args.json", {"args": {"part": part}, "inputs": {"posts": "of a half"}})
         source = storage.source(critic, Paths(tmp_path), storage.sha256(critic / "model.safetensors"))
         storage.write_json(run / "args.json", {"inputs": {"critic exp": source["sha256"]}})
         storage.write_json(run / "sources.json", {"critic exp": source})
