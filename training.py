@@ -44,9 +44,6 @@ from updates import NotFinite, Objective, Update, count_parameters, fit_batch_si
 #: more than two orders of summing differ by, and far less than two models do
 SAME = 1e-3
 
-#: what the processor's backend says in a plain RuntimeError where another process has gone
-LEFT_ALONE = ("closed by peer", "reset by peer", "Broken pipe")
-
 
 @dataclass
 class State:
@@ -262,12 +259,6 @@ class Loop:
             return self._train()
         except BaseException as error:
             self.run.close()
-            lost = isinstance(error, torch.distributed.DistError) or any(m in str(error) for m in LEFT_ALONE)
-            if self.session.world > 1 and isinstance(error, RuntimeError) and lost:
-                raise UserError(
-                    f"{self.run.folder}: another process has ended, and says why by itself; the same command "
-                    "goes on from the last checkpoint"
-                ) from error
             if isinstance(error, OSError | SafetensorError):
                 where = f"the last checkpoint in {self.run.checkpoints} is good"
                 raise UserError(
