@@ -419,8 +419,9 @@ def run(options: ControlOptions, paths: Paths, session: Session) -> dict:
     notes = judges.report(panel, [e.response for e in examples], [e.history for e in examples])
     notes += [
         f"Judge {judge.name} has learnt from pairs that the ranker has seen, or critics that the run was "
-        f"trained to please: {', '.join(kinds)}; its levels may flatter. Critics of --part a and judges of "
-        "--part b share none."
+        f"trained to please: {', '.join(kinds)}; its levels may flatter."
+        + " A ranker of --part a and a judge of --part b share none."
+        * bool(lineage.shared(judge.halves, ranker.as_served()))
         for judge in panel
         if (kinds := lineage.shared(judge.halves, pleased))
     ]

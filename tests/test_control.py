@@ -408,9 +408,9 @@ def test_candidates_and_their_costs_are_of_their_own_exemplars_and_random_stream
     for other in (["one", "two", ""], ["one", "three", ""]):  # the costs of one are none of the other
         shown.clear()
         choice = steering.Choice("marks", 0.0, 1, {"exp": 1}, other, -2.0)
-        told = sampler.told_nothing([choice, replace(alone, replies=other)])
+        told = sampler.told_nothing([choice, replace(alone, replies=["one", "four", ""])])
         assert [each.log_probability for each in told] == [-1.0, -1.0], "all read again, to be compared"
-        assert shown == [(*own[n], other[n]) for n in (0, 1)]
+        assert shown == [(*own[0], "one"), *((*own[1], text) for text in sorted({other[1], "four"}))]
 
 
 def test_seconds_are_of_one_context_once_warm_and_measured_anew_where_asked_otherwise(flags, monkeypatch):
