@@ -104,9 +104,17 @@ def made_by() -> str:
     return f"Commit {commit()}; `{command_line()}`."
 
 
+#: entries of args.json that no flag gives by itself
+OTHERWISE_CALLED = {
+    "processes": "torchrun --nproc-per-node",
+    "examples_per_update": "--batch-size x --accumulate",
+    "tokens_per_update": "--batch-tokens x --accumulate",
+}
+
+
 def flag_of(name: str) -> str:
     """The flag of an entry of args.json."""
-    return "torchrun --nproc-per-node" if name == "processes" else f"--{name.replace('_', '-')}"
+    return OTHERWISE_CALLED.get(name, f"--{name.replace('_', '-')}")
 
 
 class Run:
@@ -338,7 +346,12 @@ class Run:
             elif known[name] != self.inputs.get(name):
                 refused.append(f"{name}: its content has changed")
         if checkpoint and not refused and saved.get("order") != self.order:
-            refused.append("the examples came in another order then, by another version of this code")
+            unsaid = "order" not in saved
+            refused.append(
+                "what is noted of it does not say in which order its examples came, by earlier code"
+                if unsaid
+                else "the examples came in another order then, by another version of this code"
+            )
         if refused:
             raise UserError(
                 f"{self.folder}: was begun with other settings:\n  "

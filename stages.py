@@ -60,7 +60,9 @@ class Record:
         self.file = file
         self.root = file.absolute().parents[2]
         self.prepared = Paths(self.root).data / "prepared.json"
-        self.entries: dict[str, dict] = storage.read_if_there(file)
+        # of the first days there are seconds alone
+        noted = storage.read_if_there(file).items()
+        self.entries: dict[str, dict] = {key: entry for key, entry in noted if isinstance(entry, dict)}
 
     def finished(self, stage: Stage) -> bool:
         finished = bool(self.entries.get(stage.key, {}).get("finished"))
