@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertModel, DPRContextEncoder, DPRQuestionEncoder, T5Config
 
+import dpr_exemplar_retriever
 from corpora import listener_turns, read_pairs
-from DPR import biencoder, prepare_dpr_data, train_dpr
+from DPR import biencoder, prepare_dpr_data, retriever, train_dpr
 from DPR.biencoder import SIDES, BiEncoder, dpr_loss, embed, load_saved, load_side, vectors
 from DPR.learning import passages_of, rank_report, read_entries, training_data
 from DPR.prepare_dpr_data import draw, from_dialogues, from_pairs
@@ -24,6 +25,7 @@ from DPR.train_dpr import parse_args
 from options import Paths, UserError
 from pretrained import load_tokenizer
 from session import Session
+from settings import SearchOptions, pick
 
 TEXTS = [
     "i am sad",
@@ -548,3 +550,49 @@ def test_questions_of_another_seed_have_other_negatives(workdir):
         prepare_dpr_data.main(["--workdir", str(workdir), "--seed", seed, "--overwrite"])
         found.append(Paths(workdir).dpr_data("empd", "train").read_text())
     assert found[0] == found[1] != found[2]
+
+
+def test_a_retriever_that_fits_in_its_training_fits_where_it_is_measured(trained_copy, monkeypatch):
+    plain = BertModel.forward
+
+    def small(self, input_ids=None, **named):
+        if len(input_ids) > 8:  # four times --batch-size
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, input_ids=input_ids, **named)
+
+    monkeypatch.setattr(BertModel, "forward", small)
+    words = [
+        "--workdir",
+        str(trained_copy),
+        "--encoder",
+        str(Paths(trained_copy).bert_tiny),
+        "--device",
+        "cpu",
+    ]
+    words += "--max-steps 1 --batch-size 2 --accumulate 1 --valid-queries 20 --name small".split()
+    assert train_dpr.main(words)["after"]["average_rank"] > 0
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_process_without_a_task_joins_the_others_and_leaves_what_they_keep(
+    is_main, trained_copy, monkeypatch
+):
+    """Of two processes the one that looks later can find all files written."""
+    kept = []
+    plain = retriever.Drawn.read
+
+    def read(self, corpus, groups, keep):
+        keep.mkdir(parents=True)
+        kept.append(keep)
+        return plain(self, corpus, groups, keep)
+
+    monkeypatch.setattr(retriever.Drawn, "read", read)
+    monkeypatch.setattr(Session, "gather", lambda self, items: [*items, True])
+    words = ["--workdir", str(trained_copy), "--match", "random", "--output", "saved/drawn"]
+    options = pick(SearchOptions, dpr_exemplar_retriever.parse_args(words))
+    session, paths = Session("cpu"), Paths(trained_copy, exemplars=str(trained_copy / "drawn"))
+    session.main = is_main
+    for times in (1, 2):  # the second finds nothing to do
+        retriever.find(options, session, paths, overwrite=False)
+        assert len(kept) == times and kept[-1].exists() == (not is_main)
+        shutil.rmtree(kept[-1], ignore_errors=True)
