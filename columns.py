@@ -47,6 +47,7 @@ class Column:
     #: says what the replies are like as a whole; another item's gold replies are like that by construction
     of_the_whole: bool = False
     signed: bool = False  # shown with its signed distance from the gold replies' figure
+    against_gold: bool = False  # compares a reply with the gold reply, which is perfect by construction
 
     def shown(self, value: float | None) -> str:
         """A value as the tables show it; nan and None are `-`."""
@@ -99,6 +100,7 @@ COLUMNS: tuple[Column, ...] = (
         "paper, section V; sacrebleu, tokenize none",
         "higher",
         per_item=True,
+        against_gold=True,
         main=True,
     ),
     Column(
@@ -134,6 +136,7 @@ COLUMNS: tuple[Column, ...] = (
             "Papineni et al. 2002; sacrebleu",
             "higher",
             per_item=True,
+            against_gold=True,
             main=n == 4,
         )
         for n in (1, 2, 3, 4)
@@ -147,6 +150,7 @@ COLUMNS: tuple[Column, ...] = (
         "Lin 2004; rouge-score",
         "higher",
         per_item=True,
+        against_gold=True,
         main=True,
     ),
     Column(
@@ -159,6 +163,7 @@ COLUMNS: tuple[Column, ...] = (
         "Zhang et al. 2020; bert-score with --bertscore-model",
         "higher",
         per_item=True,
+        against_gold=True,
     ),
     Column(
         "ppl_word",
@@ -365,6 +370,7 @@ def judge_columns(judge: str, dimensions: Sequence[str]) -> tuple[Column, ...]:
             "lower",
             "{:.3f}",
             per_item=True,
+            against_gold=True,
         )
     )
     for dim in dimensions:

@@ -56,15 +56,16 @@ def pairs_table(tests: Sequence[Test]) -> pd.DataFrame:
 
 
 def worth(ratings: pd.DataFrame, items: pd.DataFrame, columns: Sequence[Column]) -> str:
-    """Every column's rank correlation with human ratings of the same texts."""
-    values = {}
+    """Every column's rank correlation with human ratings of the same texts; of the gold replies none that
+    compares with them."""
+    values, gold = {}, items["system"] == "gold"
     for c in (c for c in columns if c.key in items):
         title = c.title
         if c.group.startswith("judge "):  # each judge has columns of the same titles
             title += f", {c.group}"
         elif c.key.startswith("ppl_"):  # of what the model expected, not of what it said
             title += ", of the gold reply"
-        values[title] = items[c.key].tolist()
+        values[title] = items[c.key].mask(gold & c.against_gold).tolist()
     return validation.validate_metrics(ratings, items["reply"].tolist(), values).table()
 
 

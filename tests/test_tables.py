@@ -38,7 +38,6 @@ from options import CRITICS, DIMENSIONS, Paths, UserError
 from session import Session
 from settings import pick
 from systems import Named, System
-from validation import read_ratings, validate_metrics
 
 
 def write(file: Path, examples: list[Example], replies: list[str], samples: int = 1) -> str:
@@ -608,12 +607,9 @@ def test_minilm_and_human_ratings_enter_through_the_command(prepared, tmp_path, 
     assert set(worth) >= {"relevance stand-in", "BLEU-1 raw", "BLEU-4", "VADER", "emo level, judge tfidf"}
     items = pd.read_csv(tmp_path / "results" / "evaluation" / "items.csv", keep_default_na=False)
     said_there = items[~items["system"].str.startswith("floor")]  # a floor gives gold texts to other items
-    rho = []
-    for each in (said_there, items):
-        bleu = {"": each["norm_bleu_1"].tolist()}
-        found = validate_metrics(read_ratings(ratings), each["reply"].tolist(), bleu)
-        rho.append(next(iter(found.correlations.values()))[""].rho)
-    assert worth["BLEU-1"].startswith(f"{rho[0]:.2f} (") and abs(rho[0] - rho[1]) > 0.01
+    own = said_there[said_there["system"] != "gold"]  # the gold reply has the best BLEU beside itself
+    for column, each in (("BLEU-1", own), ("ROUGE-L", own), ("words", said_there)):
+        assert worth[column].endswith(f"n = {len(set(map(normalise, each['reply'])))})"), column
     evaluate_responses.main([*words[: words.index("--relevance")], "--nearest", "none", "--overwrite"])
     assert not (tmp_path / "results" / "evaluation" / "validation.md").exists()  # of ratings, of another day
 

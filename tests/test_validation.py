@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from columns import judge_columns
+from columns import COLUMNS, judge_columns
 from exports import worth
 from options import UserError
 from validation import read_ratings, validate_metrics
@@ -107,9 +107,20 @@ def test_ratings_that_cannot_be_used_are_refused_in_words(wide, tmp_path):
 
 def test_every_judge_has_its_own_rows(wide):
     columns = [*judge_columns("minilm", ["emo"]), *judge_columns("tfidf", ["emo"])]
-    items = pd.DataFrame({"reply": TEXTS, "minilm_emo_level": QUALITY, "tfidf_emo_level": -QUALITY})
+    items = pd.DataFrame({"system": "mine", "reply": TEXTS})
+    items = items.assign(minilm_emo_level=QUALITY, tfidf_emo_level=-QUALITY)
     table = worth(read_ratings(wide), items, columns)
     assert "| emo level, judge minilm | 0.9" in table and "| emo level, judge tfidf | -0.9" in table
+
+
+def test_what_compares_with_the_gold_reply_says_nothing_of_the_gold_replies(wide):
+    """People rate these highest, and each has all of its own words: no worth of BLEU."""
+    gold = np.quantile(QUALITY, 0.6) < QUALITY
+    items = pd.DataFrame({"system": np.where(gold, "gold", "mine"), "reply": TEXTS})
+    items = items.assign(rouge_l=np.where(gold, 100.0, -QUALITY), length=QUALITY)
+    table = worth(read_ratings(wide), items, [c for c in COLUMNS if c.key in ("rouge_l", "length")])
+    assert "| ROUGE-L | -" in table and f"n = {len(TEXTS) - gold.sum()})" in table
+    assert "| words | 0.9" in table and f"n = {len(TEXTS)})" in table
 
 
 def test_a_reply_that_stands_there_several_times_counts_with_the_mean_of_its_values():
