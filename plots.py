@@ -17,23 +17,26 @@ from matplotlib import pyplot, ticker  # noqa: E402
 
 #: the panels of the learning curves, in their order: a loss term, and its unit
 TERMS = {"nll": "nats a token", **dict.fromkeys(DIMENSIONS, "nats an example"), SENTIMENT: "squared score"}
+TERMS |= {"reward": "share of a critic's range"}
 #: a figure and the bounds of its 95 % interval, or a figure alone
 Point = Sequence[float]
 INK, GOLD = "#2f5d8a", "#b8860b"
 
 
 def plot_learning(systems: list[dict], target: Path) -> bool:
-    """Loss terms over the updates, from each run's metrics.jsonl; False where no system is a run.
+    """Loss terms over the updates, from the metrics.jsonl of each run; False where no system is a run.
 
-    A panel for each term, a colour for each run: solid where it trains, dashed with marks where it is
-    validated.
+    A panel for each term, a colour for each system (`folders`: its runs): solid where it trains, dashed with
+    marks where it is validated.
     """
-    logs = {}
+    logs: dict[str, list[pd.DataFrame]] = {}
     for system in systems:
-        file = Path(system.get("folder", "")) / "metrics.jsonl"
-        if "folder" in system and file.exists():
-            logs[system["name"]] = pd.DataFrame(map(json.loads, file.read_text("utf-8").splitlines()))
-    terms = [t for t in TERMS if any(t in log and log[t].notna().any() for log in logs.values())]
+        for file in (Path(folder) / "metrics.jsonl" for folder in system.get("folders", ())):
+            if file.exists():
+                rows = map(json.loads, file.read_text("utf-8").splitlines())
+                logs.setdefault(system["name"], []).append(pd.DataFrame(rows))
+    every = [(n, log) for n, of_system in enumerate(logs.values()) for log in of_system]
+    terms = [t for t in TERMS if any(t in log and log[t].notna().any() for _, log in every)]
     if not terms:
         return False
     figure, axes = pyplot.subplots(
@@ -41,7 +44,7 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
     )
     colours = [f"C{n % 10}" for n in range(len(logs))]
     for axis, term in zip(axes[0], terms, strict=True):
-        for n, log in enumerate(logs.values()):
+        for n, log in every:
             for kind, style in (("train", "-"), ("valid", "o--")):
                 if term in log:
                     part = log[(log["kind"] == kind) & log[term].notna()]
@@ -49,7 +52,7 @@ def plot_learning(systems: list[dict], target: Path) -> bool:
                         style = "x"
                     axis.plot(part["step"], part[term], style, color=colours[n], markersize=4)
         axis.set(title=term, xlabel="updates", ylabel=TERMS[term])
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.25)
     lines = [pyplot.Line2D([], [], color=colours[n], label=as_it_is(name)) for n, name in enumerate(logs)]
     lines += [

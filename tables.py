@@ -337,7 +337,7 @@ def cases(
 ) -> list[dict]:
     """What pages.py shows: each system's replies to the items of the tables, with the judges' scores."""
     found = []
-    systems = {line.name: line.systems[0] for line in lines}
+    of_line = {line.name: line.systems for line in lines}
     for row in (r for r in rows if r.kind in ("gold", "system")):
         run = row.runs[0]
         places = run.places(numbers)
@@ -349,10 +349,9 @@ def cases(
         if row.kind == "gold":
             shown["replies"] = [examples[i].response for i in numbers]
         else:
-            system = systems[row.name]
+            system = of_line[row.name][0]
             shown["replies"] = [system.replies[place] for place in places]
-            if system.folder:
-                shown["folder"] = str(system.folder)
+            shown["folders"] = [str(s.folder) for s in of_line[row.name] if s.folder]
             if run_folder := system.folder or system.run:
                 shown["traits"] = traits(run_folder)
             if system.parameters is not None:
@@ -480,7 +479,10 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     items = items_table(rows, columns, examples, numbers)
     storage.write_csv(files["items.csv"], items)
     if ratings is not None:
-        rated = f"{options.validate_metrics}, with every system on all its items."
+        rated = (
+            f"{options.validate_metrics}, with every system on all its items; a column that compares a reply "
+            "with the gold reply leaves the gold replies out."
+        )
         # a floor gives a text to an item that it was not said to
         people = [r for r in rows if r.kind in ("gold", "system")]
         said_there = items_table(people, columns, examples, numbers)
