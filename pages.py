@@ -78,13 +78,16 @@ def rule(total: int, count: int, seed: int) -> str:
 
 
 def traits(run: Path) -> dict:
-    """What a run's settings say for the sections: its script's kind, exemplars or none, losses or none."""
+    """What a run's settings say for the sections: its script's kind, exemplars or none, losses or none, and
+    what else makes two runs differ in more than these."""
     given = storage.read_json(run / "args.json").get("args", {})
     losses = ("empathy_loss_w", "sentiment_loss_w")
     return {
         "model": str(given.get("model", run.parent.name)),
         "exemplars": given.get("add_exemplars", "none") != "none",
         "losses": any(given.get(name, 0) for name in losses),
+        "rewards": bool(given.get("sampled_loss_w")),
+        **{name: given.get(name) for name in ("size", "control", "targets", "init_from")},
     }
 
 

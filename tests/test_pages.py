@@ -403,7 +403,7 @@ def test_cases_are_a_random_sample_of_all_items_and_the_same_for_the_same_seed()
 
 def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(plots.TERMS, "unlikelihood", "nats")  # a term needs nothing but its unit there
-    for name, terms in (("a", ("nll", "emo", "unlikelihood")), ("b", ("nll",))):
+    for name, terms in (("a", ("nll", "emo", "unlikelihood")), ("a2", ("nll", "reward")), ("b", ("nll",))):
         rows = [
             {"step": step, "kind": kind, **{t: 3 - step / 10 for t in terms}}
             for step in range(3)
@@ -413,17 +413,21 @@ def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkey
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn = []
     monkeypatch.setattr(plots.pyplot, "close", drawn.append)
-    systems = [{"name": name, "folder": str(tmp_path / name)} for name in "ab"] + [{"name": "a file"}]
+    seeds = {"a": ["a", "a2"], "b": ["b"]}
+    systems = [{"name": name, "folders": [str(tmp_path / f) for f in own]} for name, own in seeds.items()]
+    systems += [{"name": "a file"}]
     assert plots.plot_learning(systems, tmp_path / "curves.png") and (tmp_path / "curves.png").exists()
     panels = {axis.get_title(): axis.get_lines() for axis in drawn[0].axes}
-    assert {k: len(v) for k, v in panels.items()} == {"nll": 4, "emo": 2, "unlikelihood": 2}
-    colours = [[line.get_color() for line in lines] for lines in panels.values()]
-    assert colours[0][0] == colours[0][1] == colours[1][0] != colours[0][2] == colours[0][3]
+    assert {k: len(v) for k, v in panels.items()} == {"nll": 6, "emo": 2, "reward": 2, "unlikelihood": 2}
+    colours = {term: [line.get_color() for line in lines] for term, lines in panels.items()}
+    assert colours["nll"][:4] == 2 * colours["emo"] == 2 * colours["reward"], "two seeds of one system"
+    assert colours["nll"][3] != colours["nll"][4] == colours["nll"][5]
     assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
     assert panels["emo"][0].get_marker() == "None" and panels["emo"][1].get_marker() == "o"
-    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 20, "kind": "train", "nll": 3.0}\n')
-    assert plots.plot_learning(systems[:1], tmp_path / "curves.png")
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 20, "kind": "train", "nll": 3.0}\n')
+    assert plots.plot_learning(systems[1:], tmp_path / "curves.png")
     assert drawn[-1].axes[0].get_lines()[0].get_marker() == "x"  # of a point there is no line
+    assert all(tick == int(tick) for tick in drawn[-1].axes[0].get_xticks()), "no part of an update"
     assert not plots.plot_learning([{"name": "a file"}], tmp_path / "none.png")
 
 
@@ -461,7 +465,7 @@ def test_a_name_is_no_formula_in_a_picture(tmp_path):
     name = r"my$^$runs_\$"
     (tmp_path / name).mkdir()
     (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "nll": 2.0}\n')
-    assert plots.plot_learning([{"name": name, "folder": str(tmp_path / name)}], tmp_path / "curves.png")
+    assert plots.plot_learning([{"name": name, "folders": [str(tmp_path / name)]}], tmp_path / "curves.png")
     assert plots.plot_levels([(name, {"k": (0.5,)})], {"k": name}, [0], tmp_path / "levels.png")
 
 
@@ -644,6 +648,17 @@ def test_case_studies_know_every_way_of_exemplars_and_each_loss(tmp_path):
     ):
         (tmp_path / "args.json").write_text(json.dumps({"args": {"model": "t5", **flags}}))
         assert (traits(tmp_path)["exemplars"], traits(tmp_path)["losses"]) == found
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"sampled_loss_w": 1.0}, {"size": "mini"}, {"init_from": "saved/t5/plain"}]
+)
+def test_runs_that_differ_in_more_than_exemplars_make_no_pair(more, tmp_path):
+    systems = []
+    for name, flags in (("plain", {"add_exemplars": "none"} | more), ("led", {"add_exemplars": "prepend"})):
+        storage.write_json(tmp_path / name / "args.json", {"args": {"model": "t5", "size": "tiny", **flags}})
+        systems.append({"name": name, "replies": ["Oh."], "scores": {}, "traits": traits(tmp_path / name)})
+    assert len(sections(systems)) == (1 if more else 2)
 
 
 @pytest.mark.parametrize(
