@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 from options import DATASETS, DIMENSIONS, FAMILIES, HERE, JOINT, SENTIMENT, Paths, with_halves
@@ -214,12 +215,9 @@ def noted_command(note: Path) -> tuple[list[str], dict[str, str]]:
         return [], {}
     if words[:1] not in (["python"], ["torchrun"]):  # a file that came from elsewhere may say anything
         return [], {}
-    given = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag in ("--workdir", "--output"):
-            given[flag] = value if equals else after
-    return words, given
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    places = ("--workdir", "--output")
+    return words, {flag: value for flag, value in pairwise([*words, ""]) if flag in places}
 
 
 def anew(run: Path, workdir: Path) -> str:
@@ -233,12 +231,31 @@ def anew(run: Path, workdir: Path) -> str:
 
 def written_by(file: Path) -> str:
     """The very command that wrote a file of labels or exemplars, to write it again; empty where the note
-    beside it does not say, or where that command would write elsewhere."""
+    beside it does not say, or where that command would write elsewhere. Of a workdir that has been moved it
+    is the command for where that is now."""
     words, given = noted_command(file.with_name(f"{file.name}.origin.json"))
+    if not any(Path(word).name in ("dpr_exemplar_retriever.py", "label_dialogues.py") for word in words):
+        return ""  # called from elsewhere, as by a test
+    root = file.absolute().parents[2]
+    if not given.get("--output") and Paths(root).dialogues_dir == file.absolute().parent:
+        words = moved(words, given.get("--workdir", "."), root)
+        given = {"--workdir": str(root)}
     place = given.get("--output") or Paths(given.get("--workdir", ".")).dialogues_dir
     if not words or Path(place).absolute() != file.parent.absolute():
         return ""
     return shlex.join([*without_anew(words), "--overwrite"])
+
+
+def moved(words: list[str], old: str, workdir: Path) -> list[str]:
+    """A command that was given in the workdir `old`, for where that lies now: what lay below it, too."""
+    if not words or Path(old).absolute() == workdir:
+        return words
+    below = [old] if old != "." else ["saved", "data"]  # where none was named, its places were seen from it
+    out = []
+    for word in words:
+        inside = any(Path(word).is_relative_to(folder) for folder in below)
+        out.append(str(workdir / (word if old == "." else Path(word).relative_to(old))) if inside else word)
+    return out if "--workdir" in words else [*out, "--workdir", str(workdir)]
 
 
 def makes(path: str | Path, otherwise: str) -> str:

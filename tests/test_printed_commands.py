@@ -28,6 +28,7 @@ import prepare_data
 import recipes
 import reproduce
 import score
+import storage
 import train_causal_lm
 import train_empathy_classifier
 import train_glove_t5
@@ -235,6 +236,20 @@ def test_old_exemplars_and_labels_are_made_again_as_they_were_made(place, output
     assert (again.candidates, again.match, again.top_k, again.overwrite) == ("all", "context", 2, True)
     assert made["label_dialogues.py"].emo == critics[1] and made["label_dialogues.py"].overwrite
     assert {a.output for a in (again, made["label_dialogues.py"])} == {to[1] if output else None}
+
+
+@pytest.mark.parametrize(
+    "began", ["--workdir old --path old/saved/dpr/mine", "--path saved/dpr/mine", "--workdir=old"]
+)
+def test_exemplars_of_a_workdir_that_was_moved_are_made_again_where_it_lies_now(began, tmp_path):
+    file = Paths(tmp_path / "new").exemplars("train")
+    command = f"python dpr_exemplar_retriever.py {began} --encoder minilm --candidates all"
+    storage.write_json(storage.origin_file(file), {"command": command})
+    words = shlex.split(advice.makes(file, ""))
+    assert words[words.index("--workdir") + 1] == str(tmp_path / "new")
+    assert words[words.index("--encoder") + 1] == "minilm" and "all" in words and "--overwrite" in words
+    if "--path" in began:
+        assert words[words.index("--path") + 1] == str(tmp_path / "new" / "saved" / "dpr" / "mine")
 
 
 def test_a_damaged_run_is_made_again_by_its_own_command(place):
