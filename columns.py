@@ -17,7 +17,8 @@ BOUNDS = {
     "0 to 1": (0.0, 1.0),
     "-1 to 1": (-1.0, 1.0),
     "levels": (-1.0, 2.0),
-    **dict.fromkeys(("1", "words", "levels squared", "weights"), (0.0, math.inf)),
+    "1": (1.0, math.inf),  # a perplexity
+    **dict.fromkeys(("words", "levels squared", "weights"), (0.0, math.inf)),
 }
 #: the tables, in the order in which they are printed
 GROUPS = {

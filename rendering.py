@@ -16,8 +16,9 @@ MARKS = (
     "**bold**: significantly better than every other system (paired bootstrap over conversations, with "
     "Student's t for the runs of systems that have several; Holm's correction over the columns, "
     f"p < {1 - LEVEL:.2f}). =: not significantly different from the best. \u2020: a floor has a better "
-    "figure; no system's figure in such a column says much by itself. [ ]: 95 % interval (percentile "
-    "bootstrap over conversations, of Distinct from subsamples of them; of several runs with Student's t)."
+    "figure; no system's figure in such a column says much by itself. [ ], in the tables by group: 95 % "
+    "interval (percentile bootstrap over conversations, of Distinct from subsamples of them; of several runs "
+    "with Student's t)."
 )
 
 

@@ -499,5 +499,6 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     content |= {"judges": {j.name: dict(j.sha256) for j in against.judges}, **as_numbers(page)}
     storage.write_json(files["metrics.json"], content)
     print(first)
+    print(f"every column with its interval, the judges' levels among them: {files['table.md']}")
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")
     return content
