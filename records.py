@@ -45,9 +45,15 @@ class Records:
         written = {c.strip().lower(): c for c in self.columns} | {c: c for c in self.columns}
         found = next((written[c] for c in ([name] if name else usual) if c in written), None)
         if found is None:
-            there = ", ".join(self.columns)[:300]
+            held = {
+                c: next((row[c] for row in self.rows if row.get(c) is not None), "") for c in self.columns
+            }
+            texts = [c for c, value in held.items() if isinstance(value, str)]
+            lists = [c for c, value in held.items() if isinstance(value, list)]
+            no_text = f" ({', '.join(lists)} holds lists, no text a row)" * bool(lists)
             raise UserError(
-                f"{self.place}: no column {name or ', '.join(usual)}; name one of {there} with {flag}"
+                f"{self.place}: no column {name or ', '.join(usual)}; name one of {', '.join(texts)[:300]} "
+                f"with {flag}{no_text}"
             )
         return found
 

@@ -331,6 +331,11 @@ def test_a_broken_input_is_named_with_its_line(home, tmp_path):
         ("a.csv", "id,reply\n1,x\n2\n", r"a.csv, line 3: 1 columns, expected 2"),
         ("b.jsonl", '{"reply": "x"}\n{bad\n', r"b.jsonl, line 2: not readable as JSON"),
         ("c.csv", "id,words\n1,x\n", r"no column reply, .*; name one of id, words with --column"),
+        (
+            "d.jsonl",
+            '{"id": "1", "turns": [{"text": "x"}]}\n',
+            r"name one of id with --column \(turns holds lists",
+        ),
         ("d.jsonl", '{"reply": 3}\n', r"d.jsonl, line 1: reply is '3', expected a text"),
         ("e.txt", "\n\n", r"e.txt: holds no rows"),
     ):
