@@ -768,7 +768,7 @@ def test_every_documented_command_parses(tmp_path, monkeypatch):
         if "--workdir" in words:
             (tmp_path / words[words.index("--workdir") + 1]).mkdir(parents=True, exist_ok=True)
         for word in words:
-            for place in word.removeprefix("plain=").split(","):
+            for place in re.sub(r"^\w+=", "", word).split(","):
                 if re.match(r"(own[^/]*/)?saved/|demo/", place):
                     (tmp_path / place).mkdir(parents=True, exist_ok=True)
             if word.endswith((".csv", ".tsv", ".jsonl", ".txt")) and not word.startswith(("saved", "/")):

@@ -380,7 +380,7 @@ def test_another_split_of_an_update_bound_by_tokens(tmp_path):
     train(tmp_path / "whole", **settings)
     with pytest.raises(Killed):
         train(tmp_path / "cut", spoil=kill_at(4), **settings)
-    with pytest.raises(UserError, match="--tokens-per-update: 24 then, 48 now"):
+    with pytest.raises(UserError, match="--batch-tokens x --accumulate: 24 then, 48 now"):
         train(tmp_path / "cut", **settings | {"batch_size": 2, "accumulate": 2})
     train(tmp_path / "cut", **settings | {"batch_size": 2, "accumulate": 2, "batch_tokens": 12})
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
