@@ -236,19 +236,20 @@ def written_by(file: Path) -> str:
     words, given = noted_command(file.with_name(f"{file.name}.origin.json"))
     if not any(Path(word).name in ("dpr_exemplar_retriever.py", "label_dialogues.py") for word in words):
         return ""  # called from elsewhere, as by a test
-    root = file.absolute().parents[2]
-    if not given.get("--output") and Paths(root).dialogues_dir == file.absolute().parent:
-        words = moved(words, given.get("--workdir", "."), root)
-        given = {"--workdir": str(root)}
-    place = given.get("--output") or Paths(given.get("--workdir", ".")).dialogues_dir
-    if not words or Path(place).absolute() != file.parent.absolute():
+    here, output = file.absolute().parent, given.get("--output")
+    root = here.parent.parent
+    if output and Path(output).absolute() != here:
         return ""
+    if not output and Paths(root).dialogues_dir != here:
+        return ""
+    if not output:
+        words = moved(words, given.get("--workdir", "."), root)
     return shlex.join([*without_anew(words), "--overwrite"])
 
 
 def moved(words: list[str], old: str, workdir: Path) -> list[str]:
     """A command that was given in the workdir `old`, for where that lies now: what lay below it, too."""
-    if not words or Path(old).absolute() == workdir:
+    if Path(old).absolute() == workdir:
         return words
     below = [old] if old != "." else ["saved", "data"]  # where none was named, its places were seen from it
     out = []
