@@ -424,7 +424,7 @@ def test_learning_curves_have_a_panel_a_term_and_a_colour_a_run(tmp_path, monkey
     assert colours["nll"][3] != colours["nll"][4] == colours["nll"][5]
     assert [line.get_linestyle() for line in panels["emo"]] == ["-", "--"]
     assert panels["emo"][0].get_marker() == "None" and panels["emo"][1].get_marker() == "o"
-    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 20, "kind": "train", "nll": 3.0}\n')
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 3, "kind": "train", "nll": 3.0}\n')
     assert plots.plot_learning(systems[1:], tmp_path / "curves.png")
     assert drawn[-1].axes[0].get_lines()[0].get_marker() == "x"  # of a point there is no line
     assert all(tick == int(tick) for tick in drawn[-1].axes[0].get_xticks()), "no part of an update"

@@ -549,6 +549,17 @@ def test_figures_of_before_never_stand_beside_a_page_of_now(prepared, tmp_path, 
     assert "new" in evaluate_responses.main([*words, new])["systems"]  # nothing whole is left to overwrite
 
 
+def test_all_seeds_of_a_system_have_learning_curves(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        storage.write_json(folder / "args.json", {"args": {}})
+    seeds = [System(folder.name, ["Oh."], [0], folder=folder) for folder in folders]
+    run = SimpleNamespace(figures={}, places=lambda numbers: numbers)
+    rows = [SimpleNamespace(kind="system", name="plain", runs=[run])]
+    (shown,) = tables.cases([Named("plain", seeds)], rows, [], [0])
+    assert shown["folders"] == [str(folder) for folder in folders]
+
+
 def test_decodings_in_one_file_are_not_taken_for_seeds(prepared, tmp_path):
     gold = [e.response for e in listener_turns(Paths(prepared).dialogues("test"))]
     lines = [f"Ref: {text}\nGreedy: Oh.\nBeam: I see.\n" for text in gold]
