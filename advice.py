@@ -33,11 +33,12 @@ def command(script: str, *words: object, workdir: str | Path = ".", **flags: obj
     A flag that is None or False is left out, one that is True stands alone; `workdir` is left out where it is
     the current folder. From elsewhere than the project's folder the script is named by its full path.
     """
-    module = not script.endswith(".py")
-    if Path.cwd() == HERE:
-        line = ["python", "-m", script] if module else ["python", script]
+    if script.endswith(".py"):
+        line = ["python", script_at(script)]
+    elif Path.cwd() == HERE:
+        line = ["python", "-m", script]
     else:
-        line = ["python", str(HERE / (script.replace(".", os.sep) + ".py" if module else script))]
+        line = ["python", str(HERE / (script.replace(".", os.sep) + ".py"))]
     line += map(str, words)
     if Path(workdir) != Path("."):
         flags = {"workdir": workdir, **flags}
@@ -47,6 +48,11 @@ def command(script: str, *words: object, workdir: str | Path = ".", **flags: obj
         elif value is not None and value is not False:
             line += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(line)
+
+
+def script_at(name: str) -> str:
+    """A script's name, from elsewhere than the project's folder its full path."""
+    return name if Path.cwd() == HERE else str(HERE / name)
 
 
 def without_anew(words: list[str]) -> list[str]:
@@ -116,8 +122,8 @@ def train_critic(kind: str, model: str, workdir: Path, name: str | None = None) 
 
     `model`: a family, or one with the data that train_empathy_classifier.py puts behind it (minilm-seeker-a).
     """
-    variant = variant_of(model)
-    model, split_by, part = variant.groups() if variant else (model, None, None)
+    if variant := re.fullmatch(r"(.+?)(?:-(seeker))?(?:-([ab]))?", model):
+        model, split_by, part = variant.groups()
     small = prepared_from(workdir) == "sample" and model in FAMILIES
     size = "tiny" if small else None
     if kind == SENTIMENT:
@@ -141,14 +147,9 @@ def for_critic(folder: Path, kind: str, family: str) -> str:
         family, kind, name = own[1], own[2], ""
     elif kind == SENTIMENT and name == family:
         name = ""
-    if not variant_of(family):
-        script = (
-            "train_sentiment_regressor.py"
-            if kind == SENTIMENT
-            else f"train_empathy_classifier.py --dim {kind}"
-        )
-        return f"make it with {script} and the --model whose name ends in {family}"
-    return f"make it with: {train_critic(kind, family, workdir_of(folder), name or None)}"
+    line = train_critic(kind, family, workdir_of(folder), name or None)
+    whole = "; --model takes its whole name on the hub, or its folder" * (not variant_of(family))
+    return f"make it with: {line}{whole}"
 
 
 def with_critics(paths: Paths, *models: str) -> list[str]:
@@ -234,8 +235,10 @@ def written_by(file: Path) -> str:
     beside it does not say, or where that command would write elsewhere. Of a workdir that has been moved it
     is the command for where that is now."""
     words, given = noted_command(file.with_name(f"{file.name}.origin.json"))
-    if not any(Path(word).name in ("dpr_exemplar_retriever.py", "label_dialogues.py") for word in words):
+    scripts = ("dpr_exemplar_retriever.py", "label_dialogues.py")
+    if not any(Path(word).name in scripts for word in words):
         return ""  # called from elsewhere, as by a test
+    words = [script_at(Path(word).name) if Path(word).name in scripts else word for word in words]
     here, output = file.absolute().parent, given.get("--output")
     root = here.parent.parent
     if output and Path(output).absolute() != here:

@@ -110,10 +110,11 @@ def other_half(critics: Iterable[Served]) -> str:
 def shared(halves: Mapping[str, str], critics: Iterable[Served]) -> list[str]:
     """Of a judge that has learnt each dimension from a half {dim: half}: the critics that have learnt from
     some of the same pairs, or may have."""
+    unknown = " (its pairs are unknown, as those of critics that earlier code made)"
     found = {}
     for critic in critics:
         if critic.kind in halves and {halves[critic.kind], critic.half} != {"a", "b"}:
-            found[critic.kind] = f"{critic.kind}{' (its pairs are unknown)' * (critic.half == UNKNOWN)}"
+            found[critic.kind] = critic.kind + unknown * (critic.half == UNKNOWN)
     return list(found.values())
 
 

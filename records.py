@@ -45,16 +45,15 @@ class Records:
         written = {c.strip().lower(): c for c in self.columns} | {c: c for c in self.columns}
         found = next((written[c] for c in ([name] if name else usual) if c in written), None)
         if found is None:
+            lists_too = flag == "--context"  # of turns
             held = {
                 c: next((row[c] for row in self.rows if row.get(c) is not None), "") for c in self.columns
             }
-            texts = [c for c, value in held.items() if isinstance(value, str)]
-            lists = [c for c, value in held.items() if isinstance(value, list)]
-            no_text = f" ({', '.join(lists)} holds lists, no text a row)" * bool(lists)
-            raise UserError(
-                f"{self.place}: no column {name or ', '.join(usual)}; name one of {', '.join(texts)[:300]} "
-                f"with {flag}{no_text}"
-            )
+            lists = [c for c, value in held.items() if isinstance(value, list) and not lists_too]
+            there = [c for c, value in held.items() if isinstance(value, str) or (value and c not in lists)]
+            named = f"name one of {', '.join(there)[:300]} with {flag}" if there else "none of it is a text"
+            no_text = f" (lists, not a text a row: {', '.join(lists)})" * bool(lists)
+            raise UserError(f"{self.place}: no column {name or ', '.join(usual)}; {named}{no_text}")
         return found
 
     def small_names(self) -> dict[str, str]:

@@ -348,7 +348,7 @@ class Run:
         if checkpoint and not refused and saved.get("order") != self.order:
             unsaid = "order" not in saved
             refused.append(
-                "what is noted of it does not say in which order its examples came, by earlier code"
+                "earlier code did not note in which order its examples came: it cannot go on"
                 if unsaid
                 else "the examples came in another order then, by another version of this code"
             )

@@ -230,7 +230,10 @@ def test_a_critic_of_all_dimensions_is_a_judge_but_of_nothing_that_it_ranked(tra
     assert "trained to please: emo, exp, int;" in page
     train_empathy_classifier.main([*short, "--size", "tiny", "--dim", "all", "--part", "b", "--name", "half"])
     half = str(trained_copy / "saved" / "empathy" / "half")
-    for noted, pleased in ((True, "(its pairs are unknown)"), (False, "learnt from pairs that the ranker")):
+    for noted, pleased in (
+        (True, "(its pairs are unknown, as"),
+        (False, "learnt from pairs that the ranker"),
+    ):
         control.main([*words, "--ranker", "tfidf-a", "--judge", half, "--name", f"apart-{noted}"])
         said = (trained_copy / "results" / f"apart-{noted}" / "table.md").read_text()
         assert (pleased in said) == noted

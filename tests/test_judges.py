@@ -68,8 +68,11 @@ def test_critics_of_a_family_that_is_named_are_asked_for_by_its_model(workdir):
     args = train_empathy_classifier.parse_args(["--dim", "emo", "--model", "google/flan-t5-base@main"])
     assert pick(CriticOptions, args).family == "flan-t5-base"
     words = ["--workdir", str(workdir), "--model", "t5-tiny", "--device", "cpu", "--family", "flan-t5-base"]
-    with pytest.raises(UserError, match="--dim emo and the --model whose name ends in flan-t5-base$"):
+    with pytest.raises(UserError, match="--model flan-t5-base; --model takes its whole name") as refused:
         train_t5.main([*words, "--add-exemplars", "none"])
+    assert f"--workdir {workdir}" in str(refused.value)
+    halved = advice.for_critic("w/saved/empathy/flan-t5-base-seeker-a-int", "int", "flan-t5-base-seeker-a")
+    assert "--model flan-t5-base --split-by seeker --part a;" in halved
 
 
 def test_halves_and_sides_by_seeker_share_no_seeker_in_any_dimension(prepared):

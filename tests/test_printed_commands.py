@@ -241,12 +241,14 @@ def test_old_exemplars_and_labels_are_made_again_as_they_were_made(place, output
 @pytest.mark.parametrize(
     "began", ["--workdir old --path old/saved/dpr/mine", "--path saved/dpr/mine", "--workdir=old"]
 )
-def test_exemplars_of_a_workdir_that_was_moved_are_made_again_where_it_lies_now(began, tmp_path):
+def test_exemplars_of_a_workdir_that_was_moved_are_made_again_where_it_lies_now(began, tmp_path, monkeypatch):
     file = Paths(tmp_path / "new").exemplars("train")
     command = f"python dpr_exemplar_retriever.py {began} --encoder minilm --candidates all"
     storage.write_json(storage.origin_file(file), {"command": command})
     words = shlex.split(advice.makes(file, ""))
     assert words[words.index("--workdir") + 1] == str(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(advice.makes(file, ""))[1] == str(ROOT / "dpr_exemplar_retriever.py")
     assert words[words.index("--encoder") + 1] == "minilm" and "all" in words and "--overwrite" in words
     if "--path" in began:
         assert words[words.index("--path") + 1] == str(tmp_path / "new" / "saved" / "dpr" / "mine")

@@ -334,7 +334,7 @@ def test_a_broken_input_is_named_with_its_line(home, tmp_path):
         (
             "d.jsonl",
             '{"id": "1", "turns": [{"text": "x"}]}\n',
-            r"name one of id with --column \(turns holds lists",
+            r"name one of id with --column \(lists, .*: turns",
         ),
         ("d.jsonl", '{"reply": 3}\n', r"d.jsonl, line 1: reply is '3', expected a text"),
         ("e.txt", "\n\n", r"e.txt: holds no rows"),
