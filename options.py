@@ -495,7 +495,7 @@ def say_loading(name: str, over: threading.Event) -> None:
 
 
 #: what torch's backends (Gloo, NCCL) say where another process has gone
-LEFT_ALONE = ("closed by peer", "reset by peer", "remote process exited")
+LEFT_ALONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Timed out waiting")
 #: how what torch calls on says that memory is at its end, beside torch's own kind of error
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
 
@@ -547,7 +547,7 @@ def run(main: Callable[[], object]) -> None:
                 "out of memory; smaller batches need less (see --help), and so does ending what else runs "
                 f"there ({why})"
             )
-        elif isinstance(error, RuntimeError) and any(words in str(error) for words in LEFT_ALONE):
+        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in str(error) for words in LEFT_ALONE):
             refused = (
                 "another process has ended, and says why by itself; the same command goes on from what is "
                 f"kept ({why})"
