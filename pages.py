@@ -79,15 +79,17 @@ def rule(total: int, count: int, seed: int) -> str:
 
 def traits(run: Path) -> dict:
     """What a run's settings say for the sections: its script's kind, exemplars or none, losses or none, and
-    what else makes two runs differ in more than these."""
-    given = storage.read_json(run / "args.json").get("args", {})
+    its size, marks, targets and start, for two runs that differ there differ in more than these."""
+    made_with = storage.read_json(run / "args.json")
+    given = made_with.get("args", {})
     losses = ("empathy_loss_w", "sentiment_loss_w")
     return {
         "model": str(given.get("model", run.parent.name)),
         "exemplars": given.get("add_exemplars", "none") != "none",
         "losses": any(given.get(name, 0) for name in losses),
         "rewards": bool(given.get("sampled_loss_w")),
-        **{name: given.get(name) for name in ("size", "control", "targets", "init_from")},
+        **{name: given.get(name) for name in ("size", "control", "targets")},
+        "start": made_with.get("inputs", {}).get("init"),  # what it is, not where it lay
     }
 
 

@@ -650,15 +650,20 @@ def test_case_studies_know_every_way_of_exemplars_and_each_loss(tmp_path):
         assert (traits(tmp_path)["exemplars"], traits(tmp_path)["losses"]) == found
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"sampled_loss_w": 1.0}, {"size": "mini"}, {"init_from": "saved/t5/plain"}]
-)
-def test_runs_that_differ_in_more_than_exemplars_make_no_pair(more, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"sampled_loss_w": 1.0}, {"size": "mini"}, {"control": "marks"}])
+@pytest.mark.parametrize("start", ["of a run", "of another"])
+def test_runs_that_differ_in_more_than_exemplars_make_no_pair(more, start, tmp_path):
     systems = []
+    begun = {
+        "plain": ("saved/t5/mine", start),
+        "led": ("./saved/t5/mine", "of a run"),
+    }  # seen from two places
     for name, flags in (("plain", {"add_exemplars": "none"} | more), ("led", {"add_exemplars": "prepend"})):
-        storage.write_json(tmp_path / name / "args.json", {"args": {"model": "t5", "size": "tiny", **flags}})
+        place, digest = begun[name]
+        flags = {"model": "t5", "size": "tiny", "init_from": place, **flags}
+        storage.write_json(tmp_path / name / "args.json", {"args": flags, "inputs": {"init": digest}})
         systems.append({"name": name, "replies": ["Oh."], "scores": {}, "traits": traits(tmp_path / name)})
-    assert len(sections(systems)) == (1 if more else 2)
+    assert len(sections(systems)) == (1 if more or start != "of a run" else 2)
 
 
 @pytest.mark.parametrize(
