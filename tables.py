@@ -499,6 +499,7 @@ def evaluate(options: TableOptions, paths: Paths, session: Session) -> dict:
     content |= {"judges": {j.name: dict(j.sha256) for j in against.judges}, **as_numbers(page)}
     storage.write_json(files["metrics.json"], content)
     print(first)
-    print(f"every column with its interval, the judges' levels among them: {files['table.md']}")
+    levels_too = ", the judges' levels among them" * bool(against.judges)
+    print(f"all columns{levels_too}, with their intervals: {files['table.md']}")
     print(f"written to {folder}: {', '.join(f.name for f in files.values() if f.exists())}")
     return content
